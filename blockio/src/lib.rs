@@ -1,0 +1,61 @@
+//! Block devices and regular files, read and written with O_DIRECT through io_uring.
+//!
+//! This is the only crate of the workspace that submits to an io_uring for disk I/O. It uses plain threads
+//! and no async runtime.
+//!
+//! - [`Device`] is a disk opened for reading: what it is, how large, and whether it is still the same one.
+//! - [`SequentialReader`] reads a range of a device from a thread of its own and hands out [`Chunk`]s, in the
+//!   order in which reads complete, to any number of consumers.
+//! - [`SequentialWriter`] appends to a file or a block device in the caller's thread.
+//! - [`lies_on`] tells whether a store lies on the disk that is to be imaged.
+//!
+//! **Invariants.** Memory that the kernel may write to or read from is freed only after the operation's
+//! completion. What could not be read is an error that names the first unreadable byte, never zeros. A
+//! device that ends before the size it reported is an error, never padding.
+
+mod backing;
+mod buffer;
+mod device;
+mod error;
+mod identity;
+mod open;
+mod read;
+mod ring;
+mod topology;
+mod write;
+
+pub use buffer::AlignedBuf;
+pub use crossbeam_channel::Receiver;
+pub use device::{Device, DeviceKind};
+pub use error::{Error, ErrorKind, Result};
+pub use identity::Identity;
+pub use open::{create_direct, open_exclusive};
+pub use read::{Chunk, ReadOptions, SequentialReader};
+pub use topology::{Dependencies, disks_below, lies_on};
+pub use write::{SequentialWriter, WriteOptions};
+
+/// Alignment in bytes of every buffer, and of file offsets where nothing stricter is known.
+///
+/// It is a multiple of the logical block size of nearly every disk (512 or 4096).
+pub const BLOCK_BYTES: usize = 4096;
+
+/// [`BLOCK_BYTES`] as a file offset.
+pub(crate) const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// A count of bytes in memory as a file offset. Lossless: Linux has no platform with a wider `usize`.
+pub(crate) const fn to_u64(bytes: usize) -> u64 {
+    bytes as u64
+}
+
+/// A count of bytes known to be at most that of some buffer in memory.
+pub(crate) fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+pub(crate) const fn align_down(offset: u64, align: u64) -> u64 {
+    offset - offset % align
+}
+
+pub(crate) const fn align_up(offset: u64, align: u64) -> u64 {
+    offset.next_multiple_of(align)
+}
