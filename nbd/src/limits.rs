@@ -1,0 +1,86 @@
+//! Bounds on what clients can make the server do.
+
+use std::time::Duration;
+
+use crate::{ErrorKind, ServeError};
+
+/// Bounds on what clients can make the server do. [`Default`] suits a machine that has other
+/// work to do.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Time from accepting a connection to the end of its handshake; then it is dropped.
+    pub handshake: Duration,
+    /// Connections at a time; one more is closed as soon as it is accepted.
+    pub connections: usize,
+    /// Requests of one connection at a time; further ones wait in the socket.
+    pub in_flight: usize,
+    /// The longest read, as advertised in the block sizes; at least 64 KiB.
+    pub max_payload_bytes: u32,
+    /// The longest option that is parsed; a longer one is read past and refused.
+    pub option_bytes: u32,
+    /// Options in one handshake; one more ends the connection.
+    pub options: u32,
+    /// Reply bytes held for all connections together; at least `max_payload_bytes`.
+    pub memory_bytes: usize,
+    /// Reply bytes held for one connection; at least `max_payload_bytes`.
+    pub connection_memory_bytes: usize,
+    /// How long a client may take to accept 1 MiB of reply, or what is left of one, before it is
+    /// dropped.
+    pub write_stall: Duration,
+    /// How long requests in flight get to finish on shutdown.
+    pub grace: Duration,
+    /// Threads that drive connections, each with its own ring.
+    pub workers: usize,
+    /// Threads on which the catalog and its exports are called.
+    pub io_threads: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            handshake: Duration::from_secs(10),
+            connections: 128,
+            in_flight: 16,
+            max_payload_bytes: 32 << 20,
+            option_bytes: 64 << 10,
+            options: 16 << 10,
+            memory_bytes: 512 << 20,
+            connection_memory_bytes: 64 << 20,
+            write_stall: Duration::from_secs(30),
+            grace: Duration::from_secs(5),
+            workers: cores,
+            io_threads: (2 * cores).max(8),
+        }
+    }
+}
+
+impl Limits {
+    /// Refuses values with which no client could be served.
+    pub(crate) fn check(&self) -> Result<(), ServeError> {
+        let payload = self.max_payload_bytes as usize;
+        let rules = [
+            (self.connections > 0, "connections must be at least 1"),
+            (self.in_flight > 0, "in_flight must be at least 1"),
+            (self.workers > 0, "workers must be at least 1"),
+            (self.io_threads > 0, "io_threads must be at least 1"),
+            (payload >= 64 << 10, "max_payload_bytes must be at least 65536"),
+            (self.option_bytes >= 8 << 10, "option_bytes must be at least 8192"),
+            (
+                self.memory_bytes >= payload,
+                "memory_bytes must be at least max_payload_bytes",
+            ),
+            (
+                self.connection_memory_bytes >= payload,
+                "connection_memory_bytes must be at least max_payload_bytes",
+            ),
+        ];
+        match rules.iter().find(|(holds, _)| !holds) {
+            None => Ok(()),
+            Some((_, rule)) => Err(ServeError::new(
+                ErrorKind::InvalidInput,
+                format!("these limits cannot work: {rule}"),
+            )),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! What stands on the wire: magics, numbers and fixed structures of the NBD protocol
+//! (NetworkBlockDevice/nbd, doc/proto.md). Everything is big-endian. No other crate knows these.
+
+use zerocopy::big_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// "NBDMAGIC".
+pub(crate) const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;
+/// "IHAVEOPT": ends the greeting and starts every option.
+pub(crate) const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
+pub(crate) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+pub(crate) const REQUEST_MAGIC: u32 = 0x2560_9513;
+pub(crate) const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+pub(crate) const CHUNK_MAGIC: u32 = 0x668e_33ef;
+
+/// The longest string on the wire, in bytes.
+pub(crate) const MAX_STRING: usize = 4096;
+/// Zeros after the reply to EXPORT_NAME, unless the client asked to go without.
+pub(crate) const EXPORT_NAME_PADDING: usize = 124;
+
+/// Flags of the greeting and, with the same values, of the client's answer to it.
+pub(crate) mod handshake_flag {
+    pub(crate) const FIXED_NEWSTYLE: u16 = 1 << 0;
+    pub(crate) const NO_ZEROES: u16 = 1 << 1;
+}
+
+/// Options.
+pub(crate) mod opt {
+    pub(crate) const EXPORT_NAME: u32 = 1;
+    pub(crate) const ABORT: u32 = 2;
+    pub(crate) const LIST: u32 = 3;
+    pub(crate) const INFO: u32 = 6;
+    pub(crate) const GO: u32 = 7;
+    pub(crate) const STRUCTURED_REPLY: u32 = 8;
+    pub(crate) const LIST_META_CONTEXT: u32 = 9;
+    pub(crate) const SET_META_CONTEXT: u32 = 10;
+}
+
+/// Types of replies to options.
+pub(crate) mod rep {
+    pub(crate) const ACK: u32 = 1;
+    pub(crate) const SERVER: u32 = 2;
+    pub(crate) const INFO: u32 = 3;
+    pub(crate) const META_CONTEXT: u32 = 4;
+    const ERROR: u32 = 1 << 31;
+    pub(crate) const ERR_UNSUP: u32 = ERROR + 1;
+    pub(crate) const ERR_POLICY: u32 = ERROR + 2;
+    pub(crate) const ERR_INVALID: u32 = ERROR + 3;
+    pub(crate) const ERR_UNKNOWN: u32 = ERROR + 6;
+    pub(crate) const ERR_SHUTDOWN: u32 = ERROR + 7;
+    pub(crate) const ERR_TOO_BIG: u32 = ERROR + 9;
+}
+
+/// Types of information in replies to INFO and GO.
+pub(crate) mod info {
+    pub(crate) const EXPORT: u16 = 0;
+    pub(crate) const NAME: u16 = 1;
+    pub(crate) const DESCRIPTION: u16 = 2;
+    pub(crate) const BLOCK_SIZE: u16 = 3;
+}
+
+/// Transmission flags.
+pub(crate) mod tx_flag {
+    pub(crate) const HAS_FLAGS: u16 = 1 << 0;
+    pub(crate) const READ_ONLY: u16 = 1 << 1;
+    pub(crate) const SEND_FLUSH: u16 = 1 << 2;
+    pub(crate) const SEND_FUA: u16 = 1 << 3;
+    pub(crate) const SEND_DF: u16 = 1 << 7;
+    pub(crate) const CAN_MULTI_CONN: u16 = 1 << 8;
+    pub(crate) const SEND_CACHE: u16 = 1 << 10;
+}
+
+/// Commands.
+pub(crate) mod cmd {
+    pub(crate) const READ: u16 = 0;
+    pub(crate) const WRITE: u16 = 1;
+    pub(crate) const DISC: u16 = 2;
+    pub(crate) const FLUSH: u16 = 3;
+    pub(crate) const TRIM: u16 = 4;
+    pub(crate) const CACHE: u16 = 5;
+    pub(crate) const WRITE_ZEROES: u16 = 6;
+    pub(crate) const BLOCK_STATUS: u16 = 7;
+}
+
+/// Command flags.
+pub(crate) mod cmd_flag {
+    pub(crate) const FUA: u16 = 1 << 0;
+    pub(crate) const NO_HOLE: u16 = 1 << 1;
+    pub(crate) const DF: u16 = 1 << 2;
+    pub(crate) const REQ_ONE: u16 = 1 << 3;
+}
+
+/// Types of structured reply chunks.
+pub(crate) mod chunk {
+    pub(crate) const NONE: u16 = 0;
+    pub(crate) const OFFSET_DATA: u16 = 1;
+    pub(crate) const OFFSET_HOLE: u16 = 2;
+    pub(crate) const BLOCK_STATUS: u16 = 5;
+    pub(crate) const ERROR: u16 = 1 << 15 | 1;
+    pub(crate) const ERROR_OFFSET: u16 = 1 << 15 | 2;
+    /// The chunk flag of a reply's last chunk.
+    pub(crate) const DONE: u16 = 1 << 0;
+}
+
+/// Errors of the transmission phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Errno {
+    Perm = 1,
+    Io = 5,
+    Inval = 22,
+    Shutdown = 108,
+}
+
+/// The one meta context served so far, and its states.
+pub(crate) mod base_allocation {
+    pub(crate) const NAME: &str = "base:allocation";
+    /// The namespace alone: in LIST_META_CONTEXT it asks for every context in it.
+    pub(crate) const NAMESPACE: &str = "base:";
+    pub(crate) const HOLE: u32 = 1 << 0;
+    pub(crate) const ZERO: u32 = 1 << 1;
+}
+
+macro_rules! wire_struct {
+    ($(#[$doc:meta])* $name:ident, $size:literal, { $($field:ident: $kind:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+        #[repr(C)]
+        pub(crate) struct $name { $(pub(crate) $field: $kind),* }
+        const _: () = assert!(size_of::<$name>() == $size);
+    };
+}
+
+wire_struct! {
+    /// What the server says first.
+    Greeting, 18, { init_magic: U64, option_magic: U64, flags: U16 }
+}
+wire_struct! {
+    /// Starts every option; `length` bytes follow.
+    OptionHeader, 16, { magic: U64, option: U32, length: U32 }
+}
+wire_struct! {
+    /// Starts every reply to an option; `length` bytes follow.
+    OptionReplyHeader, 20, { magic: U64, option: U32, kind: U32, length: U32 }
+}
+wire_struct! {
+    /// The reply to EXPORT_NAME, before its padding.
+    ExportNameReply, 10, { size: U64, flags: U16 }
+}
+wire_struct! {
+    /// `info::EXPORT`.
+    InfoExport, 12, { kind: U16, size: U64, flags: U16 }
+}
+wire_struct! {
+    /// `info::BLOCK_SIZE`.
+    InfoBlockSize, 14, { kind: U16, minimum: U32, preferred: U32, maximum_payload: U32 }
+}
+wire_struct! {
+    /// A request; a WRITE is followed by `length` bytes.
+    Request, 28, { magic: U32, flags: U16, command: U16, cookie: U64, offset: U64, length: U32 }
+}
+wire_struct! {
+    /// A simple reply; one to a READ without error is followed by the data.
+    SimpleReply, 16, { magic: U32, error: U32, cookie: U64 }
+}
+wire_struct! {
+    /// Starts every chunk of a structured reply; `length` bytes follow.
+    ChunkHeader, 20, { magic: U32, flags: U16, kind: U16, cookie: U64, length: U32 }
+}
+wire_struct! {
+    /// An OFFSET_DATA chunk up to its data.
+    DataChunk, 28, { header: ChunkHeader, offset: U64 }
+}
+wire_struct! {
+    /// An OFFSET_HOLE chunk.
+    HoleChunk, 32, { header: ChunkHeader, offset: U64, size: U32 }
+}
+wire_struct! {
+    /// An ERROR chunk up to its text.
+    ErrorChunk, 26, { header: ChunkHeader, error: U32, text_length: U16 }
+}
+wire_struct! {
+    /// A BLOCK_STATUS chunk up to its descriptors.
+    BlockStatusChunk, 24, { header: ChunkHeader, context: U32 }
+}
+wire_struct! {
+    /// One extent in a BLOCK_STATUS chunk.
+    BlockDescriptor, 8, { length: U32, flags: U32 }
+}

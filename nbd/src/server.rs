@@ -1,0 +1,345 @@
+//! Accepts connections on plain sockets and hands them to worker threads, each with a ring of
+//! its own.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc as std_mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::connection::{self, Shared, Stage};
+use crate::listen::{Accepted, Listener};
+use crate::pool::Pool;
+use crate::{Catalog, ErrorKind, Limits, ServeError, uring};
+
+/// How long accepting rests when the system is out of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A server: first told where to listen, then [run](Server::run).
+pub struct Server {
+    catalog: Arc<dyn Catalog>,
+    limits: Limits,
+    listeners: Vec<Listener>,
+    handle: ShutdownHandle,
+    /// Readable once the handle was used.
+    woken: UnixStream,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("limits", &self.limits)
+            .field("listeners", &self.listeners)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Ends a running [`Server`] from another thread.
+#[derive(Debug, Clone)]
+pub struct ShutdownHandle {
+    stage: watch::Sender<Stage>,
+    wake: Arc<UnixStream>,
+}
+
+impl ShutdownHandle {
+    /// Stops accepting, answers options and new requests with the protocol's shutdown errors,
+    /// lets requests in flight finish within the grace time, then makes [`Server::run`] return.
+    /// Returns at once; may be called again, and before `run`.
+    pub fn shutdown(&self) {
+        self.advance(Stage::Draining);
+        // A full buffer or a server that is gone needs no waking.
+        let _ = (&*self.wake).write(&[1]);
+    }
+
+    fn advance(&self, stage: Stage) {
+        self.stage.send_if_modified(|now| {
+            let later = *now < stage;
+            *now = stage.max(*now);
+            later
+        });
+    }
+}
+
+impl Server {
+    /// A server of `catalog` that listens nowhere yet. Fails with
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the limits contradict each other.
+    pub fn new(catalog: Arc<dyn Catalog>, limits: Limits) -> Result<Self, ServeError> {
+        limits.check()?;
+        let (wake, woken) =
+            wake_pair().map_err(|error| ServeError::io("cannot make a socket pair", error))?;
+        let handle = ShutdownHandle {
+            stage: watch::Sender::new(Stage::Serving),
+            wake: Arc::new(wake),
+        };
+        Ok(Self {
+            catalog,
+            limits,
+            listeners: Vec::new(),
+            handle,
+            woken,
+        })
+    }
+
+    /// Listens on a Unix socket that it creates at `path` with mode 0600, and removes when the
+    /// server is done. Replaces a stale socket, and nothing else.
+    pub fn listen_unix(&mut self, path: impl AsRef<Path>) -> Result<(), ServeError> {
+        self.listeners.push(Listener::unix(path.as_ref())?);
+        Ok(())
+    }
+
+    /// Listens on a TCP address; port 0 takes a free one. Returns the address bound. Nothing is
+    /// encrypted and nobody is asked who they are: meant for loopback and trusted networks.
+    pub fn listen_tcp(&mut self, address: SocketAddr) -> Result<SocketAddr, ServeError> {
+        let listener = Listener::tcp(address)?;
+        let bound = listener.tcp_address().unwrap_or(address);
+        self.listeners.push(listener);
+        Ok(bound)
+    }
+
+    /// The TCP addresses listened on, in the order they were added.
+    pub fn tcp_addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().filter_map(Listener::tcp_address).collect()
+    }
+
+    /// The Unix sockets listened on, in the order they were added.
+    pub fn unix_paths(&self) -> Vec<&Path> {
+        self.listeners.iter().filter_map(Listener::unix_path).collect()
+    }
+
+    /// What ends this server.
+    pub fn shutdown_handle(&self) -> ShutdownHandle {
+        self.handle.clone()
+    }
+
+    /// Serves until [`ShutdownHandle::shutdown`]; blocks. Fails if nothing is listened on, or if
+    /// the kernel gives out no threads or no io_uring.
+    pub fn run(self) -> Result<(), ServeError> {
+        let Self {
+            catalog,
+            limits,
+            listeners,
+            handle,
+            woken,
+        } = self;
+        if listeners.is_empty() {
+            let text = "nothing to serve on: add a Unix socket or a TCP address first";
+            return Err(ServeError::new(ErrorKind::InvalidInput, text));
+        }
+        let pool = Pool::new(limits.io_threads).map_err(|error| cannot_start("an I/O thread", error))?;
+        let memory = Arc::new(Semaphore::new(limits.memory_bytes.min(Semaphore::MAX_PERMITS)));
+        let stage = handle.stage.subscribe();
+        let shared = Arc::new(Shared {
+            catalog,
+            limits,
+            pool,
+            memory,
+            stage,
+        });
+        let mut workers = Workers::start(&shared)?;
+        let accepted = accept_until_woken(&listeners, &woken, &mut workers, shared.limits.connections);
+        // Also on a failure: connections are told, and the files of Unix sockets go first.
+        handle.advance(Stage::Draining);
+        drop(listeners);
+        let finished = workers.finish(shared.limits.grace, &handle);
+        accepted.and(finished)
+    }
+}
+
+/// A pair whose ends never block: a full buffer must not hold up a second shutdown.
+fn wake_pair() -> io::Result<(UnixStream, UnixStream)> {
+    let (wake, woken) = UnixStream::pair()?;
+    wake.set_nonblocking(true)?;
+    woken.set_nonblocking(true)?;
+    Ok((wake, woken))
+}
+
+fn cannot_start(what: &str, source: io::Error) -> ServeError {
+    ServeError::io(format!("cannot start {what} of the NBD server"), source)
+}
+
+/// A connection on its way to a worker, counted until it is over.
+struct Counted {
+    accepted: Accepted,
+    guard: CountGuard,
+}
+
+struct CountGuard(Arc<AtomicUsize>);
+
+impl Drop for CountGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn accept_until_woken(
+    listeners: &[Listener],
+    mut woken: &UnixStream,
+    workers: &mut Workers,
+    limit: usize,
+) -> Result<(), ServeError> {
+    let count = Arc::new(AtomicUsize::new(0));
+    while let Err(error) = woken.read(&mut [0]) {
+        if error.kind() != io::ErrorKind::WouldBlock {
+            return Err(ServeError::io("cannot read the shutdown signal", error));
+        }
+        for listener in wait_for_clients(listeners, woken)? {
+            accept_one(listener, workers, &count, limit);
+        }
+    }
+    Ok(())
+}
+
+/// The listeners on which somebody waits; none if the wake socket is readable.
+fn wait_for_clients<'a>(
+    listeners: &'a [Listener],
+    woken: &UnixStream,
+) -> Result<Vec<&'a Listener>, ServeError> {
+    let mut polled: Vec<PollFd> = listeners
+        .iter()
+        .map(|one| PollFd::new(one.as_fd(), PollFlags::POLLIN))
+        .collect();
+    polled.push(PollFd::new(woken.as_fd(), PollFlags::POLLIN));
+    match poll(&mut polled, PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(error) => return Err(ServeError::io("cannot wait for clients", error.into())),
+    }
+    let ready = listeners
+        .iter()
+        .zip(&polled)
+        .filter(|(_, fd)| fd.any().unwrap_or(false));
+    Ok(ready.map(|(listener, _)| listener).collect())
+}
+
+fn accept_one(listener: &Listener, workers: &mut Workers, count: &Arc<AtomicUsize>, limit: usize) {
+    let accepted = match listener.accept() {
+        Ok(accepted) => accepted,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+        Err(error) => {
+            tracing::warn!(%error, "cannot accept a connection");
+            thread::sleep(ACCEPT_PAUSE);
+            return;
+        }
+    };
+    let guard = CountGuard(Arc::clone(count));
+    if count.fetch_add(1, Ordering::Relaxed) >= limit {
+        tracing::warn!(limit, "turned a client away: too many connections");
+        return;
+    }
+    workers.hand_over(Counted { accepted, guard });
+}
+
+/// The threads that drive connections.
+struct Workers {
+    inboxes: Vec<mpsc::UnboundedSender<Counted>>,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+    /// Closed when the last worker is done.
+    done: std_mpsc::Receiver<()>,
+    next: usize,
+}
+
+impl Workers {
+    fn start(shared: &Arc<Shared>) -> Result<Self, ServeError> {
+        let (alive, done) = std_mpsc::channel::<()>();
+        let mut workers = Self {
+            inboxes: Vec::new(),
+            threads: Vec::new(),
+            done,
+            next: 0,
+        };
+        for index in 0..shared.limits.workers {
+            let (inbox, incoming) = mpsc::unbounded_channel();
+            let (ready, is_ready) = std_mpsc::channel();
+            let (shared, alive) = (Arc::clone(shared), alive.clone());
+            let run = move || {
+                let _alive = alive;
+                // The starter waits for this.
+                let say_ready = || ready.send(()).unwrap_or_default();
+                uring::block_on(say_ready, work(incoming, shared))
+            };
+            let thread = thread::Builder::new()
+                .name(format!("nbd-ring-{index}"))
+                .spawn(run)
+                .map_err(|error| cannot_start("a worker thread", error))?;
+            workers.inboxes.push(inbox);
+            workers.threads.push(thread);
+            if is_ready.recv().is_err() {
+                return Err(workers.join().err().unwrap_or_else(no_ring));
+            }
+        }
+        Ok(workers)
+    }
+
+    /// Gives a connection to the next worker that still lives; if none does, drops it.
+    fn hand_over(&mut self, connection: Counted) {
+        let mut connection = Some(connection);
+        for _ in 0..self.inboxes.len() {
+            self.next = (self.next + 1) % self.inboxes.len();
+            let Some(taken) = connection.take() else { return };
+            if let Some(inbox) = self.inboxes.get(self.next) {
+                connection = inbox.send(taken).err().map(|refused| refused.0);
+            }
+        }
+    }
+
+    /// Lets the workers end what they have, within the grace time and a little for last words.
+    fn finish(mut self, grace: Duration, handle: &ShutdownHandle) -> Result<(), ServeError> {
+        self.inboxes.clear();
+        if self.done.recv_timeout(grace) == Err(std_mpsc::RecvTimeoutError::Timeout) {
+            handle.advance(Stage::Closing);
+        }
+        self.join()
+    }
+
+    fn join(self) -> Result<(), ServeError> {
+        drop(self.inboxes);
+        let mut result = Ok(());
+        for thread in self.threads {
+            result = result.and(match thread.join() {
+                Ok(ended) => ended.map_err(|error| cannot_start("an io_uring", error)),
+                Err(_) => Err(ServeError::new(
+                    ErrorKind::Io,
+                    "a worker thread of the NBD server panicked",
+                )),
+            });
+        }
+        result
+    }
+}
+
+fn no_ring() -> ServeError {
+    ServeError::new(
+        ErrorKind::Io,
+        "a worker thread of the NBD server ended before it began",
+    )
+}
+
+/// A worker's life: takes connections while there are any to come, then sees them end.
+async fn work(mut incoming: mpsc::UnboundedReceiver<Counted>, shared: Arc<Shared>) {
+    let mut live = JoinSet::new();
+    loop {
+        tokio::select! {
+            connection = incoming.recv() => match connection {
+                Some(Counted { accepted, guard }) => {
+                    let shared = Arc::clone(&shared);
+                    live.spawn_local(async move {
+                        connection::serve(accepted, shared).await;
+                        drop(guard);
+                    });
+                }
+                None => break,
+            },
+            Some(_) = live.join_next(), if !live.is_empty() => {}
+        }
+    }
+    while live.join_next().await.is_some() {}
+}

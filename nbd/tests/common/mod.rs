@@ -1,0 +1,283 @@
+//! A server of in-memory exports, and the clients that judge it.
+
+// Each test binary uses its own part of this.
+#![allow(dead_code)]
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nbd::{Catalog, ErrorKind, Export, ExportInfo, Extent, ExtentKind, Limits, ReadError, ServeError};
+use nbd::{Server, ShutdownHandle};
+
+pub mod raw;
+
+pub const KIB: u64 = 1 << 10;
+pub const MIB: u64 = 1 << 20;
+/// Granularity of the memory disk's allocation.
+pub const CLUSTER: usize = 64 << 10;
+
+/// A disk in memory: clusters of zeros are holes, chosen ranges cannot be read.
+pub struct MemoryDisk {
+    pub bytes: Vec<u8>,
+    /// Reading this byte fails with a text.
+    pub damaged: Option<u64>,
+    /// Reading this byte panics.
+    pub panics: Option<u64>,
+    /// Reads from this byte on take that long.
+    pub slow: Option<(u64, Duration)>,
+}
+
+impl MemoryDisk {
+    /// Data, holes and a tail that is no multiple of anything: 16 MiB + 1234 bytes.
+    pub fn mixed() -> Self {
+        let mut bytes = vec![0; (16 * MIB + 1234) as usize];
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        for (index, cluster) in bytes.chunks_mut(CLUSTER).enumerate() {
+            // Runs of different lengths, the tail being data.
+            if matches!(index % 16, 0 | 1 | 2 | 5 | 9 | 10) {
+                cluster.fill_with(|| {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    (state >> 32) as u8 | 1
+                });
+            }
+        }
+        Self::of(bytes)
+    }
+
+    pub fn of(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes,
+            damaged: None,
+            panics: None,
+            slow: None,
+        }
+    }
+
+    fn kind(&self, cluster: usize) -> ExtentKind {
+        let start = cluster * CLUSTER;
+        let end = self.bytes.len().min(start + CLUSTER);
+        let zero = self.bytes[start..end].iter().all(|&byte| byte == 0);
+        if zero { ExtentKind::Zero } else { ExtentKind::Data }
+    }
+
+    /// The whole disk's extents, as `(offset, length, is a hole)`.
+    pub fn map(&self) -> Vec<(u64, u64, bool)> {
+        let mut map: Vec<(u64, u64, bool)> = Vec::new();
+        for (index, cluster) in self.bytes.chunks(CLUSTER).enumerate() {
+            let hole = self.kind(index) == ExtentKind::Zero;
+            match map.last_mut() {
+                Some(last) if last.2 == hole => last.1 += cluster.len() as u64,
+                _ => map.push(((index * CLUSTER) as u64, cluster.len() as u64, hole)),
+            }
+        }
+        map
+    }
+}
+
+impl Export for MemoryDisk {
+    fn size_bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        if let Some((_, delay)) = self.slow.filter(|(from, _)| offset >= *from) {
+            std::thread::sleep(delay);
+        }
+        let range = offset..offset + buf.len() as u64;
+        assert!(
+            !self.panics.is_some_and(|at| range.contains(&at)),
+            "the test's export panics here"
+        );
+        if let Some(bad) = self.damaged.filter(|at| range.contains(at)) {
+            let message = format!("image web01/7, cluster {} is damaged", bad / CLUSTER as u64);
+            return Err(ReadError { offset: bad, message });
+        }
+        buf.copy_from_slice(&self.bytes[range.start as usize..range.end as usize]);
+        Ok(())
+    }
+
+    fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>, ReadError> {
+        // At cluster granularity, so it runs past the end of most requests.
+        let first = offset as usize / CLUSTER;
+        let last = (offset + length - 1) as usize / CLUSTER;
+        let mut at = offset;
+        let extents = (first..=last).map(|cluster| {
+            let end = (((cluster + 1) * CLUSTER) as u64).min(self.size_bytes());
+            let extent = Extent {
+                length: end - at,
+                kind: self.kind(cluster),
+            };
+            at = end;
+            extent
+        });
+        Ok(extents.collect())
+    }
+}
+
+/// A few named disks; the first is the default export too.
+pub struct Disks {
+    pub named: Vec<(String, Arc<MemoryDisk>)>,
+    pub opened: AtomicUsize,
+}
+
+impl Disks {
+    pub fn new(named: Vec<(&str, MemoryDisk)>) -> Arc<Self> {
+        let named = named
+            .into_iter()
+            .map(|(name, disk)| (name.to_owned(), Arc::new(disk)))
+            .collect();
+        Arc::new(Self {
+            named,
+            opened: AtomicUsize::new(0),
+        })
+    }
+
+    fn find(&self, name: &str) -> Result<&(String, Arc<MemoryDisk>), ServeError> {
+        if name == "forbidden" {
+            return Err(ServeError::new(ErrorKind::Refused, "this image is being deleted"));
+        }
+        let is_it = |disk: &&(String, _)| name.is_empty() || disk.0 == name;
+        self.named
+            .iter()
+            .find(is_it)
+            .ok_or_else(|| ServeError::not_found(name))
+    }
+
+    fn describe((name, disk): &(String, Arc<MemoryDisk>)) -> ExportInfo {
+        ExportInfo {
+            name: name.clone(),
+            description: Some(format!("the disk called {name}")),
+            size_bytes: disk.size_bytes(),
+            preferred_block_bytes: CLUSTER as u32,
+        }
+    }
+}
+
+impl Catalog for Disks {
+    fn list(&self) -> Result<Vec<ExportInfo>, ServeError> {
+        Ok(self.named.iter().map(Self::describe).collect())
+    }
+
+    fn info(&self, name: &str) -> Result<ExportInfo, ServeError> {
+        self.find(name).map(Self::describe)
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Export>, ServeError> {
+        self.opened.fetch_add(1, Ordering::SeqCst);
+        let (_, disk) = self.find(name)?;
+        Ok(Arc::clone(disk) as Arc<dyn Export>)
+    }
+}
+
+/// A running server with its own directory; ends when dropped.
+pub struct Running {
+    pub directory: tempfile::TempDir,
+    pub tcp: SocketAddr,
+    pub handle: ShutdownHandle,
+    thread: Option<JoinHandle<Result<(), ServeError>>>,
+}
+
+impl Running {
+    pub fn start(catalog: Arc<dyn Catalog>, limits: Limits) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut server = Server::new(catalog, limits).unwrap();
+        server.listen_unix(directory.path().join("nbd.sock")).unwrap();
+        let tcp = server.listen_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let handle = server.shutdown_handle();
+        let thread = Some(std::thread::spawn(move || server.run()));
+        Self {
+            directory,
+            tcp,
+            handle,
+            thread,
+        }
+    }
+
+    /// One disk, `web01/7:vda`, and default limits.
+    pub fn of(disk: MemoryDisk) -> Self {
+        Self::start(Disks::new(vec![("web01/7:vda", disk)]), Limits::default())
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("nbd.sock")
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The URI of an export on the Unix socket.
+    pub fn uri(&self, name: &str) -> String {
+        format!("nbd+unix:///{name}?socket={}", self.socket().display())
+    }
+
+    pub fn tcp_uri(&self, name: &str) -> String {
+        format!("nbd://{}/{name}", self.tcp)
+    }
+
+    /// Shuts down and waits for the server's own verdict.
+    pub fn stop(&mut self) -> Result<(), ServeError> {
+        self.handle.shutdown();
+        self.thread.take().map_or(Ok(()), |thread| thread.join().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let ended = self.stop();
+        if !std::thread::panicking() {
+            ended.unwrap();
+        }
+    }
+}
+
+/// Runs a client under a time limit. A missing one is a failure that says what to install.
+pub fn client(program: &str, args: &[&str]) -> Output {
+    let output = Command::new("timeout")
+        .args(["60", program])
+        .args(args)
+        .output()
+        .unwrap();
+    let missing = output.status.code() == Some(127);
+    assert!(
+        !missing,
+        "{program} is missing: install libnbd-bin, python3-libnbd, qemu-utils, fio"
+    );
+    output
+}
+
+/// Runs a client that must succeed, and returns what it printed.
+pub fn expect(program: &str, args: &[&str]) -> String {
+    let output = client(program, args);
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}\n{stdout}\n{stderr}",
+        output.status
+    );
+    stdout
+}
+
+/// Polls until something holds.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "still not so after 20 s: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}

@@ -1,0 +1,131 @@
+//! A client that sends what it likes: for what no real client would do.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+pub const OPT_EXPORT_NAME: u32 = 1;
+pub const OPT_ABORT: u32 = 2;
+pub const OPT_LIST: u32 = 3;
+pub const OPT_GO: u32 = 7;
+pub const OPT_STRUCTURED_REPLY: u32 = 8;
+
+pub const REP_ACK: u32 = 1;
+pub const REP_ERR_SHUTDOWN: u32 = (1 << 31) + 7;
+
+pub const CMD_READ: u16 = 0;
+pub const CMD_DISC: u16 = 2;
+pub const CMD_FLUSH: u16 = 3;
+
+/// A connection at the byte level. Reads fail after 20 s rather than hang the tests.
+pub struct Raw(pub UnixStream);
+
+impl Raw {
+    pub fn connect(socket: &Path) -> Self {
+        let stream = UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        Self(stream)
+    }
+
+    /// Greeted, with client flags sent.
+    pub fn greeted(socket: &Path) -> Self {
+        let mut raw = Self::connect(socket);
+        assert_eq!(raw.take(18), b"NBDMAGICIHAVEOPT\0\x03");
+        raw.say(&[0, 0, 0, 3]);
+        raw
+    }
+
+    /// In the transmission phase of the default export.
+    pub fn transmitting(socket: &Path, structured: bool) -> Self {
+        let mut raw = Self::greeted(socket);
+        if structured {
+            assert_eq!(raw.option(OPT_STRUCTURED_REPLY, &[]), REP_ACK);
+        }
+        assert_eq!(raw.option(OPT_GO, &[0; 6]), REP_ACK);
+        raw
+    }
+
+    pub fn say(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).unwrap();
+    }
+
+    pub fn take(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.0.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// Reads to the end of the stream; a reset counts as one.
+    pub fn rest(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if let Err(error) = self.0.read_to_end(&mut bytes) {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        }
+        bytes
+    }
+
+    /// Sends an option and returns the type of the last reply to it.
+    pub fn option(&mut self, option: u32, data: &[u8]) -> u32 {
+        self.say(&option_bytes(option, data));
+        loop {
+            let header = self.take(20);
+            let kind = u32::from_be_bytes(header[12..16].try_into().unwrap());
+            let length = u32::from_be_bytes(header[16..20].try_into().unwrap());
+            self.take(length as usize);
+            if kind == REP_ACK || kind >= 1 << 31 {
+                return kind;
+            }
+        }
+    }
+
+    pub fn request(&mut self, command: u16, cookie: u64, offset: u64, length: u32) {
+        self.say(&request_bytes(command, cookie, offset, length));
+    }
+
+    /// A simple reply's error and cookie.
+    pub fn simple_reply(&mut self) -> (u32, u64) {
+        let header = self.take(16);
+        assert_eq!(header[..4], 0x6744_6698_u32.to_be_bytes());
+        (
+            u32::from_be_bytes(header[4..8].try_into().unwrap()),
+            be64(&header[8..]),
+        )
+    }
+
+    /// A chunk's flags, type, cookie and payload.
+    pub fn chunk(&mut self) -> (u16, u16, u64, Vec<u8>) {
+        let header = self.take(20);
+        assert_eq!(header[..4], 0x668e_33ef_u32.to_be_bytes());
+        let length = u32::from_be_bytes(header[16..20].try_into().unwrap());
+        let half = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+        (half(4), half(6), be64(&header[8..16]), self.take(length as usize))
+    }
+}
+
+pub fn be64(bytes: &[u8]) -> u64 {
+    u64::from_be_bytes(bytes.try_into().unwrap())
+}
+
+pub fn option_bytes(option: u32, data: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(data.len()).unwrap();
+    [
+        b"IHAVEOPT",
+        &option.to_be_bytes()[..],
+        &length.to_be_bytes(),
+        data,
+    ]
+    .concat()
+}
+
+pub fn request_bytes(command: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
+    let head = [0x25, 0x60, 0x95, 0x13, 0, 0];
+    let parts: [&[u8]; 5] = [
+        &head,
+        &command.to_be_bytes(),
+        &cookie.to_be_bytes(),
+        &offset.to_be_bytes(),
+        &length.to_be_bytes(),
+    ];
+    parts.concat()
+}

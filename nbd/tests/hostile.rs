@@ -1,0 +1,557 @@
+//! Clients that are slow, silent, greedy, illegal or gone, and a server that goes down.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::cast_possible_truncation, reason = "test disks are small")]
+
+mod common;
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::raw::{CMD_DISC, CMD_FLUSH, CMD_READ, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_LIST};
+use common::raw::{OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_SHUTDOWN, Raw, option_bytes, request_bytes};
+use common::{CLUSTER, Disks, MIB, MemoryDisk, Running, eventually, expect, path};
+use nbd::{Catalog, ErrorKind, Export, ExportInfo, Extent, Limits, ReadError, ServeError, Server};
+
+const EIO: u32 = 5;
+const ESHUTDOWN: u32 = 108;
+
+fn with_limits(disk: MemoryDisk, limits: Limits) -> Running {
+    Running::start(Disks::new(vec![("disk", disk)]), limits)
+}
+
+fn data(length: u64) -> MemoryDisk {
+    MemoryDisk::of(vec![0xda; usize::try_from(length).unwrap()])
+}
+
+/// The server still does its work.
+fn assert_serving(server: &Running) {
+    assert_eq!(expect("nbdinfo", &["--can", "read", &server.uri("")]), "");
+}
+
+#[test]
+fn n10_a_silent_or_slow_client_is_dropped_when_the_handshake_time_is_over() {
+    let handshake = Duration::from_millis(400);
+    let server = with_limits(
+        data(MIB),
+        Limits {
+            handshake,
+            ..Limits::default()
+        },
+    );
+    let started = Instant::now();
+    let mut silent = Raw::connect(&server.socket());
+    let mut half_way = Raw::greeted(&server.socket());
+    let mut slow = Raw::greeted(&server.socket());
+    let drip = std::thread::spawn(move || {
+        // An unknown option with 1000 bytes of data that come one by one.
+        slow.say(&option_bytes(99, &[0; 1000])[..16]);
+        while std::io::Write::write_all(&mut slow.0, &[0]).is_ok() {
+            assert!(started.elapsed() < Duration::from_secs(20), "the drip goes on");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    assert_eq!(silent.rest().len(), 18);
+    assert_eq!(half_way.rest(), []);
+    drip.join().unwrap();
+    assert!(started.elapsed() >= handshake);
+    assert_serving(&server);
+}
+
+#[test]
+fn an_idle_client_in_transmission_outlives_the_handshake_time() {
+    let limits = Limits {
+        handshake: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let server = with_limits(data(MIB), limits);
+    let mut raw = Raw::transmitting(&server.socket(), false);
+    std::thread::sleep(Duration::from_millis(600));
+    raw.request(CMD_FLUSH, 1, 0, 0);
+    assert_eq!(raw.simple_reply(), (0, 1));
+}
+
+#[test]
+fn n10_one_connection_too_many_is_turned_away_and_room_comes_back() {
+    let server = with_limits(
+        data(MIB),
+        Limits {
+            connections: 2,
+            ..Limits::default()
+        },
+    );
+    let first = Raw::greeted(&server.socket());
+    let _second = Raw::greeted(&server.socket());
+    assert_eq!(Raw::connect(&server.socket()).rest(), []);
+    drop(first);
+    eventually("a third client is let in", || {
+        Raw::connect(&server.socket()).rest_starts_with_greeting()
+    });
+}
+
+impl Raw {
+    fn rest_starts_with_greeting(&mut self) -> bool {
+        self.0.read(&mut [0; 18]).unwrap_or(0) == 18
+    }
+}
+
+#[test]
+fn n4_a_client_may_vanish_at_every_byte() {
+    let server = with_limits(data(MIB), Limits::default());
+    let session = [
+        vec![0, 0, 0, 3],
+        option_bytes(99, b"unknown"),
+        option_bytes(OPT_LIST, &[]),
+        option_bytes(OPT_STRUCTURED_REPLY, &[]),
+        option_bytes(OPT_GO, &[0; 6]),
+        request_bytes(CMD_READ, 1, 0, 65536),
+        request_bytes(CMD_FLUSH, 2, 0, 0),
+        request_bytes(CMD_DISC, 3, 0, 0),
+    ]
+    .concat();
+    for length in 0..=session.len() {
+        let mut raw = Raw::connect(&server.socket());
+        raw.say(&session[..length]);
+    }
+    assert_serving(&server);
+}
+
+#[test]
+fn a_session_sent_byte_by_byte_is_understood() {
+    let server = with_limits(data(MIB), Limits::default());
+    let mut raw = Raw::connect(&server.socket());
+    raw.take(18);
+    let session = [
+        vec![0, 0, 0, 3],
+        option_bytes(OPT_EXPORT_NAME, b"disk"),
+        request_bytes(CMD_READ, 7, 1, 3),
+    ]
+    .concat();
+    session.chunks(1).for_each(|byte| raw.say(byte));
+    raw.take(10);
+    assert_eq!(raw.simple_reply(), (0, 7));
+    assert_eq!(raw.take(3), [0xda; 3]);
+}
+
+#[test]
+fn t16_disc_finishes_what_is_in_flight_and_closes_without_a_reply() {
+    let disk = MemoryDisk {
+        slow: Some((0, Duration::from_millis(200))),
+        ..data(MIB)
+    };
+    let server = with_limits(disk, Limits::default());
+    let mut raw = Raw::transmitting(&server.socket(), false);
+    raw.request(CMD_READ, 1, 0, 100);
+    raw.request(CMD_DISC, 2, 0, 0);
+    assert_eq!(raw.simple_reply(), (0, 1));
+    assert_eq!(raw.rest(), [0xda; 100]);
+}
+
+#[test]
+fn h8_abort_is_acknowledged_and_the_connection_closed() {
+    let server = with_limits(data(MIB), Limits::default());
+    let mut raw = Raw::greeted(&server.socket());
+    assert_eq!(raw.option(OPT_ABORT, b"why not"), REP_ACK);
+    assert_eq!(raw.rest(), []);
+}
+
+#[test]
+fn requests_of_one_connection_run_in_parallel_and_out_of_order() {
+    let disk = MemoryDisk {
+        slow: Some((MIB, Duration::from_millis(500))),
+        ..data(2 * MIB)
+    };
+    let server = with_limits(disk, Limits::default());
+    let mut raw = Raw::transmitting(&server.socket(), false);
+    let started = Instant::now();
+    (0..4).for_each(|cookie| raw.request(CMD_READ, cookie, MIB, 8));
+    raw.request(CMD_READ, 99, 0, 8);
+    assert_eq!(raw.simple_reply(), (0, 99));
+    raw.take(8);
+    for _ in 0..4 {
+        assert_eq!(raw.simple_reply().0, 0);
+        raw.take(8);
+    }
+    assert!(
+        started.elapsed() < Duration::from_millis(1500),
+        "four reads of 500 ms ran one by one"
+    );
+}
+
+#[test]
+fn in_flight_requests_of_one_connection_are_bounded() {
+    let disk = MemoryDisk {
+        slow: Some((0, Duration::from_millis(200))),
+        ..data(MIB)
+    };
+    let server = with_limits(
+        disk,
+        Limits {
+            in_flight: 2,
+            ..Limits::default()
+        },
+    );
+    let mut raw = Raw::transmitting(&server.socket(), false);
+    let started = Instant::now();
+    (0..6).for_each(|cookie| raw.request(CMD_READ, cookie, 0, 8));
+    for _ in 0..6 {
+        raw.simple_reply();
+        raw.take(8);
+    }
+    assert!(
+        started.elapsed() >= Duration::from_millis(600),
+        "more than two were in flight"
+    );
+}
+
+#[test]
+fn a_damaged_cluster_is_an_error_with_its_text_and_the_connection_stays() {
+    let bad = 3 * CLUSTER as u64 + 17;
+    let disk = MemoryDisk {
+        damaged: Some(bad),
+        ..data(MIB)
+    };
+    let server = with_limits(disk, Limits::default());
+    let mut raw = Raw::transmitting(&server.socket(), true);
+    raw.request(CMD_READ, 5, CLUSTER as u64, 4 * CLUSTER as u32);
+    let (flags, kind, cookie, payload) = raw.chunk();
+    assert_eq!((flags, kind, cookie), (1, 0x8002, 5));
+    assert_eq!(payload[..4], EIO.to_be_bytes());
+    let text = "image web01/7, cluster 3 is damaged";
+    assert_eq!(&payload[6..payload.len() - 8], text.as_bytes());
+    assert_eq!(common::raw::be64(&payload[payload.len() - 8..]), bad);
+    raw.request(CMD_READ, 6, 0, 512);
+    assert_eq!(raw.chunk().3[8..], [0xda; 512]);
+
+    let mut simple = Raw::transmitting(&server.socket(), false);
+    simple.request(CMD_READ, 7, bad, 1);
+    assert_eq!(simple.simple_reply(), (EIO, 7));
+    simple.request(CMD_FLUSH, 8, 0, 0);
+    assert_eq!(simple.simple_reply(), (0, 8));
+}
+
+#[test]
+fn a_panic_in_an_export_is_one_requests_error() {
+    let server = with_limits(
+        MemoryDisk {
+            panics: Some(4096),
+            ..data(MIB)
+        },
+        Limits::default(),
+    );
+    let mut raw = Raw::transmitting(&server.socket(), false);
+    for cookie in 0..20 {
+        raw.request(CMD_READ, cookie, 4096, 512);
+        assert_eq!(raw.simple_reply(), (EIO, cookie));
+    }
+    raw.request(CMD_READ, 77, 0, 512);
+    assert_eq!(raw.simple_reply(), (0, 77));
+    assert_serving(&server);
+}
+
+#[test]
+fn a_client_killed_in_the_middle_of_a_copy_leaves_the_server_well() {
+    let disk = MemoryDisk {
+        slow: Some((0, Duration::from_millis(5))),
+        ..data(64 * MIB)
+    };
+    let server = with_limits(
+        disk,
+        Limits {
+            memory_bytes: 64 << 20,
+            ..Limits::default()
+        },
+    );
+    for _ in 0..5 {
+        let mut copy = Command::new("nbdcopy")
+            .args(["--connections=4", &server.uri("disk"), "null:"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        copy.kill().unwrap();
+        copy.wait().unwrap();
+    }
+    // All of the memory is free again: this read needs a quarter of it, sixteen times.
+    expect(
+        "nbdcopy",
+        &["--request-size=16777216", &server.uri("disk"), "null:"],
+    );
+}
+
+#[test]
+fn clients_that_take_no_replies_are_dropped_and_their_memory_comes_back() {
+    let limits = Limits {
+        write_stall: Duration::from_millis(500),
+        memory_bytes: 64 << 20,
+        connection_memory_bytes: 32 << 20,
+        ..Limits::default()
+    };
+    let server = with_limits(data(32 * MIB), limits);
+    let mut greedy: Vec<Raw> = (0..4)
+        .map(|_| Raw::transmitting(&server.socket(), false))
+        .collect();
+    for raw in &mut greedy {
+        (0..16).for_each(|cookie| raw.request(CMD_READ, cookie, 0, 32 << 20));
+    }
+    // Waits behind them in line, and must get through once they are dropped.
+    expect(
+        "nbdcopy",
+        &["--request-size=33554432", &server.uri("disk"), "null:"],
+    );
+    for mut raw in greedy {
+        assert!(
+            raw.rest().len() < 32 << 20,
+            "a whole reply went into the socket's buffers"
+        );
+    }
+}
+
+#[test]
+fn h13_t17_a_shutdown_is_told_to_those_who_ask() {
+    let mut server = with_limits(
+        data(MIB),
+        Limits {
+            grace: Duration::from_secs(3),
+            ..Limits::default()
+        },
+    );
+    let mut haggling = Raw::greeted(&server.socket());
+    assert_eq!(haggling.option(OPT_LIST, &[]), REP_ACK);
+    let mut transmitting = Raw::transmitting(&server.socket(), false);
+    server.handle.shutdown();
+    assert_eq!(haggling.option(OPT_LIST, &[]), REP_ERR_SHUTDOWN);
+    assert_eq!(haggling.option(OPT_GO, &[0; 6]), REP_ERR_SHUTDOWN);
+    assert_eq!(haggling.option(OPT_ABORT, &[]), REP_ACK);
+    transmitting.request(CMD_READ, 3, 0, 512);
+    assert_eq!(transmitting.simple_reply(), (ESHUTDOWN, 3));
+    assert_eq!(transmitting.rest(), []);
+    server.stop().unwrap();
+    assert!(!server.socket().exists());
+}
+
+#[test]
+fn t17_a_request_in_flight_finishes_within_the_grace_time() {
+    let disk = MemoryDisk {
+        slow: Some((0, Duration::from_millis(700))),
+        ..data(MIB)
+    };
+    let mut server = with_limits(disk, Limits::default());
+    let mut raw = Raw::transmitting(&server.socket(), false);
+    raw.request(CMD_READ, 3, 0, 512);
+    std::thread::sleep(Duration::from_millis(100));
+    server.stop().unwrap();
+    assert_eq!(raw.simple_reply(), (0, 3));
+    assert_eq!(raw.rest(), [0xda; 512]);
+}
+
+#[test]
+fn t17_n10_the_grace_time_bounds_a_shutdown() {
+    let disk = MemoryDisk {
+        slow: Some((0, Duration::from_secs(8))),
+        ..data(MIB)
+    };
+    let mut server = with_limits(
+        disk,
+        Limits {
+            grace: Duration::from_millis(300),
+            ..Limits::default()
+        },
+    );
+    let mut stuck = [false, true].map(|structured| Raw::transmitting(&server.socket(), structured));
+    stuck.iter_mut().for_each(|raw| raw.request(CMD_READ, 4, 0, 512));
+    let mut half_open = Raw::greeted(&server.socket());
+    std::thread::sleep(Duration::from_millis(100));
+    let started = Instant::now();
+    server.stop().unwrap();
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "took {:?}",
+        started.elapsed()
+    );
+    let [simple, structured] = &mut stuck;
+    assert_eq!(simple.simple_reply(), (ESHUTDOWN, 4));
+    let (_, kind, cookie, payload) = structured.chunk();
+    assert_eq!((kind, cookie), (0x8001, 4));
+    assert_eq!(payload[..4], ESHUTDOWN.to_be_bytes());
+    assert_eq!(
+        (simple.rest(), structured.rest(), half_open.rest()),
+        (vec![], vec![], vec![])
+    );
+}
+
+#[test]
+fn t17_a_client_that_takes_no_replies_does_not_hold_up_a_shutdown() {
+    let limits = Limits {
+        grace: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let mut server = with_limits(data(8 * MIB), limits);
+    let mut greedy = Raw::transmitting(&server.socket(), false);
+    (0..200).for_each(|cookie| greedy.request(CMD_READ, cookie, 0, 8 << 20));
+    (0..200).for_each(|cookie| greedy.request(CMD_FLUSH, cookie, 0, 0));
+    std::thread::sleep(Duration::from_millis(200));
+    let started = Instant::now();
+    server.stop().unwrap();
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "took {:?}",
+        started.elapsed()
+    );
+}
+
+/// Says when it is dropped.
+struct Closing(MemoryDisk, Arc<AtomicBool>);
+
+impl Export for Closing {
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        self.0.read_at(offset, buf)
+    }
+    fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>, ReadError> {
+        self.0.extents(offset, length)
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        let thread = std::thread::current();
+        self.1.store(
+            thread.name().is_some_and(|name| name.starts_with("nbd-io")),
+            Ordering::SeqCst,
+        );
+    }
+}
+
+struct OnlyClosing(Arc<AtomicBool>);
+
+impl Catalog for OnlyClosing {
+    fn list(&self) -> Result<Vec<ExportInfo>, ServeError> {
+        Ok(vec![])
+    }
+    fn info(&self, name: &str) -> Result<ExportInfo, ServeError> {
+        Ok(ExportInfo {
+            name: name.into(),
+            description: None,
+            size_bytes: 512,
+            preferred_block_bytes: 512,
+        })
+    }
+    fn open(&self, _: &str) -> Result<Arc<dyn Export>, ServeError> {
+        Ok(Arc::new(Closing(data(512), Arc::clone(&self.0))))
+    }
+}
+
+#[test]
+fn an_export_is_closed_with_its_connection_and_where_blocking_is_allowed() {
+    let closed_well = Arc::new(AtomicBool::new(false));
+    let server = Running::start(Arc::new(OnlyClosing(Arc::clone(&closed_well))), Limits::default());
+    let mut raw = Raw::transmitting(&server.socket(), true);
+    raw.request(CMD_READ, 1, 0, 512);
+    assert_eq!(raw.chunk().3.len(), 8 + 512);
+    drop(raw);
+    eventually("the export is dropped on a pool thread", || {
+        closed_well.load(Ordering::SeqCst)
+    });
+}
+
+fn server_at(socket: &std::path::Path) -> Result<Server, ServeError> {
+    let mut server = Server::new(Disks::new(vec![("disk", data(512))]), Limits::default())?;
+    server.listen_unix(socket).map(|()| server)
+}
+
+#[test]
+fn a_unix_socket_is_private_and_replaces_nothing_but_a_stale_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("s");
+    fs::write(&socket, "a file").unwrap();
+    assert_eq!(server_at(&socket).unwrap_err().kind(), ErrorKind::AddressInUse);
+    assert_eq!(fs::read(&socket).unwrap(), b"a file");
+    fs::remove_file(&socket).unwrap();
+
+    let live = UnixListener::bind(&socket).unwrap();
+    assert_eq!(server_at(&socket).unwrap_err().kind(), ErrorKind::AddressInUse);
+    assert!(socket.exists());
+    drop(live);
+
+    let server = server_at(&socket).unwrap();
+    assert_eq!(
+        fs::metadata(&socket).unwrap().permissions().mode() & 0o7777,
+        0o600
+    );
+    assert_eq!(server.unix_paths(), [socket.as_path()]);
+    drop(server);
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_socket_file_that_is_no_longer_ours_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("s");
+    let server = server_at(&socket).unwrap();
+    fs::remove_file(&socket).unwrap();
+    let _other = UnixListener::bind(&socket).unwrap();
+    drop(server);
+    assert!(socket.exists());
+}
+
+#[test]
+fn addresses_and_limits_that_cannot_work_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let long = directory.path().join("x".repeat(200));
+    assert!(server_at(&long).is_err());
+    let server = Server::new(Disks::new(vec![]), Limits::default()).unwrap();
+    assert_eq!(server.run().unwrap_err().kind(), ErrorKind::InvalidInput);
+    let limits = Limits {
+        memory_bytes: 1 << 20,
+        ..Limits::default()
+    };
+    assert_eq!(
+        Server::new(Disks::new(vec![]), limits).unwrap_err().kind(),
+        ErrorKind::InvalidInput
+    );
+    let mut first = Server::new(Disks::new(vec![]), Limits::default()).unwrap();
+    let taken = first.listen_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+    assert_eq!(first.tcp_addresses(), [taken]);
+    let mut second = Server::new(Disks::new(vec![]), Limits::default()).unwrap();
+    assert_eq!(
+        second.listen_tcp(taken).unwrap_err().kind(),
+        ErrorKind::AddressInUse
+    );
+}
+
+#[test]
+fn a_server_that_was_told_to_stop_before_it_ran_returns_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("s");
+    let server = server_at(&socket).unwrap();
+    let handle = server.shutdown_handle();
+    handle.shutdown();
+    handle.clone().shutdown();
+    server.run().unwrap();
+    assert!(!path(&socket).is_empty() && !socket.exists());
+}
+
+#[test]
+fn n5_nothing_is_opened_before_go() {
+    let disks = Disks::new(vec![("disk", data(MIB))]);
+    let server = Running::start(Arc::<Disks>::clone(&disks), Limits::default());
+    let mut raw = Raw::greeted(&server.socket());
+    let opened = || disks.opened.load(Ordering::SeqCst);
+    // LIST, INFO, LIST_META_CONTEXT and SET_META_CONTEXT.
+    raw.option(OPT_STRUCTURED_REPLY, &[]);
+    for (option, data) in [(3, &[][..]), (6, &[0; 6]), (9, &[0; 8]), (10, &[0; 8])] {
+        assert_eq!(raw.option(option, data), REP_ACK);
+    }
+    assert_eq!(opened(), 0);
+    raw.option(OPT_GO, &[0; 6]);
+    assert_eq!(opened(), 1);
+}
