@@ -1,0 +1,314 @@
+//! The store on a real filesystem: layers are written by io_uring with O_DIRECT, all else is small.
+
+use crate::error::{Error, ErrorKind, Result, Within};
+use crate::storage::{LayerAppend, LayerRead, Lock, LockMode, Storage};
+use blockio::{SequentialWriter, WriteOptions};
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{
+    FallocateFlags, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, fallocate, openat2, renameat,
+};
+use nix::sys::stat::{Mode, fstat, mkdirat};
+use nix::sys::statfs::{FsType, fstatfs};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// A directory that holds a store.
+#[derive(Debug)]
+pub struct DirStorage {
+    root: OwnedFd,
+}
+
+/// Filesystems on which locks or durability are another machine's promise.
+const NETWORK_FILESYSTEMS: [(i64, &str); 7] = [
+    (0x6969, "NFS"),
+    (0xff53_4d42, "CIFS"),
+    (0xfe53_4d42, "SMB"),
+    (0x517b, "SMB"),
+    (0x6573_5546, "FUSE"),
+    (0x00c3_6400, "Ceph"),
+    (0x0102_1997, "9p"),
+];
+
+/// Files of a probe: those of one that was killed are in nobody's way.
+pub(crate) const PROBE_FILES: [&str; 2] = ["probe.tmp", "probe2.tmp"];
+
+const FILE_MODE: Mode = Mode::from_bits_truncate(0o600);
+const DIR_MODE: Mode = Mode::from_bits_truncate(0o700);
+
+impl DirStorage {
+    /// Opens an existing directory.
+    pub fn open(path: &Path) -> Result<Self> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let root = nix::fcntl::open(path, flags, Mode::empty()).map_err(|errno| match errno {
+            Errno::ENOTDIR => Error::new(
+                ErrorKind::NotAStore,
+                format!("{} is not a directory", path.display()),
+            ),
+            Errno::ENOENT => Error::new(ErrorKind::NotAStore, format!("{} does not exist", path.display())),
+            errno => io(errno, || format!("open {}", path.display())),
+        })?;
+        Ok(Self { root })
+    }
+
+    /// Opens a directory for a new store, creating it where only the last part of its path is missing, and
+    /// tries what a store needs of its filesystem: locks, punching holes, renaming.
+    pub fn open_for_store(path: &Path, allow_network_fs: bool) -> Result<Self> {
+        match std::fs::create_dir(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(error).within(|| format!("create directory {}", path.display()));
+            }
+            _ => {}
+        }
+        let storage = Self::open(path)?;
+        if !allow_network_fs {
+            storage.check_local().within(|| path.display().to_string())?;
+        }
+        Ok(storage)
+    }
+
+    fn check_local(&self) -> Result<()> {
+        let FsType(magic) = fstatfs(&self.root)
+            .map_err(|e| io(e, || "statfs".to_owned()))?
+            .filesystem_type();
+        match NETWORK_FILESYSTEMS.iter().find(|(known, _)| *known == magic) {
+            None => Ok(()),
+            Some((_, name)) => Err(Error::invalid(format!(
+                "this directory is on {name}, where locks and durability depend on another machine: \
+                 use a local disk, or --allow-network-fs if you know that it keeps both"
+            ))),
+        }
+    }
+
+    /// Locks the directory itself, waiting for whoever else holds it.
+    pub(crate) fn lock_whole(&self) -> Result<Lock> {
+        let held = Flock::lock(File::from(self.open_dir("")?), FlockArg::LockExclusive);
+        held.map(Lock::new)
+            .map_err(|(_, errno)| io(errno, || "lock directory".to_owned()))
+    }
+
+    /// Tries locking, punching and renaming, on a file that is gone afterwards.
+    pub fn probe(&self) -> Result<()> {
+        let [name, renamed] = PROBE_FILES;
+        self.write(name, &[1; 8192])?;
+        let tried = self.probe_file(name).and_then(|()| self.rename(name, renamed));
+        let removed = self.remove(if tried.is_ok() { renamed } else { name });
+        tried.and(removed)
+    }
+
+    fn probe_file(&self, name: &str) -> Result<()> {
+        drop(
+            self.lock(name, LockMode::Exclusive)
+                .within(|| "this filesystem cannot lock files".to_owned())?,
+        );
+        let file = self.open_file(name, OFlag::O_RDWR)?;
+        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&file, punch, 0, 4096).map_err(|errno| {
+            io(errno, || {
+                "this filesystem cannot punch holes, so deleting images would free nothing: \
+                 use ext4, xfs or btrfs"
+                    .to_owned()
+            })
+        })
+    }
+
+    fn open_at(&self, path: &str, flags: OFlag, mode: Mode) -> std::result::Result<OwnedFd, Errno> {
+        // openat2 refuses a mode where nothing can be created.
+        let mode = if flags.contains(OFlag::O_CREAT) {
+            mode
+        } else {
+            Mode::empty()
+        };
+        let path = if path.is_empty() { "." } else { path };
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
+            .mode(mode)
+            .resolve(
+                ResolveFlag::RESOLVE_BENEATH
+                    | ResolveFlag::RESOLVE_NO_SYMLINKS
+                    | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+            );
+        openat2(&self.root, path, how)
+    }
+
+    /// Opens a regular file; anything else that lies there is refused before it is touched.
+    fn open_file(&self, path: &str, flags: OFlag) -> Result<File> {
+        // Without O_NONBLOCK a FIFO in place of a file would hang us.
+        let fd = self
+            .open_at(path, flags | OFlag::O_NONBLOCK, FILE_MODE)
+            .map_err(|errno| match errno {
+                Errno::ELOOP => Error::damaged(format!("{path} is a symlink, which no file of a store is")),
+                errno => io(errno, || format!("open {path}")),
+            })?;
+        let file = File::from(fd);
+        let metadata = file.metadata().within(|| format!("stat {path}"))?;
+        if metadata.is_file() {
+            Ok(file)
+        } else {
+            Err(Error::damaged(format!("{path} is not a regular file")))
+        }
+    }
+
+    fn open_dir(&self, path: &str) -> Result<OwnedFd> {
+        self.open_at(path, OFlag::O_DIRECTORY | OFlag::O_RDONLY, Mode::empty())
+            .map_err(|errno| io(errno, || format!("open directory {path}")))
+    }
+
+    /// The directory that holds `path`, and the name in it.
+    fn parent<'a>(&self, path: &'a str) -> Result<(OwnedFd, &'a str)> {
+        let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+        Ok((self.open_dir(dir)?, name))
+    }
+}
+
+fn io(errno: Errno, what: impl FnOnce() -> String) -> Error {
+    Error::io(what(), errno.into())
+}
+
+impl Storage for DirStorage {
+    fn read(&self, path: &str, max_len: u64) -> Result<Vec<u8>> {
+        let file = self.open_file(path, OFlag::O_RDONLY)?;
+        let mut bytes = Vec::new();
+        file.take(max_len + 1)
+            .read_to_end(&mut bytes)
+            .within(|| format!("read {path}"))?;
+        if bytes.len() as u64 > max_len {
+            return Err(Error::damaged(format!("{path} is longer than {max_len} bytes")));
+        }
+        Ok(bytes)
+    }
+
+    fn list(&self, dir: &str) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        let mut stream = Dir::from_fd(self.open_dir(dir)?).map_err(|e| io(e, || format!("list {dir}")))?;
+        for entry in stream.iter() {
+            let entry = entry.map_err(|e| io(e, || format!("list {dir}")))?;
+            let name = entry.file_name().to_string_lossy();
+            if name != "." && name != ".." {
+                names.push(name.into_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    fn create_dir(&self, dir: &str) -> Result<()> {
+        let (parent, name) = self.parent(dir)?;
+        mkdirat(&parent, name, DIR_MODE).map_err(|e| io(e, || format!("create directory {dir}")))
+    }
+
+    fn write(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        let mut file = self.open_file(path, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC)?;
+        file.write_all(bytes).within(|| format!("write {path}"))?;
+        file.sync_all().within(|| format!("sync {path}"))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let (from_dir, from_name) = self.parent(from)?;
+        let (to_dir, to_name) = self.parent(to)?;
+        renameat(&from_dir, from_name, &to_dir, to_name)
+            .map_err(|e| io(e, || format!("rename {from} to {to}")))
+    }
+
+    fn remove(&self, path: &str) -> Result<()> {
+        let (dir, name) = self.parent(path)?;
+        unlinkat(&dir, name, UnlinkatFlags::NoRemoveDir).map_err(|e| io(e, || format!("remove {path}")))
+    }
+
+    fn sync_dir(&self, dir: &str) -> Result<()> {
+        File::from(self.open_dir(dir)?)
+            .sync_all()
+            .within(|| format!("sync directory {dir}"))
+    }
+
+    fn open_layer(&self, path: &str) -> Result<Box<dyn LayerRead>> {
+        Ok(Box::new(LayerFile(self.open_file(path, OFlag::O_RDONLY)?)))
+    }
+
+    fn create_layer(&self, path: &str) -> Result<Box<dyn LayerAppend>> {
+        let (dir, name) = self.parent(path)?;
+        let file =
+            blockio::create_direct(std::os::fd::AsFd::as_fd(&dir), name).map_err(|e| layer_error(e, path))?;
+        let options = WriteOptions {
+            buffer_bytes: 1 << 20,
+            depth: 8,
+            start_offset: 0,
+            pad_tail: false,
+        };
+        let writer = SequentialWriter::new(file, &options).map_err(|e| layer_error(e, path))?;
+        Ok(Box::new(NewLayer {
+            writer,
+            path: path.to_owned(),
+        }))
+    }
+
+    fn lock(&self, path: &str, mode: LockMode) -> Result<Lock> {
+        // A file that was replaced between opening and locking is not the one that others lock.
+        loop {
+            let (flags, arg) = match mode {
+                LockMode::Shared => (OFlag::O_RDONLY, FlockArg::LockSharedNonblock),
+                LockMode::Exclusive => (OFlag::O_RDWR | OFlag::O_CREAT, FlockArg::LockExclusiveNonblock),
+            };
+            let held = Flock::lock(self.open_file(path, flags)?, arg)
+                .map_err(|(_, errno)| io(errno, || format!("lock {path}")))?;
+            let now = self.open_file(path, OFlag::O_RDONLY)?;
+            let id = |file: &File| fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
+            if id(&held).is_ok_and(|held| id(&now) == Ok(held)) {
+                return Ok(Lock::new(held));
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct LayerFile(File);
+
+impl LayerRead for LayerFile {
+    fn read_at(&self, offset: u64, target: &mut [u8]) -> Result<()> {
+        self.0
+            .read_exact_at(target, offset)
+            .map_err(|error| match error.kind() {
+                std::io::ErrorKind::UnexpectedEof => Error::damaged(format!(
+                    "ends before byte {}",
+                    offset.saturating_add(target.len() as u64)
+                )),
+                _ => Error::io(format!("read {} bytes at {offset}", target.len()), error),
+            })
+    }
+}
+
+#[derive(Debug)]
+struct NewLayer {
+    writer: SequentialWriter,
+    path: String,
+}
+
+fn layer_error(error: blockio::Error, path: &str) -> Error {
+    let kind = if error.kind() == blockio::ErrorKind::Exists {
+        ErrorKind::Exists
+    } else {
+        ErrorKind::Io
+    };
+    Error::new(kind, format!("write {path}")).caused_by(error)
+}
+
+impl LayerAppend for NewLayer {
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.writer.append(bytes).map_err(|e| layer_error(e, &self.path))
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        let padded = self
+            .writer
+            .pad_to(crate::storage::BLOCK_LEN)
+            .and_then(|()| self.writer.flush());
+        padded.map_err(|e| layer_error(e, &self.path))?;
+        self.writer
+            .file()
+            .sync_data()
+            .within(|| format!("sync {}", self.path))
+    }
+}

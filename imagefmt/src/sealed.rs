@@ -1,0 +1,133 @@
+//! Small JSON files that end in a line with the BLAKE3 of all before it: no flipped bit goes unseen,
+//! and a person can still read them.
+
+use crate::digest::{Digest, seal_check};
+use crate::error::{Error, ErrorKind, Result, Within};
+use crate::storage::Storage;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// What the last line starts with; 64 hexadecimal digits and a newline follow.
+const SEAL_PREFIX: &str = "blake3:";
+const SEAL_LEN: usize = SEAL_PREFIX.len() + 64 + 1;
+
+/// Largest sealed file. A manifest takes some 150 bytes a layer, so this is room for 400,000 layers.
+const SEALED_LEN_MAX: u64 = 64 << 20;
+
+/// The text of a sealed file.
+pub(crate) fn seal<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(value)
+        .map_err(|error| Error::new(ErrorKind::Invalid, "encode JSON").caused_by(error))?;
+    text.push(b'\n');
+    let check = seal_check(&text);
+    text.extend_from_slice(format!("{SEAL_PREFIX}{check}\n").as_bytes());
+    Ok(text)
+}
+
+/// Checks the seal and parses what is before it.
+pub(crate) fn unseal<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
+    let (body, line) = text
+        .len()
+        .checked_sub(SEAL_LEN)
+        .map(|at| text.split_at(at))
+        .ok_or_else(|| Error::damaged(format!("file of {} bytes is cut off", text.len())))?;
+    let found = std::str::from_utf8(line)
+        .ok()
+        .and_then(|line| line.strip_prefix(SEAL_PREFIX)?.strip_suffix('\n'))
+        .filter(|hex| !hex.bytes().any(|digit| digit.is_ascii_uppercase()))
+        .and_then(Digest::from_hex)
+        .ok_or_else(|| Error::damaged("file does not end in its checksum: damaged or cut off"))?;
+    if found != seal_check(body) {
+        return Err(Error::damaged("file fails its checksum"));
+    }
+    serde_json::from_slice(body).map_err(|error| Error::damaged("parse JSON").caused_by(error))
+}
+
+/// Reads a sealed file.
+pub(crate) fn read<T: DeserializeOwned>(storage: &dyn Storage, path: &str) -> Result<T> {
+    let text = storage.read(path, SEALED_LEN_MAX)?;
+    unseal(&text).within(|| path.to_owned())
+}
+
+/// Puts a sealed file in place so that after a crash either the old or the new one is there.
+///
+/// `dir` is the directory of `path`; when this returns, content and name are durable.
+pub(crate) fn replace<T: Serialize>(storage: &dyn Storage, dir: &str, path: &str, value: &T) -> Result<()> {
+    let temporary = write_temporary(storage, path, value)?;
+    put_in_place(storage, dir, &temporary, path)
+}
+
+/// The first half of [`replace`]: durable content under a temporary name, which is returned.
+pub(crate) fn write_temporary<T: Serialize>(storage: &dyn Storage, path: &str, value: &T) -> Result<String> {
+    let temporary = format!("{path}.tmp");
+    match storage.write(&temporary, &seal(value)?) {
+        Ok(()) => Ok(temporary),
+        Err(error) => {
+            // Half of it may be there; without its last line it would be refused, and here it is in the way.
+            let _ = storage.remove(&temporary);
+            Err(error)
+        }
+    }
+}
+
+/// The second half of [`replace`].
+pub(crate) fn put_in_place(storage: &dyn Storage, dir: &str, temporary: &str, path: &str) -> Result<()> {
+    storage.rename(temporary, path)?;
+    storage.sync_dir(dir)
+}
+
+/// Refuses what a newer version wrote, naming the features that are unknown here.
+pub(crate) fn check_format(version: u32, incompatible: &[String]) -> Result<()> {
+    if version != 1 {
+        let what =
+            format!("format version {version} is newer than this smc, which reads version 1: upgrade smc");
+        return Err(Error::new(ErrorKind::Unsupported, what));
+    }
+    // No incompatible feature exists in version 1.
+    if incompatible.is_empty() {
+        return Ok(());
+    }
+    let names = incompatible.join(", ");
+    let what = format!("needs features that this smc does not know: {names}: upgrade smc");
+    Err(Error::new(ErrorKind::Unsupported, what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flipped_bit_is_found() {
+        let text = seal(&vec!["web01", "vda"]).unwrap();
+        assert_eq!(unseal::<Vec<String>>(&text).unwrap(), ["web01", "vda"]);
+        for bit in 0..text.len() * 8 {
+            let mut flipped = text.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(
+                unseal::<Vec<String>>(&flipped).is_err(),
+                "flip of bit {bit} goes unseen"
+            );
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_found() {
+        let text = seal(&7).unwrap();
+        for len in 0..text.len() {
+            assert!(unseal::<u32>(&text[..len]).is_err());
+        }
+    }
+
+    #[test]
+    fn newer_versions_and_features_are_named() {
+        assert!(
+            check_format(2, &[])
+                .unwrap_err()
+                .to_string()
+                .contains("version 2")
+        );
+        let error = check_format(1, &["encryption".to_owned()]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("encryption"));
+    }
+}

@@ -1,0 +1,90 @@
+//! The seam between the store and what holds it. Everything a store does to a disk goes through this
+//! trait: production is [`DirStorage`](crate::dir::DirStorage), tests put a simulated one in its place.
+//!
+//! Paths are relative to the store, with `/` between parts. Nothing reached through them lies outside
+//! of it: no `..`, no symlink.
+
+use crate::error::Result;
+use std::any::Any;
+use std::fmt::Debug;
+
+/// The blocks that layers are written in: a flush ends on one, and no block is written twice.
+pub const BLOCK_LEN: u64 = 4096;
+
+/// Operations of a store on what holds it.
+pub trait Storage: Send + Sync + Debug {
+    /// The whole of a regular file of at most `max_len` bytes.
+    fn read(&self, path: &str, max_len: u64) -> Result<Vec<u8>>;
+
+    /// Names in a directory, `.` and `..` left out, in no order.
+    fn list(&self, dir: &str) -> Result<Vec<String>>;
+
+    /// Creates a directory; an error if it exists.
+    fn create_dir(&self, dir: &str) -> Result<()>;
+
+    /// Writes a file under a new name, or over an old one, and makes its content durable
+    /// (its name is durable only after [`sync_dir`](Self::sync_dir)).
+    fn write(&self, path: &str, bytes: &[u8]) -> Result<()>;
+
+    /// Gives a file its final name, replacing what had it.
+    fn rename(&self, from: &str, to: &str) -> Result<()>;
+
+    /// Removes a file.
+    fn remove(&self, path: &str) -> Result<()>;
+
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, dir: &str) -> Result<()>;
+
+    /// Opens a layer for reading.
+    fn open_layer(&self, path: &str) -> Result<Box<dyn LayerRead>>;
+
+    /// Creates a layer for appending; an error if the name exists.
+    fn create_layer(&self, path: &str) -> Result<Box<dyn LayerAppend>>;
+
+    /// Locks a file without waiting; an error of kind `Busy` if somebody else holds it.
+    /// The lock goes with the process.
+    fn lock(&self, path: &str, mode: LockMode) -> Result<Lock>;
+}
+
+/// How a lock is shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockMode {
+    /// With other shared holders; the file must exist.
+    Shared,
+    /// With nobody; the file is created where it does not exist.
+    Exclusive,
+}
+
+/// A held lock; dropping it gives it up.
+#[derive(Debug)]
+pub struct Lock {
+    _holder: Box<dyn DebugAny>,
+}
+
+impl Lock {
+    /// Wraps whatever holds the lock for as long as it lives.
+    pub fn new(holder: impl Any + Send + Sync + Debug) -> Self {
+        Self {
+            _holder: Box::new(holder),
+        }
+    }
+}
+
+trait DebugAny: Any + Send + Sync + Debug {}
+impl<T: Any + Send + Sync + Debug> DebugAny for T {}
+
+/// An open layer.
+pub trait LayerRead: Send + Sync + Debug {
+    /// Fills `target` from `offset`; fewer bytes than that is an error.
+    fn read_at(&self, offset: u64, target: &mut [u8]) -> Result<()>;
+}
+
+/// A layer being written, front to back.
+pub trait LayerAppend: Debug {
+    /// Appends bytes behind all earlier ones.
+    fn append(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// Pads with zeros to the end of the block and makes everything appended so far durable.
+    /// The next append starts on a new block.
+    fn sync(&mut self) -> Result<()>;
+}

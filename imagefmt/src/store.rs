@@ -1,0 +1,223 @@
+//! The store: a directory that holds the images of many jobs, each in its chain.
+
+use crate::cache::ChainFiles;
+use crate::dir::PROBE_FILES;
+use crate::error::{Error, ErrorKind, Result, Within};
+use crate::id::Uuid;
+use crate::image::Image;
+use crate::layer::LayerFiles;
+use crate::manifest::Manifest;
+use crate::name::{ImageRef, Which, check_name};
+use crate::sealed;
+use crate::storage::{LockMode, Storage};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+const STORE_FILE: &str = "store.json";
+/// Left by a creation that was killed.
+const STORE_TEMPORARY: &str = "store.json.tmp";
+
+/// A store. Opening one never writes.
+#[derive(Debug, Clone)]
+pub struct Store {
+    storage: Arc<dyn Storage>,
+    label: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoreRecord {
+    format: u32,
+    #[serde(default)]
+    incompatible: Vec<String>,
+    #[serde(default)]
+    compatible: Vec<String>,
+    id: Uuid,
+}
+
+impl Store {
+    /// Makes an empty directory a store. `label` is how messages name it.
+    pub fn create(storage: Arc<dyn Storage>, label: &str) -> Result<Self> {
+        Self::check_empty(&*storage, label)?;
+        let record = StoreRecord {
+            format: 1,
+            incompatible: Vec::new(),
+            compatible: Vec::new(),
+            id: Uuid::random()?,
+        };
+        sealed::replace(&*storage, "", STORE_FILE, &record).within(|| format!("create store {label}"))?;
+        Ok(Self {
+            storage,
+            label: label.to_owned(),
+        })
+    }
+
+    /// Refuses a directory that holds something else.
+    pub(crate) fn check_empty(storage: &dyn Storage, label: &str) -> Result<()> {
+        let found = storage.list("").within(|| label.to_owned())?;
+        let harmless = ["lost+found", STORE_TEMPORARY, PROBE_FILES[0], PROBE_FILES[1]];
+        match found.iter().find(|name| !harmless.contains(&name.as_str())) {
+            None => Ok(()),
+            Some(name) => {
+                let name = name.escape_debug();
+                let what = format!(
+                    "{label} is not a store and not empty (it holds {name}): give an empty directory"
+                );
+                Err(Error::new(ErrorKind::NotAStore, what))
+            }
+        }
+    }
+
+    /// Opens a store.
+    pub fn open(storage: Arc<dyn Storage>, label: &str) -> Result<Self> {
+        let record: StoreRecord = match sealed::read(&*storage, STORE_FILE) {
+            Ok(record) => record,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let what = format!("{label} is not a store: it has no {STORE_FILE}");
+                return Err(Error::new(ErrorKind::NotAStore, what));
+            }
+            Err(error) => return Err(error.within(format!("open store {label}"))),
+        };
+        sealed::check_format(record.format, &record.incompatible).within(|| format!("store {label}"))?;
+        Ok(Self {
+            storage,
+            label: label.to_owned(),
+        })
+    }
+
+    /// How messages name the store.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    /// Names of all chains, ascending.
+    pub fn chains(&self) -> Result<Vec<String>> {
+        let mut names = self.storage.list("").within(|| self.label.clone())?;
+        names.retain(|name| check_name("chain", name).is_ok());
+        names.retain(|name| self.storage.list(&images_dir(name)).is_ok());
+        names.sort();
+        Ok(names)
+    }
+
+    /// Numbers of a chain's images, ascending.
+    pub fn sequences(&self, chain: &str) -> Result<Vec<u64>> {
+        check_name("chain", chain)?;
+        let names = match self.storage.list(&images_dir(chain)) {
+            Ok(names) => names,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(self.no_chain(chain)),
+            Err(error) => return Err(error.within(format!("list images of {chain}"))),
+        };
+        let mut sequences: Vec<u64> = names.iter().filter_map(|name| sequence_of(name)).collect();
+        sequences.sort_unstable();
+        Ok(sequences)
+    }
+
+    fn no_chain(&self, job: &str) -> Error {
+        let known = self.chains().unwrap_or_default();
+        let known = if known.is_empty() {
+            "none yet".to_owned()
+        } else {
+            known.join(", ")
+        };
+        Error::new(
+            ErrorKind::NotFound,
+            format!("store {} has no job {job}; it has: {known}", self.label),
+        )
+    }
+
+    /// Chain and number of the image that a reference names.
+    pub fn resolve(&self, image: &ImageRef) -> Result<(String, u64)> {
+        let sequences = self.sequences(&image.job)?;
+        let found = match image.which {
+            Which::Latest => sequences.last().copied(),
+            Which::Sequence(wanted) => sequences.contains(&wanted).then_some(wanted),
+        };
+        let sequence = found.ok_or_else(|| {
+            let known: Vec<String> = sequences.iter().map(u64::to_string).collect();
+            let known = if known.is_empty() {
+                "none".to_owned()
+            } else {
+                known.join(", ")
+            };
+            let what = format!("there is no image {image}; images of {}: {known}", image.job);
+            Error::new(ErrorKind::NotFound, what)
+        })?;
+        Ok((image.job.clone(), sequence))
+    }
+
+    /// The checked manifest of an image.
+    pub fn manifest(&self, chain: &str, sequence: u64) -> Result<Manifest> {
+        let path = manifest_path(chain, sequence);
+        let manifest: Manifest =
+            sealed::read(&*self.storage, &path).within(|| format!("image {chain}/{sequence}"))?;
+        manifest
+            .check(sequence)
+            .within(|| path)
+            .within(|| format!("image {chain}/{sequence}"))?;
+        Ok(manifest)
+    }
+
+    /// What the readers of one chain share. Images opened with the same one share their caches.
+    pub fn chain(&self, chain: &str) -> Result<Chain> {
+        check_name("chain", chain)?;
+        Ok(Chain {
+            store: self.clone(),
+            name: chain.to_owned(),
+            files: std::sync::OnceLock::new().into(),
+        })
+    }
+
+    /// Opens the image that a reference names, and locks it against deletion.
+    pub fn image(&self, image: &ImageRef) -> Result<Image> {
+        let (chain, sequence) = self.resolve(image)?;
+        self.chain(&chain)?.image(sequence)
+    }
+}
+
+/// One chain, as its readers see it.
+#[derive(Debug, Clone)]
+pub struct Chain {
+    store: Store,
+    name: String,
+    files: Arc<std::sync::OnceLock<Arc<ChainFiles>>>,
+}
+
+impl Chain {
+    /// The chain's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Opens an image and locks it against deletion.
+    pub fn image(&self, sequence: u64) -> Result<Image> {
+        let path = manifest_path(&self.name, sequence);
+        let lock = self.store.storage.lock(&path, LockMode::Shared);
+        let lock = lock.within(|| format!("lock image {}/{sequence}", self.name))?;
+        let manifest = self.store.manifest(&self.name, sequence)?;
+        let cluster_size = manifest.cluster_size()?;
+        let files = self.files.get_or_init(|| {
+            let layers = LayerFiles::new(self.store.storage.clone(), &self.name);
+            Arc::new(ChainFiles::new(layers, cluster_size))
+        });
+        Image::new(&self.name, manifest, files, &Arc::new(lock))
+            .within(|| format!("image {}/{sequence}", self.name))
+    }
+}
+
+pub(crate) fn images_dir(chain: &str) -> String {
+    format!("{chain}/images")
+}
+
+pub(crate) fn manifest_path(chain: &str, sequence: u64) -> String {
+    format!("{chain}/images/{sequence:06}.json")
+}
+
+/// The number in a manifest's file name; `None` for every other file.
+fn sequence_of(name: &str) -> Option<u64> {
+    let sequence = name.strip_suffix(".json")?.parse().ok()?;
+    // Exactly the name that a manifest gets: no sign, no other count of zeros.
+    (format!("{sequence:06}.json") == name).then_some(sequence)
+}

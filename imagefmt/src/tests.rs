@@ -1,0 +1,17 @@
+//! Tests of the whole format: against a naive model, against damage, and against docs/format.md.
+
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "what a test makes is small, and it runs on 64 bits"
+)]
+
+mod chain;
+mod damage;
+mod directory;
+mod document;
+mod flips;
+mod hostile;
+mod long;
+mod misuse;
+mod model;
+mod support;

@@ -1,0 +1,110 @@
+//! A layer that reaches its greatest length, without the bytes.
+
+use super::support::*;
+use crate::builder::{Builder, LayerSource};
+use crate::layer::{LAYER_LEN_MAX, LayerIdentity, LayerWriter};
+use crate::memory::MemoryStorage;
+use crate::storage::{LayerAppend, LayerRead, Lock, LockMode, Storage};
+use crate::{ClusterSize, ClusterUpdate, Codec, Digest, Geometry, Result, Uuid};
+
+/// Forgets what is appended to layers.
+#[derive(Debug, Default)]
+struct Forgetful(MemoryStorage);
+
+#[derive(Debug)]
+struct Nowhere;
+
+impl LayerAppend for Nowhere {
+    fn append(&mut self, _bytes: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    fn sync(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Storage for Forgetful {
+    fn read(&self, path: &str, max_len: u64) -> Result<Vec<u8>> {
+        self.0.read(path, max_len)
+    }
+    fn list(&self, dir: &str) -> Result<Vec<String>> {
+        self.0.list(dir)
+    }
+    fn create_dir(&self, dir: &str) -> Result<()> {
+        self.0.create_dir(dir)
+    }
+    fn write(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        self.0.write(path, bytes)
+    }
+    fn rename(&self, from: &str, to: &str) -> Result<()> {
+        self.0.rename(from, to)
+    }
+    fn remove(&self, path: &str) -> Result<()> {
+        self.0.remove(path)
+    }
+    fn sync_dir(&self, dir: &str) -> Result<()> {
+        self.0.sync_dir(dir)
+    }
+    fn open_layer(&self, path: &str) -> Result<Box<dyn LayerRead>> {
+        self.0.open_layer(path)
+    }
+    fn create_layer(&self, _path: &str) -> Result<Box<dyn LayerAppend>> {
+        Ok(Box::new(Nowhere))
+    }
+    fn lock(&self, path: &str, mode: LockMode) -> Result<Lock> {
+        self.0.lock(path, mode)
+    }
+}
+
+struct Numbered {
+    storage: Forgetful,
+    next: u32,
+}
+
+impl LayerSource for Numbered {
+    fn create(&mut self) -> Result<LayerWriter> {
+        let layer = self.next;
+        self.next += 1;
+        let (chain, uuid) = (Uuid::random()?, Uuid::random()?);
+        let identity = LayerIdentity {
+            chain,
+            uuid,
+            layer,
+            cluster_size: ClusterSize::K256,
+        };
+        LayerWriter::create(&self.storage, "job", identity)
+    }
+}
+
+#[test]
+fn a_layer_of_16_gib_is_continued_in_a_new_one() {
+    let geometry = Geometry::new(40 << 30, ClusterSize::K256).unwrap();
+    let mut source = Numbered {
+        storage: Forgetful::default(),
+        next: 1,
+    };
+    let mut builder = Builder::new(geometry, None, &mut source).unwrap();
+    let plain = random_bytes(1, 256 << 10);
+    for index in 0..geometry.cluster_count() {
+        let update = ClusterUpdate {
+            index,
+            digest: Digest([1; 32]),
+            codec: Codec::Raw,
+            stored: &plain,
+        };
+        builder.push(&update).unwrap();
+    }
+    let built = builder.finish().unwrap();
+    assert_eq!(built.written, [1, 2, 3]);
+    let lengths: Vec<u64> = built.layers.iter().map(|(_, entry)| entry.len).collect();
+    // A group is 64 MiB of clusters and their leaf; nodes above it follow.
+    let longest = LAYER_LEN_MAX + (64 << 20) + (1 << 20);
+    assert!(
+        lengths[..2]
+            .iter()
+            .all(|len| (LAYER_LEN_MAX..longest).contains(len)),
+        "{lengths:?}"
+    );
+    assert_eq!(lengths.iter().sum::<u64>(), built.stats.stored_bytes);
+    assert_eq!(built.stats.dirty_bytes, 40 << 30);
+}

@@ -1,0 +1,162 @@
+//! Stores in memory, and images written into them from models.
+
+use super::model::Model;
+use crate::memory::MemoryStorage;
+use crate::pointer::Place;
+use crate::{
+    ClusterUpdate, Codec, Comparison, Consistency, Disk, DiskIdentity, DiskMeta, DiskRecord, Error, Finding,
+    Image, ImageRef, ImageWriter, Manifest, Method, NodeId, Pointer, Result, Store, Verifier, Which,
+    cluster_digest, compress_cluster,
+};
+use std::sync::Arc;
+
+/// To compare lists with.
+pub(super) const NOTHING: [&str; 0] = [];
+
+/// An empty store, and the files that it is made of.
+pub(super) fn memory_store() -> (MemoryStorage, Store) {
+    let storage = MemoryStorage::default();
+    let store = Store::create(Arc::new(storage.clone()), "memory").unwrap();
+    (storage, store)
+}
+
+/// Bytes that look random, the same for the same seed.
+pub(super) fn random_bytes(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut bytes);
+    bytes
+}
+
+/// Bytes that compress well, the same for the same seed.
+pub(super) fn text_bytes(seed: u64, len: usize) -> Vec<u8> {
+    format!("line {seed} of a log file\n")
+        .into_bytes()
+        .into_iter()
+        .cycle()
+        .take(len)
+        .collect()
+}
+
+pub(super) fn names(disks: &[(&str, &Model)]) -> Vec<String> {
+    disks.iter().map(|(name, _)| (*name).to_owned()).collect()
+}
+
+pub(super) fn meta(name: &str, size_bytes: u64) -> DiskMeta {
+    DiskMeta {
+        name: name.to_owned(),
+        size_bytes,
+        logical_block_size: 512,
+        identity: DiskIdentity::default(),
+    }
+}
+
+pub(super) fn comparison() -> Comparison {
+    Comparison {
+        method: Method::Scan,
+        reason: "test".to_owned(),
+        compared_bytes: 0,
+    }
+}
+
+/// Writes one disk: pushes the clusters `pushed` as the model has them.
+pub(super) fn write_disk(
+    writer: &mut ImageWriter,
+    name: &str,
+    model: &Model,
+    pushed: impl IntoIterator<Item = u64>,
+) -> Result<DiskRecord> {
+    writer.disk(meta(name, model.size))?.write::<Error>(|push| {
+        let mut packed = Vec::new();
+        for index in pushed {
+            let plain = model.get(index);
+            let digest = cluster_digest(&plain);
+            let (codec, stored) = match digest.is_null() {
+                true => (Codec::Null, &[][..]),
+                false => match compress_cluster(&plain, 1, &mut packed) {
+                    Codec::Raw => (Codec::Raw, &plain[..]),
+                    codec => (codec, &packed[..]),
+                },
+            };
+            push(&ClusterUpdate {
+                index,
+                digest,
+                codec,
+                stored,
+            })?;
+        }
+        Ok(comparison())
+    })
+}
+
+/// Writes an image of `disks`, pushing every cluster that the disk or its parent has something in.
+pub(super) fn write_image(store: &Store, job: &str, disks: &[(&str, &Model)]) -> Result<Manifest> {
+    let mut writer = store.begin(job, Some(disks[0].1.cluster_size), &names(disks))?;
+    for (name, model) in disks {
+        // What the model lacks may have been there before: then it has to be pushed as zeros.
+        let count = model.cluster_count().min(4096);
+        let sparse = model.data().filter(|&index| index >= count);
+        write_disk(&mut writer, name, model, (0..count).chain(sparse))?;
+    }
+    writer.commit(Consistency::Crash, "test")
+}
+
+pub(super) fn open_image(store: &Store, job: &str, sequence: u64) -> Result<Image> {
+    store.image(&ImageRef {
+        job: job.to_owned(),
+        which: Which::Sequence(sequence),
+        disk: None,
+    })
+}
+
+/// Opens and verifies an image afresh; an image that cannot be opened is found as well.
+pub(super) fn findings(store: &Store, job: &str, sequence: u64) -> Vec<String> {
+    match open_image(store, job, sequence) {
+        Err(error) => vec![format!("{error:?}")],
+        Ok(image) => Verifier::new()
+            .verify(&image, &|_| {})
+            .iter()
+            .map(Finding::to_string)
+            .collect(),
+    }
+}
+
+/// The whole disk by one read.
+pub(super) fn read_all(disk: &Disk) -> Result<Vec<u8>> {
+    let mut bytes = vec![0xaa; disk.size_bytes() as usize];
+    disk.read_at(0, &mut bytes).map(|()| bytes)
+}
+
+/// Every stored piece that a disk's tree points to: nodes and clusters, in no order.
+pub(super) fn places(disk: &Disk) -> Vec<Place> {
+    let tree = disk.tree();
+    let mut places = Vec::new();
+    let mut todo: Vec<(NodeId, Pointer)> = vec![(tree.root_id(), tree.root())];
+    while let Some((id, pointer)) = todo.pop() {
+        if pointer.is_null() {
+            continue;
+        }
+        places.push(pointer.place);
+        let node = tree.load(id, &pointer).unwrap();
+        for (slot, child) in node
+            .children()
+            .iter()
+            .enumerate()
+            .filter(|(_, child)| !child.is_null())
+        {
+            match id.level.checked_sub(1) {
+                Some(level) => todo.push((
+                    NodeId {
+                        level,
+                        index: id.index * 256 + slot as u64,
+                    },
+                    *child,
+                )),
+                None => places.push(child.place),
+            }
+        }
+    }
+    places
+}
