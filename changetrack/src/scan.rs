@@ -1,0 +1,170 @@
+//! The scan: read, hash on all cores, compare, compress, write, every stage bounded.
+//!
+//! ```text
+//! blockio's reader thread -> workers (hash, compare, compress) -> this thread (order, store)
+//!          ^-------------------- buffers go back when stored -------------------'
+//! ```
+//!
+//! Reading is the only stage that may be slow. It keeps its reads in flight as long as a buffer is free,
+//! and a buffer is free again once its chunk has been stored.
+
+use crate::error::{Error, Result};
+use crate::examine::{Examined, Examiner};
+use blockio::{Chunk, Device, ReadOptions, Receiver, SequentialReader};
+use crossbeam_channel::{Sender, bounded};
+use imagefmt::{ClusterUpdate, Disk, Geometry};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+/// How to scan.
+#[derive(Debug, Clone)]
+pub struct ScanOptions {
+    /// zstd level 1 to 19; 0 stores everything raw.
+    pub compress_level: i32,
+    /// Threads that hash and compress; all cores by default.
+    pub workers: usize,
+    /// Reads in flight.
+    pub depth: usize,
+    /// Chunks of 1 MiB in memory, those being hashed and stored included.
+    pub buffers: usize,
+}
+
+/// Length of a chunk: a multiple of every cluster size, and no longer than any leaf covers.
+const CHUNK_BYTES: usize = 1 << 20;
+
+impl Default for ScanOptions {
+    fn default() -> Self {
+        let workers = thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            compress_level: 1,
+            workers,
+            depth: 8,
+            buffers: 32,
+        }
+    }
+}
+
+/// How far a scan is; other threads may look at it and stop it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes of the disk read, compared and, where they differ, stored.
+    pub compared_bytes: AtomicU64,
+    /// Bytes among them that differ.
+    pub dirty_bytes: AtomicU64,
+    /// Set to stop.
+    pub cancel: AtomicBool,
+}
+
+/// A finished scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scanned {
+    /// Bytes read and compared: the whole disk.
+    pub compared_bytes: u64,
+}
+
+/// Takes each changed cluster, in ascending order.
+pub type Push<'a> = dyn FnMut(&ClusterUpdate<'_>) -> imagefmt::Result<()> + 'a;
+
+/// Reads all of `device` and pushes every cluster that differs from `parent` (or from zeros).
+///
+/// # Errors
+/// Of kind `Device` when a part of the disk cannot be read, or the disk's size or identity changed
+/// meanwhile; `Store` when the parent cannot be read or `push` fails; `Canceled` when asked to stop.
+pub fn scan(
+    device: &Device,
+    geometry: Geometry,
+    parent: Option<&Disk>,
+    options: &ScanOptions,
+    progress: &Progress,
+    push: &mut Push<'_>,
+) -> Result<Scanned> {
+    let read = ReadOptions {
+        chunk_bytes: CHUNK_BYTES,
+        depth: options.depth,
+        buffers: options.buffers,
+        start: 0,
+        end: Some(geometry.size_bytes()),
+    };
+    let reader = SequentialReader::new(device, &read)?;
+    let (sender, examined) = bounded(options.buffers);
+    let compared_bytes = thread::scope(|scope| {
+        for _ in 0..options.workers.max(1) {
+            let (chunks, sender) = (reader.receiver().clone(), sender.clone());
+            let examiner = Examiner::new(geometry, parent, options.compress_level);
+            scope.spawn(move || work(examiner, &chunks, &sender));
+        }
+        drop(sender);
+        let stored = store(examined, geometry, progress, push);
+        // Ends the workers: without a reader their channel closes.
+        drop(reader);
+        stored
+    })?;
+    device.check_unchanged()?;
+    if compared_bytes != geometry.size_bytes() {
+        return Err(Error::incomplete(compared_bytes, geometry.size_bytes()));
+    }
+    Ok(Scanned { compared_bytes })
+}
+
+/// Examines chunks until there are none, or nobody wants the results.
+fn work(
+    mut examiner: Examiner<'_>,
+    chunks: &Receiver<blockio::Result<Chunk>>,
+    sender: &Sender<Result<Examined>>,
+) {
+    let _guard = PanicGuard(sender);
+    for chunk in chunks {
+        let examined = match chunk {
+            Ok(chunk) => examiner.examine(chunk).map_err(Error::from),
+            Err(error) => Err(error.into()),
+        };
+        if sender.send(examined).is_err() {
+            return;
+        }
+    }
+}
+
+/// A worker that panics takes its chunk along; without a word of it the others would wait for ever.
+struct PanicGuard<'a>(&'a Sender<Result<Examined>>);
+
+impl Drop for PanicGuard<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = self.0.send(Err(Error::panicked()));
+        }
+    }
+}
+
+/// Brings the chunks back into order and pushes what changed; returns the bytes that were compared.
+fn store(
+    examined: Receiver<Result<Examined>>,
+    geometry: Geometry,
+    progress: &Progress,
+    push: &mut Push<'_>,
+) -> Result<u64> {
+    let mut waiting = BTreeMap::new();
+    let mut next = 0;
+    let mut compared_bytes = 0;
+    for chunk in examined {
+        let chunk = chunk?;
+        waiting.insert(chunk.chunk_index(), chunk);
+        while let Some(chunk) = waiting.remove(&next) {
+            if progress.cancel.load(Ordering::Relaxed) {
+                return Err(Error::canceled());
+            }
+            let mut dirty_bytes = 0;
+            for update in chunk.updates() {
+                push(&update)?;
+                dirty_bytes += geometry.cluster_len(update.index) as u64;
+            }
+            next += 1;
+            compared_bytes += chunk.len() as u64;
+            progress
+                .compared_bytes
+                .fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            progress.dirty_bytes.fetch_add(dirty_bytes, Ordering::Relaxed);
+        }
+    }
+    Ok(compared_bytes)
+}
