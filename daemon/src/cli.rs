@@ -1,0 +1,137 @@
+//! What smcd can be asked for.
+
+use clap::{Args, Parser, Subcommand};
+use imagefmt::ClusterSize;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Block-level server migration: reads disks while the server runs and writes chained images.
+#[derive(Debug, Parser)]
+#[command(name = "smcd", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Sync one or several disks into one image, now.
+    ///
+    /// The first sync of a job is full; every later one stores only what changed. The disks are opened
+    /// read-only and may be in use; the image says what that makes of it (its consistency).
+    Sync(SyncArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct SyncArgs {
+    /// Directory that holds the images; an empty or missing one becomes a store.
+    #[arg(long, value_name = "DIR")]
+    pub store: PathBuf,
+
+    /// Name of the job: its images are JOB/1, JOB/2, and so on.
+    #[arg(long, value_name = "NAME")]
+    pub job: String,
+
+    /// A disk: a block device or a regular file. NAME is the disk's name in the job [default: the device's].
+    #[arg(long = "disk", value_name = "[NAME=]DEV", required = true)]
+    pub disks: Vec<DiskArg>,
+
+    /// Unit of comparison: 16KiB, 64KiB or 256KiB; fixed with a job's first image [default: 64KiB].
+    #[arg(long, value_name = "SIZE", value_parser = parse_cluster_size)]
+    pub cluster_size: Option<ClusterSize>,
+
+    /// zstd level; 0 stores everything raw, and what does not look compressible is raw at any level.
+    #[arg(long, value_name = "0..19", default_value_t = 1, value_parser = clap::value_parser!(i32).range(0..=19))]
+    pub compress_level: i32,
+
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Go on although a disk's serial number, WWN or backing file is not the one that the job knows.
+    #[arg(long)]
+    pub accept_changed_disk: bool,
+
+    /// Make a new store on NFS, CIFS, FUSE or the like, where locks and durability are not ours to promise.
+    #[arg(long)]
+    pub allow_network_fs: bool,
+}
+
+/// A disk as given on the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskArg {
+    pub name: Option<String>,
+    pub path: PathBuf,
+}
+
+impl FromStr for DiskArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // A path may contain '=' too: what stands before it is a name only if it is no path.
+        let (name, path) = match text.split_once('=') {
+            Some((name, path)) if !name.contains('/') => (Some(name.to_owned()), path),
+            _ => (None, text),
+        };
+        if path.is_empty() {
+            return Err("no device is given".to_owned());
+        }
+        if let Some(name) = &name {
+            imagefmt::check_name("disk", name).map_err(|error| error.to_string())?;
+        }
+        Ok(Self {
+            name,
+            path: path.into(),
+        })
+    }
+}
+
+fn parse_cluster_size(text: &str) -> Result<ClusterSize, String> {
+    let bytes = parse_size::Config::new()
+        .with_binary()
+        .parse_size(text)
+        .map_err(|error| format!("{error}; write 16KiB, 64KiB or 256KiB"))?;
+    ClusterSize::from_bytes(bytes).map_err(|_| "only 16KiB, 64KiB and 256KiB exist".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_from_paths() {
+        let disk = |text: &str| text.parse::<DiskArg>().unwrap();
+        assert_eq!(
+            disk("vda=/dev/loop0"),
+            DiskArg {
+                name: Some("vda".into()),
+                path: "/dev/loop0".into()
+            }
+        );
+        assert_eq!(
+            disk("/dev/sda"),
+            DiskArg {
+                name: None,
+                path: "/dev/sda".into()
+            }
+        );
+        assert_eq!(disk("/dev/disk/by-id/a=b").name, None);
+        assert!("vda=".parse::<DiskArg>().is_err());
+        assert!("..=/dev/sda".parse::<DiskArg>().is_err());
+    }
+
+    #[test]
+    fn cluster_sizes_are_read_as_people_write_them() {
+        for text in ["64KiB", "64k", "65536", "64 KB"] {
+            assert_eq!(parse_cluster_size(text), Ok(ClusterSize::K64), "{text}");
+        }
+        assert!(parse_cluster_size("32KiB").is_err());
+        assert!(parse_cluster_size("big").is_err());
+    }
+
+    #[test]
+    fn command_line_is_well_formed() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

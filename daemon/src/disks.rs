@@ -1,0 +1,153 @@
+//! The disks of a sync: opened, named, and checked against the job before anything is written.
+
+use crate::cli::{DiskArg, SyncArgs};
+use anyhow::{Context, Result, bail, ensure};
+use blockio::{Device, DeviceKind};
+use imagefmt::{DiskIdentity, DiskMeta, Image};
+use indicatif::HumanBytes;
+use std::path::{Path, PathBuf};
+
+/// An opened disk and its name in the job.
+#[derive(Debug)]
+pub struct SourceDisk {
+    pub device: Device,
+    pub meta: DiskMeta,
+}
+
+/// Opens all disks; a wrong one is found before the store is touched.
+pub fn open_all(args: &SyncArgs) -> Result<Vec<SourceDisk>> {
+    let mut disks: Vec<SourceDisk> = Vec::new();
+    for arg in &args.disks {
+        let disk = open(arg)?;
+        let (name, path) = (&disk.meta.name, arg.path.display());
+        if let Some(other) = disks.iter().find(|other| other.meta.name == *name) {
+            bail!(
+                "{path} and {} would both be disk {name}: name one of them with --disk NAME=DEV",
+                other.device.path().display()
+            );
+        }
+        if let Some(other) = disks.iter().find(|other| is_same(&other.device, &disk.device)) {
+            bail!(
+                "{path} is the same disk as {}: give each disk once",
+                other.device.path().display()
+            );
+        }
+        refuse_own_store(&args.store, &disk)?;
+        disks.push(disk);
+    }
+    Ok(disks)
+}
+
+fn open(arg: &DiskArg) -> Result<SourceDisk> {
+    let device = Device::open(&arg.path)?;
+    let name = arg.name.clone().unwrap_or_else(|| device.name().to_owned());
+    imagefmt::check_name("disk", &name).with_context(|| {
+        format!(
+            "{} needs a name: --disk NAME={}",
+            arg.path.display(),
+            arg.path.display()
+        )
+    })?;
+    let meta = DiskMeta {
+        name,
+        size_bytes: device.size_bytes(),
+        logical_block_size: device.logical_block_size(),
+        identity: identity(&device),
+    };
+    Ok(SourceDisk { device, meta })
+}
+
+fn identity(device: &Device) -> DiskIdentity {
+    let known = device.identity();
+    let own_path = || {
+        device
+            .path()
+            .canonicalize()
+            .ok()
+            .map(|path| path.display().to_string())
+    };
+    DiskIdentity {
+        serial: known.serial.clone(),
+        wwn: known.wwn.clone(),
+        uuid: known.uuid.clone(),
+        backing_file: if device.kind() == DeviceKind::File {
+            own_path()
+        } else {
+            known.backing_file.clone()
+        },
+        model: known.model.clone(),
+        diskseq: known.diskseq,
+    }
+}
+
+fn is_same(a: &Device, b: &Device) -> bool {
+    match (a.device_number(), b.device_number()) {
+        (Some(a), Some(b)) => a == b,
+        _ => a.path().canonicalize().ok() == b.path().canonicalize().ok(),
+    }
+}
+
+/// A store on a disk that is being imaged would image itself, growing for ever.
+fn refuse_own_store(store: &Path, disk: &SourceDisk) -> Result<()> {
+    let place = existing_ancestor(store);
+    let inside = blockio::lies_on(&place, &disk.device)
+        .with_context(|| format!("find out which disks hold {}", store.display()))?;
+    ensure!(
+        !inside,
+        "the store {} lies on {}, which is to be imaged: it would image itself. Put the store on another disk",
+        store.display(),
+        disk.device.path().display()
+    );
+    Ok(())
+}
+
+fn existing_ancestor(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    absolute
+        .ancestors()
+        .find(|part| part.exists())
+        .map_or_else(|| PathBuf::from("/"), Path::to_owned)
+}
+
+/// Refuses disks that are not the job's: smaller than they were, or known by another identity.
+pub fn check_against(parent: &Image, disks: &[SourceDisk], accept_changed_disk: bool) -> Result<()> {
+    for disk in disks {
+        let Some(known) = parent.manifest().disk(&disk.meta.name) else {
+            continue;
+        };
+        let (name, path, label) = (&disk.meta.name, disk.device.path().display(), parent.label());
+        ensure!(
+            disk.meta.size_bytes >= known.size_bytes,
+            "disk {name} ({path}) shrank from {} ({} bytes) in {label} to {} ({} bytes). \
+             Check that it is the right device; if it is, sync it to a new job",
+            HumanBytes(known.size_bytes),
+            known.size_bytes,
+            HumanBytes(disk.meta.size_bytes),
+            disk.meta.size_bytes
+        );
+        if let Some(difference) = difference(&known.identity, &disk.meta.identity) {
+            ensure!(
+                accept_changed_disk,
+                "{path} is not the disk that job {} knows as {name}: {difference}. Check that it is the right device; \
+                 if its content is to become the job's next image all the same, add --accept-changed-disk",
+                parent.manifest().job
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The first identity that both have and that differs. What only one of them has says nothing.
+fn difference(known: &DiskIdentity, now: &DiskIdentity) -> Option<String> {
+    let pairs = [
+        ("WWN", &known.wwn, &now.wwn),
+        ("serial number", &known.serial, &now.serial),
+        ("UUID", &known.uuid, &now.uuid),
+        ("backing file", &known.backing_file, &now.backing_file),
+    ];
+    let (what, known, now) = pairs
+        .into_iter()
+        .find(|(_, known, now)| known.is_some() && now.is_some())?;
+    let (known, now) = (known.as_ref()?, now.as_ref()?);
+    (known != now).then(|| format!("its {what} is {now} and was {known}"))
+}

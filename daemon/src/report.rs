@@ -1,0 +1,107 @@
+//! What a sync says when it is done.
+
+use anyhow::Result;
+use imagefmt::{ClusterSize, Consistency, DiskRecord, Kind, Manifest, Method};
+use indicatif::{HumanBytes, HumanDuration};
+use serde::Serialize;
+use std::io::Write;
+use std::time::Duration;
+
+/// One sync, as `--json` prints it.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    image: String,
+    kind: Kind,
+    method: Method,
+    consistency: Consistency,
+    consistency_reason: String,
+    seconds: f64,
+    #[serde(skip)]
+    millis: u64,
+    disks: Vec<DiskReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct DiskReport {
+    name: String,
+    size_bytes: u64,
+    compared_bytes: u64,
+    dirty_bytes: u64,
+    stored_bytes: u64,
+    digest: String,
+}
+
+impl Report {
+    /// From the manifest of the image that the sync made.
+    pub fn new(manifest: &Manifest, took: Duration) -> Result<Self> {
+        let cluster_size = manifest.cluster_size()?;
+        let disks = manifest
+            .disks
+            .iter()
+            .map(|disk| DiskReport::new(disk, cluster_size));
+        Ok(Self {
+            image: format!("{}/{}", manifest.job, manifest.sequence),
+            kind: manifest.kind,
+            method: if manifest.kind == Kind::Full {
+                Method::Full
+            } else {
+                Method::Scan
+            },
+            consistency: manifest.consistency,
+            consistency_reason: manifest.consistency_reason.clone(),
+            seconds: (took.as_secs_f64() * 1000.0).round() / 1000.0,
+            millis: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            disks: disks.collect::<Result<_>>()?,
+        })
+    }
+
+    /// One JSON object on one line.
+    pub fn print_json(&self) -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        serde_json::to_writer(&mut out, self)?;
+        writeln!(out)?;
+        Ok(())
+    }
+
+    /// A few lines for people.
+    pub fn print_text(&self) -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        writeln!(
+            out,
+            "{}: {} image, {}, in {:#} ({})",
+            self.image,
+            self.kind,
+            self.consistency,
+            HumanDuration(Duration::from_millis(self.millis)),
+            self.consistency_reason
+        )?;
+        for disk in &self.disks {
+            let rate = disk.compared_bytes.saturating_mul(1000) / self.millis.max(1);
+            writeln!(
+                out,
+                "  {:<12} {} compared ({}/s), {} changed, {} stored\n  {:<12} {}",
+                disk.name,
+                HumanBytes(disk.compared_bytes),
+                HumanBytes(rate),
+                HumanBytes(disk.dirty_bytes),
+                HumanBytes(disk.stored_bytes),
+                "",
+                disk.digest
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl DiskReport {
+    fn new(disk: &DiskRecord, cluster_size: ClusterSize) -> Result<Self> {
+        Ok(Self {
+            name: disk.name.clone(),
+            size_bytes: disk.size_bytes,
+            compared_bytes: disk.compared_bytes,
+            dirty_bytes: disk.dirty_bytes,
+            stored_bytes: disk.stored_bytes,
+            digest: disk.disk_digest(cluster_size)?.to_string(),
+        })
+    }
+}
