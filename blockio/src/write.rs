@@ -32,6 +32,12 @@ pub struct WriteOptions {
     /// Whether [`finish`](SequentialWriter::finish) fills the last block with zeros (4096 bytes in a file, the
     /// logical block of a device). If not, the odd bytes at the end are written through the page cache.
     pub pad_tail: bool,
+    /// How far the end of a regular file is moved ahead of the writes; 0 leaves it to them.
+    ///
+    /// ext4 waits for each O_DIRECT write that extends a file (`ext4_dio_write_iter`) before it takes the
+    /// next: with the end moved ahead, as a hole, they run in parallel. [`trim`](SequentialWriter::trim) and
+    /// [`finish`](SequentialWriter::finish) move it back.
+    pub extend_bytes: u64,
 }
 
 impl Default for WriteOptions {
@@ -41,6 +47,7 @@ impl Default for WriteOptions {
             depth: 8,
             start_offset: 0,
             pad_tail: false,
+            extend_bytes: 0,
         }
     }
 }
@@ -62,6 +69,9 @@ pub struct SequentialWriter {
     tail_alignment: u64,
     buffer_bytes: usize,
     pad_tail: bool,
+    extend_bytes: u64,
+    /// Up to where the file was extended ahead; 0 if it was not.
+    extended_to: u64,
     free: Vec<Slot>,
     /// The buffer being filled.
     current: Option<Slot>,
@@ -102,6 +112,8 @@ impl SequentialWriter {
             tail_alignment,
             buffer_bytes: options.buffer_bytes,
             pad_tail: options.pad_tail,
+            extend_bytes: options.extend_bytes,
+            extended_to: 0,
             free,
             current: None,
             filled: 0,
@@ -217,6 +229,42 @@ impl SequentialWriter {
         self.wait_all()
     }
 
+    /// Ends a file that was extended ahead at the position: after a [`flush`](Self::flush), before a sync.
+    ///
+    /// # Errors
+    /// `Io` when the file cannot be truncated.
+    pub fn trim(&mut self) -> Result<()> {
+        self.check_failure()?;
+        if std::mem::take(&mut self.extended_to) == 0 {
+            return Ok(());
+        }
+        let end = self.position();
+        self.file
+            .set_len(end)
+            .map_err(|source| self.latch(self.write_error(end, source)))
+    }
+
+    /// Moves the end of a regular file ahead of a write up to `end`.
+    fn extend_ahead(&mut self, end: u64) -> Result<()> {
+        if self.extend_bytes == 0 || end <= self.extended_to {
+            return Ok(());
+        }
+        let target = end.saturating_add(self.extend_bytes);
+        let shorter = |len: u64| len < target;
+        // A device, or a file that is overwritten, has its length already.
+        if self
+            .file
+            .metadata()
+            .is_ok_and(|found| found.is_file() && shorter(found.len()))
+        {
+            self.file
+                .set_len(target)
+                .map_err(|source| self.latch(self.write_error(end, source)))?;
+            self.extended_to = target;
+        }
+        Ok(())
+    }
+
     /// Writes the tail, waits for every write and returns the file, not synced.
     ///
     /// With `pad_tail` the file ends on a block boundary (see [`WriteOptions`]); without, at exactly the
@@ -231,6 +279,7 @@ impl SequentialWriter {
         }
         self.flush()?;
         self.write_odd_tail()?;
+        self.trim()?;
         let SequentialWriter { ring, file, .. } = self;
         drop(ring);
         Ok(file)
@@ -273,6 +322,7 @@ impl SequentialWriter {
         while self.ring.is_full() {
             self.wait_one()?;
         }
+        self.extend_ahead(self.current_offset + to_u64(len))?;
         let Some(slot) = self.current.take() else {
             return Ok(());
         };

@@ -50,6 +50,32 @@ fn a_file_ends_where_the_writer_did() {
 }
 
 #[test]
+fn a_file_extended_ahead_ends_where_the_writer_did() {
+    let scratch = scratch();
+    for (number, len) in [0, 1, 4096, MIB + 1, 9 * MIB].into_iter().enumerate() {
+        let (name, bytes) = (format!("f{number}"), pattern(len));
+        let ahead = WriteOptions {
+            extend_bytes: 4 << 20,
+            ..options(MIB, 4)
+        };
+        let mut writer = SequentialWriter::new(create(scratch.path(), &name), &ahead).unwrap();
+        writer.append(&bytes).unwrap();
+        let len_now = || fs::metadata(scratch.path().join(&name)).unwrap().len();
+        assert!(len < MIB || len_now() >= 4 << 20, "nothing was extended");
+        writer.pad_to(4096).unwrap();
+        writer.flush().unwrap();
+        writer.trim().unwrap();
+        assert_eq!(len_now(), len.next_multiple_of(4096) as u64);
+        writer.append(&bytes).unwrap();
+        writer.finish().unwrap();
+        let mut expected = bytes.clone();
+        expected.resize(len.next_multiple_of(4096), 0);
+        expected.extend_from_slice(&bytes);
+        assert_same(&fs::read(scratch.path().join(&name)).unwrap(), &expected);
+    }
+}
+
+#[test]
 fn a_padded_file_ends_on_a_block_with_zeros() {
     let scratch = scratch();
     for (number, len) in [0, 1, 4095, 4096, 4097, MIB - 1].into_iter().enumerate() {

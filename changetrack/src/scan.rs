@@ -30,6 +30,9 @@ pub struct ScanOptions {
     pub buffers: usize,
 }
 
+/// The level that stores no more than `qemu-img convert -c` does with zstd, and takes a third of its time.
+pub const COMPRESS_LEVEL: i32 = 4;
+
 /// Length of a chunk: a multiple of every cluster size, and no longer than any leaf covers.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -37,7 +40,7 @@ impl Default for ScanOptions {
     fn default() -> Self {
         let workers = thread::available_parallelism().map_or(1, usize::from);
         Self {
-            compress_level: 1,
+            compress_level: COMPRESS_LEVEL,
             workers,
             depth: 8,
             buffers: 32,

@@ -41,7 +41,7 @@ pub struct SyncArgs {
     pub cluster_size: Option<ClusterSize>,
 
     /// zstd level; 0 stores everything raw, and what does not look compressible is raw at any level.
-    #[arg(long, value_name = "0..19", default_value_t = 1, value_parser = clap::value_parser!(i32).range(0..=19))]
+    #[arg(long, value_name = "0..19", default_value_t = changetrack::COMPRESS_LEVEL, value_parser = clap::value_parser!(i32).range(0..=19))]
     pub compress_level: i32,
 
     /// Print one JSON object instead of text.

@@ -234,9 +234,10 @@ impl Storage for DirStorage {
             blockio::create_direct(std::os::fd::AsFd::as_fd(&dir), name).map_err(|e| layer_error(e, path))?;
         let options = WriteOptions {
             buffer_bytes: 1 << 20,
-            depth: 8,
+            depth: 16,
             start_offset: 0,
             pad_tail: false,
+            extend_bytes: 256 << 20,
         };
         let writer = SequentialWriter::new(file, &options).map_err(|e| layer_error(e, path))?;
         Ok(Box::new(NewLayer {
@@ -304,7 +305,8 @@ impl LayerAppend for NewLayer {
         let padded = self
             .writer
             .pad_to(crate::storage::BLOCK_LEN)
-            .and_then(|()| self.writer.flush());
+            .and_then(|()| self.writer.flush())
+            .and_then(|()| self.writer.trim());
         padded.map_err(|e| layer_error(e, &self.path))?;
         self.writer
             .file()
