@@ -1,0 +1,39 @@
+# Two commands work on a fresh Debian or Ubuntu machine, as root, with Rust and git: make demo, make test.
+
+SHELL := /bin/bash
+# rustup's cargo is not in the PATH of a root shell that never read its profile.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+
+CARGO ?= cargo
+export CARGO_TERM_COLOR ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint bench clean
+.NOTPARALLEL:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is needed by apt-get, and unpack the guests' kernel
+	@bash scripts/setup.sh
+	@command -v $(CARGO) >/dev/null || { echo "make: cargo not found in PATH or ~/.cargo/bin: install Rust first" >&2; exit 1; }
+
+build: setup ## build the programs (target/release)
+	$(CARGO) build --release --locked --workspace --bins
+
+demo: build ## image a server twice, the second time while it is written to, and boot both images
+	@"$${CARGO_TARGET_DIR:-target}/release/demo"
+
+# The cross-crate tests run the programs of their own profile, which cargo does not build for them.
+test: setup lint ## everything: lints, then all tests, on real loop devices and in real guests
+	$(CARGO) build --locked --workspace --all-targets
+	$(CARGO) test --locked --workspace
+
+lint: ## formatting and clippy, where any warning is an error
+	@bash scripts/lint.sh
+
+bench: build ## measure against fio on the same device
+	$(CARGO) run --release --locked -p smc-tests --bin bench
+
+clean: ## remove what was built
+	$(CARGO) clean

@@ -1,0 +1,198 @@
+//! Loop devices, mounts and scratch directories that clean up after themselves.
+//!
+//! Each guard undoes what it did when it is dropped: at the end of a test, on an early return and while a
+//! panic unwinds. A loop device even goes when the process is killed, because the kernel is told to detach
+//! it as soon as its last user, this guard, closes it.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::process;
+
+/// Names the directory under which scratch directories are made; `/var/tmp` where it is not set.
+pub const SCRATCH_VARIABLE: &str = "SMC_SCRATCH";
+
+/// `LOOP_CLR_FD` of the kernel's include/uapi/linux/loop.h.
+const LOOP_CLR_FD: libc::Ioctl = 0x4c01;
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A directory of its own that is removed with all its content.
+///
+/// It lies under `/var/tmp` and not under `/tmp`, which may be a tmpfs and too small for disks.
+#[derive(Debug)]
+pub struct ScratchDir(tempfile::TempDir);
+
+impl ScratchDir {
+    /// Makes a directory whose name starts with `name`, under `$SMC_SCRATCH` or `/var/tmp`.
+    pub fn new(name: &str) -> Result<Self> {
+        let parent =
+            std::env::var_os(SCRATCH_VARIABLE).map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+        fs::create_dir_all(&parent).context(|| format!("create {}", parent.display()))?;
+        tempfile::Builder::new()
+            .prefix(&format!("{name}-"))
+            .tempdir_in(&parent)
+            .map(Self)
+            .context(|| format!("create a scratch directory in {}", parent.display()))
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// The path of `name` in the directory.
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path().join(name)
+    }
+
+    /// Makes a sparse file of `size_bytes` for a loop device.
+    pub fn sparse_file(&self, name: &str, size_bytes: u64) -> Result<PathBuf> {
+        let path = self.join(name);
+        let file = File::create_new(&path).context(|| format!("create {}", path.display()))?;
+        file.set_len(size_bytes)
+            .context(|| format!("size {} to {size_bytes} bytes", path.display()))?;
+        Ok(path)
+    }
+}
+
+/// A loop device with direct I/O; detached when dropped.
+#[derive(Debug)]
+pub struct LoopDevice {
+    path: PathBuf,
+    /// Kept open: the kernel detaches the device when the last user closes it.
+    handle: Option<File>,
+}
+
+impl LoopDevice {
+    /// Attaches all of `backing`, a file or a block device, to a free loop device.
+    pub fn attach(backing: &Path) -> Result<Self> {
+        Self::losetup(&mut Command::new("losetup"), backing)
+    }
+
+    /// Attaches `length_bytes` of `backing` from `offset_bytes` on: a partition, on kernels that find none.
+    pub fn attach_range(backing: &Path, offset_bytes: u64, length_bytes: u64) -> Result<Self> {
+        let mut command = Command::new("losetup");
+        command
+            .arg(format!("--offset={offset_bytes}"))
+            .arg(format!("--sizelimit={length_bytes}"));
+        Self::losetup(&mut command, backing)
+    }
+
+    fn losetup(command: &mut Command, backing: &Path) -> Result<Self> {
+        let output = process::run(command.args(["--direct-io=on", "--find", "--show"]).arg(backing))?;
+        let path = PathBuf::from(output.trim());
+        let handle = match File::open(&path) {
+            Ok(handle) => handle,
+            Err(error) => {
+                process::run(Command::new("losetup").arg("--detach").arg(&path))?;
+                return Err(Error::io(format!("open {}", path.display()), error));
+            }
+        };
+        let device = Self {
+            path,
+            handle: Some(handle),
+        };
+        device.detach_with_last_user()?;
+        Ok(device)
+    }
+
+    /// Has the kernel detach the device when `handle` is closed, be it by a kill: a device that has another user
+    /// when it is cleared is only marked (`loop_clr_fd` in the kernel's drivers/block/loop.c).
+    fn detach_with_last_user(&self) -> Result<()> {
+        let context = || format!("mark {} for detaching", self.path.display());
+        let second = File::open(&self.path).context(context)?;
+        // SAFETY: LOOP_CLR_FD takes no argument and touches no memory of ours; the descriptor is open.
+        Errno::result(unsafe { libc::ioctl(second.as_raw_fd(), LOOP_CLR_FD) })
+            .map(drop)
+            .context(context)
+    }
+
+    /// The device node, `/dev/loopN`.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Detaches the device and waits until it is free.
+    ///
+    /// Fails with [`ErrorKind::Timeout`] if something else still holds it: a mount, or another process.
+    pub fn detach(mut self) -> Result<()> {
+        let before = self.backing_file();
+        drop(self.handle.take());
+        process::wait_until(RELEASE_TIMEOUT, || {
+            self.backing_file().is_none() || self.backing_file() != before
+        })
+        .map_err(|_| {
+            let path = self.path.display();
+            Error::new(
+                ErrorKind::Timeout,
+                format!("{path} stays attached: something else still has it open"),
+            )
+        })
+    }
+
+    fn backing_file(&self) -> Option<String> {
+        let name = self.path.file_name()?;
+        fs::read_to_string(Path::new("/sys/block").join(name).join("loop/backing_file")).ok()
+    }
+}
+
+/// A mounted filesystem; unmounted when dropped.
+#[derive(Debug)]
+pub struct Mount {
+    target: PathBuf,
+    mounted: bool,
+}
+
+impl Mount {
+    /// Mounts `source` on `target`, which is made if it does not exist.
+    pub fn new(source: &Path, target: &Path, fstype: &str, flags: MsFlags) -> Result<Self> {
+        fs::create_dir_all(target).context(|| format!("create {}", target.display()))?;
+        mount(Some(source), target, Some(fstype), flags, None::<&str>)
+            .context(|| format!("mount {} ({fstype}) on {}", source.display(), target.display()))?;
+        Ok(Self {
+            target: target.to_path_buf(),
+            mounted: true,
+        })
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.target
+    }
+
+    /// Unmounts, waiting a little for whoever still has a file open.
+    pub fn unmount(mut self) -> Result<()> {
+        self.release().context(|| {
+            format!(
+                "unmount {}: a file on it may still be open",
+                self.target.display()
+            )
+        })
+    }
+
+    fn release(&mut self) -> std::result::Result<(), Errno> {
+        let mut result = Ok(());
+        let _ = process::wait_until(RELEASE_TIMEOUT, || {
+            result = umount2(&self.target, MntFlags::empty());
+            result != Err(Errno::EBUSY)
+        });
+        self.mounted = result.is_err();
+        result
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if self.mounted && self.release().is_err() {
+            // Out of sight at once, and out of the kernel when its last user goes.
+            let _ = umount2(&self.target, MntFlags::MNT_DETACH);
+        }
+    }
+}
