@@ -23,6 +23,8 @@ pub struct Identity {
     pub backing_file: Option<String>,
     /// Model name.
     pub model: Option<String>,
+    /// Number of a partition; absent for a whole disk.
+    pub partition: Option<u32>,
 }
 
 impl Identity {
@@ -44,6 +46,7 @@ impl Identity {
             diskseq,
             backing_file: first(&["loop/backing_file"]),
             model: first(&["device/model"]),
+            partition: attribute(&directory.join("partition")).and_then(|number| number.parse().ok()),
         }
     }
 }

@@ -29,7 +29,7 @@ pub use crossbeam_channel::Receiver;
 pub use device::{Device, DeviceKind};
 pub use error::{Error, ErrorKind, Result};
 pub use identity::Identity;
-pub use open::{create_direct, open_exclusive};
+pub use open::{create_direct, open_exclusive, set_buffered};
 pub use read::{Chunk, ReadOptions, SequentialReader};
 pub use topology::{Dependencies, disks_below, lies_on};
 pub use write::{SequentialWriter, WriteOptions};

@@ -89,6 +89,11 @@ pub(crate) fn set_direct(file: BorrowedFd<'_>, direct: bool) -> bool {
     fcntl(file, FcntlArg::F_SETFL(flags)).is_ok()
 }
 
+/// Lets the page cache take a file's reads and writes: where the alignment of O_DIRECT does not suit the caller.
+pub fn set_buffered(file: &File) {
+    set_direct(file.as_fd(), false);
+}
+
 /// Whether the file is open with O_DIRECT.
 pub(crate) fn is_direct(file: BorrowedFd<'_>) -> bool {
     fcntl(file, FcntlArg::F_GETFL).is_ok_and(|bits| OFlag::from_bits_retain(bits).contains(OFlag::O_DIRECT))

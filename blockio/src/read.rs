@@ -16,7 +16,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::buffer::{Arena, Slot};
 use crate::device::{Progress, Step};
-use crate::ring::{Issuer, Ring, Transfer, is_retryable};
+use crate::ring::{Issuer, Ring, Transfer, is_retryable, setup_error};
 use crate::{BLOCK, Device, Error, ErrorKind, Result, to_u64, to_usize};
 
 /// The kernel registers at most 1 GiB a buffer and 16384 buffers (`io_uring/rsrc.c`).
@@ -78,7 +78,7 @@ impl SequentialReader {
     /// memory, thread or ring. Errors of the device come with the chunks.
     pub fn new(device: &Device, options: &ReadOptions) -> Result<SequentialReader> {
         let plan = Plan::new(device, options)?;
-        let fail = |source: io::Error| Error::os("set up reading of", source).at_path(device.path());
+        let fail = |source: io::Error| setup_error("set up reading of", source).at_path(device.path());
         let slots = Arena::slots(plan.buffers, plan.chunk_bytes).map_err(fail)?;
         let (free_sender, free) = unbounded();
         // A place for every buffer and for the error: the thread never waits for consumers to receive.

@@ -110,22 +110,13 @@ impl<T> Ring<T> {
             len,
             offset,
         } = *transfer;
-        let fixed = self.buffers_registered;
-        let entry = match self.file {
-            FileRef::Registered if fixed => {
-                opcode::ReadFixed::new(types::Fixed(0), memory, len, buffer_index)
-                    .offset(offset)
-                    .build()
-            }
-            FileRef::Registered => opcode::Read::new(types::Fixed(0), memory, len)
+        let fd = self.fd();
+        let entry = if self.buffers_registered {
+            opcode::ReadFixed::new(fd, memory, len, buffer_index)
                 .offset(offset)
-                .build(),
-            FileRef::Plain(fd) if fixed => opcode::ReadFixed::new(types::Fd(fd), memory, len, buffer_index)
-                .offset(offset)
-                .build(),
-            FileRef::Plain(fd) => opcode::Read::new(types::Fd(fd), memory, len)
-                .offset(offset)
-                .build(),
+                .build()
+        } else {
+            opcode::Read::new(fd, memory, len).offset(offset).build()
         };
         self.start(operation, entry);
     }
@@ -141,24 +132,23 @@ impl<T> Ring<T> {
             len,
             offset,
         } = *transfer;
-        let fixed = self.buffers_registered;
-        let entry = match self.file {
-            FileRef::Registered if fixed => {
-                opcode::WriteFixed::new(types::Fixed(0), memory, len, buffer_index)
-                    .offset(offset)
-                    .build()
-            }
-            FileRef::Registered => opcode::Write::new(types::Fixed(0), memory, len)
+        let fd = self.fd();
+        let entry = if self.buffers_registered {
+            opcode::WriteFixed::new(fd, memory, len, buffer_index)
                 .offset(offset)
-                .build(),
-            FileRef::Plain(fd) if fixed => opcode::WriteFixed::new(types::Fd(fd), memory, len, buffer_index)
-                .offset(offset)
-                .build(),
-            FileRef::Plain(fd) => opcode::Write::new(types::Fd(fd), memory, len)
-                .offset(offset)
-                .build(),
+                .build()
+        } else {
+            opcode::Write::new(fd, memory, len).offset(offset).build()
         };
         self.start(operation, entry);
+    }
+
+    /// The file as an entry names it: its index among the registered ones, or its descriptor.
+    fn fd(&self) -> types::Fd {
+        match self.file {
+            FileRef::Registered => types::Fd(0),
+            FileRef::Plain(fd) => types::Fd(fd),
+        }
     }
 
     /// Puts the operation into the slab and its entry into the submission queue.
@@ -167,7 +157,11 @@ impl<T> Ring<T> {
             .vacant
             .pop()
             .expect("the caller asks is_full() before it starts an operation");
-        let entry = entry.user_data(crate::to_u64(index));
+        let flags = match self.file {
+            FileRef::Registered => squeue::Flags::FIXED_FILE,
+            FileRef::Plain(_) => squeue::Flags::empty(),
+        };
+        let entry = entry.flags(flags).user_data(crate::to_u64(index));
         self.slab[index] = Some(operation);
         // SAFETY: what the entry points to is owned by the operation, which the slab keeps until its CQE.
         let pushed = unsafe { self.uring.submission().push(&entry) };
@@ -287,6 +281,17 @@ fn register_buffers(uring: &IoUring, slots: &[Slot]) -> bool {
         tracing::debug!(%error, "io_uring does not register the buffers; using plain reads and writes");
     }
     registered.is_ok()
+}
+
+/// An error of setting up a ring; one that comes from the system's configuration says so.
+pub(crate) fn setup_error(operation: &'static str, source: io::Error) -> crate::Error {
+    let denied = matches!(source.raw_os_error(), Some(libc::EPERM | libc::ENOSYS));
+    let error = crate::Error::os(operation, source);
+    if denied {
+        error.detail("io_uring is not allowed here: look at sysctl kernel.io_uring_disabled, and at seccomp in a container")
+    } else {
+        error
+    }
 }
 
 fn register_file(uring: &IoUring, file: BorrowedFd<'_>) -> FileRef {

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use crate::buffer::{Arena, Slot};
 use crate::device::logical_block_size;
 use crate::open::{file_alignment, is_direct, set_direct};
-use crate::ring::{Issuer, Ring, Transfer, is_retryable};
+use crate::ring::{Issuer, Ring, Transfer, is_retryable, setup_error};
 use crate::{BLOCK, Error, ErrorKind, Result, align_down, align_up, to_u64, to_usize};
 
 const BUFFER_BYTES_MAX: usize = 1 << 30;
@@ -100,7 +100,7 @@ impl SequentialWriter {
         let (alignment, tail_alignment) =
             alignments(&file).map_err(|e| locate(Error::os("examine", e), path.as_ref()))?;
         check(options, alignment).map_err(|error| locate(error, path.as_ref()))?;
-        let fail = |source: io::Error| locate(Error::os("set up writing of", source), path.as_ref());
+        let fail = |source: io::Error| locate(setup_error("set up writing of", source), path.as_ref());
         // One more than can be in flight: it is being filled.
         let free = Arena::slots(options.depth + 1, options.buffer_bytes).map_err(fail)?;
         let ring = Ring::new(Issuer::AnyThread, options.depth, file.as_fd(), &free).map_err(fail)?;
@@ -232,9 +232,15 @@ impl SequentialWriter {
     /// Ends a file that was extended ahead at the position: after a [`flush`](Self::flush), before a sync.
     ///
     /// # Errors
-    /// `Io` when the file cannot be truncated.
+    /// `Invalid` while bytes wait in memory for the rest of their block; `Io` when the file cannot be truncated.
     pub fn trim(&mut self) -> Result<()> {
         self.check_failure()?;
+        if self.current.is_some() && self.filled > 0 {
+            return Err(self.invalid(format!(
+                "its last {} bytes are not written: pad to a multiple of {} and flush first",
+                self.filled, self.alignment
+            )));
+        }
         if std::mem::take(&mut self.extended_to) == 0 {
             return Ok(());
         }

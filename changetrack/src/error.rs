@@ -35,6 +35,15 @@ impl Error {
         }
     }
 
+    pub(crate) fn no_thread(error: std::io::Error) -> Self {
+        let what = "a thread of the scan cannot be started".to_owned();
+        Self {
+            kind: ErrorKind::Device,
+            what,
+            source: Some(Box::new(error)),
+        }
+    }
+
     pub(crate) fn panicked() -> Self {
         let what = "a thread of the scan panicked: this is a bug in smc".to_owned();
         Self {

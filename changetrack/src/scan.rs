@@ -11,11 +11,12 @@
 use crate::error::{Error, Result};
 use crate::examine::{Examined, Examiner};
 use blockio::{Chunk, Device, ReadOptions, Receiver, SequentialReader};
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use imagefmt::{ClusterUpdate, Disk, Geometry};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 /// How to scan.
 #[derive(Debug, Clone)]
@@ -35,6 +36,9 @@ pub const COMPRESS_LEVEL: i32 = 4;
 
 /// Length of a chunk: a multiple of every cluster size, and no longer than any leaf covers.
 const CHUNK_BYTES: usize = 1 << 20;
+
+/// How often a stage that waits looks up whether it is to stop.
+const LOOK_UP: Duration = Duration::from_millis(100);
 
 impl Default for ScanOptions {
     fn default() -> Self {
@@ -91,16 +95,36 @@ pub fn scan(
     };
     let reader = SequentialReader::new(device, &read)?;
     let (sender, examined) = bounded(options.buffers);
+    let stop = AtomicBool::new(false);
     let compared_bytes = thread::scope(|scope| {
+        let mut workers = Vec::new();
+        let mut spawned = Ok(());
         for _ in 0..options.workers.max(1) {
-            let (chunks, sender) = (reader.receiver().clone(), sender.clone());
+            let (chunks, sender, stop) = (reader.receiver().clone(), sender.clone(), &stop);
             let examiner = Examiner::new(geometry, parent, options.compress_level);
-            scope.spawn(move || work(examiner, &chunks, &sender));
+            let work = move || work(examiner, &chunks, &sender, stop);
+            match thread::Builder::new()
+                .name("scan".to_owned())
+                .spawn_scoped(scope, work)
+            {
+                Ok(worker) => workers.push(worker),
+                Err(error) => spawned = Err(Error::no_thread(error)),
+            }
         }
         drop(sender);
-        let stored = store(examined, geometry, progress, push);
-        // Ends the workers: without a reader their channel closes.
-        drop(reader);
+        let stored = spawned.and_then(|()| store(&examined, geometry, progress, push));
+        stop.store(true, Ordering::Relaxed);
+        drop(examined);
+        // A disk that no longer answers must not keep us: the reader's thread ends when its reads do.
+        if progress.cancel.load(Ordering::Relaxed) {
+            reader.abandon()
+        } else {
+            drop(reader)
+        }
+        for worker in workers {
+            // One that panicked has said so through the channel.
+            let _ = worker.join();
+        }
         stored
     })?;
     device.check_unchanged()?;
@@ -115,15 +139,27 @@ fn work(
     mut examiner: Examiner<'_>,
     chunks: &Receiver<blockio::Result<Chunk>>,
     sender: &Sender<Result<Examined>>,
+    stop: &AtomicBool,
 ) {
     let _guard = PanicGuard(sender);
-    for chunk in chunks {
+    while let Some(chunk) = next(chunks, stop) {
         let examined = match chunk {
             Ok(chunk) => examiner.examine(chunk).map_err(Error::from),
             Err(error) => Err(error.into()),
         };
         if sender.send(examined).is_err() {
             return;
+        }
+    }
+}
+
+/// The next item of a channel, or `None` when it has closed or `stop` is set.
+fn next<T>(channel: &Receiver<T>, stop: &AtomicBool) -> Option<T> {
+    loop {
+        match channel.recv_timeout(LOOK_UP) {
+            Ok(item) => return Some(item),
+            Err(RecvTimeoutError::Timeout) if !stop.load(Ordering::Relaxed) => {}
+            Err(_) => return None,
         }
     }
 }
@@ -141,18 +177,18 @@ impl Drop for PanicGuard<'_> {
 
 /// Brings the chunks back into order and pushes what changed; returns the bytes that were compared.
 fn store(
-    examined: Receiver<Result<Examined>>,
+    examined: &Receiver<Result<Examined>>,
     geometry: Geometry,
     progress: &Progress,
     push: &mut Push<'_>,
 ) -> Result<u64> {
     let mut waiting = BTreeMap::new();
-    let mut next = 0;
+    let mut due = 0;
     let mut compared_bytes = 0;
-    for chunk in examined {
+    while let Some(chunk) = next(examined, &progress.cancel) {
         let chunk = chunk?;
         waiting.insert(chunk.chunk_index(), chunk);
-        while let Some(chunk) = waiting.remove(&next) {
+        while let Some(chunk) = waiting.remove(&due) {
             if progress.cancel.load(Ordering::Relaxed) {
                 return Err(Error::canceled());
             }
@@ -161,13 +197,16 @@ fn store(
                 push(&update)?;
                 dirty_bytes += geometry.cluster_len(update.index) as u64;
             }
-            next += 1;
+            due += 1;
             compared_bytes += chunk.len() as u64;
             progress
                 .compared_bytes
                 .fetch_add(chunk.len() as u64, Ordering::Relaxed);
             progress.dirty_bytes.fetch_add(dirty_bytes, Ordering::Relaxed);
         }
+    }
+    if progress.cancel.load(Ordering::Relaxed) {
+        return Err(Error::canceled());
     }
     Ok(compared_bytes)
 }

@@ -77,6 +77,7 @@ fn identity(device: &Device) -> DiskIdentity {
         },
         model: known.model.clone(),
         diskseq: known.diskseq,
+        partition: known.partition,
     }
 }
 
@@ -94,7 +95,7 @@ fn refuse_own_store(store: &Path, disk: &SourceDisk) -> Result<()> {
         .with_context(|| format!("find out which disks hold {}", store.display()))?;
     ensure!(
         !inside,
-        "the store {} lies on {}, which is to be imaged: it would image itself. Put the store on another disk",
+        "the store {} lies on {}, which is to be imaged, or on the same disk: it would image itself. Put the store on another disk",
         store.display(),
         disk.device.path().display()
     );
@@ -137,7 +138,7 @@ pub fn check_against(parent: &Image, disks: &[SourceDisk], accept_changed_disk: 
     Ok(())
 }
 
-/// The first identity that both have and that differs. What only one of them has says nothing.
+/// What both are known by and differ in. What only one of them has says nothing.
 fn difference(known: &DiskIdentity, now: &DiskIdentity) -> Option<String> {
     let pairs = [
         ("WWN", &known.wwn, &now.wwn),
@@ -145,9 +146,14 @@ fn difference(known: &DiskIdentity, now: &DiskIdentity) -> Option<String> {
         ("UUID", &known.uuid, &now.uuid),
         ("backing file", &known.backing_file, &now.backing_file),
     ];
-    let (what, known, now) = pairs
-        .into_iter()
-        .find(|(_, known, now)| known.is_some() && now.is_some())?;
-    let (known, now) = (known.as_ref()?, now.as_ref()?);
-    (known != now).then(|| format!("its {what} is {now} and was {known}"))
+    let differs = pairs.into_iter().find_map(|(what, known, now)| {
+        let (known, now) = (known.as_ref()?, now.as_ref()?);
+        (known != now).then(|| format!("its {what} is {now} and was {known}"))
+    });
+    differs.or_else(|| {
+        let part =
+            |number: Option<u32>| number.map_or("the whole disk".to_owned(), |n| format!("partition {n}"));
+        let (known, now) = (part(known.partition), part(now.partition));
+        (known != now).then(|| format!("it is {now} and was {known}"))
+    })
 }

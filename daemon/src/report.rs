@@ -68,11 +68,11 @@ impl Report {
         let mut out = std::io::stdout().lock();
         writeln!(
             out,
-            "{}: {} image, {}, in {:#} ({})",
+            "{}: {} image, {}, in {} ({})",
             self.image,
             self.kind,
             self.consistency,
-            HumanDuration(Duration::from_millis(self.millis)),
+            human_time(self.millis),
             self.consistency_reason
         )?;
         for disk in &self.disks {
@@ -103,5 +103,14 @@ impl DiskReport {
             stored_bytes: disk.stored_bytes,
             digest: disk.disk_digest(cluster_size)?.to_string(),
         })
+    }
+}
+
+/// Seconds with a tenth while they are few, minutes and hours after that.
+fn human_time(millis: u64) -> String {
+    if millis < 60_000 {
+        format!("{}.{} s", millis / 1000, millis % 1000 / 100)
+    } else {
+        HumanDuration(Duration::from_millis(millis)).to_string()
     }
 }

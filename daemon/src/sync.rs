@@ -50,11 +50,27 @@ pub fn run(args: &SyncArgs) -> Result<()> {
     let (consistency, reason) = watch.finish();
     let manifest = image.commit(consistency, &reason)?;
     let report = Report::new(&manifest, begun.elapsed())?;
-    if args.json {
+    let printed = if args.json {
         report.print_json()
     } else {
         report.print_text()
+    };
+    match printed {
+        Err(error) if is_closed_pipe(&error) => Ok(()),
+        printed => printed.with_context(|| {
+            let label = format!("{}/{}", manifest.job, manifest.sequence);
+            format!("image {label} is complete and safe, but could not be reported")
+        }),
     }
+}
+
+/// Whoever reads our output has gone; the image is there all the same.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let closed = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
+    error.downcast_ref::<std::io::Error>().is_some_and(closed)
+        || error
+            .downcast_ref::<serde_json::Error>()
+            .is_some_and(|error| error.io_error_kind() == Some(std::io::ErrorKind::BrokenPipe))
 }
 
 /// Says what to do where the sync met damage, which can only be in the image that it builds on.
@@ -116,8 +132,11 @@ impl Stopper {
         let mut signals = Signals::new([SIGINT, SIGTERM]).context("watch for signals")?;
         let (flag, progress) = (stopped.clone(), current.clone());
         thread::spawn(move || {
-            for _ in signals.forever() {
-                flag.store(true, Ordering::Relaxed);
+            for signal in signals.forever() {
+                if flag.swap(true, Ordering::Relaxed) {
+                    // Asked twice: end at once. What is left behind hurts no image.
+                    let _ = signal_hook::low_level::emulate_default_handler(signal);
+                }
                 let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
                 progress.cancel.store(true, Ordering::Relaxed);
             }

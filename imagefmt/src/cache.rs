@@ -2,7 +2,7 @@
 
 use crate::codec::Content;
 use crate::error::{Result, Within};
-use crate::geometry::{ClusterSize, Geometry};
+use crate::geometry::ClusterSize;
 use crate::layer::LayerFiles;
 use crate::node::{Node, NodeId};
 use crate::pointer::Pointer;
@@ -10,6 +10,7 @@ use crate::tree::node_name;
 use lru::LruCache;
 use std::hash::Hash;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Nodes kept, of 16 KiB each: the leaves of 16 GiB at 64 KiB clusters.
@@ -17,13 +18,18 @@ const NODES_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// Clusters kept, in bytes.
 const CLUSTERS_MAX_BYTES: usize = 16 << 20;
 
+/// Tells the trees apart that share a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct TreeId(u64);
+
 /// The files of one chain and what was read from them lately.
 #[derive(Debug)]
 pub(crate) struct ChainFiles {
     layers: LayerFiles,
     null_node: Arc<Node>,
-    // A key is all that the checks depended on, so a hit is as good as a check.
-    nodes: Cache<(Pointer, NodeId, u64), Node>,
+    // A node's checks depend on the disk's size and the image's layers, so each tree has nodes of its own.
+    nodes: Cache<(Pointer, NodeId, TreeId), Node>,
+    next_tree: AtomicU64,
     clusters: Cache<(Pointer, usize), Content>,
 }
 
@@ -35,12 +41,18 @@ impl ChainFiles {
             layers,
             null_node: Arc::new(Node::null()),
             nodes: Cache::new(NODES_MAX),
+            next_tree: AtomicU64::new(0),
             clusters: Cache::new(clusters),
         }
     }
 
     pub fn layers(&self) -> &LayerFiles {
         &self.layers
+    }
+
+    /// An id that no other tree has.
+    pub fn new_tree(&self) -> TreeId {
+        TreeId(self.next_tree.fetch_add(1, Ordering::Relaxed))
     }
 
     pub fn null_node(&self) -> Arc<Node> {
@@ -51,11 +63,11 @@ impl ChainFiles {
         &self,
         pointer: &Pointer,
         id: NodeId,
-        geometry: Geometry,
+        tree: TreeId,
         load: impl FnOnce() -> Result<Node>,
     ) -> Result<Arc<Node>> {
         self.nodes
-            .get_or_load((*pointer, id, geometry.size_bytes()), load)
+            .get_or_load((*pointer, id, tree), load)
             .within(|| node_name(id, pointer))
     }
 

@@ -34,15 +34,22 @@ impl ChainRecord {
         cluster_size: Option<ClusterSize>,
         disks: &[String],
     ) -> Result<Self> {
+        let fresh = || Self::new(cluster_size.unwrap_or(ClusterSize::K64), disks);
         let mut record = match sealed::read::<Self>(&**store.storage(), &path(chain)) {
-            Ok(record) => {
-                sealed::check_format(record.format, &record.incompatible)?;
-                record
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => match newest_manifest(store, chain)? {
-                Some(manifest) => Self::from_image(&manifest)?,
-                None => Self::new(cluster_size.unwrap_or(ClusterSize::K64), disks)?,
+            // Without an image, only the numbers count: what a first sync that failed was given binds nobody.
+            Ok(record) if store.sequences(chain)?.is_empty() => Self {
+                next_sequence: record.next_sequence,
+                next_layer: record.next_layer,
+                id: record.id,
+                ..fresh()?
             },
+            Ok(record) => record,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // Whoever created the directories may not have lived to make their names durable.
+                store.storage().sync_dir(chain)?;
+                store.storage().sync_dir("")?;
+                newest_manifest(store, chain)?.map_or_else(fresh, |manifest| Self::from_image(&manifest))?
+            }
             Err(error) if error.kind() == ErrorKind::Damaged => {
                 return Err(error.within("remove the file, and the next sync makes it anew from the images"));
             }

@@ -64,6 +64,15 @@ impl DirStorage {
             }
             _ => {}
         }
+        // Whoever created it: its name must be durable before anything in it is relied upon.
+        let parent = path
+            .canonicalize()
+            .ok()
+            .and_then(|path| path.parent().map(Path::to_owned));
+        if let Some(parent) = parent {
+            let synced = File::open(&parent).and_then(|dir| dir.sync_all());
+            synced.within(|| format!("sync directory {}", parent.display()))?;
+        }
         let storage = Self::open(path)?;
         if !allow_network_fs {
             storage.check_local().within(|| path.display().to_string())?;
@@ -130,20 +139,25 @@ impl DirStorage {
             .resolve(
                 ResolveFlag::RESOLVE_BENEATH
                     | ResolveFlag::RESOLVE_NO_SYMLINKS
-                    | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+                    | ResolveFlag::RESOLVE_NO_MAGICLINKS
+                    | ResolveFlag::RESOLVE_NO_XDEV,
             );
         openat2(&self.root, path, how)
     }
 
     /// Opens a regular file; anything else that lies there is refused before it is touched.
     fn open_file(&self, path: &str, flags: OFlag) -> Result<File> {
-        // Without O_NONBLOCK a FIFO in place of a file would hang us.
+        if let Ok(found) = self.open_at(path, OFlag::O_PATH, FILE_MODE)
+            && fstat(&found).is_ok_and(|stat| stat.st_mode & libc::S_IFMT != libc::S_IFREG)
+        {
+            return Err(Error::damaged(format!(
+                "{path} is not a regular file, as every file of a store is"
+            )));
+        }
+        // Should it be exchanged meanwhile, O_NONBLOCK keeps a FIFO from hanging us.
         let fd = self
             .open_at(path, flags | OFlag::O_NONBLOCK, FILE_MODE)
-            .map_err(|errno| match errno {
-                Errno::ELOOP => Error::damaged(format!("{path} is a symlink, which no file of a store is")),
-                errno => io(errno, || format!("open {path}")),
-            })?;
+            .map_err(|errno| open_error(errno, path))?;
         let file = File::from(fd);
         let metadata = file.metadata().within(|| format!("stat {path}"))?;
         if metadata.is_file() {
@@ -155,13 +169,24 @@ impl DirStorage {
 
     fn open_dir(&self, path: &str) -> Result<OwnedFd> {
         self.open_at(path, OFlag::O_DIRECTORY | OFlag::O_RDONLY, Mode::empty())
-            .map_err(|errno| io(errno, || format!("open directory {path}")))
+            .map_err(|errno| open_error(errno, path))
     }
 
     /// The directory that holds `path`, and the name in it.
     fn parent<'a>(&self, path: &'a str) -> Result<(OwnedFd, &'a str)> {
         let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
         Ok((self.open_dir(dir)?, name))
+    }
+}
+
+fn open_error(errno: Errno, path: &str) -> Error {
+    match errno {
+        Errno::ELOOP => Error::damaged(format!("{path} is a symlink, which no file of a store is")),
+        Errno::EXDEV => {
+            let what = format!("{path} lies on another filesystem than the store: a store lies on one");
+            Error::new(ErrorKind::NotAStore, what)
+        }
+        errno => io(errno, || format!("open {path}")),
     }
 }
 
@@ -239,7 +264,7 @@ impl Storage for DirStorage {
             pad_tail: false,
             extend_bytes: 256 << 20,
         };
-        let writer = SequentialWriter::new(file, &options).map_err(|e| layer_error(e, path))?;
+        let writer = new_writer(file, &options).map_err(|e| layer_error(e, path))?;
         Ok(Box::new(NewLayer {
             writer,
             path: path.to_owned(),
@@ -285,6 +310,18 @@ impl LayerRead for LayerFile {
 struct NewLayer {
     writer: SequentialWriter,
     path: String,
+}
+
+/// A writer whose positions are what the format says: multiples of a block. Where the filesystem's O_DIRECT
+/// wants larger ones, the page cache takes the writes instead.
+fn new_writer(file: File, options: &WriteOptions) -> blockio::Result<SequentialWriter> {
+    let writer = SequentialWriter::new(file, options)?;
+    if writer.alignment() <= crate::storage::BLOCK_LEN {
+        return Ok(writer);
+    }
+    let file = writer.finish()?;
+    blockio::set_buffered(&file);
+    SequentialWriter::new(file, options)
 }
 
 fn layer_error(error: blockio::Error, path: &str) -> Error {

@@ -94,6 +94,11 @@ impl Error {
         self
     }
 
+    /// What happened, without where.
+    pub(crate) fn cause(&self) -> &str {
+        self.context.first().map_or("", String::as_str)
+    }
+
     /// The kind, to branch on.
     pub fn kind(&self) -> ErrorKind {
         self.kind

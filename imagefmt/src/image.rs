@@ -109,11 +109,11 @@ impl Image {
             (None, [disk]) => Ok(disk),
             (None, _) => {
                 let label = self.label();
+                let first = &self.disks[0].name;
                 Err(Error::invalid(format!(
-                    "image {label} has several disks: name one, as in {label}:{}",
-                    self.disks[0].name
+                    "image {label} has several disks: name one of {}, as in {label}:{first}",
+                    names()
                 )))
-                .within(|| format!("choose among {}", names()))
             }
         }
     }

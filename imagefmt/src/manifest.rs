@@ -6,7 +6,6 @@ use crate::geometry::{ClusterSize, Geometry};
 use crate::id::Uuid;
 use crate::layer::{HEADER_LEN, LayerEntry, LayerTable};
 use crate::pointer::{Codec, Place, Pointer, STORED_LEN_MAX};
-use crate::sealed::check_format;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -156,6 +155,9 @@ pub struct DiskIdentity {
     /// Model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// Number of the partition; none for a whole disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partition: Option<u32>,
     /// The kernel's sequence number of the device, unique within a boot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diskseq: Option<u64>,
@@ -237,7 +239,6 @@ impl DiskRecord {
 impl Manifest {
     /// Checks all that can be checked without opening a layer.
     pub(crate) fn check(&self, sequence: u64) -> Result<()> {
-        check_format(self.format, &self.incompatible)?;
         self.check_fields(sequence).map_err(Error::into_damage)
     }
 

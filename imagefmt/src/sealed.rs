@@ -4,8 +4,8 @@
 use crate::digest::{Digest, seal_check};
 use crate::error::{Error, ErrorKind, Result, Within};
 use crate::storage::Storage;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// What the last line starts with; 64 hexadecimal digits and a newline follow.
 const SEAL_PREFIX: &str = "blake3:";
@@ -19,6 +19,13 @@ pub(crate) fn seal<T: Serialize>(value: &T) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(value)
         .map_err(|error| Error::new(ErrorKind::Invalid, "encode JSON").caused_by(error))?;
     text.push(b'\n');
+    // What cannot be read again must not be written.
+    if (text.len() + SEAL_LEN) as u64 > SEALED_LEN_MAX {
+        return Err(Error::invalid(format!(
+            "a file of {} bytes is larger than any reader takes",
+            text.len()
+        )));
+    }
     let check = seal_check(&text);
     text.extend_from_slice(format!("{SEAL_PREFIX}{check}\n").as_bytes());
     Ok(text)
@@ -40,6 +47,21 @@ pub(crate) fn unseal<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
     if found != seal_check(body) {
         return Err(Error::damaged("file fails its checksum"));
     }
+    // A newer version may have other fields: it is recognized before any of them is looked at.
+    let format: Format = parse(body)?;
+    check_format(format.format, &format.incompatible)?;
+    parse(body)
+}
+
+/// What every sealed file says of itself, in every version.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+    #[serde(default)]
+    incompatible: Vec<String>,
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
     serde_json::from_slice(body).map_err(|error| Error::damaged("parse JSON").caused_by(error))
 }
 
@@ -77,7 +99,7 @@ pub(crate) fn put_in_place(storage: &dyn Storage, dir: &str, temporary: &str, pa
 }
 
 /// Refuses what a newer version wrote, naming the features that are unknown here.
-pub(crate) fn check_format(version: u32, incompatible: &[String]) -> Result<()> {
+fn check_format(version: u32, incompatible: &[String]) -> Result<()> {
     if version != 1 {
         let what =
             format!("format version {version} is newer than this smc, which reads version 1: upgrade smc");
@@ -95,16 +117,21 @@ pub(crate) fn check_format(version: u32, incompatible: &[String]) -> Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
+
+    fn sample() -> Value {
+        json!({ "format": 1, "disks": ["vda"] })
+    }
 
     #[test]
     fn every_flipped_bit_is_found() {
-        let text = seal(&vec!["web01", "vda"]).unwrap();
-        assert_eq!(unseal::<Vec<String>>(&text).unwrap(), ["web01", "vda"]);
+        let text = seal(&sample()).unwrap();
+        assert_eq!(unseal::<Value>(&text).unwrap(), sample());
         for bit in 0..text.len() * 8 {
             let mut flipped = text.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(
-                unseal::<Vec<String>>(&flipped).is_err(),
+                unseal::<Value>(&flipped).is_err(),
                 "flip of bit {bit} goes unseen"
             );
         }
@@ -112,9 +139,9 @@ mod tests {
 
     #[test]
     fn every_truncation_is_found() {
-        let text = seal(&7).unwrap();
+        let text = seal(&sample()).unwrap();
         for len in 0..text.len() {
-            assert!(unseal::<u32>(&text[..len]).is_err());
+            assert!(unseal::<Value>(&text[..len]).is_err());
         }
     }
 

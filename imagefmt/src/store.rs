@@ -69,15 +69,14 @@ impl Store {
 
     /// Opens a store.
     pub fn open(storage: Arc<dyn Storage>, label: &str) -> Result<Self> {
-        let record: StoreRecord = match sealed::read(&*storage, STORE_FILE) {
-            Ok(record) => record,
+        match sealed::read::<StoreRecord>(&*storage, STORE_FILE) {
+            Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let what = format!("{label} is not a store: it has no {STORE_FILE}");
                 return Err(Error::new(ErrorKind::NotAStore, what));
             }
-            Err(error) => return Err(error.within(format!("open store {label}"))),
-        };
-        sealed::check_format(record.format, &record.incompatible).within(|| format!("store {label}"))?;
+            Err(error) => return Err(error.within(format!("store {label}"))),
+        }
         Ok(Self {
             storage,
             label: label.to_owned(),

@@ -119,7 +119,11 @@ impl ImageWriter {
             )));
         }
         let chain = store.chain(job)?;
-        let (parent, passed_over) = newest_readable(store, &chain)?;
+        let (parent, mut passed_over) = newest_readable(store, &chain)?;
+        if parent.is_none() && !passed_over.is_empty() {
+            let (_, error) = passed_over.swap_remove(0);
+            return Err(error.within(format!("every image of job {job} is damaged: sync to a new job")));
+        }
         Ok(Self {
             storage: store.storage().clone(),
             chain: job.to_owned(),
@@ -185,7 +189,10 @@ impl ImageWriter {
 
     /// Takes the image's number: raised and durable before it is used, so never used twice.
     fn take_number(&mut self) -> Result<()> {
-        self.record.next_sequence = self.sequence + 1;
+        self.record.next_sequence = self
+            .sequence
+            .checked_add(1)
+            .ok_or_else(|| Error::damaged("the chain is out of image numbers"))?;
         self.save_record()
     }
 
@@ -291,8 +298,9 @@ fn newest_readable(store: &Store, chain: &Chain) -> Result<(Option<Image>, Passe
     for sequence in store.sequences(chain.name())?.into_iter().rev() {
         match chain.image(sequence) {
             Ok(image) => return Ok((Some(image), damaged)),
-            Err(error) if error.kind() == ErrorKind::Unsupported => return Err(error),
-            Err(error) => damaged.push((sequence, error)),
+            Err(error) if error.kind() == ErrorKind::Damaged => damaged.push((sequence, error)),
+            // Busy or unreadable for now is no reason to build on an older image, or on none.
+            Err(error) => return Err(error),
         }
     }
     Ok((None, damaged))

@@ -1,6 +1,6 @@
 //! Reading a disk through its tree.
 
-use crate::cache::ChainFiles;
+use crate::cache::{ChainFiles, TreeId};
 use crate::codec::{Content, decode_cluster};
 use crate::digest::DiskDigest;
 use crate::error::{Error, Result, Within};
@@ -14,6 +14,7 @@ use std::sync::Arc;
 /// The tree of one disk of one image. Cheap to clone; safe to read from many threads.
 #[derive(Debug, Clone)]
 pub struct Tree {
+    id: TreeId,
     geometry: Geometry,
     root: Pointer,
     layers: Arc<LayerTable>,
@@ -44,6 +45,7 @@ impl Tree {
             }
         }
         Ok(Self {
+            id: files.new_tree(),
             geometry,
             root,
             layers,
@@ -84,16 +86,18 @@ impl Tree {
         if pointer.is_null() {
             return Ok(self.files.null_node());
         }
-        self.files.node(pointer, id, self.geometry, || {
+        self.files.node(pointer, id, self.id, || {
             let stored = self.files.layers().read(&pointer.place, &self.layers)?;
             Node::decode(&stored, pointer, id, self.geometry, &self.layers)
         })
     }
 
     /// Reads a node around the cache: for `verify`, which must see what the disk holds now.
-    pub(crate) fn load_uncached(&self, id: NodeId, pointer: &Pointer) -> Result<Node> {
+    pub(crate) fn load_uncached(&self, id: NodeId, pointer: &Pointer) -> Result<Arc<Node>> {
         let stored = self.files.layers().read(&pointer.place, &self.layers)?;
-        Node::decode(&stored, pointer, id, self.geometry, &self.layers).within(|| node_name(id, pointer))
+        Node::decode(&stored, pointer, id, self.geometry, &self.layers)
+            .map(Arc::new)
+            .within(|| node_name(id, pointer))
     }
 
     /// The pointer to node `id`, found by descending from the root.

@@ -5,7 +5,7 @@ use crate::geometry::{Geometry, child_index};
 use crate::image::{Disk, Image};
 use crate::layer::HEADER_LEN;
 use crate::manifest::Manifest;
-use crate::node::NodeId;
+use crate::node::{Node, NodeId};
 use crate::pointer::{Place, Pointer};
 use crate::tree::Tree;
 use std::collections::{BTreeMap, HashMap};
@@ -26,8 +26,10 @@ pub struct Finding {
     pub clusters: Range<u64>,
     /// Byte offset of the first of them on the disk.
     pub offset: u64,
-    /// What is wrong, and where it is stored.
+    /// What is wrong, and where it is stored; of several clusters, the first one's.
     pub what: String,
+    /// What is wrong, without where.
+    pub cause: String,
 }
 
 impl fmt::Display for Finding {
@@ -138,7 +140,29 @@ fn verify_disk(
 #[derive(Debug, Clone)]
 struct Problem {
     clusters: Range<u64>,
+    cause: String,
     what: String,
+}
+
+impl Problem {
+    fn new(clusters: Range<u64>, error: &Error) -> Self {
+        Self {
+            clusters,
+            cause: error.cause().to_owned(),
+            what: told(error),
+        }
+    }
+
+    /// Takes in a neighbour of the same cause.
+    fn absorbs(&mut self, next: &Self) -> bool {
+        let same = self.cause == next.cause && self.clusters.end >= next.clusters.start;
+        // What concerns no cluster is told one by one.
+        let both = !self.clusters.is_empty() && !next.clusters.is_empty();
+        if same && both {
+            self.clusters.end = self.clusters.end.max(next.clusters.end);
+        }
+        same && (both || self.what == next.what)
+    }
 }
 
 /// A leaf whose clusters are to be read, and the gaps between them that must be zero.
@@ -154,23 +178,24 @@ fn work(tree: &Tree, leaves: &Mutex<Receiver<Leaf>>, results: &Sender<Vec<Proble
         let mut problems = Vec::new();
         for (index, pointer) in &leaf.clusters {
             if let Err(error) = tree.read_cluster(*index, pointer) {
-                problems.push(Problem {
-                    clusters: *index..*index + 1,
-                    what: told(&error),
-                });
+                note(&mut problems, Problem::new(*index..*index + 1, &error));
             }
         }
         for gap in &leaf.gaps {
             if let Err(error) = check_gap(tree, gap) {
-                problems.push(Problem {
-                    clusters: 0..0,
-                    what: told(&error),
-                });
+                problems.push(Problem::new(0..0, &error));
             }
         }
         if results.send(problems).is_err() {
             return;
         }
+    }
+}
+
+/// Adds a problem, or widens the one before it: a layer that is gone hurts millions of clusters alike.
+fn note(problems: &mut Vec<Problem>, problem: Problem) {
+    if !problems.last_mut().is_some_and(|last| last.absorbs(&problem)) {
+        problems.push(problem);
     }
 }
 
@@ -212,6 +237,8 @@ struct Walk<'a> {
     /// For each packed layer: up to where it is accounted for.
     cursors: BTreeMap<u32, u64>,
     gaps: Vec<Place>,
+    /// Bytes pointed to in each layer; unknown once a node could not be read.
+    referenced: Option<BTreeMap<u32, u64>>,
 }
 
 impl<'a> Walk<'a> {
@@ -236,6 +263,7 @@ impl<'a> Walk<'a> {
             problems: Vec::new(),
             cursors: own.map(|layer| (layer.id, HEADER_LEN as u64)).collect(),
             gaps: Vec::new(),
+            referenced: Some(BTreeMap::new()),
         }
     }
 
@@ -243,15 +271,31 @@ impl<'a> Walk<'a> {
         let tree = self.disk.tree();
         for (id, _) in tree.layers().iter() {
             if let Err(error) = tree.check_layer_header(id) {
-                self.problems.push(Problem {
-                    clusters: 0..0,
-                    what: told(&error),
-                });
+                self.problems.push(Problem::new(0..0, &error));
             }
         }
         let before = self.baseline.map(|(tree, _)| tree.root());
         self.node(tree.root_id(), &tree.root(), before);
         self.tails();
+        self.counts();
+    }
+
+    /// Compares what is pointed to in each layer with what the manifest says: the next sync relies on it.
+    fn counts(&mut self) {
+        let Some(mut referenced) = self.referenced.take() else {
+            return;
+        };
+        let disk = self.disk;
+        for (id, entry) in disk.tree().layers().iter() {
+            let found = referenced.remove(&id).unwrap_or(0);
+            if found != entry.referenced {
+                let error = Error::damaged(format!(
+                    "the manifest counts {} bytes in layer {id:08x}, but {found} are pointed to",
+                    entry.referenced
+                ));
+                self.problems.push(Problem::new(0..0, &error));
+            }
+        }
     }
 
     fn geometry(&self) -> Geometry {
@@ -259,70 +303,76 @@ impl<'a> Walk<'a> {
     }
 
     /// Verifies a subtree; `before` is the pointer that the baseline has in its place.
+    ///
+    /// Nodes are read even where the baseline has the same ones: it may list layers that this image does not.
     fn node(&mut self, id: NodeId, pointer: &Pointer, before: Option<Pointer>) {
         let clusters = self.geometry().clusters_of(id.level, id.index);
-        if pointer.is_null() || self.is_shared(pointer, before) {
+        if pointer.is_null() {
             self.checked(&clusters);
-            if !pointer.is_null() {
-                self.inherit(&clusters);
-            }
             return;
         }
         let node = match self.disk.tree().load_uncached(id, pointer) {
             Ok(node) => node,
-            Err(error) => {
-                self.problems.push(Problem {
-                    clusters: clusters.clone(),
-                    what: told(&error),
-                });
-                self.checked(&clusters);
-                // What this subtree covers is not known any more, so neither is what must be zero.
-                self.cursors.clear();
-                self.gaps.clear();
-                return;
-            }
+            Err(error) => return self.lost(clusters, &error),
         };
-        let old = self.old_children(id, before);
-        for (slot, child) in node.children().iter().enumerate() {
-            let index = child_index(id.index, slot);
-            if id.level > 0 && index * Geometry::clusters_below(id.level - 1) < clusters.end {
-                let before = old.as_ref().map(|old| old.children()[slot]);
-                self.node(
-                    NodeId {
-                        level: id.level - 1,
-                        index,
-                    },
-                    child,
-                    before,
-                );
-            }
-        }
+        let old = self.old_children(id, pointer, before, &node);
+        let child_of = |slot: usize| old.as_ref().map(|old| old.children()[slot]);
         if id.level == 0 {
-            self.leaf(&clusters, node.children(), old.as_deref());
+            self.leaf(&clusters, node.children(), child_of);
+        } else {
+            let children = self.geometry().child_count(id.level, id.index);
+            for (slot, child) in node.children().iter().enumerate().take(children) {
+                let child_id = NodeId {
+                    level: id.level - 1,
+                    index: child_index(id.index, slot),
+                };
+                self.node(child_id, child, child_of(slot));
+            }
         }
         self.account(&pointer.place);
         self.progress.read_bytes += u64::from(pointer.place.len);
     }
 
-    /// Whether the baseline has the very same bytes here. A packed layer is read whole all the same.
-    fn is_shared(&self, pointer: &Pointer, before: Option<Pointer>) -> bool {
-        before == Some(*pointer) && !self.cursors.contains_key(&pointer.place.layer)
+    /// Notes a node that cannot be read, and with it all that is below.
+    fn lost(&mut self, clusters: Range<u64>, error: &Error) {
+        self.checked(&clusters);
+        self.problems.push(Problem::new(clusters, error));
+        // What this subtree covers is not known any more, so neither is what must be zero or is pointed to.
+        self.cursors.clear();
+        self.gaps.clear();
+        self.referenced = None;
     }
 
     /// The baseline's node in the same place; without it, everything below is simply read.
-    fn old_children(&self, id: NodeId, before: Option<Pointer>) -> Option<Arc<crate::node::Node>> {
+    fn old_children(
+        &self,
+        id: NodeId,
+        pointer: &Pointer,
+        before: Option<Pointer>,
+        node: &Arc<Node>,
+    ) -> Option<Arc<Node>> {
         let (tree, _) = self.baseline?;
-        tree.load(id, &before?).ok()
+        if before? == *pointer {
+            Some(node.clone())
+        } else {
+            tree.load(id, &before?).ok()
+        }
     }
 
-    fn leaf(&mut self, clusters: &Range<u64>, children: &[Pointer], old: Option<&crate::node::Node>) {
+    fn leaf(
+        &mut self,
+        clusters: &Range<u64>,
+        children: &[Pointer],
+        before: impl Fn(usize) -> Option<Pointer>,
+    ) {
         let mut wanted = Vec::new();
         for (slot, (index, pointer)) in clusters.clone().zip(children).enumerate() {
             if pointer.is_null() {
                 continue;
             }
             self.account(&pointer.place);
-            if self.is_shared(pointer, old.map(|old| old.children()[slot])) {
+            // A packed layer is read whole, whatever the baseline has.
+            if before(slot) == Some(*pointer) && !self.cursors.contains_key(&pointer.place.layer) {
                 self.inherit(&(index..index + 1));
                 continue;
             }
@@ -340,8 +390,11 @@ impl<'a> Walk<'a> {
         self.checked(clusters);
     }
 
-    /// Notes the gap, if there is one, before a stored piece of a packed layer.
+    /// Counts a stored piece, and notes the gap, if there is one, before it in a packed layer.
     fn account(&mut self, place: &Place) {
+        if let Some(referenced) = &mut self.referenced {
+            *referenced.entry(place.layer).or_default() += u64::from(place.len);
+        }
         if let Some(cursor) = self.cursors.get_mut(&place.layer) {
             let from = std::mem::replace(cursor, place.end());
             self.gap(place.layer, from, place.offset);
@@ -358,8 +411,10 @@ impl<'a> Walk<'a> {
                 len,
             }),
             _ => {
-                let what = format!("layer {layer:08x}: bytes {from} to {to} are not written in order");
-                self.problems.push(Problem { clusters: 0..0, what });
+                let error = Error::damaged(format!(
+                    "layer {layer:08x}: bytes {from} to {to} are not written in order"
+                ));
+                self.problems.push(Problem::new(0..0, &error));
             }
         }
     }
@@ -374,10 +429,7 @@ impl<'a> Walk<'a> {
         }
         for gap in std::mem::take(&mut self.gaps) {
             if let Err(error) = check_gap(disk.tree(), &gap) {
-                self.problems.push(Problem {
-                    clusters: 0..0,
-                    what: told(&error),
-                });
+                self.problems.push(Problem::new(0..0, &error));
             }
         }
     }
@@ -387,14 +439,22 @@ impl<'a> Walk<'a> {
         let Some((_, findings)) = self.baseline else {
             return;
         };
-        for finding in findings {
+        // They are in order and do not overlap, but for those without clusters, which come first.
+        let first = findings.partition_point(|finding| finding.clusters.end <= clusters.start);
+        for finding in findings[first..]
+            .iter()
+            .take_while(|finding| finding.clusters.start < clusters.end)
+        {
             let shared = finding.clusters.start.max(clusters.start)..finding.clusters.end.min(clusters.end);
-            if shared.start < shared.end {
-                self.problems.push(Problem {
+            let (cause, what) = (finding.cause.clone(), finding.what.clone());
+            note(
+                &mut self.problems,
+                Problem {
                     clusters: shared,
-                    what: finding.what.clone(),
-                });
-            }
+                    cause,
+                    what,
+                },
+            );
         }
     }
 
@@ -410,23 +470,18 @@ impl<'a> Walk<'a> {
         let geometry = self.geometry();
         self.problems
             .sort_by_key(|problem| (problem.clusters.start, problem.clusters.end));
-        let mut findings: Vec<Finding> = Vec::new();
-        for problem in self.problems.drain(..) {
-            if let Some(last) = findings.last_mut()
-                && last.what == problem.what
-                && last.clusters.end >= problem.clusters.start
-            {
-                last.clusters.end = last.clusters.end.max(problem.clusters.end);
-                continue;
-            }
-            findings.push(Finding {
-                image: self.image.clone(),
-                disk: Some(self.disk.name().to_owned()),
-                offset: geometry.cluster_offset(problem.clusters.start),
-                clusters: problem.clusters,
-                what: problem.what,
-            });
-        }
-        findings
+        let mut merged = Vec::new();
+        self.problems
+            .drain(..)
+            .for_each(|problem| note(&mut merged, problem));
+        let finding = |problem: Problem| Finding {
+            image: self.image.clone(),
+            disk: Some(self.disk.name().to_owned()),
+            offset: geometry.cluster_offset(problem.clusters.start),
+            clusters: problem.clusters,
+            what: problem.what,
+            cause: problem.cause,
+        };
+        merged.into_iter().map(finding).collect()
     }
 }
