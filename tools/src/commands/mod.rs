@@ -1,0 +1,13 @@
+//! One module per command: its arguments, and what it does.
+
+pub mod diff;
+pub mod digest;
+pub mod export;
+pub mod info;
+pub mod ls;
+pub mod map;
+pub mod mount;
+pub mod restore;
+pub mod serve;
+pub mod umount;
+pub mod verify;

@@ -1,0 +1,125 @@
+//! What a disk or a partition holds, by its magic numbers, and how each filesystem is mounted without writing.
+
+use super::partition::Source;
+
+/// How a filesystem is mounted from a device that cannot be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Filesystem {
+    /// The kernel's name.
+    pub fstype: &'static str,
+    /// Options that keep it from replaying its journal, which lies on a device that is read-only.
+    pub options: &'static str,
+}
+
+/// What is in a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// A filesystem.
+    Filesystem(Filesystem),
+    /// Something that holds a filesystem only together with other things, or behind a key.
+    Part(&'static str),
+    /// Nothing that we know.
+    Unknown,
+}
+
+/// Where a magic number stands and what it means.
+struct Magic {
+    offset: usize,
+    bytes: &'static [u8],
+    content: Content,
+}
+
+const fn filesystem(
+    offset: usize,
+    bytes: &'static [u8],
+    fstype: &'static str,
+    options: &'static str,
+) -> Magic {
+    Magic {
+        offset,
+        bytes,
+        content: Content::Filesystem(Filesystem { fstype, options }),
+    }
+}
+
+const fn part(offset: usize, bytes: &'static [u8], name: &'static str) -> Magic {
+    Magic {
+        offset,
+        bytes,
+        content: Content::Part(name),
+    }
+}
+
+/// Parts first: what once was a filesystem may still look like one underneath.
+const MAGICS: [Magic; 21] = [
+    part(0, b"LUKS\xba\xbe", "LUKS encryption"),
+    part(0, b"LABELONE", "an LVM physical volume"),
+    part(512, b"LABELONE", "an LVM physical volume"),
+    part(1024, b"LABELONE", "an LVM physical volume"),
+    part(1536, b"LABELONE", "an LVM physical volume"),
+    part(0, b"\xfc\x4e\x2b\xa9", "a member of a RAID array"),
+    part(4096, b"\xfc\x4e\x2b\xa9", "a member of a RAID array"),
+    part(4086, b"SWAPSPACE2", "swap space"),
+    part(4086, b"SWAP-SPACE", "swap space"),
+    filesystem(0, b"XFSB", "xfs", "norecovery,nouuid"),
+    filesystem(0, b"hsqs", "squashfs", ""),
+    filesystem(1080, b"\x53\xef", "ext4", "noload"),
+    filesystem(1024, b"\x10\x20\xf5\xf2", "f2fs", "norecovery"),
+    filesystem(1024, b"\xe2\xe1\xf5\xe0", "erofs", ""),
+    filesystem(65_600, b"_BHRfS_M", "btrfs", "rescue=nologreplay"),
+    filesystem(3, b"NTFS    ", "ntfs3", ""),
+    filesystem(3, b"EXFAT   ", "exfat", ""),
+    filesystem(54, b"FAT12   ", "vfat", ""),
+    filesystem(54, b"FAT16   ", "vfat", ""),
+    filesystem(82, b"FAT32   ", "vfat", ""),
+    filesystem(32_769, b"CD001", "iso9660", ""),
+];
+
+/// All magic numbers lie in the first bytes, so many.
+const PROBED_BYTES: u64 = 65_608;
+
+/// Of the ext4 superblock, which starts at byte 1024: `s_feature_incompat`, and in it the journal's flag.
+const EXT4_INCOMPAT: usize = 1024 + 0x60;
+const EXT4_NEEDS_RECOVERY: u8 = 0x4;
+
+/// What a range of a disk turned out to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// What it is.
+    pub content: Content,
+    /// Whether its journal holds changes that are not in their place yet, as far as that can be told.
+    pub needs_recovery: bool,
+}
+
+/// Looks at what begins at byte `offset` and is `length` bytes long.
+pub fn probe(source: &dyn Source, offset: u64, length: u64) -> anyhow::Result<Probe> {
+    let mut start = vec![0; usize::try_from(length.min(PROBED_BYTES))?];
+    source.read_at(offset, &mut start)?;
+    let matches = |magic: &&Magic| {
+        start
+            .get(magic.offset..)
+            .is_some_and(|rest| rest.starts_with(magic.bytes))
+    };
+    let content = MAGICS
+        .iter()
+        .find(matches)
+        .map_or(Content::Unknown, |magic| magic.content);
+    let is_ext4 = matches!(content, Content::Filesystem(Filesystem { fstype: "ext4", .. }));
+    let incompat = start.get(EXT4_INCOMPAT).copied().unwrap_or(0);
+    Ok(Probe {
+        content,
+        needs_recovery: is_ext4 && incompat & EXT4_NEEDS_RECOVERY != 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_magic_number_lies_within_what_is_read() {
+        for magic in &MAGICS {
+            assert!((magic.offset + magic.bytes.len()) as u64 <= PROBED_BYTES);
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! Partition tables, read from an image: GPT (UEFI specification 2.10, chapter 5) and MBR with logical partitions.
+//!
+//! Nothing here trusts the disk: offsets are checked, tables are bounded, chains that loop end.
+
+use anyhow::{Context, bail, ensure};
+use std::fmt;
+
+/// The first bytes that decide are in this much.
+const MBR_BYTES: usize = 512;
+
+/// MBR and its logical partitions count in sectors of this size on every disk that we know how to boot from,
+/// except where the disk's logical blocks are larger.
+pub const SECTOR_BYTES: u64 = 512;
+
+const GPT_SIGNATURE: &[u8] = b"EFI PART";
+const GPT_HEADER_BYTES: usize = 92;
+/// The specification reserves 16 KiB for entries; this is room for far stranger disks.
+const GPT_TABLE_BYTES_MAX: u64 = 1 << 20;
+const GPT_ENTRY_BYTES_MIN: u64 = 128;
+const LOGICAL_MAX: u32 = 128;
+
+const TYPE_PROTECTIVE: u8 = 0xee;
+const TYPES_EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
+
+/// Something that has bytes: a disk of an image, or a test's.
+pub trait Source {
+    /// Size in bytes.
+    fn size_bytes(&self) -> u64;
+
+    /// Fills `target` from byte `offset`.
+    fn read_at(&self, offset: u64, target: &mut [u8]) -> anyhow::Result<()>;
+}
+
+/// One partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partition {
+    /// Its number, as the kernel counts: `vda1` is 1, logical ones begin at 5.
+    pub number: u32,
+    /// First byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// What the table says that it is for.
+    pub kind: String,
+}
+
+/// The partitions of a disk, in ascending order of number; `None` where it has no partition table.
+///
+/// `block_bytes` is the disk's logical block size. Fails where a table is there and damaged.
+pub fn read_table(source: &dyn Source, block_bytes: u64) -> anyhow::Result<Option<Vec<Partition>>> {
+    let Some(mbr) = Mbr::read(source, 0)? else {
+        return Ok(None);
+    };
+    if mbr.entries.iter().any(|entry| entry.kind == TYPE_PROTECTIVE) {
+        return read_gpt(source, block_bytes).map(Some).context("the GPT");
+    }
+    if mbr.is_boot_sector_of_a_filesystem || !mbr.is_plausible() {
+        return Ok(None);
+    }
+    let mut partitions = Vec::new();
+    for (number, entry) in (1..).zip(&mbr.entries).filter(|(_, entry)| !entry.is_empty()) {
+        let shown = entry.partition(number, 0, block_bytes, source.size_bytes());
+        if entry.is_extended() {
+            read_logical(source, block_bytes, entry, &mut partitions)?;
+        } else {
+            partitions.extend(shown);
+        }
+    }
+    partitions.sort_by_key(|partition| partition.number);
+    Ok(Some(partitions).filter(|partitions| !partitions.is_empty()))
+}
+
+/// The four entries of a master or extended boot record.
+struct Mbr {
+    entries: [MbrEntry; 4],
+    is_boot_sector_of_a_filesystem: bool,
+}
+
+#[derive(Clone, Copy)]
+struct MbrEntry {
+    status: u8,
+    kind: u8,
+    first: u32,
+    count: u32,
+}
+
+impl Mbr {
+    /// `None` where there is no boot record.
+    fn read(source: &dyn Source, offset: u64) -> anyhow::Result<Option<Self>> {
+        let mut sector = [0; MBR_BYTES];
+        if offset
+            .checked_add(MBR_BYTES as u64)
+            .is_none_or(|end| end > source.size_bytes())
+        {
+            return Ok(None);
+        }
+        source.read_at(offset, &mut sector)?;
+        if sector[510..] != [0x55, 0xaa] {
+            return Ok(None);
+        }
+        let entry = |slot: usize| {
+            let at = 446 + 16 * slot;
+            MbrEntry {
+                status: sector[at],
+                kind: sector[at + 4],
+                first: u32_at(&sector, at + 8),
+                count: u32_at(&sector, at + 12),
+            }
+        };
+        let fat = sector[54..].starts_with(b"FAT") || sector[82..].starts_with(b"FAT32");
+        let other = sector[3..].starts_with(b"NTFS") || sector[3..].starts_with(b"EXFAT");
+        let entries = [entry(0), entry(1), entry(2), entry(3)];
+        Ok(Some(Self {
+            entries,
+            is_boot_sector_of_a_filesystem: fat || other,
+        }))
+    }
+
+    /// Boot code that happens to lie where a table would is not one.
+    fn is_plausible(&self) -> bool {
+        self.entries.iter().all(|entry| matches!(entry.status, 0 | 0x80))
+    }
+}
+
+impl MbrEntry {
+    fn is_empty(&self) -> bool {
+        self.kind == 0 || self.count == 0
+    }
+
+    fn is_extended(&self) -> bool {
+        TYPES_EXTENDED.contains(&self.kind)
+    }
+
+    /// The partition, counted from sector `base`; `None` where it lies beyond the disk.
+    fn partition(&self, number: u32, base: u64, block_bytes: u64, size_bytes: u64) -> Option<Partition> {
+        let first = base.checked_add(self.first.into())?;
+        let offset = first
+            .checked_mul(block_bytes)
+            .filter(|&offset| offset < size_bytes && offset > 0)?;
+        let length = u64::from(self.count)
+            .checked_mul(block_bytes)?
+            .min(size_bytes - offset);
+        Some(Partition {
+            number,
+            offset,
+            length,
+            kind: mbr_type(self.kind),
+        })
+    }
+}
+
+/// Follows the chain of extended boot records: each holds one logical partition and where the next record is.
+fn read_logical(
+    source: &dyn Source,
+    block_bytes: u64,
+    extended: &MbrEntry,
+    partitions: &mut Vec<Partition>,
+) -> anyhow::Result<()> {
+    let start = u64::from(extended.first);
+    let mut record = start;
+    for number in 5..5 + LOGICAL_MAX {
+        let Some(offset) = record.checked_mul(block_bytes) else {
+            break;
+        };
+        let Some(ebr) = Mbr::read(source, offset)? else {
+            break;
+        };
+        let [data, next, ..] = ebr.entries;
+        if !data.is_empty() && !data.is_extended() {
+            partitions.extend(data.partition(number, record, block_bytes, source.size_bytes()));
+        }
+        // Records lie behind one another on every sane disk, and a chain that only goes forward ends.
+        let following = start + u64::from(next.first);
+        if next.is_empty() || !next.is_extended() || following <= record {
+            break;
+        }
+        record = following;
+    }
+    Ok(())
+}
+
+/// Reads the primary GPT or, where that is damaged, its backup in the last block.
+fn read_gpt(source: &dyn Source, block_bytes: u64) -> anyhow::Result<Vec<Partition>> {
+    let blocks = source.size_bytes() / block_bytes;
+    ensure!(blocks >= 3, "the disk is too small for one");
+    match read_gpt_at(source, block_bytes, 1) {
+        Ok(partitions) => Ok(partitions),
+        Err(primary) => read_gpt_at(source, block_bytes, blocks - 1)
+            .map_err(|backup| anyhow::anyhow!("primary: {primary:#}; backup: {backup:#}")),
+    }
+}
+
+fn read_gpt_at(source: &dyn Source, block_bytes: u64, block: u64) -> anyhow::Result<Vec<Partition>> {
+    let header = read_gpt_header(source, block_bytes, block)?;
+    let (first, count, entry_bytes, checksum) = (
+        u64_at(&header, 72),
+        u32_at(&header, 80),
+        u64::from(u32_at(&header, 84)),
+        u32_at(&header, 88),
+    );
+    ensure!(
+        entry_bytes >= GPT_ENTRY_BYTES_MIN && entry_bytes.is_power_of_two(),
+        "entries of {entry_bytes} bytes"
+    );
+    let table_bytes = u64::from(count)
+        .checked_mul(entry_bytes)
+        .filter(|&bytes| bytes <= GPT_TABLE_BYTES_MAX);
+    let table_bytes = table_bytes.with_context(|| format!("a table of {count} entries"))?;
+    let table = read_range(source, first.checked_mul(block_bytes), table_bytes).context("the entries")?;
+    ensure!(
+        crc32(&table) == checksum,
+        "the entries do not match their checksum"
+    );
+    let entry_len = usize::try_from(entry_bytes)?;
+    let parsed = (1..).zip(table.chunks_exact(entry_len));
+    Ok(parsed
+        .filter_map(|(number, entry)| gpt_partition(number, entry, block_bytes, source.size_bytes()))
+        .collect())
+}
+
+/// The checked header in `block`.
+fn read_gpt_header(source: &dyn Source, block_bytes: u64, block: u64) -> anyhow::Result<Vec<u8>> {
+    let mut header = read_range(source, block.checked_mul(block_bytes), block_bytes)?;
+    ensure!(header.starts_with(GPT_SIGNATURE), "no signature in block {block}");
+    let len = usize::try_from(u32_at(&header, 12))?;
+    ensure!(
+        (GPT_HEADER_BYTES..=header.len()).contains(&len),
+        "a header of {len} bytes"
+    );
+    let checksum = u32_at(&header, 16);
+    header.truncate(len);
+    header[16..20].fill(0);
+    ensure!(
+        crc32(&header) == checksum,
+        "the header in block {block} does not match its checksum"
+    );
+    ensure!(
+        u64_at(&header, 24) == block,
+        "the header in block {block} belongs to another block"
+    );
+    Ok(header)
+}
+
+fn read_range(source: &dyn Source, offset: Option<u64>, length: u64) -> anyhow::Result<Vec<u8>> {
+    let inside = |offset: &u64| {
+        offset
+            .checked_add(length)
+            .is_some_and(|end| end <= source.size_bytes())
+    };
+    let Some(offset) = offset.filter(inside) else {
+        bail!("it lies beyond the disk")
+    };
+    let mut bytes = vec![0; usize::try_from(length)?];
+    source.read_at(offset, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// The partition of an entry; `None` for an unused one, and for one that lies beyond the disk.
+fn gpt_partition(number: u32, entry: &[u8], block_bytes: u64, size_bytes: u64) -> Option<Partition> {
+    let kind: [u8; 16] = entry.first_chunk().copied().filter(|kind| *kind != [0; 16])?;
+    let (first, last) = (u64_at(entry, 32), u64_at(entry, 40));
+    let offset = first.checked_mul(block_bytes).filter(|&offset| offset > 0)?;
+    let end = last.checked_add(1)?.checked_mul(block_bytes)?.min(size_bytes);
+    let length = end.checked_sub(offset).filter(|&length| length > 0)?;
+    Some(Partition {
+        number,
+        offset,
+        length,
+        kind: Guid(kind).to_string(),
+    })
+}
+
+/// A GUID; well-known partition types are shown by name.
+struct Guid([u8; 16]);
+
+impl fmt::Display for Guid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let b = &self.0;
+        let text = format!(
+            "{:08x}-{:04x}-{:04x}-{:02x}{:02x}-{:02x}{:02x}{:02x}{:02x}{:02x}{:02x}",
+            u32_at(b, 0),
+            u16::from_le_bytes([b[4], b[5]]),
+            u16::from_le_bytes([b[6], b[7]]),
+            b[8],
+            b[9],
+            b[10],
+            b[11],
+            b[12],
+            b[13],
+            b[14],
+            b[15],
+        );
+        let known = GPT_TYPES.iter().find(|(guid, _)| *guid == text);
+        f.write_str(known.map_or(&text, |(_, name)| name))
+    }
+}
+
+const GPT_TYPES: [(&str, &str); 9] = [
+    ("0fc63daf-8483-4772-8e79-3d69d8477de4", "Linux filesystem"),
+    ("4f68bce3-e8cd-4db1-96e7-fbcaf984b709", "Linux root (x86-64)"),
+    ("933ac7e1-2eb4-4f13-b844-0e14e2aef915", "Linux home"),
+    ("0657fd6d-a4ab-43c4-84e5-0933c84b4f4f", "Linux swap"),
+    ("e6d6d379-f507-44c2-a23c-238f2a3df928", "Linux LVM"),
+    ("a19d880f-05fc-4d3b-a006-743f0f84911e", "Linux RAID"),
+    ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "EFI system"),
+    ("21686148-6449-6e6f-744e-656564454649", "BIOS boot"),
+    ("ebd0a0a2-b9e5-4433-87c0-68b6b72699c7", "Microsoft basic data"),
+];
+
+fn mbr_type(kind: u8) -> String {
+    let name = match kind {
+        0x83 => "Linux filesystem",
+        0x82 => "Linux swap",
+        0x8e => "Linux LVM",
+        0xfd => "Linux RAID",
+        0xef => "EFI system",
+        0x07 => "NTFS or exFAT",
+        0x01 | 0x04 | 0x06 | 0x0b | 0x0c | 0x0e => "FAT",
+        _ => return format!("type 0x{kind:02x}"),
+    };
+    name.to_owned()
+}
+
+/// CRC-32 as the UEFI specification uses it (ISO 3309, reflected, polynomial 0xedb88320).
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+/// The little-endian number at `at`; callers have checked that it lies within.
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes
+        .get(at..)
+        .and_then(<[u8]>::first_chunk)
+        .copied()
+        .map_or(0, u32::from_le_bytes)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes
+        .get(at..)
+        .and_then(<[u8]>::first_chunk)
+        .copied()
+        .map_or(0, u64::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests;

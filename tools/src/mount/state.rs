@@ -1,0 +1,189 @@
+//! What is known about each mount, under `/run/smc/mounts`: a private directory and, beside it, a record.
+
+use super::{DISK_FILE, loopdev, table};
+use anyhow::Context;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MntFlags, umount2};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = "/run/smc/mounts";
+
+/// What undoing a mount needs to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Where the filesystem is mounted.
+    pub dir: PathBuf,
+    /// The disk: `web01/7:vda`.
+    pub image: String,
+    /// The partition of it; `None` for the whole disk.
+    pub partition: Option<u32>,
+    /// The process that serves the disk.
+    pub server: Process,
+    /// The loop device, once it is attached.
+    pub loop_device: Option<PathBuf>,
+}
+
+/// A process, told apart from a later one that got the same id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its id.
+    pub pid: i32,
+    /// When it was started, in clock ticks since boot.
+    started: u64,
+}
+
+impl Process {
+    /// The running process with this id.
+    pub fn running(pid: i32) -> Option<Self> {
+        let (state, started) = stat(pid)?;
+        (state != 'Z').then_some(Self { pid, started })
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&self) -> bool {
+        Self::running(self.pid) == Some(*self)
+    }
+}
+
+/// State and start time of a process (proc(5), `/proc/PID/stat`).
+fn stat(pid: i32) -> Option<(char, u64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name stands in parentheses and may hold anything; the state is the first field behind it.
+    let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
+    Some((fields.first()?.chars().next()?, fields.get(19)?.parse().ok()?))
+}
+
+/// Holds everybody else off who mounts or unmounts.
+pub fn lock() -> anyhow::Result<Flock<File>> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(ROOT)
+        .with_context(|| format!("create {ROOT}"))?;
+    let root = File::open(ROOT).with_context(|| format!("open {ROOT}"))?;
+    Flock::lock(root, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .with_context(|| format!("lock {ROOT}"))
+}
+
+/// Makes the private directory of a new mount.
+pub fn create(name: &str) -> anyhow::Result<PathBuf> {
+    // Made with mode 0700.
+    let dir = tempfile::Builder::new().prefix(name).tempdir_in(ROOT);
+    let dir = dir.with_context(|| format!("make a directory in {ROOT}"))?.keep();
+    fs::create_dir(fuse_dir(&dir)).with_context(|| format!("make a directory in {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// Where the disk's file is mounted.
+pub fn fuse_dir(dir: &Path) -> PathBuf {
+    dir.join("fuse")
+}
+
+/// The disk's file.
+pub fn disk_path(dir: &Path) -> PathBuf {
+    fuse_dir(dir).join(DISK_FILE)
+}
+
+/// What the server complains about.
+pub fn log_path(dir: &Path) -> PathBuf {
+    dir.join("log")
+}
+
+fn record_path(dir: &Path) -> PathBuf {
+    let mut path = OsString::from(dir);
+    path.push(".json");
+    PathBuf::from(path)
+}
+
+impl Record {
+    /// Writes the record of the mount with private directory `dir`.
+    pub fn save(&self, dir: &Path) -> anyhow::Result<()> {
+        let path = record_path(dir);
+        let write = || {
+            let temporary = dir.join("record");
+            fs::write(&temporary, serde_json::to_string(self)?)?;
+            fs::rename(&temporary, &path)
+        };
+        write().with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Whether anything of the mount still does its work.
+    pub fn is_in_use(&self, dir: &Path) -> anyhow::Result<bool> {
+        Ok(self.server.is_alive() || self.attached_loop(dir).is_some())
+    }
+
+    /// The loop device, if it is still attached to this mount's disk.
+    pub fn attached_loop(&self, dir: &Path) -> Option<&Path> {
+        self.loop_device
+            .as_deref()
+            .filter(|device| loopdev::is_attached(device, &disk_path(dir)))
+    }
+
+    /// The loop device, if it is mounted where it was.
+    pub fn mounted_loop(&self, dir: &Path) -> anyhow::Result<Option<&Path>> {
+        match self.attached_loop(dir) {
+            Some(device) if table::is_on(device, &self.dir)? => Ok(Some(device)),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Every mount: its private directory and, where one was written, its record.
+pub fn all() -> anyhow::Result<Vec<(PathBuf, Option<Record>)>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(ROOT).with_context(|| format!("read {ROOT}"))? {
+        let path = entry.with_context(|| format!("read {ROOT}"))?.path();
+        let dir = match path.to_str().and_then(|path| path.strip_suffix(".json")) {
+            Some(dir) => PathBuf::from(dir),
+            None if record_path(&path).exists() => continue,
+            None => path,
+        };
+        let record = match fs::read(record_path(&dir)) {
+            Ok(text) => serde_json::from_slice(&text).ok(),
+            Err(_) => None,
+        };
+        all.push((dir, record));
+    }
+    Ok(all)
+}
+
+/// Takes the disk's file out of sight and removes what is left of a mount. Nothing of it need be there any more.
+pub fn remove(dir: &Path) -> anyhow::Result<()> {
+    match umount2(&fuse_dir(dir), MntFlags::MNT_DETACH) {
+        // Not mounted, or not even there.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        Err(error) => return Err(error).with_context(|| format!("unmount {}", fuse_dir(dir).display())),
+    }
+    let gone = |path: PathBuf, remove: fn(&Path) -> io::Result<()>| match remove(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    };
+    gone(fuse_dir(dir), |path| fs::remove_dir(path))?;
+    gone(log_path(dir), |path| fs::remove_file(path))?;
+    gone(dir.join("record"), |path| fs::remove_file(path))?;
+    gone(dir.to_owned(), |path| fs::remove_dir(path))?;
+    gone(record_path(dir), |path| fs::remove_file(path))
+}
+
+/// Removes what mounts left behind whose server is dead and whose loop device is gone. The lock is held.
+pub fn sweep() -> anyhow::Result<()> {
+    for (dir, record) in all()? {
+        let in_use = match &record {
+            Some(record) => record.is_in_use(&dir)?,
+            None => false,
+        };
+        if !in_use {
+            remove(&dir)?;
+        }
+    }
+    Ok(())
+}
