@@ -1,0 +1,83 @@
+//! `make bench`: smc beside the field's tools, on the same device, in one run.
+//!
+//! Timings on shared machines spread by tens of percent, so nothing here is absolute: each pair is measured
+//! in turn, several times, and what counts is the median of the ratios. Sources are read with O_DIRECT by
+//! everybody, and caches are dropped before every run. No figure is asserted.
+
+mod measure;
+mod syncs;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use comfy_table::{Cell, Table, presets::ASCII_MARKDOWN};
+use measure::Comparison;
+use smc_tests::Bench;
+
+/// Measure smc beside fio, qemu-img, dd and nbdcopy.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Size of the device that is scanned, in MiB.
+    #[arg(long, default_value_t = 4096)]
+    scan_mib: u64,
+    /// Size of the device that is synced in full, in MiB.
+    #[arg(long, default_value_t = 2048)]
+    full_mib: u64,
+    /// Pairs of scan and fio.
+    #[arg(long, default_value_t = 10)]
+    pairs: usize,
+    /// Rounds of each full sync and its rivals.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Measure only these: scan, incompressible, compressible.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
+    let mut comparisons = Vec::new();
+    if wanted("scan") {
+        comparisons.extend(syncs::scan(
+            &Bench::new("bench-scan")?,
+            options.scan_mib << 20,
+            options.pairs,
+        )?);
+    }
+    if wanted("incompressible") {
+        comparisons.extend(syncs::incompressible(
+            &Bench::new("bench-full")?,
+            options.full_mib << 20,
+            options.rounds,
+        )?);
+    }
+    if wanted("compressible") {
+        comparisons.extend(syncs::compressible(
+            &Bench::new("bench-zstd")?,
+            options.full_mib << 20,
+            options.rounds,
+        )?);
+    }
+    print(&comparisons).context("print the table")
+}
+
+fn print(comparisons: &[Comparison]) -> Result<()> {
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN);
+    table.set_header([
+        "what",
+        "against",
+        "ours",
+        "theirs",
+        "ratio (median)",
+        "spread",
+        "goal",
+        "met",
+        "stored: ours / theirs",
+    ]);
+    for comparison in comparisons {
+        table.add_row(comparison.row().into_iter().map(Cell::new));
+    }
+    println!("\n{table}");
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! Scans and full syncs beside the tools that do the same work.
+
+use crate::measure::{Comparison, Goal, Pair, run, settle, timed};
+use anyhow::{Context, Result};
+use serde_json::Value;
+use smc_tests::{Bench, Disk, noise};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The scan of an unchanged disk beside fio's best sequential read of it.
+pub fn scan(bench: &Bench, size_bytes: u64, pairs: usize) -> Result<Vec<Comparison>> {
+    eprintln!("scan: filling {} MiB", size_bytes >> 20);
+    let disk = bench.disk("disk.img", size_bytes)?;
+    fill_with_noise(&disk)?;
+    bench.sync(&[("vda", disk.path())])?;
+    let depth = best_depth(&disk)?;
+    let mut measured = Vec::new();
+    for i in 0..pairs {
+        settle()?;
+        let theirs = fio_seconds(&disk, depth)?;
+        let ours = timed(|| bench.sync(&[("vda", disk.path())]).map(drop))?;
+        eprintln!(
+            "scan: pair {} of {pairs}: ours {ours:.2} s, fio {theirs:.2} s",
+            i + 1
+        );
+        measured.push(Pair { ours, theirs });
+    }
+    Ok(vec![Comparison {
+        what: "scan of an unchanged disk",
+        against: format!("fio, sequential 1 MiB reads, depth {depth}"),
+        goal: Goal::RateAtLeast(0.95),
+        pairs: measured,
+        stored: None,
+    }])
+}
+
+/// fio's best depth: the median of three runs each.
+fn best_depth(disk: &Disk) -> Result<u32> {
+    let mut best = (f64::INFINITY, 8);
+    for depth in [1, 8, 16, 32] {
+        let mut seconds = Vec::new();
+        for _ in 0..3 {
+            settle()?;
+            seconds.push(fio_seconds(disk, depth)?);
+        }
+        seconds.sort_by(f64::total_cmp);
+        eprintln!("scan: fio at depth {depth}: {:.2} s", seconds[1]);
+        if seconds[1] < best.0 {
+            best = (seconds[1], depth);
+        }
+    }
+    Ok(best.1)
+}
+
+/// The time that fio itself took for the reading, its start-up left out.
+fn fio_seconds(disk: &Disk, depth: u32) -> Result<f64> {
+    let output = run(Command::new("fio")
+        .args([
+            "--name=scan",
+            "--rw=read",
+            "--bs=1M",
+            "--ioengine=io_uring",
+            "--direct=1",
+            "--output-format=json",
+        ])
+        .arg(format!("--iodepth={depth}"))
+        .arg(format!("--size={}", disk.size_bytes))
+        .arg(format!("--filename={}", disk.path().display())))?;
+    let report: Value = serde_json::from_slice(&output).context("parse fio's report")?;
+    let millis = report["jobs"][0]["read"]["runtime"]
+        .as_f64()
+        .context("fio reports no runtime")?;
+    Ok(millis / 1000.0)
+}
+
+fn fill_with_noise(disk: &Disk) -> Result<()> {
+    let mut device = File::options().write(true).open(disk.path())?;
+    for i in 0..disk.size_bytes >> 20 {
+        device.write_all(&noise(1 << 20, i + 1))?;
+    }
+    Ok(device.sync_all()?)
+}
+
+/// Fills the disk with what servers hold: programs, libraries, documents and sources, as one tar stream.
+fn fill_with_files(disk: &Disk) -> Result<()> {
+    let mut tar = Command::new("tar")
+        .args(["-C", "/", "-cf", "-", "--sort=name", "usr"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("run tar")?;
+    let mut stream = tar
+        .stdout
+        .take()
+        .context("tar has no output")?
+        .take(disk.size_bytes);
+    let mut device = File::options().write(true).open(disk.path())?;
+    std::io::copy(&mut stream, &mut device)?;
+    tar.kill().ok();
+    tar.wait()?;
+    Ok(device.sync_all()?)
+}
+
+/// A tool that does the work of a full sync.
+struct Rival {
+    name: &'static str,
+    goal: Goal,
+    /// Source, target and how many bytes.
+    command: fn(&Path, &Path, u64) -> Command,
+}
+
+const QEMU_IMG: Rival = Rival {
+    name: "qemu-img convert -t none -T none -W -m 16 -O qcow2, fsync included",
+    goal: Goal::TimeAtMost(0.6),
+    command: |device, target, _| {
+        let mut command = Command::new("qemu-img");
+        command.args([
+            "convert", "-t", "none", "-T", "none", "-W", "-m", "16", "-f", "raw", "-O", "qcow2",
+        ]);
+        command.arg(device).arg(target);
+        command
+    },
+};
+
+const QEMU_IMG_ZSTD: Rival = Rival {
+    name: "qemu-img convert -c -o compression_type=zstd, fsync included",
+    goal: Goal::TimeAtMost(0.5),
+    command: |device, target, _| {
+        let mut command = Command::new("qemu-img");
+        command.args([
+            "convert",
+            "-T",
+            "none",
+            "-c",
+            "-o",
+            "compression_type=zstd",
+            "-f",
+            "raw",
+            "-O",
+            "qcow2",
+        ]);
+        command.arg(device).arg(target);
+        command
+    },
+};
+
+const DD: Rival = Rival {
+    name: "dd bs=1M iflag=direct oflag=direct conv=fsync",
+    goal: Goal::Beside,
+    command: |device, target, _| {
+        let mut command = Command::new("dd");
+        command.args([
+            "bs=1M",
+            "iflag=direct",
+            "oflag=direct",
+            "conv=fsync",
+            "status=none",
+        ]);
+        command
+            .arg(format!("if={}", device.display()))
+            .arg(format!("of={}", target.display()));
+        command
+    },
+};
+
+const NBDCOPY: Rival = Rival {
+    name: "nbdcopy from nbdkit's file plugin, flushed",
+    goal: Goal::Beside,
+    command: |device, target, _| {
+        let mut command = Command::new("nbdcopy");
+        command.args(["--flush", "--", "[", "nbdkit", "--exit-with-parent", "file"]);
+        command.arg(device).arg("]").arg(target);
+        command
+    },
+};
+
+/// What the device gives when it is read and written at once: the ceiling of every full copy on it.
+const FIO_BOTH: Rival = Rival {
+    name: "fio reading and writing as much at once, depth 8 each (the device's ceiling)",
+    goal: Goal::Beside,
+    command: |device, target, size_bytes| {
+        let mut command = Command::new("fio");
+        command
+            .args(["--bs=1M", "--ioengine=io_uring", "--iodepth=8", "--direct=1"])
+            .arg(format!("--size={size_bytes}"));
+        command
+            .args(["--name=read", "--rw=read"])
+            .arg(format!("--filename={}", device.display()));
+        command.args([
+            "--name=write",
+            "--rw=write",
+            "--fallocate=truncate",
+            "--end_fsync=1",
+        ]);
+        command.arg(format!("--filename={}", target.display()));
+        command
+    },
+};
+
+/// A full sync of incompressible data beside its rivals.
+pub fn incompressible(bench: &Bench, size_bytes: u64, rounds: usize) -> Result<Vec<Comparison>> {
+    eprintln!("incompressible: filling {} MiB", size_bytes >> 20);
+    let disk = bench.disk("disk.img", size_bytes)?;
+    fill_with_noise(&disk)?;
+    full_syncs(
+        bench,
+        &disk,
+        "full sync, incompressible",
+        &[QEMU_IMG, FIO_BOTH, DD, NBDCOPY],
+        rounds,
+    )
+}
+
+/// A full sync of compressible data beside its rival.
+pub fn compressible(bench: &Bench, size_bytes: u64, rounds: usize) -> Result<Vec<Comparison>> {
+    eprintln!("compressible: filling {} MiB", size_bytes >> 20);
+    let disk = bench.disk("disk.img", size_bytes)?;
+    fill_with_files(&disk)?;
+    full_syncs(bench, &disk, "full sync, compressible", &[QEMU_IMG_ZSTD], rounds)
+}
+
+/// Ours and each rival in turn, round after round.
+fn full_syncs(
+    bench: &Bench,
+    disk: &Disk,
+    what: &'static str,
+    rivals: &[Rival],
+    rounds: usize,
+) -> Result<Vec<Comparison>> {
+    let mut comparisons: Vec<Comparison> = rivals
+        .iter()
+        .map(|rival| Comparison {
+            what,
+            against: rival.name.to_owned(),
+            goal: rival.goal,
+            pairs: Vec::new(),
+            stored: None,
+        })
+        .collect();
+    for round in 0..rounds {
+        for (rival, comparison) in rivals.iter().zip(&mut comparisons) {
+            let (ours, ours_stored) = our_sync(bench, disk)?;
+            let (theirs, theirs_stored) = rival_copy(bench, disk, rival)?;
+            eprintln!(
+                "{what}: round {} of {rounds}: ours {ours:.2} s, {} {theirs:.2} s",
+                round + 1,
+                rival.name
+            );
+            comparison.pairs.push(Pair { ours, theirs });
+            comparison.stored = Some((ours_stored, theirs_stored));
+        }
+    }
+    Ok(comparisons)
+}
+
+fn our_sync(bench: &Bench, disk: &Disk) -> Result<(f64, u64)> {
+    let mut stored = 0;
+    let seconds = timed(|| {
+        let report = bench.sync(&[("vda", disk.path())])?;
+        stored = report["disks"][0]["stored_bytes"]
+            .as_u64()
+            .context("no stored_bytes")?;
+        Ok(())
+    })?;
+    fs::remove_dir_all(bench.store())?;
+    Ok((seconds, stored))
+}
+
+/// The rival's copy, made durable as ours is, and what it takes on the disk.
+fn rival_copy(bench: &Bench, disk: &Disk, rival: &Rival) -> Result<(f64, u64)> {
+    let target: PathBuf = bench.dir.join("rival.out");
+    let mut command = (rival.command)(disk.path(), &target, disk.size_bytes);
+    let seconds = timed(|| {
+        run(&mut command)?;
+        Ok(File::open(&target)?.sync_all()?)
+    })?;
+    let stored = fs::metadata(&target)?.blocks() * 512;
+    fs::remove_file(&target)?;
+    Ok((seconds, stored))
+}

@@ -1,0 +1,214 @@
+//! Helpers of the cross-crate tests: real loop devices, the programs as users run them, real NBD clients.
+//!
+//! Tests touch only devices that they made, each in a scratch directory of its own.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+use vm_tests::guard::{LoopDevice, ScratchDir};
+use vm_tests::process::Server;
+
+/// A program of this workspace, built in the same profile as the running one.
+///
+/// # Panics
+/// When it has not been built: `make test` does that first.
+pub fn program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("the running program has a path");
+    // Tests run in deps/, programs beside it.
+    let found = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("{name} is not built: run `cargo build --workspace` first"))
+}
+
+/// A store, and the disks that are synced into it.
+#[derive(Debug)]
+pub struct Bench {
+    /// Everything lies in here.
+    pub dir: ScratchDir,
+}
+
+/// A loop device over a file of its own.
+#[derive(Debug)]
+pub struct Disk {
+    /// The device.
+    pub device: LoopDevice,
+    /// The file behind it.
+    pub backing: PathBuf,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+}
+
+impl Bench {
+    /// An empty scratch directory.
+    pub fn new(name: &str) -> Result<Self> {
+        Ok(Self {
+            dir: ScratchDir::new(name)?,
+        })
+    }
+
+    /// The store's directory.
+    pub fn store(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+
+    /// A loop device of `size_bytes` zeros.
+    pub fn disk(&self, name: &str, size_bytes: u64) -> Result<Disk> {
+        let backing = self.dir.sparse_file(name, size_bytes)?;
+        let device = LoopDevice::attach(&backing)?;
+        Ok(Disk {
+            device,
+            backing,
+            size_bytes,
+        })
+    }
+
+    /// Runs `smcd sync` for `web01` with these disks and returns what `--json` printed.
+    pub fn sync(&self, disks: &[(&str, &Path)]) -> Result<Value> {
+        let output = self.sync_with(disks, &[])?;
+        ensure!(
+            output.status.success(),
+            "smcd sync: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).context("parse what smcd sync --json printed")
+    }
+
+    /// As [`sync`](Self::sync), with more arguments and whatever it ends with.
+    pub fn sync_with(&self, disks: &[(&str, &Path)], more: &[&str]) -> Result<Output> {
+        let mut command = Command::new(program("smcd"));
+        command
+            .args(["sync", "--job", "web01", "--json", "--store"])
+            .arg(self.store());
+        for (name, path) in disks {
+            command.arg("--disk").arg(format!("{name}={}", path.display()));
+        }
+        command.args(more).output().context("run smcd")
+    }
+
+    /// Runs `smc-image` on the store.
+    pub fn image(&self, args: &[&str]) -> Result<Output> {
+        Command::new(program("smc-image"))
+            .arg("--store")
+            .arg(self.store())
+            .args(args)
+            .output()
+            .context("run smc-image")
+    }
+
+    /// Runs `smc-image --json` on the store and returns the objects that it printed, one a line.
+    pub fn image_json(&self, args: &[&str]) -> Result<Vec<Value>> {
+        let output = self.image(&[&["--json"], args].concat())?;
+        ensure!(
+            output.status.success(),
+            "smc-image {args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let text = String::from_utf8(output.stdout)?;
+        text.lines()
+            .map(|line| serde_json::from_str(line).with_context(|| format!("parse {line}")))
+            .collect()
+    }
+
+    /// Serves all images on a Unix socket until the server is dropped.
+    pub fn serve(&self, socket: &Path) -> Result<Server> {
+        let mut command = Command::new(program("smc-image"));
+        command
+            .arg("--store")
+            .arg(self.store())
+            .arg("serve")
+            .arg("--socket")
+            .arg(socket);
+        let log = socket.with_extension("log");
+        Server::start_on_socket(&mut command, socket, &log, Duration::from_secs(30)).map_err(Into::into)
+    }
+}
+
+impl Disk {
+    /// Path of the device.
+    pub fn path(&self) -> &Path {
+        self.device.path()
+    }
+
+    /// Writes through the device, past the page cache of its readers, and waits until it is there.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let file = File::options().write(true).open(self.path())?;
+        file.write_all_at(bytes, offset)?;
+        file.sync_all()?;
+        Ok(())
+    }
+
+    /// Fills a range with pseudo-random bytes that depend on `seed`.
+    pub fn write_noise(&self, offset: u64, len: usize, seed: u64) -> Result<()> {
+        self.write_at(offset, &noise(len, seed))
+    }
+
+    /// Copies the device as it is now.
+    pub fn copy_to(&self, target: &Path) -> Result<()> {
+        let mut source = File::open(self.path())?;
+        let mut copy = File::create(target)?;
+        std::io::copy(&mut source, &mut copy)?;
+        Ok(())
+    }
+}
+
+/// Pseudo-random bytes (xorshift64*): the same for the same seed, and not compressible.
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        bytes.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// Compares two files byte for byte.
+pub fn assert_same_bytes(a: &Path, b: &Path) -> Result<()> {
+    let (mut file_a, mut file_b) = (File::open(a)?, File::open(b)?);
+    ensure!(
+        file_a.metadata()?.len() == file_b.metadata()?.len(),
+        "{} and {} differ in size",
+        a.display(),
+        b.display()
+    );
+    let (mut part_a, mut part_b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let mut offset = 0u64;
+    loop {
+        let len = file_a.read(&mut part_a)?;
+        if len == 0 {
+            return Ok(());
+        }
+        file_b.read_exact(&mut part_b[..len])?;
+        if let Some(at) = part_a[..len].iter().zip(&part_b).position(|(a, b)| a != b) {
+            bail!(
+                "{} and {} differ at byte {}",
+                a.display(),
+                b.display(),
+                offset + at as u64
+            );
+        }
+        offset += len as u64;
+    }
+}
+
+/// Exit code of a finished program; -1 when a signal ended it.
+pub fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or(-1)
+}
+
+/// What a program wrote to stderr.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
