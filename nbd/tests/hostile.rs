@@ -399,8 +399,10 @@ fn t17_a_client_that_takes_no_replies_does_not_hold_up_a_shutdown() {
     };
     let mut server = with_limits(data(8 * MIB), limits);
     let mut greedy = Raw::transmitting(&server.socket(), false);
-    (0..200).for_each(|cookie| greedy.request(CMD_READ, cookie, 0, 8 << 20));
-    (0..200).for_each(|cookie| greedy.request(CMD_FLUSH, cookie, 0, 0));
+    // In one piece: many small ones would fill the socket, and this client would wait for the server.
+    let reads = (0..200).map(|cookie| request_bytes(CMD_READ, cookie, 0, 8 << 20));
+    let flushes = (0..200).map(|cookie| request_bytes(CMD_FLUSH, cookie, 0, 0));
+    greedy.say(&reads.chain(flushes).flatten().collect::<Vec<u8>>());
     std::thread::sleep(Duration::from_millis(200));
     let started = Instant::now();
     server.stop().unwrap();
