@@ -24,7 +24,6 @@ pub fn run(args: &SyncArgs) -> Result<()> {
     let names: Vec<String> = disks.iter().map(|disk| disk.meta.name.clone()).collect();
     let mut image = store.begin(&args.job, args.cluster_size, &names)?;
     for (sequence, error) in image.passed_over() {
-        tracing::warn!(job = %args.job, sequence, %error, "compare with an earlier image: this one is damaged");
         eprintln!(
             "smcd: image {}/{sequence} is damaged; comparing with an earlier one: {error}",
             args.job
