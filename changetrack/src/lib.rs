@@ -8,4 +8,4 @@ mod examine;
 mod scan;
 
 pub use error::{Error, ErrorKind, Result};
-pub use scan::{COMPRESS_LEVEL, Progress, ScanOptions, Scanned, scan};
+pub use scan::{COMPRESS_LEVEL, Progress, ScanOptions, Scanned, Sink, scan};

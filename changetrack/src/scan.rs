@@ -71,21 +71,35 @@ pub struct Scanned {
     pub compared_bytes: u64,
 }
 
-/// Takes each changed cluster, in ascending order.
-pub type Push<'a> = dyn FnMut(&ClusterUpdate<'_>) -> imagefmt::Result<()> + 'a;
+/// Takes what a scan finds, on the thread that called it.
+pub trait Sink {
+    /// Takes a changed cluster; they come in ascending order.
+    fn push(&mut self, update: &ClusterUpdate<'_>) -> imagefmt::Result<()>;
+
+    /// Called behind every chunk of the disk, changed or not: a checkpoint must not wait for the next change.
+    fn pass(&mut self) -> imagefmt::Result<()> {
+        Ok(())
+    }
+}
+
+impl<F: FnMut(&ClusterUpdate<'_>) -> imagefmt::Result<()>> Sink for F {
+    fn push(&mut self, update: &ClusterUpdate<'_>) -> imagefmt::Result<()> {
+        self(update)
+    }
+}
 
 /// Reads all of `device` and pushes every cluster that differs from `parent` (or from zeros).
 ///
 /// # Errors
 /// Of kind `Device` when a part of the disk cannot be read, or the disk's size or identity changed
-/// meanwhile; `Store` when the parent cannot be read or `push` fails; `Canceled` when asked to stop.
+/// meanwhile; `Store` when the parent cannot be read or `sink` fails; `Canceled` when asked to stop.
 pub fn scan(
     device: &Device,
     geometry: Geometry,
     parent: Option<&Disk>,
     options: &ScanOptions,
     progress: &Progress,
-    push: &mut Push<'_>,
+    sink: &mut dyn Sink,
 ) -> Result<Scanned> {
     let read = ReadOptions {
         chunk_bytes: CHUNK_BYTES,
@@ -113,7 +127,7 @@ pub fn scan(
             }
         }
         drop(sender);
-        let stored = spawned.and_then(|()| store(&examined, geometry, progress, push));
+        let stored = spawned.and_then(|()| store(&examined, geometry, progress, sink));
         stop.store(true, Ordering::Relaxed);
         drop(examined);
         // A disk that no longer answers must not keep us: the reader's thread ends when its reads do.
@@ -191,7 +205,7 @@ fn store(
     examined: &Receiver<Result<Examined>>,
     geometry: Geometry,
     progress: &Progress,
-    push: &mut Push<'_>,
+    sink: &mut dyn Sink,
 ) -> Result<u64> {
     let mut waiting = BTreeMap::new();
     let mut due = 0;
@@ -205,9 +219,10 @@ fn store(
             }
             let mut dirty_bytes = 0;
             for update in chunk.updates() {
-                push(&update)?;
+                sink.push(&update)?;
                 dirty_bytes += geometry.cluster_len(update.index) as u64;
             }
+            sink.pass()?;
             due += 1;
             compared_bytes += chunk.len() as u64;
             progress

@@ -5,7 +5,7 @@
 mod common;
 
 use blockio::Device;
-use changetrack::{Error, Progress, ScanOptions, Scanned, scan};
+use changetrack::{Error, Progress, ScanOptions, Scanned, Sink, scan};
 use common::{MIB, noise, options, watched};
 use imagefmt::{ClusterSize, ClusterUpdate, Geometry};
 use std::fs::{self, File};
@@ -45,7 +45,7 @@ fn scan_file(
     path: &Path,
     way: &ScanOptions,
     progress: &Progress,
-    push: &mut dyn FnMut(&ClusterUpdate<'_>) -> imagefmt::Result<()>,
+    push: &mut dyn Sink,
 ) -> Result<Scanned, Error> {
     let device = Device::open(path).unwrap();
     let geometry = Geometry::new(device.size_bytes(), ClusterSize::K64).unwrap();
@@ -71,7 +71,7 @@ fn memory_stays_bounded() {
         fs::write("/proc/self/clear_refs", "5").unwrap();
         let before = status("VmRSS:");
         let (progress, mut dirty) = (Progress::default(), 0);
-        let scanned = scan_file(&path, &options(4, 4, 8, 32), &progress, &mut |update| {
+        let scanned = scan_file(&path, &options(4, 4, 8, 32), &progress, &mut |update: &ClusterUpdate<'_>| {
             dirty += 65536;
             assert!(!update.digest.is_null());
             Ok(())
@@ -101,7 +101,7 @@ fn no_thread_outlives_a_scan() {
         fs::write(&path, noise(24 * MIB, 1)).unwrap();
         for end in ["whole", "cancel", "failure", "shrink"] {
             let (progress, mut count, mut running) = (Progress::default(), 0, 0);
-            let scanned = scan_file(&path, &options(4, 3, 8, 4), &progress, &mut |_| {
+            let scanned = scan_file(&path, &options(4, 3, 8, 4), &progress, &mut |_: &ClusterUpdate<'_>| {
                 count += 1;
                 if count == 100 {
                     running = threads("threads").len();

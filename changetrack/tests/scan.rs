@@ -7,7 +7,7 @@ mod common;
 use blockio::Device;
 use changetrack::{Error, ErrorKind, Progress, ScanOptions, scan};
 use common::{Bench, MIB, Synced, assert_pushed, changed, differing, disk_content, noise, options, watched};
-use imagefmt::{ClusterSize, Codec, Geometry};
+use imagefmt::{ClusterSize, ClusterUpdate, Codec, Geometry};
 use std::error::Error as StdError;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -319,7 +319,7 @@ fn disk_smaller_than_its_geometry_is_refused() {
             None,
             &ScanOptions::default(),
             &Progress::default(),
-            &mut |_| Ok(()),
+            &mut |_: &ClusterUpdate<'_>| Ok(()),
         );
         assert_eq!(scanned.unwrap_err().kind(), ErrorKind::Device);
     });

@@ -36,6 +36,15 @@ pub struct SyncArgs {
     #[arg(long = "disk", value_name = "[NAME=]DEV", required = true)]
     pub disks: Vec<DiskArg>,
 
+    /// Continue the chain of this job, which is finished: the first image of the new job is incremental, on
+    /// that job's newest image.
+    #[arg(long, value_name = "JOB", conflicts_with = "cluster_size")]
+    pub take_up: Option<String>,
+
+    /// Keep this many images of the job: afterwards, the earliest ones that nobody uses are deleted.
+    #[arg(long, value_name = "1..10", value_parser = clap::value_parser!(u8).range(1..=10))]
+    pub max_images: Option<u8>,
+
     /// Unit of comparison: 16KiB, 64KiB or 256KiB; fixed with a job's first image [default: 64KiB].
     #[arg(long, value_name = "SIZE", value_parser = parse_cluster_size)]
     pub cluster_size: Option<ClusterSize>,

@@ -1,10 +1,12 @@
 //! smcd: syncs disks into images.
 
 mod activity;
+mod checkpoints;
 mod cli;
 mod disks;
 mod progress;
 mod report;
+mod retention;
 mod sync;
 
 use clap::Parser;

@@ -18,7 +18,19 @@ pub struct Report {
     seconds: f64,
     #[serde(skip)]
     millis: u64,
+    /// Whether it went on with a sync that was not finished.
+    resumed: bool,
     disks: Vec<DiskReport>,
+    deleted: Vec<DeletedImage>,
+}
+
+/// An image that went because there were more than are to be kept.
+#[derive(Debug, Serialize)]
+pub struct DeletedImage {
+    /// As people write it: `web01/3`.
+    pub image: String,
+    /// Bytes that the store takes less.
+    pub freed_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -33,7 +45,12 @@ struct DiskReport {
 
 impl Report {
     /// From the manifest of the image that the sync made.
-    pub fn new(manifest: &Manifest, took: Duration) -> Result<Self> {
+    pub fn new(
+        manifest: &Manifest,
+        took: Duration,
+        resumed: bool,
+        deleted: Vec<DeletedImage>,
+    ) -> Result<Self> {
         let cluster_size = manifest.cluster_size()?;
         let disks = manifest
             .disks
@@ -51,7 +68,9 @@ impl Report {
             consistency_reason: manifest.consistency_reason.clone(),
             seconds: (took.as_secs_f64() * 1000.0).round() / 1000.0,
             millis: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            resumed,
             disks: disks.collect::<Result<_>>()?,
+            deleted,
         })
     }
 
@@ -87,6 +106,14 @@ impl Report {
                 HumanBytes(disk.stored_bytes),
                 "",
                 disk.digest
+            )?;
+        }
+        for deleted in &self.deleted {
+            writeln!(
+                out,
+                "  deleted {}: {} freed",
+                deleted.image,
+                HumanBytes(deleted.freed_bytes)
             )?;
         }
         Ok(())

@@ -1,13 +1,16 @@
 //! `smcd sync`: one sync of one or several disks into one image.
 
 use crate::activity::Watch;
+use crate::checkpoints::Checkpointed;
 use crate::cli::SyncArgs;
 use crate::disks::{self, SourceDisk};
 use crate::progress::Shown;
 use crate::report::Report;
+use crate::retention::{self, Retained};
 use anyhow::{Context, Result};
 use changetrack::{Progress, ScanOptions, scan};
-use imagefmt::{Comparison, ImageWriter, Method};
+use imagefmt::{Comparison, ImageWriter, Manifest, Method, Store};
+use indicatif::HumanBytes;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,40 +18,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-/// Runs one sync and reports it.
+/// Runs one sync, deletes what there is too much of, and reports both.
 pub fn run(args: &SyncArgs) -> Result<()> {
     let begun = Instant::now();
     imagefmt::check_name("job", &args.job)?;
     let disks = disks::open_all(args)?;
     let store = imagefmt::open_or_create_store(&args.store, args.allow_network_fs)?;
-    let names: Vec<String> = disks.iter().map(|disk| disk.meta.name.clone()).collect();
-    let mut image = store.begin(&args.job, args.cluster_size, &names)?;
-    for (sequence, error) in image.passed_over() {
-        eprintln!(
-            "smcd: image {}/{sequence} is damaged; comparing with an earlier one: {error}",
-            args.job
-        );
-    }
-    if let Some(parent) = image.parent() {
-        disks::check_against(parent, &disks, args.accept_changed_disk)?;
-    }
     let stopper = Stopper::install()?;
-    let watch = Watch::start(disks.iter().map(|disk| (disk.meta.name.as_str(), &disk.device)));
-    for disk in &disks {
-        let progress = stopper.progress();
-        sync_disk(&mut image, disk, args, &progress)
-            .map_err(|error| advise(error, &image))
-            .with_context(|| format!("sync {} ({})", disk.meta.name, disk.device.path().display()))
-            .with_context(|| {
-                format!(
-                    "image {} was given up; earlier images are as they were",
-                    image.label()
-                )
-            })?;
+    let (manifest, resumed) = sync(&store, args, &disks, &stopper)?;
+    let label = format!("{}/{}", manifest.job, manifest.sequence);
+    let retained = match args.max_images {
+        Some(max) => retention::apply(&store, &args.job, max.into()).with_context(|| {
+            format!("image {label} is complete and safe, but earlier ones could not be deleted")
+        })?,
+        None => Retained::default(),
+    };
+    for warning in &retained.warnings {
+        eprintln!("smcd: {warning}");
     }
-    let (consistency, reason) = watch.finish();
-    let manifest = image.commit(consistency, &reason)?;
-    let report = Report::new(&manifest, begun.elapsed())?;
+    let report = Report::new(&manifest, begun.elapsed(), resumed, retained.deleted)?;
     let printed = if args.json {
         report.print_json()
     } else {
@@ -56,10 +44,87 @@ pub fn run(args: &SyncArgs) -> Result<()> {
     };
     match printed {
         Err(error) if is_closed_pipe(&error) => Ok(()),
-        printed => printed.with_context(|| {
-            let label = format!("{}/{}", manifest.job, manifest.sequence);
-            format!("image {label} is complete and safe, but could not be reported")
-        }),
+        printed => {
+            printed.with_context(|| format!("image {label} is complete and safe, but could not be reported"))
+        }
+    }
+}
+
+/// Makes an image, and says whether it goes on with an unfinished sync. What that one stored is dropped if it
+/// turns out to be damaged.
+fn sync(store: &Store, args: &SyncArgs, disks: &[SourceDisk], stopper: &Stopper) -> Result<(Manifest, bool)> {
+    let image = begin(store, args, disks)?;
+    let resumed = image.resumed().map(|unfinished| unfinished.chain().to_owned());
+    match (make_image(image, args, disks, stopper), resumed) {
+        (Err(error), Some(chain)) if crate::is_damage(&error) => {
+            eprintln!("smcd: what the unfinished sync stored is damaged; starting afresh: {error:#}");
+            store.discard_checkpoint(&chain)?;
+            let image = begin(store, args, disks)?;
+            make_image(image, args, disks, stopper).map(|manifest| (manifest, false))
+        }
+        (made, resumed) => made.map(|manifest| (manifest, resumed.is_some())),
+    }
+}
+
+/// Becomes the job's writer and refuses what does not fit the job, before anything is written.
+fn begin(store: &Store, args: &SyncArgs, disks: &[SourceDisk]) -> Result<ImageWriter> {
+    let names: Vec<String> = disks.iter().map(|disk| disk.meta.name.clone()).collect();
+    let image = match &args.take_up {
+        Some(from) => store.take_up(&args.job, from, &names)?,
+        None => store.begin(&args.job, args.cluster_size, &names)?,
+    };
+    for (sequence, error) in image.passed_over() {
+        eprintln!(
+            "smcd: image {}/{sequence} is damaged; comparing with an earlier one: {error}",
+            args.job
+        );
+    }
+    for known in image.parent().into_iter().chain(image.resumed()) {
+        disks::check_against(known, disks, args.accept_changed_disk)?;
+    }
+    if let Some(unfinished) = image.resumed().filter(|_| !args.json) {
+        let stored = unfinished
+            .manifest()
+            .disks
+            .iter()
+            .map(|disk| disk.stored_bytes)
+            .sum();
+        eprintln!(
+            "smcd: going on with the sync that was not finished; {} of it are stored already",
+            HumanBytes(stored)
+        );
+    }
+    Ok(image)
+}
+
+fn make_image(
+    mut image: ImageWriter,
+    args: &SyncArgs,
+    disks: &[SourceDisk],
+    stopper: &Stopper,
+) -> Result<Manifest> {
+    let watch = Watch::start(disks.iter().map(|disk| (disk.meta.name.as_str(), &disk.device)));
+    for disk in disks {
+        let progress = stopper.progress();
+        sync_disk(&mut image, disk, args, &progress)
+            .map_err(|error| advise(error, &image))
+            .with_context(|| format!("sync {} ({})", disk.meta.name, disk.device.path().display()))
+            .with_context(|| what_is_left(&image))?;
+    }
+    let (consistency, reason) = watch.finish();
+    Ok(image.commit(consistency, &reason)?)
+}
+
+/// What a sync that did not end leaves behind, in words.
+fn what_is_left(image: &ImageWriter) -> String {
+    let label = image.label();
+    if image.has_checkpoint() {
+        format!(
+            "image {label} is not finished; earlier images are as they were, and the next sync goes on with what \
+             is stored of this one"
+        )
+    } else {
+        format!("image {label} was given up; earlier images are as they were")
     }
 }
 
@@ -90,8 +155,13 @@ fn sync_disk(
     args: &SyncArgs,
     progress: &Arc<Progress>,
 ) -> Result<()> {
+    let is_known = |parent: &imagefmt::Image| parent.manifest().disk(&disk.meta.name).is_some();
+    let (method, reason) = match image.parent() {
+        Some(parent) if is_known(parent) => (Method::Scan, "no tracker watched the disk"),
+        _ => (Method::Full, "first image of the disk"),
+    };
     let writer = image.disk(disk.meta.clone())?;
-    let parent = writer.parent().cloned();
+    let base = writer.base().cloned();
     let geometry = writer.geometry();
     let options = ScanOptions {
         compress_level: args.compress_level,
@@ -103,11 +173,22 @@ fn sync_disk(
         progress.clone(),
         args.json,
     );
-    writer.write(|push| -> Result<Comparison> {
-        let scanned = scan(&disk.device, geometry, parent.as_ref(), &options, progress, push)?;
-        let (method, reason) = match parent {
-            Some(_) => (Method::Scan, "no tracker watched the disk"),
-            None => (Method::Full, "first image of the disk"),
+    writer.write(|sink| -> Result<Comparison> {
+        let mut sink = Checkpointed::new(sink);
+        let scanned = scan(
+            &disk.device,
+            geometry,
+            base.as_ref(),
+            &options,
+            progress,
+            &mut sink,
+        );
+        let scanned = match scanned {
+            Err(error) if error.kind() == changetrack::ErrorKind::Canceled => {
+                sink.suspend().context("keep what is stored already")?;
+                return Err(error.into());
+            }
+            scanned => scanned?,
         };
         Ok(Comparison {
             method,
@@ -118,7 +199,7 @@ fn sync_disk(
     Ok(())
 }
 
-/// Turns SIGINT and SIGTERM into a clean stop: layers that no image needs are removed.
+/// Turns SIGINT and SIGTERM into a clean stop: what is stored is kept for the next sync.
 struct Stopper {
     stopped: Arc<AtomicBool>,
     current: Arc<Mutex<Arc<Progress>>>,

@@ -3,6 +3,7 @@
 //! Groups go to the layer as they come: the changed clusters of a leaf, then the leaf; a higher node
 //! follows its last changed child. Subtrees without a change are referenced, never rewritten.
 
+use crate::cache::ChainFiles;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::geometry::{Geometry, parent_index, slot};
@@ -10,6 +11,7 @@ use crate::layer::{LAYER_LEN_MAX, LayerEntry, LayerTable, LayerWriter};
 use crate::node::{Node, NodeId, closing_check};
 use crate::pointer::{Codec, Place, Pointer};
 use crate::tree::Tree;
+use std::sync::Arc;
 
 /// Gives the builder its layers, with ids that were never used before.
 pub(crate) trait LayerSource {
@@ -43,45 +45,48 @@ pub struct BuildStats {
 pub(crate) struct Built {
     pub root: Pointer,
     pub layers: LayerTable,
-    /// Ids of the layers that this build wrote.
-    pub written: Vec<u32>,
+    /// Ids of the layers that this build wrote and in which nothing it wrote is superseded.
+    pub packed: Vec<u32>,
     pub stats: BuildStats,
 }
 
+#[derive(Debug)]
 struct OpenNode {
     index: u64,
     node: Node,
 }
 
 /// Builds a disk's tree on top of its parent's.
-pub(crate) struct Builder<'a> {
+#[derive(Debug)]
+pub(crate) struct Builder {
     geometry: Geometry,
+    /// The tree as it was at the start, or at the last checkpoint.
     parent: Option<Tree>,
-    source: &'a mut dyn LayerSource,
+    files: Arc<ChainFiles>,
     writer: Option<LayerWriter>,
     /// The changed node being filled, for each level.
     open: Vec<Option<OpenNode>>,
     root: Pointer,
     layers: LayerTable,
-    written: Vec<u32>,
+    packed: Vec<u32>,
     next: u64,
     /// The parent's short last cluster: on a disk that grew it holds more than before.
     outgrown: Option<u64>,
     stats: BuildStats,
 }
 
-impl<'a> Builder<'a> {
-    /// A builder for a disk of `geometry`, on top of `parent` or of nothing.
-    pub fn new(geometry: Geometry, parent: Option<Tree>, source: &'a mut dyn LayerSource) -> Result<Self> {
+impl Builder {
+    /// A builder for a disk of `geometry`, on top of `parent` or of nothing. `files` are the chain's.
+    pub fn new(geometry: Geometry, parent: Option<Tree>, files: Arc<ChainFiles>) -> Result<Self> {
         let mut builder = Self {
             geometry,
             parent: None,
-            source,
+            files,
             writer: None,
             open: (0..geometry.height()).map(|_| None).collect(),
             root: Pointer::NULL,
             layers: LayerTable::default(),
-            written: Vec::new(),
+            packed: Vec::new(),
             next: 0,
             outgrown: None,
             stats: BuildStats::default(),
@@ -121,7 +126,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Takes the next cluster; indices must ascend. One that is as in the parent is not stored again.
-    pub fn push(&mut self, update: &ClusterUpdate<'_>) -> Result<()> {
+    pub fn push(&mut self, update: &ClusterUpdate<'_>, source: &mut dyn LayerSource) -> Result<()> {
         self.check(update)?;
         self.next = update.index + 1;
         if self.outgrown == Some(update.index) {
@@ -135,9 +140,9 @@ impl<'a> Builder<'a> {
         if old.digest == update.digest {
             return Ok(());
         }
-        self.close_nodes_before(leaf)?;
-        self.open_node(0, leaf)?;
-        let new = self.store_cluster(update)?;
+        self.close_nodes_before(leaf, source)?;
+        self.open_node(0, leaf, source)?;
+        let new = self.store_cluster(update, source)?;
         self.stats.dirty_bytes += self.geometry.cluster_len(update.index) as u64;
         self.set_child(0, update.index, new)
     }
@@ -167,11 +172,11 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn store_cluster(&mut self, update: &ClusterUpdate<'_>) -> Result<Pointer> {
+    fn store_cluster(&mut self, update: &ClusterUpdate<'_>, source: &mut dyn LayerSource) -> Result<Pointer> {
         if update.codec == Codec::Null {
             return Ok(Pointer::NULL);
         }
-        let writer = self.writer()?;
+        let writer = self.writer(source)?;
         if update.codec == Codec::Raw {
             writer.align()?;
         }
@@ -184,14 +189,14 @@ impl<'a> Builder<'a> {
     }
 
     /// Makes node `index` of `level` the open one, closing the one that was.
-    fn open_node(&mut self, level: u8, index: u64) -> Result<()> {
+    fn open_node(&mut self, level: u8, index: u64, source: &mut dyn LayerSource) -> Result<()> {
         if self.open[usize::from(level)]
             .as_ref()
             .is_some_and(|open| open.index == index)
         {
             return Ok(());
         }
-        self.close_node(level)?;
+        self.close_node(level, source)?;
         let node = match &self.parent {
             Some(parent) if level < parent.geometry().height() => {
                 (*parent.node(NodeId { level, index })?).clone()
@@ -219,14 +224,14 @@ impl<'a> Builder<'a> {
     }
 
     /// Stores the open nodes that `leaf` is not below, lowest first: each follows its last changed child.
-    fn close_nodes_before(&mut self, leaf: u64) -> Result<()> {
+    fn close_nodes_before(&mut self, leaf: u64, source: &mut dyn LayerSource) -> Result<()> {
         let mut index = leaf;
         for level in 0..self.geometry.height() {
             if self.open[usize::from(level)]
                 .as_ref()
                 .is_some_and(|open| open.index != index)
             {
-                self.close_node(level)?;
+                self.close_node(level, source)?;
             }
             index = parent_index(index);
         }
@@ -234,11 +239,12 @@ impl<'a> Builder<'a> {
     }
 
     /// Stores the open node of `level` and points its parent node to it.
-    fn close_node(&mut self, level: u8) -> Result<()> {
+    fn close_node(&mut self, level: u8, source: &mut dyn LayerSource) -> Result<()> {
         let Some(open) = self.open[usize::from(level)].take() else {
             return Ok(());
         };
         let new = self.store_node(
+            source,
             NodeId {
                 level,
                 index: open.index,
@@ -249,17 +255,17 @@ impl<'a> Builder<'a> {
             let old = std::mem::replace(&mut self.root, new);
             return self.account(&old, &new);
         }
-        self.open_node(level + 1, parent_index(open.index))?;
+        self.open_node(level + 1, parent_index(open.index), source)?;
         self.set_child(level + 1, open.index, new)
     }
 
-    fn store_node(&mut self, id: NodeId, node: &Node) -> Result<Pointer> {
+    fn store_node(&mut self, source: &mut dyn LayerSource, id: NodeId, node: &Node) -> Result<Pointer> {
         let digest = node.digest();
         if digest.is_null() {
             return Ok(Pointer::NULL);
         }
         let (codec, mut block) = node.encode();
-        let writer = self.writer()?;
+        let writer = self.writer(source)?;
         let check = closing_check(&block, &writer.uuid().bytes(), writer.position(), id);
         block.extend_from_slice(&check.0);
         Ok(Pointer {
@@ -296,16 +302,16 @@ impl<'a> Builder<'a> {
     }
 
     /// The layer being written; the first is created when there is something to write.
-    fn writer(&mut self) -> Result<&mut LayerWriter> {
+    fn writer(&mut self, source: &mut dyn LayerSource) -> Result<&mut LayerWriter> {
         if self.writer.is_none() {
-            let writer = self.source.create()?;
+            let writer = source.create()?;
             let entry = LayerEntry {
                 uuid: writer.uuid(),
                 len: 0,
                 referenced: 0,
             };
             self.layers.insert(writer.id(), entry);
-            self.written.push(writer.id());
+            self.packed.push(writer.id());
             self.writer = Some(writer);
         }
         self.writer
@@ -323,24 +329,53 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    /// Stores what is open and makes it durable, so that what came so far can be found again by its root;
+    /// then it goes on from there. `None` while that cannot be described: on a disk that grew, until the
+    /// cluster that was its short last one has come.
+    pub fn checkpoint(&mut self, source: &mut dyn LayerSource) -> Result<Option<Built>> {
+        if self.outgrown.is_some() {
+            return Ok(None);
+        }
+        self.close_nodes(source)?;
+        if let Some(writer) = &mut self.writer {
+            writer.sync()?;
+            self.layers.entry_mut(writer.id())?.len = writer.position();
+            // The nodes just stored will be superseded: not every byte of this layer will be pointed to.
+            self.packed.retain(|&id| id != writer.id());
+        }
+        let layers = Arc::new(self.layers.clone());
+        let tree = Tree::new(self.geometry, self.root, layers, self.files.clone())?;
+        self.parent = Some(tree);
+        Ok(Some(self.built()))
+    }
+
+    fn close_nodes(&mut self, source: &mut dyn LayerSource) -> Result<()> {
+        (0..self.geometry.height()).try_for_each(|level| self.close_node(level, source))
+    }
+
+    /// The tree as it is; nothing is open.
+    fn built(&self) -> Built {
+        let mut built = Built {
+            root: self.root,
+            layers: self.layers.clone(),
+            packed: self.packed.clone(),
+            stats: self.stats,
+        };
+        built.stats.stored_bytes += self.writer.as_ref().map_or(0, LayerWriter::position);
+        built.layers.drop_unreferenced();
+        built.packed.retain(|&id| built.layers.entry(id).is_ok());
+        built
+    }
+
     /// Stores what is still open and makes all layers durable.
-    pub fn finish(mut self) -> Result<Built> {
+    pub fn finish(mut self, source: &mut dyn LayerSource) -> Result<Built> {
         if let Some(index) = self.outgrown {
             return Err(Error::invalid(format!(
                 "cluster {index} grew with the disk but was not given anew"
             )));
         }
-        for level in 0..self.geometry.height() {
-            self.close_node(level)?;
-        }
+        self.close_nodes(source)?;
         self.close_layer()?;
-        self.layers.drop_unreferenced();
-        self.written.retain(|&id| self.layers.entry(id).is_ok());
-        Ok(Built {
-            root: self.root,
-            layers: self.layers,
-            written: self.written,
-            stats: self.stats,
-        })
+        Ok(self.built())
     }
 }

@@ -4,9 +4,11 @@ use crate::error::{Error, ErrorKind, Result, Within};
 use crate::geometry::ClusterSize;
 use crate::id::Uuid;
 use crate::manifest::Manifest;
+use crate::paths::{chain_path, image_file, images_dir, layer_of, layers_dir};
+use crate::roots::read_checkpoint;
 use crate::sealed;
 use crate::storage::Storage;
-use crate::store::{Store, images_dir};
+use crate::store::Store;
 use serde::{Deserialize, Serialize};
 
 /// chain.json. Readers do not need it.
@@ -35,7 +37,7 @@ impl ChainRecord {
         disks: &[String],
     ) -> Result<Self> {
         let fresh = || Self::new(cluster_size.unwrap_or(ClusterSize::K64), disks);
-        let mut record = match sealed::read::<Self>(&**store.storage(), &path(chain)) {
+        let mut record = match sealed::read::<Self>(&**store.storage(), &chain_path(chain)) {
             // Without an image, only the numbers count: what a first sync that failed was given binds nobody.
             Ok(record) if store.sequences(chain)?.is_empty() => Self {
                 next_sequence: record.next_sequence,
@@ -83,14 +85,18 @@ impl ChainRecord {
 
     /// A record that was lost, or put back from an old copy, must not make numbers come twice.
     fn skip_used(&mut self, store: &Store, chain: &str) -> Result<()> {
-        if let Some(&newest) = store.sequences(chain)?.last() {
+        let names = store.storage().list(&images_dir(chain))?;
+        let numbers = names
+            .iter()
+            .filter_map(|name| image_file(name))
+            .map(|(sequence, _)| sequence);
+        let unfinished = read_checkpoint(store, chain).ok().flatten();
+        let unfinished = unfinished.map(|manifest| manifest.sequence);
+        if let Some(newest) = numbers.chain(unfinished).max() {
             self.next_sequence = self.next_sequence.max(newest.saturating_add(1));
         }
-        let names = store.storage().list(&format!("{chain}/layers"))?;
-        let ids = names
-            .iter()
-            .filter_map(|name| u32::from_str_radix(name.strip_suffix(".layer")?, 16).ok());
-        if let Some(newest) = ids.max() {
+        let names = store.storage().list(&layers_dir(chain))?;
+        if let Some(newest) = names.iter().filter_map(|name| layer_of(name)).max() {
             self.next_layer = self.next_layer.max(newest.saturating_add(1));
         }
         Ok(())
@@ -102,12 +108,8 @@ impl ChainRecord {
 
     /// Makes the record durable: before a number in it is used.
     pub fn save(&self, storage: &dyn Storage, chain: &str) -> Result<()> {
-        sealed::replace(storage, chain, &path(chain), self).within(|| format!("update chain {chain}"))
+        sealed::replace(storage, chain, &chain_path(chain), self).within(|| format!("update chain {chain}"))
     }
-}
-
-fn path(chain: &str) -> String {
-    format!("{chain}/chain.json")
 }
 
 /// The newest manifest that can be read; an error if there are some but none can be.
@@ -124,7 +126,7 @@ fn newest_manifest(store: &Store, chain: &str) -> Result<Option<Manifest>> {
 
 /// Makes the directories of a chain, those that are missing.
 pub(crate) fn create_dirs(storage: &dyn Storage, chain: &str) -> Result<()> {
-    for dir in [chain.to_owned(), format!("{chain}/layers"), images_dir(chain)] {
+    for dir in [chain.to_owned(), layers_dir(chain), images_dir(chain)] {
         match storage.create_dir(&dir) {
             Err(error) if error.kind() != ErrorKind::Exists => return Err(error),
             _ => {}

@@ -1,7 +1,7 @@
 //! The store on a real filesystem: layers are written by io_uring with O_DIRECT, all else is small.
 
 use crate::error::{Error, ErrorKind, Result, Within};
-use crate::storage::{LayerAppend, LayerRead, Lock, LockMode, Storage};
+use crate::storage::{BLOCK_LEN, LayerAppend, LayerRead, Lock, LockMode, Storage};
 use blockio::{SequentialWriter, WriteOptions};
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -13,8 +13,9 @@ use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::fs::File;
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 /// A directory that holds a store.
@@ -114,15 +115,24 @@ impl DirStorage {
             self.lock(name, LockMode::Exclusive)
                 .within(|| "this filesystem cannot lock files".to_owned())?,
         );
-        let file = self.open_file(name, OFlag::O_RDWR)?;
-        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&file, punch, 0, 4096).map_err(|errno| {
-            io(errno, || {
-                "this filesystem cannot punch holes, so deleting images would free nothing: \
-                 use ext4, xfs or btrfs"
-                    .to_owned()
-            })
+        punch(&self.open_file(name, OFlag::O_RDWR)?, 0, BLOCK_LEN).within(|| {
+            "this filesystem cannot punch holes, so deleting images would free nothing: \
+             use ext4, xfs or btrfs"
+                .to_owned()
         })
+    }
+
+    fn flock(&self, path: &str, flags: OFlag, arg: FlockArg) -> Result<Lock> {
+        // A file that was replaced between opening and locking is not the one that others lock.
+        loop {
+            let held = Flock::lock(self.open_file(path, flags)?, arg)
+                .map_err(|(_, errno)| io(errno, || format!("lock {path}")))?;
+            let now = self.open_file(path, OFlag::O_RDONLY)?;
+            let id = |file: &File| fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
+            if id(&held).is_ok_and(|held| id(&now) == Ok(held)) {
+                return Ok(Lock::new(held));
+            }
+        }
     }
 
     fn open_at(&self, path: &str, flags: OFlag, mode: Mode) -> std::result::Result<OwnedFd, Errno> {
@@ -271,22 +281,51 @@ impl Storage for DirStorage {
         }))
     }
 
-    fn lock(&self, path: &str, mode: LockMode) -> Result<Lock> {
-        // A file that was replaced between opening and locking is not the one that others lock.
-        loop {
-            let (flags, arg) = match mode {
-                LockMode::Shared => (OFlag::O_RDONLY, FlockArg::LockSharedNonblock),
-                LockMode::Exclusive => (OFlag::O_RDWR | OFlag::O_CREAT, FlockArg::LockExclusiveNonblock),
-            };
-            let held = Flock::lock(self.open_file(path, flags)?, arg)
-                .map_err(|(_, errno)| io(errno, || format!("lock {path}")))?;
-            let now = self.open_file(path, OFlag::O_RDONLY)?;
-            let id = |file: &File| fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
-            if id(&held).is_ok_and(|held| id(&now) == Ok(held)) {
-                return Ok(Lock::new(held));
-            }
+    fn reclaim(&self, path: &str, dead: &[Range<u64>]) -> Result<()> {
+        let file = self.open_file(path, OFlag::O_RDWR)?;
+        let len = file.metadata().within(|| format!("stat {path}"))?.len();
+        for range in dead.iter().filter(|range| range.start < len) {
+            punch(&file, range.start, range.end.min(len) - range.start)
+                .within(|| format!("free space of {path}"))?;
         }
+        file.sync_data().within(|| format!("sync {path}"))
     }
+
+    fn allocated(&self, path: &str) -> Result<u64> {
+        let metadata = self.open_file(path, OFlag::O_RDONLY)?.metadata();
+        // stat(2) counts in units of 512 bytes, whatever the filesystem's blocks are.
+        Ok(metadata.within(|| format!("stat {path}"))?.blocks() * 512)
+    }
+
+    fn lock(&self, path: &str, mode: LockMode) -> Result<Lock> {
+        let (flags, arg) = match mode {
+            LockMode::Shared => (OFlag::O_RDONLY, FlockArg::LockSharedNonblock),
+            LockMode::Exclusive => (OFlag::O_RDONLY, FlockArg::LockExclusiveNonblock),
+            LockMode::ExclusiveCreate => {
+                let flags = OFlag::O_RDWR | OFlag::O_CREAT;
+                (flags, FlockArg::LockExclusiveNonblock)
+            }
+        };
+        self.flock(path, flags, arg)
+    }
+
+    fn lock_waiting(&self, path: &str) -> Result<Lock> {
+        self.flock(path, OFlag::O_RDWR | OFlag::O_CREAT, FlockArg::LockExclusive)
+    }
+
+    fn holders(&self, path: &str) -> Vec<String> {
+        let file = self.open_file(path, OFlag::O_RDONLY);
+        file.map(|file| crate::holders::of(&file)).unwrap_or_default()
+    }
+}
+
+/// Gives back the space of a range, which then reads as zeros.
+fn punch(file: &File, offset: u64, len: u64) -> Result<()> {
+    let signed =
+        |value: u64| i64::try_from(value).map_err(|_| Error::invalid(format!("{value} is beyond any file")));
+    let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(file, mode, signed(offset)?, signed(len)?)
+        .map_err(|errno| io(errno, || format!("punch {len} bytes at {offset}")))
 }
 
 #[derive(Debug)]
@@ -316,7 +355,7 @@ struct NewLayer {
 /// wants larger ones, the page cache takes the writes instead.
 fn new_writer(file: File, options: &WriteOptions) -> blockio::Result<SequentialWriter> {
     let writer = SequentialWriter::new(file, options)?;
-    if writer.alignment() <= crate::storage::BLOCK_LEN {
+    if writer.alignment() <= BLOCK_LEN {
         return Ok(writer);
     }
     let file = writer.finish()?;
@@ -341,7 +380,7 @@ impl LayerAppend for NewLayer {
     fn sync(&mut self) -> Result<()> {
         let padded = self
             .writer
-            .pad_to(crate::storage::BLOCK_LEN)
+            .pad_to(BLOCK_LEN)
             .and_then(|()| self.writer.flush())
             .and_then(|()| self.writer.trim());
         padded.map_err(|e| layer_error(e, &self.path))?;

@@ -27,6 +27,8 @@ pub enum ErrorKind {
     Unreadable,
     /// Somebody else holds the lock.
     Busy,
+    /// An image that is to be deleted is being read or pinned.
+    InUse,
     /// The caller's input does not fit (name, geometry, order, disk).
     Invalid,
 }
@@ -97,6 +99,17 @@ impl Error {
     /// What happened, without where.
     pub(crate) fn cause(&self) -> &str {
         self.context.first().map_or("", String::as_str)
+    }
+
+    /// The error with all its causes, on one line.
+    pub fn told(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = self.source();
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        text
     }
 
     /// The kind, to branch on.

@@ -5,6 +5,7 @@ use crate::error::{Error, Result, Within};
 use crate::geometry::ClusterSize;
 use crate::id::Uuid;
 use crate::int::to_usize;
+use crate::paths::layer_path;
 use crate::pointer::{Place, STORED_LEN_MAX};
 use crate::storage::{BLOCK_LEN, LayerAppend, LayerRead, Storage};
 use lru::LruCache;
@@ -161,11 +162,6 @@ impl LayerTable {
         }
         Ok(())
     }
-}
-
-/// A layer's path below its chain.
-pub(crate) fn layer_path(chain: &str, id: u32) -> String {
-    format!("{chain}/layers/{id:08x}.layer")
 }
 
 /// The layer files of one chain, opened on demand and bounded in number.

@@ -6,8 +6,9 @@
 )]
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{LayerAppend, LayerRead, Lock, LockMode, Storage};
+use crate::storage::{BLOCK_LEN, LayerAppend, LayerRead, Lock, LockMode, Storage};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 type Files = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
@@ -102,11 +103,32 @@ impl Storage for MemoryStorage {
             path: path.to_owned(),
         }))
     }
+    fn reclaim(&self, path: &str, dead: &[Range<u64>]) -> Result<()> {
+        let mut files = self.files.lock().unwrap();
+        let file = files.get_mut(path).ok_or_else(|| Self::not_found(path))?;
+        for range in dead {
+            let end = range.end.min(file.len() as u64) as usize;
+            file[range.start.min(end as u64) as usize..end].fill(0);
+        }
+        Ok(())
+    }
+    fn allocated(&self, path: &str) -> Result<u64> {
+        let file = self.read(path, 0)?;
+        let blocks = file.chunks(BLOCK_LEN as usize);
+        let stored = blocks.filter(|block| block.iter().any(|&byte| byte != 0));
+        Ok(stored.count() as u64 * BLOCK_LEN)
+    }
     fn lock(&self, path: &str, mode: LockMode) -> Result<Lock> {
-        if mode == LockMode::Shared {
+        if mode != LockMode::ExclusiveCreate {
             self.read(path, 0)?;
         }
         Ok(Lock::new(()))
+    }
+    fn lock_waiting(&self, path: &str) -> Result<Lock> {
+        self.lock(path, LockMode::ExclusiveCreate)
+    }
+    fn holders(&self, _path: &str) -> Vec<String> {
+        Vec::new()
     }
 }
 

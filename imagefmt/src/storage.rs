@@ -7,6 +7,7 @@
 use crate::error::Result;
 use std::any::Any;
 use std::fmt::Debug;
+use std::ops::Range;
 
 /// The blocks that layers are written in: a flush ends on one, and no block is written twice.
 pub const BLOCK_LEN: u64 = 4096;
@@ -41,9 +42,22 @@ pub trait Storage: Send + Sync + Debug {
     /// Creates a layer for appending; an error if the name exists.
     fn create_layer(&self, path: &str) -> Result<Box<dyn LayerAppend>>;
 
+    /// Gives back the space of byte ranges of a layer, which read as zeros from then on, and makes that
+    /// durable. The ranges are whole blocks, ascending; what lies beyond the end of the file is left out.
+    fn reclaim(&self, path: &str, dead: &[Range<u64>]) -> Result<()>;
+
+    /// Bytes that a file takes on what holds the store; holes take none.
+    fn allocated(&self, path: &str) -> Result<u64>;
+
     /// Locks a file without waiting; an error of kind `Busy` if somebody else holds it.
     /// The lock goes with the process.
     fn lock(&self, path: &str, mode: LockMode) -> Result<Lock>;
+
+    /// Locks a file as [`LockMode::ExclusiveCreate`], but waits for whoever else holds it.
+    fn lock_waiting(&self, path: &str) -> Result<Lock>;
+
+    /// Who holds a lock on a file, as far as that can be known, each in words for people.
+    fn holders(&self, path: &str) -> Vec<String>;
 }
 
 /// How a lock is shared.
@@ -51,8 +65,10 @@ pub trait Storage: Send + Sync + Debug {
 pub enum LockMode {
     /// With other shared holders; the file must exist.
     Shared,
-    /// With nobody; the file is created where it does not exist.
+    /// With nobody; the file must exist.
     Exclusive,
+    /// With nobody; the file is created where it does not exist.
+    ExclusiveCreate,
 }
 
 /// A held lock; dropping it gives it up.

@@ -3,13 +3,15 @@
 use crate::cache::ChainFiles;
 use crate::dir::PROBE_FILES;
 use crate::error::{Error, ErrorKind, Result, Within};
+use crate::geometry::ClusterSize;
 use crate::id::Uuid;
 use crate::image::Image;
 use crate::layer::LayerFiles;
 use crate::manifest::Manifest;
-use crate::name::{ImageRef, Which, check_name};
+use crate::name::{ImageRef, check_name};
+use crate::paths::{images_dir, manifest_path, sequence_of};
 use crate::sealed;
-use crate::storage::{LockMode, Storage};
+use crate::storage::{Lock, LockMode, Storage};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -114,37 +116,9 @@ impl Store {
         Ok(sequences)
     }
 
-    fn no_chain(&self, job: &str) -> Error {
-        let known = self.chains().unwrap_or_default();
-        let known = if known.is_empty() {
-            "none yet".to_owned()
-        } else {
-            known.join(", ")
-        };
-        Error::new(
-            ErrorKind::NotFound,
-            format!("store {} has no job {job}; it has: {known}", self.label),
-        )
-    }
-
-    /// Chain and number of the image that a reference names.
-    pub fn resolve(&self, image: &ImageRef) -> Result<(String, u64)> {
-        let sequences = self.sequences(&image.job)?;
-        let found = match image.which {
-            Which::Latest => sequences.last().copied(),
-            Which::Sequence(wanted) => sequences.contains(&wanted).then_some(wanted),
-        };
-        let sequence = found.ok_or_else(|| {
-            let known: Vec<String> = sequences.iter().map(u64::to_string).collect();
-            let known = if known.is_empty() {
-                "none".to_owned()
-            } else {
-                known.join(", ")
-            };
-            let what = format!("there is no image {image}; images of {}: {known}", image.job);
-            Error::new(ErrorKind::NotFound, what)
-        })?;
-        Ok((image.job.clone(), sequence))
+    fn no_chain(&self, chain: &str) -> Error {
+        let what = format!("store {} has no chain {chain}", self.label);
+        Error::new(ErrorKind::NotFound, what)
     }
 
     /// The checked manifest of an image.
@@ -196,27 +170,22 @@ impl Chain {
         let lock = self.store.storage.lock(&path, LockMode::Shared);
         let lock = lock.within(|| format!("lock image {}/{sequence}", self.name))?;
         let manifest = self.store.manifest(&self.name, sequence)?;
-        let cluster_size = manifest.cluster_size()?;
-        let files = self.files.get_or_init(|| {
-            let layers = LayerFiles::new(self.store.storage.clone(), &self.name);
-            Arc::new(ChainFiles::new(layers, cluster_size))
-        });
-        Image::new(&self.name, manifest, files, &Arc::new(lock))
+        self.open(manifest, lock)
             .within(|| format!("image {}/{sequence}", self.name))
     }
-}
 
-pub(crate) fn images_dir(chain: &str) -> String {
-    format!("{chain}/images")
-}
+    /// Opens what a checked manifest describes; `lock` is what keeps it from being deleted.
+    pub(crate) fn open(&self, manifest: Manifest, lock: Lock) -> Result<Image> {
+        let files = self.files(manifest.cluster_size()?);
+        Image::new(&self.name, manifest, &files, &Arc::new(lock))
+    }
 
-pub(crate) fn manifest_path(chain: &str, sequence: u64) -> String {
-    format!("{chain}/images/{sequence:06}.json")
-}
-
-/// The number in a manifest's file name; `None` for every other file.
-fn sequence_of(name: &str) -> Option<u64> {
-    let sequence = name.strip_suffix(".json")?.parse().ok()?;
-    // Exactly the name that a manifest gets: no sign, no other count of zeros.
-    (format!("{sequence:06}.json") == name).then_some(sequence)
+    /// Layers, nodes and clusters of the chain.
+    pub(crate) fn files(&self, cluster_size: ClusterSize) -> Arc<ChainFiles> {
+        let new = || {
+            let layers = LayerFiles::new(self.store.storage.clone(), &self.name);
+            Arc::new(ChainFiles::new(layers, cluster_size))
+        };
+        self.files.get_or_init(new).clone()
+    }
 }

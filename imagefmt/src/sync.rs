@@ -1,69 +1,65 @@
 //! Writing one image: numbers are taken, disks are built, the manifest is committed.
 
-use crate::builder::{BuildStats, Builder, ClusterUpdate, LayerSource};
+use crate::builder::LayerSource;
 use crate::chain::{self, ChainRecord};
+use crate::delete::lock_writer;
+use crate::disk_writer::{DiskMeta, DiskWriter};
 use crate::error::{Error, ErrorKind, Result, Within};
 use crate::geometry::{ClusterSize, Geometry};
 use crate::id::Uuid;
 use crate::image::{Disk, Image};
-use crate::layer::{LayerIdentity, LayerTable, LayerWriter, layer_path};
-use crate::manifest::{
-    Consistency, DiskIdentity, DiskRecord, Kind, LayerRecord, Manifest, Method, ParentRef, RootRecord,
-};
+use crate::layer::{LayerIdentity, LayerTable, LayerWriter};
+use crate::manifest::{Consistency, DiskRecord, Kind, LayerRecord, Manifest, ParentRef};
 use crate::name::check_name;
+use crate::paths::{images_dir, layers_dir, manifest_path};
 use crate::sealed;
-use crate::storage::{Lock, LockMode, Storage};
-use crate::store::{Chain, Store, images_dir, manifest_path};
+use crate::storage::{Lock, Storage};
+use crate::store::{Chain, Store};
 use jiff::Timestamp;
 use std::sync::Arc;
 
 /// The sync of one image into a chain, as the chain's only writer.
 ///
-/// Dropped without [`commit`](Self::commit), it removes the layers that it wrote: no manifest lists them.
+/// Dropped without [`commit`](Self::commit), it keeps what its last checkpoint describes and removes the
+/// rest: no manifest lists it.
 #[derive(Debug)]
 pub struct ImageWriter {
-    storage: Arc<dyn Storage>,
-    chain: String,
+    pub(crate) store: Store,
+    pub(crate) readers: Chain,
     job: String,
-    record: ChainRecord,
+    pub(crate) source: NewLayers,
     cluster_size: ClusterSize,
     parent: Option<Image>,
+    /// The unfinished sync that this one goes on with.
+    pub(crate) resumed: Option<Image>,
     passed_over: PassedOver,
     sequence: u64,
+    begun: bool,
     started: Timestamp,
-    disks: Vec<DiskRecord>,
-    layers: Vec<LayerRecord>,
-    created: Vec<u32>,
-    committed: bool,
+    pub(crate) disks: Vec<DiskRecord>,
+    pub(crate) layers: Vec<LayerRecord>,
+    /// The checkpoint that this sync saved last.
+    pub(crate) saved: Option<Manifest>,
+    /// A manifest or checkpoint was given its name, or may have been: what it lists must stay.
+    pub(crate) named: bool,
     _lock: Lock,
 }
 
-/// What the daemon knows of a disk that goes into its record.
-#[derive(Debug, Clone)]
-pub struct DiskMeta {
-    /// Name within the job.
-    pub name: String,
-    /// Size in bytes.
-    pub size_bytes: u64,
-    /// Logical block size in bytes.
-    pub logical_block_size: u32,
-    /// What it can be known by.
-    pub identity: DiskIdentity,
-}
-
-/// How a disk was compared, for its record.
-#[derive(Debug, Clone)]
-pub struct Comparison {
-    /// How changes were found.
-    pub method: Method,
-    /// Why that way.
-    pub reason: String,
-    /// Bytes read and compared.
-    pub compared_bytes: u64,
+/// Gives the builder layers with ids that were never used.
+#[derive(Debug)]
+pub(crate) struct NewLayers {
+    pub storage: Arc<dyn Storage>,
+    /// The chain's name.
+    pub chain: String,
+    record: ChainRecord,
+    cluster_size: ClusterSize,
+    /// Those that were given out.
+    pub created: Vec<u32>,
 }
 
 impl Store {
-    /// Begins an image of `job`: takes the chain's writer lock, creates the chain where there is none.
+    /// Begins an image of `job`: takes the chain's writer lock, creates the chain where there is none, and
+    /// goes on with the unfinished sync where there is one.
     ///
     /// `cluster_size` is that of a new chain (default 64 KiB); an existing one keeps its own. Nothing is
     /// written to an existing chain before the first [`disk`](ImageWriter::disk).
@@ -73,25 +69,33 @@ impl Store {
         cluster_size: Option<ClusterSize>,
         disks: &[String],
     ) -> Result<ImageWriter> {
-        check_name("job", job)?;
+        let chain = self.chain_to_write(job)?;
+        self.begin_in(&chain, job, cluster_size, disks)
+    }
+
+    /// Begins an image of a job that continues the chain of a finished one, `from`.
+    pub fn take_up(&self, job: &str, from: &str, disks: &[String]) -> Result<ImageWriter> {
+        let chain = self.chain_to_take_up(job, from)?;
+        self.begin_in(&chain, job, None, disks)
+    }
+
+    fn begin_in(
+        &self,
+        chain: &str,
+        job: &str,
+        cluster_size: Option<ClusterSize>,
+        disks: &[String],
+    ) -> Result<ImageWriter> {
         disks.iter().try_for_each(|name| check_name("disk", name))?;
         let storage = self.storage().clone();
-        let exists = storage.list(&images_dir(job)).is_ok();
-        if !exists {
-            chain::create_dirs(&*storage, job).within(|| format!("create chain {job}"))?;
+        // A crash may have kept the name of one directory and not that of the other.
+        let missing = |dir: String| storage.list(&dir).is_err();
+        if missing(images_dir(chain)) || missing(layers_dir(chain)) {
+            chain::create_dirs(&*storage, chain).within(|| format!("create chain {chain}"))?;
         }
-        let lock = storage
-            .lock(&format!("{job}/writer.lock"), LockMode::Exclusive)
-            .map_err(|error| {
-                if error.kind() == ErrorKind::Busy {
-                    error.within(format!(
-                        "job {job} is being synced by another process: wait until it is done"
-                    ))
-                } else {
-                    error.within(format!("lock job {job}"))
-                }
-            })?;
-        let record = ChainRecord::load(self, job, cluster_size, disks).within(|| format!("chain {job}"))?;
+        let lock = lock_writer(&*storage, chain)?;
+        let record =
+            ChainRecord::load(self, chain, cluster_size, disks).within(|| format!("chain {chain}"))?;
         let own = record.cluster_size()?;
         if let Some(wanted) = cluster_size.filter(|&wanted| wanted != own) {
             return Err(Error::invalid(format!(
@@ -99,45 +103,62 @@ impl Store {
                  leave --cluster-size out, or sync to a new job"
             )));
         }
-        ImageWriter::new(self, job, record, disks, lock)
+        check_disks(job, &record.disks, disks)?;
+        ImageWriter::new(self, chain, job, record, lock)
+    }
+}
+
+/// Refuses a sync of other disks than the job's.
+fn check_disks(job: &str, of_job: &[String], given: &[String]) -> Result<()> {
+    if let Some(stranger) = given.iter().find(|name| !of_job.contains(name)) {
+        return Err(Error::invalid(format!(
+            "job {job} is of disk {}, and {stranger} is not among them: \
+             name it as the job does (--disk NAME=DEV), or give --job another name",
+            of_job.join(", ")
+        )));
+    }
+    match of_job.iter().find(|name| !given.contains(name)) {
+        None => Ok(()),
+        Some(missing) => Err(Error::invalid(format!(
+            "job {job} also has disk {missing}: every image holds all disks of its job, so give it with --disk too"
+        ))),
     }
 }
 
 impl ImageWriter {
-    fn new(store: &Store, job: &str, record: ChainRecord, disks: &[String], lock: Lock) -> Result<Self> {
-        let known = |name: &String| record.disks.contains(name);
-        if let Some(stranger) = disks.iter().find(|name| !known(name)) {
-            return Err(Error::invalid(format!(
-                "job {job} is of disk {}, and {stranger} is not among them: \
-                 name it as the job does (--disk NAME=DEV), or give --job another name",
-                record.disks.join(", ")
-            )));
-        }
-        if let Some(missing) = record.disks.iter().find(|name| !disks.contains(name)) {
-            return Err(Error::invalid(format!(
-                "job {job} also has disk {missing}: every image holds all disks of its job, so give it with --disk too"
-            )));
-        }
-        let chain = store.chain(job)?;
-        let (parent, mut passed_over) = newest_readable(store, &chain)?;
+    fn new(store: &Store, chain: &str, job: &str, record: ChainRecord, lock: Lock) -> Result<Self> {
+        let readers = store.chain(chain)?;
+        let (parent, mut passed_over) = newest_readable(store, &readers)?;
         if parent.is_none() && !passed_over.is_empty() {
             let (_, error) = passed_over.swap_remove(0);
             return Err(error.within(format!("every image of job {job} is damaged: sync to a new job")));
         }
+        let resumed = store.resumable(&readers)?;
+        let cluster_size = record.cluster_size()?;
         Ok(Self {
-            storage: store.storage().clone(),
-            chain: job.to_owned(),
+            store: store.clone(),
+            readers,
             job: job.to_owned(),
-            cluster_size: record.cluster_size()?,
+            cluster_size,
             sequence: record.next_sequence,
-            record,
+            source: NewLayers {
+                storage: store.storage().clone(),
+                chain: chain.to_owned(),
+                record,
+                cluster_size,
+                created: Vec::new(),
+            },
             parent,
+            started: resumed
+                .as_ref()
+                .map_or_else(Timestamp::now, |resumed| resumed.manifest().started),
+            resumed,
             passed_over,
-            started: Timestamp::now(),
+            begun: false,
             disks: Vec::new(),
             layers: Vec::new(),
-            created: Vec::new(),
-            committed: false,
+            saved: None,
+            named: false,
             _lock: lock,
         })
     }
@@ -145,6 +166,16 @@ impl ImageWriter {
     /// The image that this one is made from.
     pub fn parent(&self) -> Option<&Image> {
         self.parent.as_ref()
+    }
+
+    /// The unfinished sync that this one goes on with: what it stored need not be stored again.
+    pub fn resumed(&self) -> Option<&Image> {
+        self.resumed.as_ref()
+    }
+
+    /// Whether the chain has a checkpoint for the next sync to go on with, should this one not end.
+    pub fn has_checkpoint(&self) -> bool {
+        self.saved.is_some() || self.resumed.is_some()
     }
 
     /// Newer images that could not be used as the parent, and why.
@@ -164,91 +195,120 @@ impl ImageWriter {
 
     /// Begins a disk. Disks are written one after another.
     pub fn disk(&mut self, meta: DiskMeta) -> Result<DiskWriter<'_>> {
-        if !self.record.disks.contains(&meta.name) || self.disks.iter().any(|disk| disk.name == meta.name) {
+        if !self.source.record.disks.contains(&meta.name)
+            || self.disks.iter().any(|disk| disk.name == meta.name)
+        {
             return Err(Error::invalid(format!("disk {} does not belong here", meta.name)));
         }
         let geometry = Geometry::new(meta.size_bytes, self.cluster_size)?;
-        let parent = match &self.parent {
-            Some(parent) => parent
-                .disks()
-                .iter()
-                .find(|disk| disk.name() == meta.name)
-                .cloned(),
-            None => None,
-        };
-        if self.disks.is_empty() && self.created.is_empty() {
-            self.take_number()?;
+        let resumed = disk_of(self.resumed.as_ref(), &meta.name);
+        let base = resumed
+            .clone()
+            .or_else(|| disk_of(self.parent.as_ref(), &meta.name));
+        let before = self
+            .resumed
+            .as_ref()
+            .and_then(|resumed| resumed.manifest().disk(&meta.name));
+        let before = before.cloned();
+        if !self.begun {
+            self.start()?;
         }
-        Ok(DiskWriter {
-            image: self,
-            meta,
-            geometry,
-            parent,
-        })
+        Ok(DiskWriter::new(self, meta, geometry, base, before))
     }
 
-    /// Takes the image's number: raised and durable before it is used, so never used twice.
-    fn take_number(&mut self) -> Result<()> {
-        self.record.next_sequence = self
+    /// Mends what a crash left, and takes the image's number: raised and durable before it is used.
+    fn start(&mut self) -> Result<()> {
+        self.begun = true;
+        let mended = self.store.recover(&self.source.chain)?;
+        for kept in &mended.kept {
+            tracing::warn!(chain = %self.source.chain, "kept: {kept}");
+        }
+        self.source.record.next_sequence = self
             .sequence
             .checked_add(1)
             .ok_or_else(|| Error::damaged("the chain is out of image numbers"))?;
-        self.save_record()
-    }
-
-    fn save_record(&self) -> Result<()> {
-        self.record.save(&*self.storage, &self.chain)
+        self.source.save_record()
     }
 
     /// Makes the image exist. When this returns, it survives a power cut.
     pub fn commit(mut self, consistency: Consistency, consistency_reason: &str) -> Result<Manifest> {
-        if self.disks.len() != self.record.disks.len() {
+        if self.disks.len() != self.source.record.disks.len() {
             return Err(Error::invalid("not every disk of the job was written"));
         }
-        let manifest = self.manifest(consistency, consistency_reason)?;
+        let (disks, layers) = (std::mem::take(&mut self.disks), std::mem::take(&mut self.layers));
+        let manifest = self.describe(disks, layers, consistency, consistency_reason)?;
         manifest.check(self.sequence)?;
+        let storage = &*self.source.storage;
+        let chain = &self.source.chain;
         // The layers' data is durable since each disk was finished; now their names.
-        self.storage.sync_dir(&format!("{}/layers", self.chain))?;
-        let path = manifest_path(&self.chain, self.sequence);
-        let temporary = sealed::write_temporary(&*self.storage, &path, &manifest)?;
+        storage.sync_dir(&layers_dir(chain))?;
+        let path = manifest_path(chain, self.sequence);
+        let temporary = sealed::write_temporary(storage, &path, &manifest)?;
+        let _reclaim = self.store.lock_reclaim(chain)?;
         // From here on the manifest may exist even if we are told that something failed.
-        self.committed = true;
-        sealed::put_in_place(&*self.storage, &images_dir(&self.chain), &temporary, &path)
+        self.named = true;
+        sealed::put_in_place(storage, &images_dir(chain), &temporary, &path)
             .within(|| format!("commit image {}", self.label()))?;
+        self.forget_checkpoints();
         Ok(manifest)
     }
 
-    fn manifest(&mut self, consistency: Consistency, consistency_reason: &str) -> Result<Manifest> {
-        let parent = self.parent.as_ref().map(Image::manifest);
+    /// The manifest of this image with these disks and layers.
+    pub(crate) fn describe(
+        &self,
+        disks: Vec<DiskRecord>,
+        layers: Vec<LayerRecord>,
+        consistency: Consistency,
+        consistency_reason: &str,
+    ) -> Result<Manifest> {
+        let parent = self.origin();
         Ok(Manifest {
             format: 1,
             incompatible: Vec::new(),
             compatible: Vec::new(),
-            chain: self.record.id,
+            chain: self.source.record.id,
             job: self.job.clone(),
             sequence: self.sequence,
             id: Uuid::random()?,
-            parent: parent.map(|parent| ParentRef {
-                sequence: parent.sequence,
-                id: parent.id,
-            }),
-            started: self.started,
-            finished: Timestamp::now(),
             kind: if parent.is_some() {
                 Kind::Incremental
             } else {
                 Kind::Full
             },
+            parent,
+            started: self.started,
+            finished: Timestamp::now(),
             consistency,
             consistency_reason: consistency_reason.to_owned(),
             cluster_size: self.cluster_size.bytes(),
-            disks: std::mem::take(&mut self.disks),
-            layers: std::mem::take(&mut self.layers),
+            disks,
+            layers,
+        })
+    }
+
+    /// What the image is made from: a resumed sync's own parent, should that be gone meanwhile.
+    fn origin(&self) -> Option<ParentRef> {
+        if let Some(resumed) = &self.resumed {
+            return resumed.manifest().parent.clone();
+        }
+        self.parent.as_ref().map(|parent| ParentRef {
+            sequence: parent.manifest().sequence,
+            id: parent.manifest().id,
         })
     }
 }
 
-impl LayerSource for ImageWriter {
+fn disk_of(image: Option<&Image>, name: &str) -> Option<Disk> {
+    image?.disks().iter().find(|disk| disk.name() == name).cloned()
+}
+
+impl NewLayers {
+    fn save_record(&self) -> Result<()> {
+        self.record.save(&*self.storage, &self.chain)
+    }
+}
+
+impl LayerSource for NewLayers {
     fn create(&mut self) -> Result<LayerWriter> {
         let layer = self.record.next_layer;
         self.record.next_layer = layer
@@ -276,17 +336,26 @@ impl LayerSource for ImageWriter {
 
 impl Drop for ImageWriter {
     fn drop(&mut self) {
-        if self.committed {
-            return;
-        }
-        for &layer in &self.created {
-            let path = layer_path(&self.chain, layer);
-            if let Err(error) = self.storage.remove(&path) {
-                // Nothing depends on it: the layer is listed by no manifest.
-                tracing::debug!(%path, %error, "leave a layer of the sync that failed");
-            }
+        if !self.named && self.begun {
+            self.give_up();
         }
     }
+}
+
+/// The records of one disk's layers.
+pub(crate) fn layer_records<'a>(
+    disk: &'a str,
+    layers: &'a LayerTable,
+    packed: &'a [u32],
+) -> impl Iterator<Item = LayerRecord> + 'a {
+    layers.iter().map(move |(id, entry)| LayerRecord {
+        id,
+        uuid: entry.uuid,
+        disk: disk.to_owned(),
+        length: entry.len,
+        referenced: entry.referenced,
+        packed: packed.contains(&id),
+    })
 }
 
 /// Images that could not be opened, by number, and why.
@@ -304,86 +373,4 @@ fn newest_readable(store: &Store, chain: &Chain) -> Result<(Option<Image>, Passe
         }
     }
     Ok((None, damaged))
-}
-
-/// One disk of an image being written.
-#[derive(Debug)]
-pub struct DiskWriter<'a> {
-    image: &'a mut ImageWriter,
-    meta: DiskMeta,
-    geometry: Geometry,
-    parent: Option<Disk>,
-}
-
-impl DiskWriter<'_> {
-    /// Size and cluster size.
-    pub fn geometry(&self) -> Geometry {
-        self.geometry
-    }
-
-    /// The same disk in the parent image, to compare with.
-    pub fn parent(&self) -> Option<&Disk> {
-        self.parent.as_ref()
-    }
-
-    /// Stores what `fill` pushes, in ascending order, and records the disk in the image.
-    ///
-    /// `fill` gets the function that takes each cluster; what it returns describes how changes were found.
-    /// Clusters that it does not push are as in the parent, or zero where there is none.
-    pub fn write<E: From<Error>>(
-        self,
-        fill: impl FnOnce(&mut dyn FnMut(&ClusterUpdate<'_>) -> Result<()>) -> std::result::Result<Comparison, E>,
-    ) -> std::result::Result<DiskRecord, E> {
-        let Self {
-            image,
-            meta,
-            geometry,
-            parent,
-        } = self;
-        let tree = parent.map(|disk| disk.tree().clone());
-        let mut builder = Builder::new(geometry, tree, image)?;
-        let comparison = fill(&mut |update| builder.push(update))?;
-        let built = builder.finish()?;
-        let record = record(meta, geometry, comparison, &built.root, built.stats);
-        image.add_layers(&record.name, &built.layers, &built.written);
-        image.disks.push(record.clone());
-        Ok(record)
-    }
-}
-
-impl ImageWriter {
-    fn add_layers(&mut self, disk: &str, layers: &LayerTable, written: &[u32]) {
-        self.layers.extend(layers.iter().map(|(id, entry)| LayerRecord {
-            id,
-            uuid: entry.uuid,
-            disk: disk.to_owned(),
-            length: entry.len,
-            referenced: entry.referenced,
-            packed: written.contains(&id),
-        }));
-    }
-}
-
-fn record(
-    meta: DiskMeta,
-    geometry: Geometry,
-    comparison: Comparison,
-    root: &crate::pointer::Pointer,
-    stats: BuildStats,
-) -> DiskRecord {
-    DiskRecord {
-        name: meta.name,
-        size_bytes: meta.size_bytes,
-        logical_block_size: meta.logical_block_size,
-        identity: meta.identity,
-        root: RootRecord::new(root),
-        digest: crate::digest::DiskDigest::new(geometry, root.digest)
-            .digest
-            .to_string(),
-        method: comparison.method,
-        method_reason: comparison.reason,
-        compared_bytes: comparison.compared_bytes,
-        dirty_bytes: stats.dirty_bytes,
-        stored_bytes: stats.stored_bytes,
-    }
 }

@@ -7,6 +7,7 @@
 
 mod chain;
 mod damage;
+mod deleting;
 mod directory;
 mod document;
 mod flips;

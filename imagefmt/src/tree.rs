@@ -5,7 +5,7 @@ use crate::codec::{Content, decode_cluster};
 use crate::digest::DiskDigest;
 use crate::error::{Error, Result, Within};
 use crate::geometry::{FANOUT, Geometry, child_index, parent_index, slot};
-use crate::layer::LayerTable;
+use crate::layer::{LayerFiles, LayerTable};
 use crate::node::{Node, NodeId, node_len_fits};
 use crate::pointer::{Codec, Pointer};
 use std::ops::{ControlFlow, Range};
@@ -169,6 +169,11 @@ impl Tree {
         self.files.layers().read_into(layer, offset, target, &self.layers)
     }
 
+    /// The files that the tree's pieces lie in.
+    pub(crate) fn layer_files(&self) -> &LayerFiles {
+        self.files.layers()
+    }
+
     /// Checks the header of a layer.
     pub(crate) fn check_layer_header(&self, id: u32) -> Result<()> {
         self.files.layers().check_header(id, &self.layers)
@@ -269,6 +274,27 @@ impl Tree {
             Side::Below
         }
     }
+
+    /// This tree's part in a comparison at the root of a tree of `height`.
+    pub(crate) fn side_of_root(&self, height: u8) -> Result<Side> {
+        if self.geometry.height() < height {
+            return Ok(Side::Below);
+        }
+        let top = NodeId {
+            level: height - 1,
+            index: 0,
+        };
+        self.pointer_to(top).map(Side::At)
+    }
+
+    /// What is below node `id`, of which this tree has `side`.
+    pub(crate) fn children(&self, id: NodeId, side: Side) -> Result<Children> {
+        Ok(match side {
+            Side::At(pointer) => Children::Stored(self.load(id, &pointer)?),
+            Side::Below if id.level == self.geometry.height() => Children::First(Side::At(self.root)),
+            Side::Below => Children::First(Side::Below),
+        })
+    }
 }
 
 const FANOUT_BITS: u32 = FANOUT.trailing_zeros();
@@ -290,9 +316,9 @@ fn place_name(pointer: &Pointer) -> String {
     )
 }
 
-/// One tree's part in a comparison, at some node.
-#[derive(Clone, Copy)]
-enum Side {
+/// One tree's part in a comparison of trees, at some node.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Side {
     /// The tree's node here.
     At(Pointer),
     /// The tree is lower than this level: its root hangs below child 0.
@@ -311,7 +337,8 @@ impl Difference<'_> {
         {
             return Ok(());
         }
-        let children = [self.children(0, id, sides[0])?, self.children(1, id, sides[1])?];
+        let [a, b] = self.trees;
+        let children = [a.children(id, sides[0])?, b.children(id, sides[1])?];
         for slot in 0..FANOUT {
             let index = child_index(id.index, slot);
             let pair = [children[0].side(slot), children[1].side(slot)];
@@ -331,25 +358,18 @@ impl Difference<'_> {
         }
         Ok(())
     }
-
-    fn children(&self, tree: usize, id: NodeId, side: Side) -> Result<Children> {
-        let tree = self.trees[tree];
-        Ok(match side {
-            Side::At(pointer) => Children::Stored(tree.load(id, &pointer)?),
-            Side::Below if id.level == tree.geometry.height() => Children::First(Side::At(tree.root)),
-            Side::Below => Children::First(Side::Below),
-        })
-    }
 }
 
-enum Children {
+/// What is below a node, in one tree of a comparison.
+#[derive(Debug)]
+pub(crate) enum Children {
     Stored(Arc<Node>),
     /// Child 0 as given, the others null.
     First(Side),
 }
 
 impl Children {
-    fn side(&self, slot: usize) -> Side {
+    pub fn side(&self, slot: usize) -> Side {
         match self {
             Self::Stored(node) => Side::At(node.children()[slot]),
             Self::First(side) if slot == 0 => *side,

@@ -80,16 +80,11 @@ impl StoreCatalog {
 
     fn offer_everything(&self) -> imagefmt::Result<Vec<Offer>> {
         let mut offers = Vec::new();
-        for chain in self.store.chains()? {
-            let sequences = self.store.sequences(&chain)?;
-            let latest = sequences.last().map(|_| Which::Latest);
-            for which in sequences
-                .iter()
-                .map(|&sequence| Which::Sequence(sequence))
-                .chain(latest)
-            {
+        for (job, images) in self.store.jobs()? {
+            let numbers = images.sequences.into_iter().map(Which::Sequence);
+            for which in numbers.chain([Which::Latest]) {
                 let image = ImageRef {
-                    job: chain.clone(),
+                    job: job.clone(),
                     which,
                     disk: None,
                 };
@@ -116,7 +111,7 @@ impl StoreCatalog {
                 disk: Some(disk.name.clone()),
                 ..image.clone()
             };
-            let number = format!("{chain}/{sequence}");
+            let number = format!("{}/{sequence}", manifest.job);
             offers.push(offer(full.to_string(), number.clone(), &manifest, disk));
             if manifest.disks.len() == 1 {
                 let short = ImageRef {

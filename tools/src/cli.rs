@@ -1,6 +1,8 @@
 //! The command line: what can be asked, and who answers.
 
-use crate::commands::{diff, digest, export, info, ls, map, mount, restore, serve, umount, verify};
+use crate::commands::{
+    diff, digest, export, gc, info, ls, map, mount, pin, restore, rm, serve, umount, verify,
+};
 use crate::context::Context;
 use clap::{Parser, Subcommand};
 use std::io;
@@ -44,6 +46,10 @@ enum Command {
     Restore(restore::Args),
     Mount(mount::Args),
     Umount(umount::Args),
+    Rm(rm::Args),
+    Pin(pin::Args),
+    Unpin(pin::UnpinArgs),
+    Gc(gc::Args),
 }
 
 /// Reads the command line and does what it asks. Wrong use ends the process here, with exit code 2.
@@ -66,6 +72,10 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Restore(args) => restore::run(context, args),
         Command::Mount(args) => mount::run(context, args),
         Command::Umount(args) => umount::run(context, args),
+        Command::Rm(args) => rm::run(context, args),
+        Command::Pin(args) => pin::run(context, args),
+        Command::Unpin(args) => pin::run_unpin(context, args),
+        Command::Gc(args) => gc::run(context, args),
     }
 }
 

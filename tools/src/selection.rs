@@ -36,7 +36,15 @@ pub fn places(store: &Store, selected: &[Selected]) -> imagefmt::Result<Vec<Plac
     let mut places = Vec::new();
     for selected in selected {
         match selected {
-            Selected::Job(job) => places.extend(of_chain(store, job)?),
+            Selected::Job(job) => {
+                let images = store.job(job)?;
+                places.extend(
+                    images
+                        .sequences
+                        .into_iter()
+                        .map(|sequence| (images.chain.clone(), sequence)),
+                );
+            }
             Selected::Image(image) => places.push(store.resolve(image)?),
         }
     }

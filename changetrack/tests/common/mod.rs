@@ -178,12 +178,12 @@ impl Bench {
             logical_block_size: device.logical_block_size(),
             identity: DiskIdentity::default(),
         })?;
-        let (geometry, parent) = (writer.geometry(), writer.parent().cloned());
-        writer.write(|push| {
+        let (geometry, parent) = (writer.geometry(), writer.base().cloned());
+        writer.write(|sink| {
             let mut store = |update: &ClusterUpdate<'_>| {
                 hook(pushed.len(), progress)?;
                 pushed.push(Pushed::new(update));
-                push(update)
+                sink.push(update)
             };
             let scanned = scan(&device, geometry, parent.as_ref(), options, progress, &mut store)?;
             Ok::<_, Error>(Comparison {

@@ -2,10 +2,13 @@
 
 use super::support::*;
 use crate::builder::{Builder, LayerSource};
-use crate::layer::{LAYER_LEN_MAX, LayerIdentity, LayerWriter};
+use crate::cache::ChainFiles;
+use crate::layer::{LAYER_LEN_MAX, LayerFiles, LayerIdentity, LayerWriter};
 use crate::memory::MemoryStorage;
 use crate::storage::{LayerAppend, LayerRead, Lock, LockMode, Storage};
 use crate::{ClusterSize, ClusterUpdate, Codec, Digest, Geometry, Result, Uuid};
+use std::ops::Range;
+use std::sync::Arc;
 
 /// Forgets what is appended to layers.
 #[derive(Debug, Default)]
@@ -51,8 +54,20 @@ impl Storage for Forgetful {
     fn create_layer(&self, _path: &str) -> Result<Box<dyn LayerAppend>> {
         Ok(Box::new(Nowhere))
     }
+    fn reclaim(&self, path: &str, dead: &[Range<u64>]) -> Result<()> {
+        self.0.reclaim(path, dead)
+    }
+    fn allocated(&self, path: &str) -> Result<u64> {
+        self.0.allocated(path)
+    }
     fn lock(&self, path: &str, mode: LockMode) -> Result<Lock> {
         self.0.lock(path, mode)
+    }
+    fn lock_waiting(&self, path: &str) -> Result<Lock> {
+        self.0.lock_waiting(path)
+    }
+    fn holders(&self, path: &str) -> Vec<String> {
+        self.0.holders(path)
     }
 }
 
@@ -83,7 +98,9 @@ fn a_layer_of_16_gib_is_continued_in_a_new_one() {
         storage: Forgetful::default(),
         next: 1,
     };
-    let mut builder = Builder::new(geometry, None, &mut source).unwrap();
+    let layers = LayerFiles::new(Arc::new(MemoryStorage::default()), "job");
+    let files = Arc::new(ChainFiles::new(layers, ClusterSize::K256));
+    let mut builder = Builder::new(geometry, None, files).unwrap();
     let plain = random_bytes(1, 256 << 10);
     for index in 0..geometry.cluster_count() {
         let update = ClusterUpdate {
@@ -92,10 +109,10 @@ fn a_layer_of_16_gib_is_continued_in_a_new_one() {
             codec: Codec::Raw,
             stored: &plain,
         };
-        builder.push(&update).unwrap();
+        builder.push(&update, &mut source).unwrap();
     }
-    let built = builder.finish().unwrap();
-    assert_eq!(built.written, [1, 2, 3]);
+    let built = builder.finish(&mut source).unwrap();
+    assert_eq!(built.packed, [1, 2, 3]);
     let lengths: Vec<u64> = built.layers.iter().map(|(_, entry)| entry.len).collect();
     // A group is 64 MiB of clusters and their leaf; nodes above it follow.
     let longest = LAYER_LEN_MAX + (64 << 20) + (1 << 20);

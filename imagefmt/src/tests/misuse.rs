@@ -24,8 +24,8 @@ fn begin(store: &Store) -> ImageWriter {
 fn push_all(updates: &[ClusterUpdate<'_>]) -> Result<()> {
     let (storage, store, _) = one_image();
     let mut writer = begin(&store);
-    let written = writer.disk(meta("vda", 40_000)).unwrap().write::<Error>(|push| {
-        updates.iter().try_for_each(push)?;
+    let written = writer.disk(meta("vda", 40_000)).unwrap().write::<Error>(|sink| {
+        updates.iter().try_for_each(|update| sink.push(update))?;
         Ok(comparison())
     });
     drop(writer);

@@ -5,8 +5,8 @@ use crate::memory::MemoryStorage;
 use crate::pointer::Place;
 use crate::{
     ClusterUpdate, Codec, Comparison, Consistency, Disk, DiskIdentity, DiskMeta, DiskRecord, Error, Finding,
-    Image, ImageRef, ImageWriter, Manifest, Method, NodeId, Pointer, Result, Store, Verifier, Which,
-    cluster_digest, compress_cluster,
+    Image, ImageWriter, Manifest, Method, NodeId, Pointer, Result, Store, Verifier, cluster_digest,
+    compress_cluster,
 };
 use std::sync::Arc;
 
@@ -68,7 +68,7 @@ pub(super) fn write_disk(
     model: &Model,
     pushed: impl IntoIterator<Item = u64>,
 ) -> Result<DiskRecord> {
-    writer.disk(meta(name, model.size))?.write::<Error>(|push| {
+    writer.disk(meta(name, model.size))?.write::<Error>(|sink| {
         let mut packed = Vec::new();
         for index in pushed {
             let plain = model.get(index);
@@ -80,7 +80,7 @@ pub(super) fn write_disk(
                     codec => (codec, &packed[..]),
                 },
             };
-            push(&ClusterUpdate {
+            sink.push(&ClusterUpdate {
                 index,
                 digest,
                 codec,
@@ -103,12 +103,9 @@ pub(super) fn write_image(store: &Store, job: &str, disks: &[(&str, &Model)]) ->
     writer.commit(Consistency::Crash, "test")
 }
 
-pub(super) fn open_image(store: &Store, job: &str, sequence: u64) -> Result<Image> {
-    store.image(&ImageRef {
-        job: job.to_owned(),
-        which: Which::Sequence(sequence),
-        disk: None,
-    })
+/// Opens an image by its chain, whichever job made it.
+pub(super) fn open_image(store: &Store, chain: &str, sequence: u64) -> Result<Image> {
+    store.chain(chain)?.image(sequence)
 }
 
 /// Opens and verifies an image afresh; an image that cannot be opened is found as well.

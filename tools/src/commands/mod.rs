@@ -3,11 +3,14 @@
 pub mod diff;
 pub mod digest;
 pub mod export;
+pub mod gc;
 pub mod info;
 pub mod ls;
 pub mod map;
 pub mod mount;
+pub mod pin;
 pub mod restore;
+pub mod rm;
 pub mod serve;
 pub mod umount;
 pub mod verify;

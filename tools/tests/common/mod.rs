@@ -139,13 +139,13 @@ fn write_disk(
     cluster_size: ClusterSize,
 ) -> imagefmt::Result<()> {
     let writer = image.disk(meta)?;
-    let parent = writer.parent().cloned();
+    let parent = writer.base().cloned();
     let method = if parent.is_some() {
         Method::Scan
     } else {
         Method::Full
     };
-    writer.write::<imagefmt::Error>(|push| {
+    writer.write::<imagefmt::Error>(|sink| {
         let mut compressed = Vec::new();
         for (index, plain) in (0..).zip(content.chunks(cluster_size.byte_len())) {
             let digest = cluster_digest(plain);
@@ -161,7 +161,7 @@ fn write_disk(
                 Codec::Raw => (Codec::Raw, plain),
                 codec => (codec, &compressed[..]),
             };
-            push(&ClusterUpdate {
+            sink.push(&ClusterUpdate {
                 index,
                 digest,
                 codec,

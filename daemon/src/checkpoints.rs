@@ -1,0 +1,44 @@
+//! When a running sync makes a checkpoint: often enough that little is stored twice, seldom enough that
+//! nobody notices.
+
+use changetrack::Sink;
+use imagefmt::{ClusterUpdate, DiskSink};
+use std::time::{Duration, Instant};
+
+/// A checkpoint waits for the writes in flight and syncs four files: some 20 ms on the disks we measured.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// Stores what a scan finds, and makes a checkpoint every few seconds.
+pub struct Checkpointed<'a, 'b> {
+    sink: &'a mut DiskSink<'b>,
+    last: Instant,
+}
+
+impl<'a, 'b> Checkpointed<'a, 'b> {
+    /// Stores into `sink`.
+    pub fn new(sink: &'a mut DiskSink<'b>) -> Self {
+        Self {
+            sink,
+            last: Instant::now(),
+        }
+    }
+
+    /// Keeps what came since the last checkpoint, as the sync ends here for now.
+    pub fn suspend(&mut self) -> imagefmt::Result<bool> {
+        self.sink.checkpoint()
+    }
+}
+
+impl Sink for Checkpointed<'_, '_> {
+    fn push(&mut self, update: &ClusterUpdate<'_>) -> imagefmt::Result<()> {
+        self.sink.push(update)
+    }
+
+    fn pass(&mut self) -> imagefmt::Result<()> {
+        if self.last.elapsed() >= EVERY {
+            self.sink.checkpoint()?;
+            self.last = Instant::now();
+        }
+        Ok(())
+    }
+}

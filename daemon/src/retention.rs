@@ -1,0 +1,53 @@
+//! Retention: of a job's images the newest few are kept.
+
+use crate::report::DeletedImage;
+use imagefmt::{ErrorKind, Result, Store};
+
+/// What came of keeping no more than so many images.
+#[derive(Debug, Default)]
+pub struct Retained {
+    /// Images that are gone.
+    pub deleted: Vec<DeletedImage>,
+    /// Why there are more than there should be, or why not all space came back.
+    pub warnings: Vec<String>,
+}
+
+/// Deletes the earliest unused images of `job` until no more than `max_images` are left.
+///
+/// Images in use stay, and go with a later sync, when nobody uses them. The newest one always stays.
+pub fn apply(store: &Store, job: &str, max_images: usize) -> Result<Retained> {
+    let images = store.job(job)?;
+    let mut retained = Retained::default();
+    let mut excess = images.sequences.len().saturating_sub(max_images.max(1));
+    let candidates = images
+        .sequences
+        .split_last()
+        .map_or(&[][..], |(_newest, older)| older);
+    for &sequence in candidates {
+        if excess == 0 {
+            break;
+        }
+        let label = format!("{job}/{sequence}");
+        match store.delete(&images.chain, sequence) {
+            Ok(reclaimed) => {
+                excess -= 1;
+                let reasons = reclaimed.unfinished.iter().chain(&reclaimed.kept);
+                retained.warnings.extend(
+                    reasons.map(|reason| format!("{label} is deleted, but space was kept: {reason}")),
+                );
+                retained.deleted.push(DeletedImage {
+                    image: label,
+                    freed_bytes: reclaimed.freed_bytes,
+                });
+            }
+            Err(error) if error.kind() == ErrorKind::InUse => {
+                retained
+                    .warnings
+                    .push(format!("{} (it goes with a later sync)", error.told()));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => excess -= 1,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(retained)
+}

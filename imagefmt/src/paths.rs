@@ -1,0 +1,108 @@
+//! Names of the files of a store, relative to it (docs/format.md, "Directory layout").
+
+/// The directory of a chain's images.
+pub(crate) fn images_dir(chain: &str) -> String {
+    format!("{chain}/images")
+}
+
+/// The directory of a chain's layers.
+pub(crate) fn layers_dir(chain: &str) -> String {
+    format!("{chain}/layers")
+}
+
+/// The manifest: an image exists when this does.
+pub(crate) fn manifest_path(chain: &str, sequence: u64) -> String {
+    beside_image(chain, sequence, "json")
+}
+
+/// The manifest of an image that is being deleted: it exists no more, but its space may.
+pub(crate) fn deleting_path(chain: &str, sequence: u64) -> String {
+    beside_image(chain, sequence, "deleting")
+}
+
+/// Who wants an image kept.
+pub(crate) fn pins_path(chain: &str, sequence: u64) -> String {
+    beside_image(chain, sequence, "pins")
+}
+
+fn beside_image(chain: &str, sequence: u64, extension: &str) -> String {
+    format!("{chain}/images/{sequence:06}.{extension}")
+}
+
+/// A layer.
+pub(crate) fn layer_path(chain: &str, id: u32) -> String {
+    format!("{chain}/layers/{id:08x}.layer")
+}
+
+/// What the chain's next writer needs.
+pub(crate) fn chain_path(chain: &str) -> String {
+    format!("{chain}/chain.json")
+}
+
+/// The unfinished sync.
+pub(crate) fn checkpoint_path(chain: &str) -> String {
+    format!("{chain}/checkpoint.json")
+}
+
+/// File name of the unfinished sync that is being dropped.
+pub(crate) const DROPPED_CHECKPOINT: &str = "checkpoint.deleting";
+
+/// The unfinished sync that is being dropped.
+pub(crate) fn dropped_checkpoint_path(chain: &str) -> String {
+    format!("{chain}/{DROPPED_CHECKPOINT}")
+}
+
+/// Whoever writes to the chain holds it.
+pub(crate) fn writer_lock_path(chain: &str) -> String {
+    format!("{chain}/writer.lock")
+}
+
+/// Whoever changes the set of roots, or frees what none of them points to, holds it.
+pub(crate) fn reclaim_lock_path(chain: &str) -> String {
+    format!("{chain}/reclaim.lock")
+}
+
+/// The image that a file of `images/` is about, and which of its files it is; `None` for every other name.
+pub(crate) fn image_file(name: &str) -> Option<(u64, &str)> {
+    let (digits, extension) = name.split_once('.')?;
+    let sequence = digits.parse().ok()?;
+    // Exactly the name that the file gets: no sign, no other count of zeros.
+    (format!("{sequence:06}") == digits).then_some((sequence, extension))
+}
+
+/// The number in a manifest's file name; `None` for every other file.
+pub(crate) fn sequence_of(name: &str) -> Option<u64> {
+    image_file(name).and_then(|(sequence, extension)| (extension == "json").then_some(sequence))
+}
+
+/// The id in a layer's file name; `None` for every other file.
+pub(crate) fn layer_of(name: &str) -> Option<u32> {
+    let digits = name.strip_suffix(".layer")?;
+    let id = u32::from_str_radix(digits, 16).ok()?;
+    (format!("{id:08x}") == digits).then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_exact_names_count() {
+        assert_eq!(sequence_of("000007.json"), Some(7));
+        assert_eq!(sequence_of("1000007.json"), Some(1_000_007));
+        for name in [
+            "7.json",
+            "+00007.json",
+            "000007.pins",
+            "000007.json.tmp",
+            "000007",
+        ] {
+            assert_eq!(sequence_of(name), None, "{name}");
+        }
+        assert_eq!(image_file("000007.json.tmp"), Some((7, "json.tmp")));
+        assert_eq!(layer_of("0000001a.layer"), Some(26));
+        for name in ["1a.layer", "0000001A.layer", "+000001a.layer", "0000001a"] {
+            assert_eq!(layer_of(name), None, "{name}");
+        }
+    }
+}
