@@ -30,6 +30,7 @@ pub(crate) struct ChainFiles {
     // A node's checks depend on the disk's size and the image's layers, so each tree has nodes of its own.
     nodes: Cache<(Pointer, NodeId, TreeId), Node>,
     next_tree: AtomicU64,
+    cluster_len: usize,
     clusters: Cache<(Pointer, usize), Content>,
 }
 
@@ -42,6 +43,7 @@ impl ChainFiles {
             null_node: Arc::new(Node::null()),
             nodes: Cache::new(NODES_MAX),
             next_tree: AtomicU64::new(0),
+            cluster_len: cluster_size.byte_len(),
             clusters: Cache::new(clusters),
         }
     }
@@ -77,6 +79,10 @@ impl ChainFiles {
         plain_len: usize,
         load: impl FnOnce() -> Result<Content>,
     ) -> Result<Arc<Content>> {
+        // The bound counts clusters of the chain's size: an image that claims larger ones must not take more.
+        if plain_len > self.cluster_len {
+            return load().map(Arc::new);
+        }
         self.clusters.get_or_load((*pointer, plain_len), load)
     }
 }

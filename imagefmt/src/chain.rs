@@ -4,6 +4,7 @@ use crate::error::{Error, ErrorKind, Result, Within};
 use crate::geometry::ClusterSize;
 use crate::id::Uuid;
 use crate::manifest::Manifest;
+use crate::name::check_name;
 use crate::paths::{chain_path, image_file, images_dir, layer_of, layers_dir};
 use crate::roots::read_checkpoint;
 use crate::sealed;
@@ -15,9 +16,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ChainRecord {
     format: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "sealed::words")]
     incompatible: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "sealed::words")]
     compatible: Vec<String>,
     pub id: Uuid,
     cluster_size: u32,
@@ -57,6 +58,11 @@ impl ChainRecord {
             }
             Err(error) => return Err(error),
         };
+        for name in &record.disks {
+            check_name("disk", name)
+                .map_err(Error::into_damage)
+                .within(|| format!("{}: field disks", chain_path(chain)))?;
+        }
         record.skip_used(store, chain)?;
         Ok(record)
     }
@@ -96,7 +102,13 @@ impl ChainRecord {
             self.next_sequence = self.next_sequence.max(newest.saturating_add(1));
         }
         let names = store.storage().list(&layers_dir(chain))?;
-        if let Some(newest) = names.iter().filter_map(|name| layer_of(name)).max() {
+        let listed = newest_manifest(store, chain).ok().flatten();
+        let listed = listed
+            .iter()
+            .flat_map(|manifest| &manifest.layers)
+            .map(|layer| layer.id);
+        let found = names.iter().filter_map(|name| layer_of(name));
+        if let Some(newest) = found.chain(listed).max() {
             self.next_layer = self.next_layer.max(newest.saturating_add(1));
         }
         Ok(())

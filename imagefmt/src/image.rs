@@ -49,10 +49,11 @@ impl Image {
         lock: &Arc<Lock>,
     ) -> Result<Self> {
         let cluster_size = manifest.cluster_size()?;
+        let mut tables = manifest.layer_tables();
         let disk = |record: &crate::manifest::DiskRecord| {
             let label = format!("{}/{}:{}", manifest.job, manifest.sequence, record.name);
             let geometry = Geometry::new(record.size_bytes, cluster_size)?;
-            let layers = Arc::new(manifest.layer_table(&record.name));
+            let layers = Arc::new(tables.remove(record.name.as_str()).unwrap_or_default());
             let tree = Tree::new(geometry, record.root()?, layers, files.clone()).within(|| label.clone())?;
             Ok(Disk {
                 label: label.into(),

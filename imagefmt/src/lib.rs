@@ -16,6 +16,9 @@ mod digest;
 mod dir;
 mod disk_writer;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gc;
 mod geometry;
 mod holders;
@@ -25,7 +28,8 @@ mod int;
 mod jobs;
 mod layer;
 mod manifest;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "only tests and fuzzers have it")]
 mod memory;
 mod name;
 mod node;

@@ -5,10 +5,11 @@ use crate::error::{Error, Result, Within};
 use crate::geometry::{ClusterSize, Geometry};
 use crate::id::Uuid;
 use crate::layer::{HEADER_LEN, LayerEntry, LayerTable};
+use crate::name::{SHOWN_MAX, printable};
 use crate::pointer::{Codec, Place, Pointer, STORED_LEN_MAX};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 /// Whether an image was made from nothing or from the one before it.
@@ -63,11 +64,11 @@ lowercase_display!(Kind, Method, Consistency);
 pub struct Manifest {
     /// Version of the format: 1.
     pub format: u32,
-    /// Features that a reader must know.
-    #[serde(default)]
+    /// Features that a reader must know; of many, the first.
+    #[serde(default, deserialize_with = "crate::sealed::words")]
     pub incompatible: Vec<String>,
-    /// Features that a reader may ignore.
-    #[serde(default)]
+    /// Features that a reader may ignore; of many, the first.
+    #[serde(default, deserialize_with = "crate::sealed::words")]
     pub compatible: Vec<String>,
     /// Id of the chain.
     pub chain: Uuid,
@@ -260,7 +261,7 @@ impl Manifest {
                 return Err(Error::damaged(format!("field disks names {} twice", disk.name)));
             }
             self.check_disk(disk, cluster_size)
-                .within(|| format!("disk {}", disk.name.escape_debug()))?;
+                .within(|| format!("disk {}", printable(&disk.name, SHOWN_MAX)))?;
         }
         let mut layers = HashSet::new();
         self.layers
@@ -283,20 +284,18 @@ impl Manifest {
         ClusterSize::from_bytes(self.cluster_size.into()).within(|| "field cluster_size".to_owned())
     }
 
-    /// The layers of one disk: its tree points into no others.
-    pub(crate) fn layer_table(&self, disk: &str) -> LayerTable {
-        let mut table = LayerTable::default();
-        for layer in self.layers.iter().filter(|layer| layer.disk == disk) {
-            table.insert(
-                layer.id,
-                LayerEntry {
-                    uuid: layer.uuid,
-                    len: layer.length,
-                    referenced: layer.referenced,
-                },
-            );
+    /// The layers of each disk: its tree points into no others. One pass, however many there are of both.
+    pub(crate) fn layer_tables(&self) -> HashMap<&str, LayerTable> {
+        let mut tables: HashMap<&str, LayerTable> = HashMap::new();
+        for layer in &self.layers {
+            let entry = LayerEntry {
+                uuid: layer.uuid,
+                len: layer.length,
+                referenced: layer.referenced,
+            };
+            tables.entry(&layer.disk).or_default().insert(layer.id, entry);
         }
-        table
+        tables
     }
 
     /// The record of a disk.

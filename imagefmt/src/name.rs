@@ -17,11 +17,30 @@ pub fn check_name(what: &str, name: &str) -> Result<()> {
     if starts_well && !reserved && name.len() <= NAME_LEN_MAX && name.bytes().all(good) {
         return Ok(());
     }
-    let name = name.escape_debug();
+    let name = printable(name, SHOWN_MAX);
     Err(Error::invalid(format!(
         "{what} name \"{name}\" does not fit: use 1 to {NAME_LEN_MAX} letters, digits, '.', '_' or '-', \
          starting with a letter or digit and not ending in .json or .tmp"
     )))
+}
+
+/// Characters that a message repeats of a name that is none.
+pub(crate) const SHOWN_MAX: usize = 80;
+
+/// Text that a store or user gave, for a message: short, and nothing in it that a terminal would obey.
+pub(crate) fn printable(text: &str, max: usize) -> String {
+    let mut shown = String::new();
+    for (count, letter) in text.chars().enumerate() {
+        match letter {
+            _ if count == max => {
+                shown.push('…');
+                break;
+            }
+            '"' | '\'' => shown.push(letter),
+            _ => shown.extend(letter.escape_debug()),
+        }
+    }
+    shown
 }
 
 /// Which image of a job.
@@ -59,7 +78,7 @@ impl FromStr for ImageRef {
 
     fn from_str(text: &str) -> Result<Self> {
         let bad = || {
-            let text = text.escape_debug();
+            let text = printable(text, SHOWN_MAX);
             Error::invalid(format!(
                 "\"{text}\" is not an image: write JOB/NUMBER or JOB/latest, with :DISK for one disk"
             ))

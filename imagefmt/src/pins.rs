@@ -22,9 +22,9 @@ pub struct Pin {
 #[derive(Debug, Serialize, Deserialize)]
 struct PinsRecord {
     format: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "sealed::words")]
     incompatible: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "sealed::words")]
     compatible: Vec<String>,
     image: Uuid,
     pins: Vec<Pin>,

@@ -3,9 +3,11 @@
 
 use crate::digest::{Digest, seal_check};
 use crate::error::{Error, ErrorKind, Result, Within};
+use crate::name::{SHOWN_MAX, printable};
 use crate::storage::Storage;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::fmt;
 
 /// What the last line starts with; 64 hexadecimal digits and a newline follow.
 const SEAL_PREFIX: &str = "blake3:";
@@ -57,12 +59,62 @@ pub(crate) fn unseal<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
 #[derive(Deserialize)]
 struct Format {
     format: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "words")]
     incompatible: Vec<String>,
 }
 
+/// Feature words kept of a list: one unknown word is enough to refuse a file, and those that may be ignored
+/// must not cost memory.
+const WORDS_KEPT: usize = 16;
+
+/// Reads a list of feature words of any length and keeps the first ones.
+pub(crate) fn words<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Vec<String>, D::Error> {
+    struct Words;
+    impl<'de> Visitor<'de> for Words {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of feature words")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Vec<String>, A::Error> {
+            let mut kept = Vec::new();
+            while kept.len() < WORDS_KEPT {
+                match list.next_element()? {
+                    Some(word) => kept.push(word),
+                    None => return Ok(kept),
+                }
+            }
+            while list.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(kept)
+        }
+    }
+    deserializer.deserialize_seq(Words)
+}
+
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
-    serde_json::from_slice(body).map_err(|error| Error::damaged("parse JSON").caused_by(error))
+    serde_json::from_slice(body).map_err(|error| {
+        let (said, place) = (printable(&error.to_string(), SAID_MAX), excerpt(body, &error));
+        Error::damaged(format!("parse JSON: {said}, in {place}"))
+    })
+}
+
+/// Characters of a file's own text that a message repeats.
+const SAID_MAX: usize = 200;
+/// Bytes shown before the place of an error, which names the field if nothing else does.
+const EXCERPT_BEFORE: usize = 80;
+
+/// The text around the place where an error was noticed. Files are written a field a line.
+fn excerpt(body: &[u8], error: &serde_json::Error) -> String {
+    let line = body
+        .split(|&byte| byte == b'\n')
+        .nth(error.line().saturating_sub(1));
+    let line = line.unwrap_or_default();
+    let end = error.column().min(line.len());
+    let shown = &line[end.saturating_sub(EXCERPT_BEFORE)..end];
+    printable(String::from_utf8_lossy(shown).trim(), SAID_MAX)
 }
 
 /// Reads a sealed file.
@@ -109,7 +161,11 @@ fn check_format(version: u32, incompatible: &[String]) -> Result<()> {
     if incompatible.is_empty() {
         return Ok(());
     }
-    let names = incompatible.join(", ");
+    let names: Vec<String> = incompatible
+        .iter()
+        .map(|name| printable(name, SHOWN_MAX))
+        .collect();
+    let names = names.join(", ");
     let what = format!("needs features that this smc does not know: {names}: upgrade smc");
     Err(Error::new(ErrorKind::Unsupported, what))
 }
@@ -143,6 +199,47 @@ mod tests {
         for len in 0..text.len() {
             assert!(unseal::<Value>(&text[..len]).is_err());
         }
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Sample {
+        #[allow(dead_code, reason = "what is parsed into it does not fit")]
+        disks: Vec<u64>,
+    }
+
+    /// The words of a hostile file must not steer a terminal, nor fill it.
+    #[test]
+    fn messages_repeat_little_of_a_file_and_nothing_that_a_terminal_obeys() {
+        let steer = "\u{1b}[2J\u{202e}".repeat(1 << 16);
+        let hostile = [
+            json!({ "format": 1, "incompatible": [steer] }),
+            json!({ "format": steer }),
+            json!({ "format": 1, "disks": steer }),
+            json!({ "format": 1, "disks": [steer] }),
+        ];
+        for value in hostile {
+            let error = unseal::<Sample>(&seal(&value).unwrap()).unwrap_err();
+            let text = format!("{error:?}");
+            assert!(text.len() < 3000, "{} bytes", text.len());
+            assert!(!text.contains(['\u{1b}', '\u{202e}', '\n']), "{text}");
+        }
+    }
+
+    #[test]
+    fn of_many_feature_words_few_are_kept() {
+        #[derive(Deserialize)]
+        struct Words {
+            #[serde(deserialize_with = "words")]
+            compatible: Vec<String>,
+        }
+        let many: Vec<String> = (0..100_000).map(|n| n.to_string()).collect();
+        let text = seal(&json!({ "format": 1, "compatible": many })).unwrap();
+        assert_eq!(unseal::<Words>(&text).unwrap().compatible, many[..WORDS_KEPT]);
+        let text = seal(&json!({ "format": 1, "incompatible": many })).unwrap();
+        assert_eq!(
+            unseal::<Words>(&text).err().map(|error| error.kind()),
+            Some(ErrorKind::Unsupported)
+        );
     }
 
     #[test]

@@ -29,9 +29,9 @@ pub struct Store {
 #[derive(Debug, Serialize, Deserialize)]
 struct StoreRecord {
     format: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "sealed::words")]
     incompatible: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "sealed::words")]
     compatible: Vec<String>,
     id: Uuid,
 }
@@ -143,6 +143,14 @@ impl Store {
         })
     }
 
+    /// Locks an image against deletion without opening it.
+    pub fn hold(&self, chain: &str, sequence: u64) -> Result<Lock> {
+        let lock = self
+            .storage
+            .lock(&manifest_path(chain, sequence), LockMode::Shared);
+        lock.within(|| format!("lock image {chain}/{sequence}"))
+    }
+
     /// Opens the image that a reference names, and locks it against deletion.
     pub fn image(&self, image: &ImageRef) -> Result<Image> {
         let (chain, sequence) = self.resolve(image)?;
@@ -166,9 +174,7 @@ impl Chain {
 
     /// Opens an image and locks it against deletion.
     pub fn image(&self, sequence: u64) -> Result<Image> {
-        let path = manifest_path(&self.name, sequence);
-        let lock = self.store.storage.lock(&path, LockMode::Shared);
-        let lock = lock.within(|| format!("lock image {}/{sequence}", self.name))?;
+        let lock = self.store.hold(&self.name, sequence)?;
         let manifest = self.store.manifest(&self.name, sequence)?;
         self.open(manifest, lock)
             .within(|| format!("image {}/{sequence}", self.name))

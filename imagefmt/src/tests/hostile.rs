@@ -14,20 +14,20 @@ use crate::{cluster_digest, compress_cluster, sealed};
 use serde_json::{Value, json};
 use zerocopy::IntoBytes;
 
-const MANIFEST: &str = "job/images/000001.json";
-const LAYER: &str = "job/layers/00000001.layer";
+pub(super) const MANIFEST: &str = "job/images/000001.json";
+pub(super) const LAYER: &str = "job/layers/00000001.layer";
 /// Four clusters, the last one short.
-const SIZE: u64 = 3 * 16384 + 1000;
+pub(super) const SIZE: u64 = 3 * 16384 + 1000;
 
 /// A store with one good image, the parts of which can be replaced.
-struct Forge {
-    storage: MemoryStorage,
-    store: Store,
-    manifest: Value,
+pub(super) struct Forge {
+    pub storage: MemoryStorage,
+    pub store: Store,
+    pub manifest: Value,
 }
 
 impl Forge {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let (storage, store) = memory_store();
         let mut model = Model::new(SIZE, ClusterSize::K16);
         model.set(0, random_bytes(1, 16384));
@@ -39,7 +39,7 @@ impl Forge {
         }
     }
 
-    fn open(&self) -> Result<Image> {
+    pub fn open(&self) -> Result<Image> {
         let text = sealed::seal(&self.manifest).unwrap();
         self.storage
             .files
@@ -50,7 +50,7 @@ impl Forge {
     }
 
     /// Appends to the layer, behind all that is there.
-    fn append(&mut self, bytes: &[u8]) -> Place {
+    pub fn append(&mut self, bytes: &[u8]) -> Place {
         let mut files = self.storage.files.lock().unwrap();
         let layer = files.get_mut(LAYER).unwrap();
         let place = Place {
@@ -65,7 +65,7 @@ impl Forge {
     }
 
     /// Makes a node of these raw bytes the root of a disk of `size` bytes, with every check right.
-    fn set_root(&mut self, size: u64, codec: Codec, payload: &[u8], digest: Digest) {
+    pub fn set_root(&mut self, size: u64, codec: Codec, payload: &[u8], digest: Digest) {
         let geometry = Geometry::new(size, ClusterSize::K16).unwrap();
         let id = NodeId {
             level: geometry.height() - 1,
@@ -85,7 +85,7 @@ impl Forge {
     }
 
     /// A root of these raw pointers, whatever they say.
-    fn set_raw_root(&mut self, size: u64, children: &[(usize, RawPointer)]) {
+    pub fn set_raw_root(&mut self, size: u64, children: &[(usize, RawPointer)]) {
         let mut raw = [Pointer::NULL.to_raw(); 256];
         children.iter().for_each(|(slot, child)| raw[*slot] = *child);
         let digests: Vec<u8> = raw.iter().flat_map(|child| child.digest).collect();
@@ -168,7 +168,7 @@ fn impossible_manifests_are_refused_as_damage() {
     }
 }
 
-fn full_text(error: &Error) -> String {
+pub(super) fn full_text(error: &Error) -> String {
     format!("{error:?}")
 }
 
@@ -233,7 +233,7 @@ fn a_manifest_of_many_layers_opens_in_time() {
     assert!(started.elapsed().as_secs() < 10, "took {:?}", started.elapsed());
 }
 
-fn pointer(place: Place, codec: Codec, digest: Digest) -> Pointer {
+pub(super) fn pointer(place: Place, codec: Codec, digest: Digest) -> Pointer {
     Pointer { digest, codec, place }
 }
 
