@@ -71,11 +71,16 @@ fn memory_stays_bounded() {
         fs::write("/proc/self/clear_refs", "5").unwrap();
         let before = status("VmRSS:");
         let (progress, mut dirty) = (Progress::default(), 0);
-        let scanned = scan_file(&path, &options(4, 4, 8, 32), &progress, &mut |update: &ClusterUpdate<'_>| {
-            dirty += 65536;
-            assert!(!update.digest.is_null());
-            Ok(())
-        });
+        let scanned = scan_file(
+            &path,
+            &options(4, 4, 8, 32),
+            &progress,
+            &mut |update: &ClusterUpdate<'_>| {
+                dirty += 65536;
+                assert!(!update.digest.is_null());
+                Ok(())
+            },
+        );
         assert_eq!(scanned.unwrap().compared_bytes, 512 * MIB as u64);
         assert_eq!(dirty, 144 * MIB as u64);
         assert_eq!(progress.dirty_bytes.load(Ordering::Relaxed), dirty);
@@ -101,24 +106,29 @@ fn no_thread_outlives_a_scan() {
         fs::write(&path, noise(24 * MIB, 1)).unwrap();
         for end in ["whole", "cancel", "failure", "shrink"] {
             let (progress, mut count, mut running) = (Progress::default(), 0, 0);
-            let scanned = scan_file(&path, &options(4, 3, 8, 4), &progress, &mut |_: &ClusterUpdate<'_>| {
-                count += 1;
-                if count == 100 {
-                    running = threads("threads").len();
-                    match end {
-                        "cancel" => progress.cancel.store(true, Ordering::Relaxed),
-                        "failure" => return Err(imagefmt::Error::damaged("says the test")),
-                        "shrink" => File::options()
-                            .write(true)
-                            .open(&path)
-                            .unwrap()
-                            .set_len(9)
-                            .unwrap(),
-                        _ => {}
+            let scanned = scan_file(
+                &path,
+                &options(4, 3, 8, 4),
+                &progress,
+                &mut |_: &ClusterUpdate<'_>| {
+                    count += 1;
+                    if count == 100 {
+                        running = threads("threads").len();
+                        match end {
+                            "cancel" => progress.cancel.store(true, Ordering::Relaxed),
+                            "failure" => return Err(imagefmt::Error::damaged("says the test")),
+                            "shrink" => File::options()
+                                .write(true)
+                                .open(&path)
+                                .unwrap()
+                                .set_len(9)
+                                .unwrap(),
+                            _ => {}
+                        }
                     }
-                }
-                Ok(())
-            });
+                    Ok(())
+                },
+            );
             assert_eq!(scanned.is_ok(), end == "whole", "{scanned:?}");
             assert!(running >= 4, "three workers and a reader, and {running} are seen");
             // The kernel lets a thread that was joined be seen for a moment.

@@ -1,24 +1,23 @@
 //! When a running sync makes a checkpoint: often enough that little is stored twice, seldom enough that
-//! nobody notices.
+//! nobody notices. One waits for the writes in flight and syncs four files: some 20 ms on the disks we measured.
 
 use changetrack::Sink;
 use imagefmt::{ClusterUpdate, DiskSink};
 use std::time::{Duration, Instant};
 
-/// A checkpoint waits for the writes in flight and syncs four files: some 20 ms on the disks we measured.
-const EVERY: Duration = Duration::from_secs(5);
-
 /// Stores what a scan finds, and makes a checkpoint every few seconds.
 pub struct Checkpointed<'a, 'b> {
     sink: &'a mut DiskSink<'b>,
+    every: Duration,
     last: Instant,
 }
 
 impl<'a, 'b> Checkpointed<'a, 'b> {
     /// Stores into `sink`.
-    pub fn new(sink: &'a mut DiskSink<'b>) -> Self {
+    pub fn new(sink: &'a mut DiskSink<'b>, every: Duration) -> Self {
         Self {
             sink,
+            every,
             last: Instant::now(),
         }
     }
@@ -35,7 +34,7 @@ impl Sink for Checkpointed<'_, '_> {
     }
 
     fn pass(&mut self) -> imagefmt::Result<()> {
-        if self.last.elapsed() >= EVERY {
+        if self.last.elapsed() >= self.every {
             self.sink.checkpoint()?;
             self.last = Instant::now();
         }

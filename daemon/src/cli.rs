@@ -53,6 +53,11 @@ pub struct SyncArgs {
     #[arg(long, value_name = "0..19", default_value_t = changetrack::COMPRESS_LEVEL, value_parser = clap::value_parser!(i32).range(0..=19))]
     pub compress_level: i32,
 
+    /// Make what is stored so far durable this often, so that a sync that is cut short is gone on with from
+    /// there; 0 after every chunk. Each one waits for the writes in flight.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    pub checkpoint_every: u32,
+
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,

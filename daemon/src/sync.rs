@@ -16,7 +16,7 @@ use signal_hook::iterator::Signals;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Runs one sync, deletes what there is too much of, and reports both.
 pub fn run(args: &SyncArgs) -> Result<()> {
@@ -174,7 +174,7 @@ fn sync_disk(
         args.json,
     );
     writer.write(|sink| -> Result<Comparison> {
-        let mut sink = Checkpointed::new(sink);
+        let mut sink = Checkpointed::new(sink, Duration::from_secs(args.checkpoint_every.into()));
         let scanned = scan(
             &disk.device,
             geometry,

@@ -177,6 +177,7 @@ impl Builder {
             return Ok(Pointer::NULL);
         }
         let writer = self.writer(source)?;
+        writer.begin_piece()?;
         if update.codec == Codec::Raw {
             writer.align()?;
         }
@@ -266,6 +267,7 @@ impl Builder {
         }
         let (codec, mut block) = node.encode();
         let writer = self.writer(source)?;
+        writer.begin_piece()?;
         let check = closing_check(&block, &writer.uuid().bytes(), writer.position(), id);
         block.extend_from_slice(&check.0);
         Ok(Pointer {

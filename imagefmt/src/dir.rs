@@ -9,7 +9,7 @@ use nix::fcntl::{
     FallocateFlags, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, fallocate, openat2, renameat,
 };
 use nix::sys::stat::{Mode, fstat, mkdirat};
-use nix::sys::statfs::{FsType, fstatfs};
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, fstatfs};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -22,6 +22,7 @@ use std::path::Path;
 #[derive(Debug)]
 pub struct DirStorage {
     root: OwnedFd,
+    is_btrfs: bool,
 }
 
 /// Filesystems on which locks or durability are another machine's promise.
@@ -53,7 +54,8 @@ impl DirStorage {
             Errno::ENOENT => Error::new(ErrorKind::NotAStore, format!("{} does not exist", path.display())),
             errno => io(errno, || format!("open {}", path.display())),
         })?;
-        Ok(Self { root })
+        let is_btrfs = fstatfs(&root).is_ok_and(|found| found.filesystem_type() == BTRFS_SUPER_MAGIC);
+        Ok(Self { root, is_btrfs })
     }
 
     /// Opens a directory for a new store, creating it where only the last part of its path is missing, and
@@ -291,6 +293,10 @@ impl Storage for DirStorage {
         file.sync_data().within(|| format!("sync {path}"))
     }
 
+    fn frees_only_whole_writes(&self) -> bool {
+        self.is_btrfs
+    }
+
     fn allocated(&self, path: &str) -> Result<u64> {
         let metadata = self.open_file(path, OFlag::O_RDONLY)?.metadata();
         // stat(2) counts in units of 512 bytes, whatever the filesystem's blocks are.
@@ -375,6 +381,10 @@ fn layer_error(error: blockio::Error, path: &str) -> Error {
 impl LayerAppend for NewLayer {
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.writer.append(bytes).map_err(|e| layer_error(e, &self.path))
+    }
+
+    fn cut(&mut self) -> Result<()> {
+        self.writer.submit().map_err(|e| layer_error(e, &self.path))
     }
 
     fn sync(&mut self) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Layers: append-only files, each written by one run of a sync for one disk.
 
 use crate::digest::{DIGEST_LEN, header_check};
-use crate::error::{Error, Result, Within};
+use crate::error::{Error, ErrorKind, Result, Within};
 use crate::geometry::ClusterSize;
 use crate::id::Uuid;
 use crate::int::to_usize;
@@ -91,7 +91,14 @@ impl LayerIdentity {
         if raw.version.get() != VERSION || raw.incompatible.get() != 0 {
             let (version, features) = (raw.version.get(), raw.incompatible.get());
             let what = format!("layer version {version} with features {features:#x} needs a newer smc");
-            return Err(Error::new(crate::ErrorKind::Unsupported, what));
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
+        if raw.header_len.get() != HEADER_LEN_U32 {
+            let len = raw.header_len.get();
+            return Err(Error::damaged(format!("header field header_len is {len}")));
+        }
+        if raw.reserved.iter().any(|&byte| byte != 0) {
+            return Err(Error::damaged("header field reserved is not zero"));
         }
         Ok(Self {
             chain: Uuid::from_bytes(raw.chain_uuid),
@@ -233,7 +240,13 @@ impl LayerFiles {
     }
 
     fn open_layer(&self, id: u32) -> Result<OpenLayer> {
-        let file = self.storage.open_layer(&self.name(id))?;
+        let file = self.storage.open_layer(&self.name(id)).map_err(|error| {
+            // Something points here, so that the file is gone is damage.
+            match error.kind() {
+                ErrorKind::NotFound => Error::damaged("the file is missing").caused_by(error),
+                _ => error,
+            }
+        })?;
         let mut header = [0; HEADER_LEN];
         file.read_at(0, &mut header)?;
         let identity = LayerIdentity::from_bytes(&header)?;
@@ -257,6 +270,8 @@ pub(crate) struct LayerWriter {
     id: u32,
     uuid: Uuid,
     position: u64,
+    /// Whether each piece is a write of its own.
+    apart: bool,
 }
 
 const ZEROS: [u8; to_usize(BLOCK_LEN)] = [0; to_usize(BLOCK_LEN)];
@@ -272,6 +287,7 @@ impl LayerWriter {
             id: identity.layer,
             uuid: identity.uuid,
             position: HEADER_LEN as u64,
+            apart: storage.frees_only_whole_writes(),
         })
     }
 
@@ -293,6 +309,15 @@ impl LayerWriter {
         let gap = self.position.next_multiple_of(BLOCK_LEN) - self.position;
         self.position += gap;
         self.file.append(&ZEROS[..to_usize(gap)])
+    }
+
+    /// Comes before each piece: where pieces can only be given back apart, it starts a block and a write.
+    pub fn begin_piece(&mut self) -> Result<()> {
+        if !self.apart {
+            return Ok(());
+        }
+        self.align()?;
+        self.file.cut()
     }
 
     /// Appends stored bytes and says where they lie.

@@ -17,7 +17,9 @@ type Files = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct MemoryStorage {
     pub files: Files,
-    dirs: Arc<Mutex<BTreeSet<String>>>,
+    /// What it says of freeing only whole writes.
+    pub whole_writes: bool,
+    pub dirs: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl MemoryStorage {
@@ -111,6 +113,9 @@ impl Storage for MemoryStorage {
             file[range.start.min(end as u64) as usize..end].fill(0);
         }
         Ok(())
+    }
+    fn frees_only_whole_writes(&self) -> bool {
+        self.whole_writes
     }
     fn allocated(&self, path: &str) -> Result<u64> {
         let file = self.read(path, 0)?;

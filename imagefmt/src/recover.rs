@@ -44,7 +44,8 @@ impl Store {
         self.cut_tails(chain, &roots, reclaimed)
     }
 
-    fn checkpoint_is_of_use(&self, chain: &str) -> Result<bool> {
+    /// Whether there is no checkpoint, or one of a sync that is not finished and can be gone on with.
+    pub(crate) fn checkpoint_is_of_use(&self, chain: &str) -> Result<bool> {
         match read_checkpoint(self, chain) {
             Ok(None) => Ok(true),
             Ok(Some(_)) => Ok(self.unfinished(chain)?.is_some()),

@@ -46,6 +46,12 @@ pub trait Storage: Send + Sync + Debug {
     /// durable. The ranges are whole blocks, ascending; what lies beyond the end of the file is left out.
     fn reclaim(&self, path: &str, dead: &[Range<u64>]) -> Result<()>;
 
+    /// Whether the space of a write comes back only when all of it is given back, as on btrfs: then every
+    /// piece of a layer is to be a write of its own.
+    fn frees_only_whole_writes(&self) -> bool {
+        false
+    }
+
     /// Bytes that a file takes on what holds the store; holes take none.
     fn allocated(&self, path: &str) -> Result<u64>;
 
@@ -99,6 +105,11 @@ pub trait LayerRead: Send + Sync + Debug {
 pub trait LayerAppend: Debug {
     /// Appends bytes behind all earlier ones.
     fn append(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// Ends a write here, on a block boundary, so that what follows can be given back by itself.
+    fn cut(&mut self) -> Result<()> {
+        Ok(())
+    }
 
     /// Pads with zeros to the end of the block and makes everything appended so far durable.
     /// The next append starts on a new block.

@@ -1,6 +1,6 @@
 //! Images of a store as NBD exports, and reading their disks so that a failure names what is damaged.
 
-use imagefmt::{Chain, Disk, DiskRecord, ErrorKind, ImageRef, Manifest, SECTOR_LEN, Store, Which};
+use imagefmt::{Chain, Disk, DiskRecord, ErrorKind, ImageRef, Lock, Manifest, SECTOR_LEN, Store, Which};
 use nbd::{Catalog, Export, ExportInfo, ExtentKind, ReadError, ServeError};
 use std::collections::{HashMap, HashSet};
 use std::error::Error as StdError;
@@ -22,6 +22,8 @@ pub struct StoreCatalog {
     store: Store,
     /// What is offered; `None`: everything.
     chosen: Option<Vec<ImageRef>>,
+    /// Named images stay while they are offered, whether or not a client has opened one.
+    _held: Vec<Lock>,
     /// Opened chains: connections to images of one chain share its caches.
     chains: Mutex<HashMap<String, Chain>>,
     failures: Arc<ReadFailures>,
@@ -46,9 +48,16 @@ impl StoreCatalog {
     /// Offers `images`, or every image of the store where none is named.
     pub fn new(store: Store, images: &[ImageRef]) -> Self {
         let chosen = (!images.is_empty()).then(|| images.to_vec());
+        let hold = |image: &ImageRef| {
+            let (chain, sequence) = store.resolve(image).ok()?;
+            store.hold(&chain, sequence).ok()
+        };
+        // One that cannot be held is told of when it is offered.
+        let held = images.iter().filter_map(hold).collect();
         Self {
             store,
             chosen,
+            _held: held,
             chains: Mutex::default(),
             failures: Arc::default(),
         }

@@ -12,6 +12,7 @@ use crate::{
     Result, Store, cluster_digest, compress_cluster,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 const JOB: &str = "job";
 
@@ -26,7 +27,11 @@ struct Chain {
 
 impl Chain {
     fn new(size: u64) -> Self {
-        let (storage, store) = memory_store();
+        Self::on(MemoryStorage::default(), size)
+    }
+
+    fn on(storage: MemoryStorage, size: u64) -> Self {
+        let store = Store::create(Arc::new(storage.clone()), "memory").unwrap();
         Self {
             storage,
             store,
@@ -217,7 +222,11 @@ const TWO_LEVELS: u64 = 300 * 16384;
 #[test]
 fn any_image_can_go_and_takes_only_its_own_along() {
     for seed in 0..12 {
-        let mut chain = Chain::new(if seed % 3 == 0 { 40_000 } else { TWO_LEVELS });
+        let storage = MemoryStorage {
+            whole_writes: seed % 2 == 0,
+            ..MemoryStorage::default()
+        };
+        let mut chain = Chain::on(storage, if seed % 3 == 0 { 40_000 } else { TWO_LEVELS });
         chain.seed = seed << 32;
         chain.change(200);
         chain.sync();
