@@ -185,6 +185,21 @@ pub fn encode_damaged(plain: &[u8], unreadable: &[u8]) -> (Digest, Vec<u8>) {
     (damaged_digest(&stored), stored)
 }
 
+/// Checks stored bytes against `digest`, without keeping what they stand for.
+pub(crate) fn check_cluster(codec: Codec, stored: &[u8], plain_len: usize, digest: Digest) -> Result<()> {
+    let found = match codec {
+        Codec::Null => Digest::NULL,
+        Codec::Raw => cluster_digest(stored),
+        Codec::Zstd => cluster_digest(&decompress(check_frame(stored)?, plain_len)?),
+        Codec::Damaged => damaged_digest(stored),
+    };
+    if found == digest {
+        Ok(())
+    } else {
+        Err(Error::damaged("content does not match its digest"))
+    }
+}
+
 /// Turns stored bytes back into content and checks them against `digest`.
 pub(crate) fn decode_cluster(
     codec: Codec,

@@ -46,6 +46,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod verdict;
 mod verify;
 
 pub use builder::{BuildStats, ClusterUpdate};
@@ -69,7 +70,8 @@ pub use storage::{LayerAppend, LayerRead, Lock, LockMode, Storage};
 pub use store::{Chain, Store};
 pub use sync::ImageWriter;
 pub use tree::{Run, Tree};
-pub use verify::{Finding, Verifier, VerifyProgress};
+pub use verdict::{Against, Complete, Damage, Samples, Span, Stopped, Verdict, VerdictState};
+pub use verify::{Finding, Position, Resume, Sample, Scope, Verified, Verifier, VerifyPlan, VerifyProgress};
 
 use std::path::Path;
 use std::sync::Arc;

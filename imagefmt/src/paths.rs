@@ -25,6 +25,11 @@ pub(crate) fn pins_path(chain: &str, sequence: u64) -> String {
     beside_image(chain, sequence, "pins")
 }
 
+/// What verifications of an image have come to.
+pub(crate) fn verified_path(chain: &str, sequence: u64) -> String {
+    beside_image(chain, sequence, "verified")
+}
+
 fn beside_image(chain: &str, sequence: u64, extension: &str) -> String {
     format!("{chain}/images/{sequence:06}.{extension}")
 }

@@ -118,6 +118,11 @@ pub fn local_time(time: Timestamp) -> String {
         .to_string()
 }
 
+/// A day in the local time zone.
+pub fn local_date(time: Timestamp) -> String {
+    time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d").to_string()
+}
+
 /// A count with its noun: `1 image`, `2 images`.
 pub fn count(number: usize, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };

@@ -10,10 +10,12 @@ use crate::node::{NODE_PLAIN_LEN, NodeId, closing_check};
 use crate::paths::{layer_path, manifest_path};
 use crate::pointer::RawPointer;
 use crate::{
-    Codec, Digest, Disk, DiskDigest, DiskHasher, ErrorKind, Image, Pointer, Storage, Store, Verifier, sealed,
+    Codec, Digest, Disk, DiskDigest, DiskHasher, ErrorKind, Image, Pointer, Storage, Store, Verifier,
+    VerifyPlan, sealed,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use zerocopy::{FromBytes, IntoBytes};
@@ -377,8 +379,11 @@ pub(super) fn examine(storage: &MemoryStorage, chain: &str) {
                 continue;
             }
         };
-        let clean = verifier.verify(&image, &|_| {}).is_empty();
-        assert!(!clean || Verifier::new().verify(&image, &|_| {}).is_empty());
+        let whole = VerifyPlan::default();
+        let mut go_on = |_| ControlFlow::Continue(());
+        let clean = verifier.verify(&image, &whole, &mut go_on).findings.is_empty();
+        let again = Verifier::new().verify(&image, &whole, &mut go_on);
+        assert!(!clean || again.findings.is_empty());
         for disk in image.disks() {
             let whole = read(disk);
             assert!(!clean || whole, "verified, but not readable");

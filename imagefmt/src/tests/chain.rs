@@ -215,8 +215,8 @@ fn check_history(store: &Store, history: &[[Model; 2]]) {
     let mut ascending = Verifier::new();
     let mut descending = Verifier::new();
     for (a, b) in images.iter().zip(images.iter().rev()) {
-        assert_eq!(ascending.verify(a, &|_| {}), [], "oldest first");
-        assert_eq!(descending.verify(b, &|_| {}), [], "newest first");
+        assert_eq!(verify_all(&mut ascending, a), [], "oldest first");
+        assert_eq!(verify_all(&mut descending, b), [], "newest first");
     }
 }
 

@@ -5,9 +5,10 @@ use crate::memory::MemoryStorage;
 use crate::pointer::Place;
 use crate::{
     ClusterUpdate, Codec, Comparison, Consistency, Disk, DiskIdentity, DiskMeta, DiskRecord, Error, Finding,
-    Image, ImageWriter, Manifest, Method, NodeId, Pointer, Result, Store, Verifier, cluster_digest,
-    compress_cluster,
+    Image, ImageWriter, Manifest, Method, NodeId, Pointer, Result, Store, Verifier, VerifyPlan,
+    cluster_digest, compress_cluster,
 };
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// To compare lists with.
@@ -108,12 +109,18 @@ pub(super) fn open_image(store: &Store, chain: &str, sequence: u64) -> Result<Im
     store.chain(chain)?.image(sequence)
 }
 
+/// Everything that is wrong with an image.
+pub(super) fn verify_all(verifier: &mut Verifier, image: &Image) -> Vec<Finding> {
+    verifier
+        .verify(image, &VerifyPlan::default(), &mut |_| ControlFlow::Continue(()))
+        .findings
+}
+
 /// Opens and verifies an image afresh; an image that cannot be opened is found as well.
 pub(super) fn findings(store: &Store, job: &str, sequence: u64) -> Vec<String> {
     match open_image(store, job, sequence) {
         Err(error) => vec![format!("{error:?}")],
-        Ok(image) => Verifier::new()
-            .verify(&image, &|_| {})
+        Ok(image) => verify_all(&mut Verifier::new(), &image)
             .iter()
             .map(Finding::to_string)
             .collect(),

@@ -4,7 +4,7 @@ use crate::context::Context;
 use crate::exit;
 use crate::output::{self, Align, Table};
 use crate::selection::{self, Selected};
-use imagefmt::{DiskRecord, Manifest};
+use imagefmt::{DiskRecord, Manifest, Pin, Store, Verdict, VerdictState};
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -26,12 +26,61 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let mut list = List::new(context.json);
     for (chain, sequence) in places {
         match selection::unless_deleted(store.manifest(&chain, sequence)) {
-            Some(Ok(manifest)) => list.image(&manifest)?,
+            Some(Ok(manifest)) => list.image(&manifest, &Said::of(&store, &chain, &manifest))?,
             Some(Err(error)) => list.unreadable(&format!("{chain}/{sequence}"), &error.into())?,
             None => {}
         }
     }
+    for chain in chains(&store, &args.selected)? {
+        match store.unfinished(&chain) {
+            Ok(Some(unfinished)) => list.unfinished(&unfinished)?,
+            Ok(None) => {}
+            Err(error) => list.unreadable(&format!("{chain}/unfinished"), &error.into())?,
+        }
+    }
     list.finish(store.label())
+}
+
+/// The chains whose unfinished syncs are to be listed.
+fn chains(store: &Store, selected: &[Selected]) -> imagefmt::Result<Vec<String>> {
+    if selected.is_empty() {
+        return store.chains();
+    }
+    let of_job = |selected: &Selected| match selected {
+        Selected::Job(job) => Some(store.job(job).map(|images| images.chain)),
+        Selected::Image(_) => None,
+    };
+    selected.iter().filter_map(of_job).collect()
+}
+
+/// What was said of an image since it was made.
+struct Said {
+    verdict: Option<Verdict>,
+    pins: Vec<Pin>,
+}
+
+impl Said {
+    /// What cannot be read is left out: the image is what counts.
+    fn of(store: &Store, chain: &str, manifest: &Manifest) -> Self {
+        Self {
+            verdict: store.verdict(chain, manifest).ok().flatten(),
+            pins: store.pins(chain, manifest.sequence).unwrap_or_default(),
+        }
+    }
+
+    fn verified(&self) -> String {
+        let state = self
+            .verdict
+            .as_ref()
+            .map_or(VerdictState::Unknown, Verdict::state);
+        match state {
+            VerdictState::Damaged(time) => format!("DAMAGED {}", output::local_date(time)),
+            VerdictState::Stopped(percent) => format!("stopped at {percent}%"),
+            VerdictState::Good(time) => format!("good {}", output::local_date(time)),
+            VerdictState::Sampled(percent, time) => format!("{percent}% good {}", output::local_date(time)),
+            VerdictState::Unknown => "-".to_owned(),
+        }
+    }
 }
 
 struct List {
@@ -46,7 +95,8 @@ impl List {
         let left =
             ["IMAGE", "CREATED", "KIND", "METHOD", "CONSISTENCY"].map(|heading| (heading, Align::Left));
         let right = ["DISKS", "SIZE", "DIRTY", "STORED"].map(|heading| (heading, Align::Right));
-        let table = Table::new(&[left.as_slice(), &right].concat());
+        let last = [("VERIFIED", Align::Left)];
+        let table = Table::new(&[left.as_slice(), &right, &last].concat());
         Self {
             json,
             table,
@@ -55,23 +105,71 @@ impl List {
         }
     }
 
-    fn image(&mut self, manifest: &Manifest) -> anyhow::Result<()> {
+    fn image(&mut self, manifest: &Manifest, said: &Said) -> anyhow::Result<()> {
         self.images += 1;
         if self.json {
-            return output::json(&object(manifest));
+            return output::json(&object(manifest, said));
         }
-        self.table.row([
+        let consistency = manifest.consistency.to_string();
+        self.row(
             label(manifest),
+            manifest,
+            methods(manifest).join("+"),
+            consistency,
+            said.verified(),
+        );
+        if !said.pins.is_empty() {
+            let names: Vec<&str> = said.pins.iter().map(|pin| pin.name.as_str()).collect();
+            self.table
+                .note(format!("{}  pinned: {}", label(manifest), names.join(", ")));
+        }
+        Ok(())
+    }
+
+    fn unfinished(&mut self, manifest: &Manifest) -> anyhow::Result<()> {
+        self.images += 1;
+        let label = format!("{}/unfinished", manifest.job);
+        if self.json {
+            return output::json(&json!({
+                "unfinished": label,
+                "job": manifest.job,
+                "started": manifest.started,
+                "saved": manifest.finished,
+                "disks": manifest.disks.iter().map(|disk| &disk.name).collect::<Vec<_>>(),
+                "dirty_bytes": sum(manifest, |disk| disk.dirty_bytes),
+                "stored_bytes": sum(manifest, |disk| disk.stored_bytes),
+            }));
+        }
+        self.row(
+            label,
+            manifest,
+            "-".to_owned(),
+            "unfinished".to_owned(),
+            "-".to_owned(),
+        );
+        Ok(())
+    }
+
+    fn row(
+        &mut self,
+        label: String,
+        manifest: &Manifest,
+        method: String,
+        consistency: String,
+        verified: String,
+    ) {
+        self.table.row([
+            label,
             output::local_time(manifest.finished),
             manifest.kind.to_string(),
-            methods(manifest).join("+"),
-            manifest.consistency.to_string(),
+            method,
+            consistency,
             manifest.disks.len().to_string(),
             output::size(sum(manifest, |disk| disk.size_bytes)),
             output::size(sum(manifest, |disk| disk.dirty_bytes)),
             output::size(sum(manifest, |disk| disk.stored_bytes)),
+            verified,
         ]);
-        Ok(())
     }
 
     fn unreadable(&mut self, label: &str, error: &anyhow::Error) -> anyhow::Result<()> {
@@ -123,7 +221,7 @@ fn methods(manifest: &Manifest) -> Vec<String> {
     methods
 }
 
-fn object(manifest: &Manifest) -> serde_json::Value {
+fn object(manifest: &Manifest, said: &Said) -> serde_json::Value {
     let disk = |disk: &DiskRecord| json!({ "name": disk.name, "size_bytes": disk.size_bytes });
     json!({
         "image": label(manifest),
@@ -141,5 +239,7 @@ fn object(manifest: &Manifest) -> serde_json::Value {
         "size_bytes": sum(manifest, |disk| disk.size_bytes),
         "dirty_bytes": sum(manifest, |disk| disk.dirty_bytes),
         "stored_bytes": sum(manifest, |disk| disk.stored_bytes),
+        "verified": said.verdict,
+        "pins": said.pins,
     })
 }
