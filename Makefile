@@ -8,7 +8,7 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint bench fuzz clean
+.PHONY: help setup build demo test lint bench sweep fuzz clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -34,6 +34,9 @@ lint: ## formatting and clippy, where any warning is an error
 
 bench: build ## measure against fio on the same device
 	$(CARGO) run --release --locked -p smc-tests --bin bench
+
+sweep: ## cut the power of a simulated disk at every operation of many random histories (may take an hour)
+	$(CARGO) test -p imagefmt --locked --lib sweep:: -- --ignored --skip reproduce --nocapture --test-threads 1
 
 fuzz: ## fuzz the image format for ten minutes a target (nightly, cargo-fuzz; the suite has a short version)
 	@bash scripts/fuzz.sh

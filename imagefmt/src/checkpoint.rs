@@ -76,6 +76,22 @@ impl Store {
 }
 
 impl ImageWriter {
+    /// Adds what the sync that is gone on with has stored of disks whose turn has not come yet.
+    pub(crate) fn keep_resumed(&self, disks: &mut Vec<DiskRecord>, layers: &mut Vec<LayerRecord>) {
+        let Some(resumed) = &self.resumed else { return };
+        for disk in &resumed.manifest().disks {
+            if disks.iter().all(|begun| begun.name != disk.name) {
+                disks.push(disk.clone());
+                let of_disk = resumed
+                    .manifest()
+                    .layers
+                    .iter()
+                    .filter(|layer| layer.disk == disk.name);
+                layers.extend(of_disk.cloned());
+            }
+        }
+    }
+
     /// Replaces the chain's checkpoint, and gives back what only the one before held.
     pub(crate) fn save_checkpoint(&mut self, disks: Vec<DiskRecord>, layers: Vec<LayerRecord>) -> Result<()> {
         let manifest = self.describe(disks, layers, Consistency::Fuzzy, "unfinished")?;

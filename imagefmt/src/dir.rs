@@ -258,6 +258,10 @@ impl Storage for DirStorage {
     fn sync_dir(&self, dir: &str) -> Result<()> {
         File::from(self.open_dir(dir)?)
             .sync_all()
+            .within(|| format!("sync directory {dir}"))?;
+        // An xfs that has shut down after an error syncs directories "successfully", but opens nothing any more.
+        self.open_dir(dir)
+            .map(drop)
             .within(|| format!("sync directory {dir}"))
     }
 

@@ -138,6 +138,7 @@ impl DiskSink<'_> {
         layers.extend(layer_records(&record.name, &built.layers, &[]));
         let mut disks = self.image.disks.clone();
         disks.push(record);
+        self.image.keep_resumed(&mut disks, &mut layers);
         self.image.save_checkpoint(disks, layers)?;
         self.fresh = false;
         Ok(true)

@@ -21,5 +21,7 @@ mod model;
 mod openers;
 mod openers_files;
 mod openers_zstd;
+mod sim;
 mod support;
+mod sweep;
 mod verifying;
