@@ -14,10 +14,15 @@ use crate::sealed;
 use crate::storage::{Lock, LockMode, Storage};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Duration;
 
 const STORE_FILE: &str = "store.json";
 /// Left by a creation that was killed.
 const STORE_TEMPORARY: &str = "store.json.tmp";
+
+/// How often an image that somebody is deleting is tried to be locked, and how long is waited in between.
+const HOLD_TRIES: u32 = 20;
+const HOLD_PAUSE: Duration = Duration::from_millis(25);
 
 /// A store. Opening one never writes.
 #[derive(Debug, Clone)]
@@ -144,11 +149,20 @@ impl Store {
     }
 
     /// Locks an image against deletion without opening it.
+    ///
+    /// Whoever deletes it locks it for moments: then it is gone, or it was refused and can be locked.
     pub fn hold(&self, chain: &str, sequence: u64) -> Result<Lock> {
-        let lock = self
-            .storage
-            .lock(&manifest_path(chain, sequence), LockMode::Shared);
-        lock.within(|| format!("lock image {chain}/{sequence}"))
+        let path = manifest_path(chain, sequence);
+        let mut tries = 0;
+        loop {
+            match self.storage.lock(&path, LockMode::Shared) {
+                Err(error) if error.kind() == ErrorKind::Busy && tries < HOLD_TRIES => {
+                    tries += 1;
+                    std::thread::sleep(HOLD_PAUSE);
+                }
+                lock => return lock.within(|| format!("lock image {chain}/{sequence}")),
+            }
+        }
     }
 
     /// Opens the image that a reference names, and locks it against deletion.
