@@ -8,7 +8,7 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint bench sweep fuzz clean
+.PHONY: help setup build demo test lint bench sweep crash fuzz clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -37,6 +37,9 @@ bench: build ## measure against fio on the same device
 
 sweep: ## cut the power of a simulated disk at every operation of many random histories (may take an hour)
 	$(CARGO) test -p imagefmt --locked --lib sweep:: -- --ignored --skip reproduce --nocapture --test-threads 1
+
+crash: build ## power cuts and kill -9 with the real programs on ext4, xfs and btrfs (half an hour)
+	@"$${CARGO_TARGET_DIR:-target}/release/crash"
 
 fuzz: ## fuzz the image format for ten minutes a target (nightly, cargo-fuzz; the suite has a short version)
 	@bash scripts/fuzz.sh

@@ -2,6 +2,8 @@
 //!
 //! Tests touch only devices that they made, each in a scratch directory of its own.
 
+pub mod crash;
+
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::fs::File;

@@ -4,6 +4,8 @@
 //! in turn, several times, and what counts is the median of the ratios. Sources are read with O_DIRECT by
 //! everybody, and caches are dropped before every run. No figure is asserted.
 
+mod aging;
+mod deletes;
 mod measure;
 mod syncs;
 
@@ -12,6 +14,7 @@ use clap::Parser;
 use comfy_table::{Cell, Table, presets::ASCII_MARKDOWN};
 use measure::Comparison;
 use smc_tests::Bench;
+use smc_tests::crash::Kind;
 
 /// Measure smc beside fio, qemu-img, dd and nbdcopy.
 #[derive(Debug, Parser)]
@@ -28,7 +31,16 @@ struct Options {
     /// Rounds of each full sync and its rivals.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Measure only these: scan, incompressible, compressible.
+    /// Syncs of the job that lives long, on ext4, xfs and btrfs each.
+    #[arg(long, default_value_t = 1000)]
+    syncs: u64,
+    /// Size of its source, in MiB.
+    #[arg(long, default_value_t = 256)]
+    aging_mib: u64,
+    /// Size of the job whose oldest image is deleted, in MiB.
+    #[arg(long, default_value_t = 8192)]
+    delete_mib: u64,
+    /// Measure only these: scan, incompressible, compressible, delete, aging-ext4, aging-xfs, aging-btrfs.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -58,7 +70,18 @@ fn main() -> Result<()> {
             options.rounds,
         )?);
     }
-    print(&comparisons).context("print the table")
+    if !comparisons.is_empty() {
+        print(&comparisons).context("print the table")?;
+    }
+    if wanted("delete") {
+        deletes::print(options.delete_mib << 20, 64 << 20, options.rounds)?;
+    }
+    for kind in [Kind::Ext4, Kind::Xfs, Kind::Btrfs] {
+        if wanted(&format!("aging-{}", kind.name())) {
+            aging::print(kind, options.aging_mib << 20, options.syncs)?;
+        }
+    }
+    Ok(())
 }
 
 fn print(comparisons: &[Comparison]) -> Result<()> {

@@ -80,13 +80,15 @@ fn yes_no(met: bool) -> &'static str {
     if met { "yes" } else { "NO" }
 }
 
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+/// Ascending.
+pub fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values
 }
 
-fn median(ascending: &[f64]) -> f64 {
+/// The middle one of ascending values.
+pub fn median(ascending: &[f64]) -> f64 {
     let middle = ascending.len() / 2;
     match ascending.len() {
         0 => f64::NAN,
