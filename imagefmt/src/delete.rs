@@ -18,7 +18,7 @@ use crate::paths::{
     layers_dir, manifest_path, reclaim_lock_path, writer_lock_path,
 };
 use crate::reclaim;
-use crate::roots::{Roots, read_checkpoint};
+use crate::roots::Roots;
 use crate::sealed;
 use crate::storage::{Lock, LockMode, Storage};
 use crate::store::{Chain, Store};
@@ -60,20 +60,13 @@ impl Store {
         let path = manifest_path(chain, sequence);
         let _reclaim = self.lock_reclaim(chain)?;
         self.check_unpinned(chain, sequence)?;
-        let mut reclaimed = Reclaimed::default();
-        // A checkpoint that led to this image would be taken for an unfinished sync once the image is gone.
-        if !self.checkpoint_is_of_use(chain)? && self.drop_checkpoint(chain)? {
-            self.finish(chain, Dead::Checkpoint, Writer::Unknown, &mut reclaimed)?;
-        }
         let image = storage
             .lock(&path, LockMode::Exclusive)
             .map_err(|error| self.in_use(error, chain, sequence))?;
         let mut reclaimed = Reclaimed::default();
-        // With the image would go the knowledge that the checkpoint led to it.
-        if matches!(read_checkpoint(self, chain), Ok(Some(_)))
-            && self.unfinished(chain)?.is_none()
-            && self.drop_checkpoint(chain)?
-        {
+        // With the image would go the knowledge that a checkpoint led to it; a damaged one leads nowhere, and
+        // would keep everything from being freed.
+        if !self.checkpoint_is_of_use(chain)? && self.drop_checkpoint(chain)? {
             self.finish(chain, Dead::Checkpoint, Writer::Unknown, &mut reclaimed)?;
         }
         storage

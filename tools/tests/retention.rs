@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Fixture, MIB, Running, disk_content, is_locked, noise, wait_for};
+use common::{Fixture, MIB, Running, disk_content, is_locked, noise, tool, wait_for};
 use std::fs;
 
 /// Three images of 4 MiB; each differs from the one before it in its first MiB.
@@ -193,4 +193,31 @@ fn an_image_is_compared_with_a_device() {
         .fails(1);
     let verdict = &fixture.run(&["ls", "--json"]).objects()[2]["verified"]["against"];
     assert_eq!(verdict["equal"], false);
+}
+
+#[test]
+fn an_unfinished_sync_is_listed_and_can_be_dropped() {
+    let fixture = Fixture::new();
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/../imagefmt/fixtures/v1/store");
+    let store = fixture.store();
+    fs::remove_dir_all(&store).unwrap();
+    tool("cp", &["-r", kept, store.to_str().unwrap()]);
+    let shown = fixture.run(&["ls", "log"]).ok();
+    let last = shown.lines().last().unwrap();
+    assert!(
+        last.starts_with("log/unfinished ") && last.contains("incremental"),
+        "{shown}"
+    );
+    assert!(shown.contains("log/3  pinned: audit"), "{shown}");
+    let objects = fixture.run(&["ls", "log", "--json"]).objects();
+    assert_eq!(objects[2]["unfinished"], "log/unfinished");
+    assert_eq!(objects[2]["dirty_bytes"], 16384);
+
+    fixture.run(&["rm", "log/1", "log/unfinished"]).ok();
+    let shown = fixture.run(&["ls", "log"]).ok();
+    assert!(
+        !shown.contains("unfinished") && shown.contains("log/3 "),
+        "{shown}"
+    );
+    fixture.run(&["verify"]).ok();
 }
