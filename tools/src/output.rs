@@ -23,11 +23,25 @@ impl std::error::Error for ClosedOutput {}
 
 /// Prints a line on stdout at once. A closed pipe is a [`ClosedOutput`], never a panic.
 pub fn line(text: impl fmt::Display) -> anyhow::Result<()> {
+    let text = printable(&text.to_string());
     let mut stdout = io::stdout().lock();
     match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ClosedOutput.into()),
         written => written.context("write to stdout"),
     }
+}
+
+/// Text in which nothing is left that a terminal would obey: names and reasons come from the store.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if letter.is_control() && !matches!(letter, '\n' | '\t') {
+            shown.extend(letter.escape_default());
+        } else {
+            shown.push(letter);
+        }
+    }
+    shown
 }
 
 /// Prints an object as one line of JSON on stdout.
@@ -177,6 +191,11 @@ mod tests {
         assert_eq!(size(64 << 20), "64 MiB");
         assert_eq!(size(3 << 29), "1.5 GiB");
         assert_eq!(size(u64::MAX), "15.9 EiB");
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_escaped() {
+        assert_eq!(printable("a\u{1b}[2J\u{9b}x\tb\n"), "a\\u{1b}[2J\\u{9b}x\tb\n");
     }
 
     #[test]
