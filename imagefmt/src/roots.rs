@@ -28,10 +28,8 @@ impl Roots {
             unread: Vec::new(),
         };
         let name = chain.name();
-        match read_checkpoint(store, name) {
-            Ok(None) => {}
-            Ok(Some(manifest)) => roots.add(chain, "the unfinished sync".to_owned(), Ok(manifest)),
-            Err(error) => roots.add(chain, "the unfinished sync".to_owned(), Err(error)),
+        if let Some(found) = read_checkpoint(store, name).transpose() {
+            roots.add(chain, "the unfinished sync".to_owned(), found);
         }
         for sequence in store.sequences(name)? {
             let label = format!("image {name}/{sequence}");

@@ -7,10 +7,7 @@ use crate::memory::MemoryStorage;
 use crate::paths::layer_of;
 use crate::pointer::Place;
 use crate::storage::{BLOCK_LEN, Storage};
-use crate::{
-    ClusterSize, ClusterUpdate, Codec, Consistency, Disk, Error, ErrorKind, Image, Manifest, Reclaimed,
-    Result, Store, cluster_digest, compress_cluster,
-};
+use crate::{ClusterSize, Consistency, Disk, Error, ErrorKind, Image, Manifest, Reclaimed, Result, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -181,7 +178,7 @@ fn sync_until(store: &Store, disk: &Model, every: u64, stop: Option<u64>) -> Res
             if stop == Some(index) {
                 return Err(Error::new(ErrorKind::Busy, "stopped"));
             }
-            push(sink, disk, index)?;
+            push(sink, index, &disk.get(index))?;
             if index % every == every - 1 {
                 sink.checkpoint()?;
             }
@@ -195,25 +192,6 @@ fn sync_until(store: &Store, disk: &Model, every: u64, stop: Option<u64>) -> Res
             writer.commit(Consistency::Crash, "test").map(Some)
         }
     }
-}
-
-fn push(sink: &mut crate::DiskSink<'_>, disk: &Model, index: u64) -> Result<()> {
-    let plain = disk.get(index);
-    let digest = cluster_digest(&plain);
-    let mut packed = Vec::new();
-    let (codec, stored) = match digest.is_null() {
-        true => (Codec::Null, &[][..]),
-        false => match compress_cluster(&plain, 1, &mut packed) {
-            Codec::Raw => (Codec::Raw, &plain[..]),
-            codec => (codec, &packed[..]),
-        },
-    };
-    sink.push(&ClusterUpdate {
-        index,
-        digest,
-        codec,
-        stored,
-    })
 }
 
 /// Two leaves, so that there is a level above them.

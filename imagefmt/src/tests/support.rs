@@ -4,8 +4,8 @@ use super::model::Model;
 use crate::memory::MemoryStorage;
 use crate::pointer::Place;
 use crate::{
-    ClusterUpdate, Codec, Comparison, Consistency, Disk, DiskIdentity, DiskMeta, DiskRecord, Error, Finding,
-    Image, ImageWriter, Manifest, Method, NodeId, Pointer, Result, Store, Verifier, VerifyPlan,
+    ClusterUpdate, Codec, Comparison, Consistency, Disk, DiskIdentity, DiskMeta, DiskRecord, DiskSink, Error,
+    Finding, Image, ImageWriter, Manifest, Method, NodeId, Pointer, Result, Store, Verifier, VerifyPlan,
     cluster_digest, compress_cluster,
 };
 use std::ops::ControlFlow;
@@ -62,6 +62,25 @@ pub(super) fn comparison() -> Comparison {
     }
 }
 
+/// Pushes a cluster, compressed where that is shorter.
+pub(super) fn push(sink: &mut DiskSink<'_>, index: u64, plain: &[u8]) -> Result<()> {
+    let digest = cluster_digest(plain);
+    let mut packed = Vec::new();
+    let (codec, stored) = match digest.is_null() {
+        true => (Codec::Null, &[][..]),
+        false => match compress_cluster(plain, 1, &mut packed) {
+            Codec::Raw => (Codec::Raw, plain),
+            codec => (codec, &packed[..]),
+        },
+    };
+    sink.push(&ClusterUpdate {
+        index,
+        digest,
+        codec,
+        stored,
+    })
+}
+
 /// Writes one disk: pushes the clusters `pushed` as the model has them.
 pub(super) fn write_disk(
     writer: &mut ImageWriter,
@@ -70,23 +89,8 @@ pub(super) fn write_disk(
     pushed: impl IntoIterator<Item = u64>,
 ) -> Result<DiskRecord> {
     writer.disk(meta(name, model.size))?.write::<Error>(|sink| {
-        let mut packed = Vec::new();
         for index in pushed {
-            let plain = model.get(index);
-            let digest = cluster_digest(&plain);
-            let (codec, stored) = match digest.is_null() {
-                true => (Codec::Null, &[][..]),
-                false => match compress_cluster(&plain, 1, &mut packed) {
-                    Codec::Raw => (Codec::Raw, &plain[..]),
-                    codec => (codec, &packed[..]),
-                },
-            };
-            sink.push(&ClusterUpdate {
-                index,
-                digest,
-                codec,
-                stored,
-            })?;
+            push(sink, index, &model.get(index))?;
         }
         Ok(comparison())
     })

@@ -53,7 +53,7 @@ impl Problem {
         Self {
             clusters,
             cause: error.cause().to_owned(),
-            what: told(error),
+            what: error.told(),
         }
     }
 
@@ -118,17 +118,6 @@ pub(super) fn in_order(mut problems: Vec<Problem>) -> Vec<Problem> {
         }
     }
     merged
-}
-
-/// An error with its causes, on one line.
-pub(super) fn told(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

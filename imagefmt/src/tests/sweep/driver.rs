@@ -4,10 +4,10 @@ use super::workload::{Pick, Run, Step, Workload};
 use super::world::{DiskModel, ImageModel, Job, World};
 use crate::tests::model::Model;
 use crate::tests::sim::SimDisk;
-use crate::tests::support::{comparison, meta, read_all};
+use crate::tests::support::{comparison, meta, push, read_all};
 use crate::{
-    ClusterUpdate, Codec, Consistency, Disk, DiskSink, Error, ErrorKind, ImageWriter, Manifest, Pointer,
-    Reclaimed, Store, cluster_digest, compress_cluster,
+    Consistency, Disk, DiskSink, Error, ErrorKind, ImageWriter, Manifest, Pointer, Reclaimed, Store,
+    cluster_digest,
 };
 use std::sync::Arc;
 
@@ -367,24 +367,6 @@ fn content_of(base: &Disk, model: &Model) -> crate::Result<Model> {
     }
     content.grow(model.size);
     Ok(content)
-}
-
-fn push(sink: &mut DiskSink<'_>, index: u64, plain: &[u8]) -> crate::Result<()> {
-    let digest = cluster_digest(plain);
-    let mut packed = Vec::new();
-    let (codec, stored) = match digest.is_null() {
-        true => (Codec::Null, &[][..]),
-        false => match compress_cluster(plain, 1, &mut packed) {
-            Codec::Raw => (Codec::Raw, plain),
-            codec => (codec, &packed[..]),
-        },
-    };
-    sink.push(&ClusterUpdate {
-        index,
-        digest,
-        codec,
-        stored,
-    })
 }
 
 /// What the base held is where it was: nothing was stored a second time.

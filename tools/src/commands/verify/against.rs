@@ -5,7 +5,7 @@ use crate::exit::{self, Advise};
 use crate::interrupt::Interrupt;
 use crate::output::{self, Progress};
 use crate::selection::Place;
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use blockio::{Device, ReadOptions, SequentialReader};
 use imagefmt::{Against, Disk, FANOUT, Image, Span, Store, Verdict, cluster_digest};
 use jiff::Timestamp;
@@ -73,13 +73,17 @@ fn compare(disk: &Disk, device: &Device) -> anyhow::Result<Vec<Range<u64>>> {
     let reader = SequentialReader::new(device, &options)?;
     let chunks = reader.receiver().clone();
     let mut differing: Vec<Range<u64>> = Vec::new();
+    let mut compared = 0;
     while let Ok(chunk) = chunks.recv() {
         interrupt.check()?;
         let chunk = chunk?;
         compare_chunk(disk, chunk.offset(), &chunk, &mut differing)?;
+        compared += chunk.len() as u64;
         bar.advance(chunk.len() as u64);
     }
     device.check_unchanged()?;
+    // What was not read must not be taken for equal.
+    ensure!(compared == common, "only {compared} of {common} bytes were read");
     differing.sort_by_key(|range| range.start);
     let mut merged: Vec<Range<u64>> = Vec::new();
     for range in differing {
