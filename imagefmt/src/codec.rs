@@ -97,7 +97,14 @@ unsafe impl zstd::zstd_safe::WriteBuf for Bounded<'_> {
 
 /// Expands one frame that must hold exactly `plain_len` bytes and nothing behind them.
 pub(crate) fn decompress(stored: &[u8], plain_len: usize) -> Result<Vec<u8>> {
-    // The size that the frame claims is looked at before memory is taken or time is spent on it.
+    check_one_frame(stored, plain_len)?;
+    let mut plain = Vec::with_capacity(plain_len);
+    expand(stored, plain_len, &mut plain)?;
+    Ok(plain)
+}
+
+/// Looks at what a frame says of itself, before memory is taken or time is spent on it.
+fn check_one_frame(stored: &[u8], plain_len: usize) -> Result<()> {
     match get_frame_content_size(stored) {
         Ok(Some(size)) if size == plain_len as u64 => {}
         Ok(size) => {
@@ -112,16 +119,41 @@ pub(crate) fn decompress(stored: &[u8], plain_len: usize) -> Result<Vec<u8>> {
     if frame_len != stored.len() {
         return Err(Error::damaged("bytes follow the zstd frame"));
     }
-    let mut plain = Vec::with_capacity(plain_len);
+    Ok(())
+}
+
+fn expand<T: zstd::zstd_safe::WriteBuf + ?Sized>(
+    stored: &[u8],
+    plain_len: usize,
+    target: &mut T,
+) -> Result<()> {
     let written = DECOMPRESSOR
-        .with_borrow_mut(|context| context.decompress(&mut plain, stored))
+        .with_borrow_mut(|context| context.decompress(target, stored))
         .map_err(|code| Error::damaged(format!("zstd: {}", zstd::zstd_safe::get_error_name(code))))?;
     if written != plain_len {
         return Err(Error::damaged(format!(
             "zstd frame holds {written} bytes instead of {plain_len}"
         )));
     }
-    Ok(plain)
+    Ok(())
+}
+
+/// Expands a whole compressed cluster straight to where it is wanted, and checks it against `digest`.
+/// After an error `target` may hold anything.
+pub(crate) fn decompress_cluster_into(stored: &[u8], digest: Digest, target: &mut [u8]) -> Result<()> {
+    let frame = check_frame(stored)?;
+    check_one_frame(frame, target.len())?;
+    expand(frame, target.len(), target)?;
+    check_plain(target, digest)
+}
+
+/// Checks the plain bytes of a cluster.
+pub(crate) fn check_plain(plain: &[u8], digest: Digest) -> Result<()> {
+    if cluster_digest(plain) == digest {
+        Ok(())
+    } else {
+        Err(Error::damaged("content does not match its digest"))
+    }
 }
 
 /// Whether a cluster of `plain` bytes can be stored in `stored` bytes with this codec.

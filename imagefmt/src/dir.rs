@@ -6,7 +6,8 @@ use blockio::{SequentialWriter, WriteOptions};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{
-    FallocateFlags, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, fallocate, openat2, renameat,
+    FallocateFlags, Flock, FlockArg, OFlag, OpenHow, PosixFadviseAdvice, ResolveFlag, fallocate, openat2,
+    posix_fadvise, renameat,
 };
 use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, fstatfs};
@@ -14,9 +15,10 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A directory that holds a store.
 #[derive(Debug)]
@@ -266,7 +268,10 @@ impl Storage for DirStorage {
     }
 
     fn open_layer(&self, path: &str) -> Result<Box<dyn LayerRead>> {
-        Ok(Box::new(LayerFile(self.open_file(path, OFlag::O_RDONLY)?)))
+        Ok(Box::new(LayerFile {
+            file: self.open_file(path, OFlag::O_RDONLY)?,
+            always_waits: AtomicBool::new(false),
+        }))
     }
 
     fn create_layer(&self, path: &str) -> Result<Box<dyn LayerAppend>> {
@@ -339,11 +344,16 @@ fn punch(file: &File, offset: u64, len: u64) -> Result<()> {
 }
 
 #[derive(Debug)]
-struct LayerFile(File);
+struct LayerFile {
+    file: File,
+    /// Set once the kernel has said that it cannot read this file without waiting (tmpfs, many network
+    /// filesystems, filters of system calls).
+    always_waits: AtomicBool,
+}
 
 impl LayerRead for LayerFile {
     fn read_at(&self, offset: u64, target: &mut [u8]) -> Result<()> {
-        self.0
+        self.file
             .read_exact_at(target, offset)
             .map_err(|error| match error.kind() {
                 std::io::ErrorKind::UnexpectedEof => Error::damaged(format!(
@@ -353,6 +363,45 @@ impl LayerRead for LayerFile {
                 _ => Error::io(format!("read {} bytes at {offset}", target.len()), error),
             })
     }
+
+    fn read_now(&self, offset: u64, target: &mut [u8]) -> bool {
+        if self.always_waits.load(Ordering::Relaxed) {
+            return false;
+        }
+        match read_without_waiting(&self.file, offset, target) {
+            // A page is missing in the middle, or the file ends: whoever waits for it learns which.
+            Ok(len) => len == target.len(),
+            Err(Errno::EAGAIN | Errno::EINTR) => false,
+            Err(_) => {
+                self.always_waits.store(true, Ordering::Relaxed);
+                false
+            }
+        }
+    }
+
+    fn will_read(&self, offset: u64, length: u64) {
+        if let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) {
+            // Advice: a filesystem that takes none reads later.
+            let _ = posix_fadvise(
+                &self.file,
+                offset,
+                length,
+                PosixFadviseAdvice::POSIX_FADV_WILLNEED,
+            );
+        }
+    }
+}
+
+/// Reads what the page cache holds from `offset` on, up to the first page that it does not.
+fn read_without_waiting(file: &File, offset: u64, target: &mut [u8]) -> nix::Result<usize> {
+    let offset = i64::try_from(offset).map_err(|_| Errno::EAGAIN)?;
+    let part = libc::iovec {
+        iov_base: target.as_mut_ptr().cast(),
+        iov_len: target.len(),
+    };
+    // SAFETY: the one part that is described is `target`, borrowed for writing until the call has returned.
+    let done = unsafe { libc::preadv2(file.as_raw_fd(), &raw const part, 1, offset, libc::RWF_NOWAIT) };
+    usize::try_from(done).map_err(|_| Errno::last())
 }
 
 #[derive(Debug)]

@@ -217,6 +217,26 @@ impl LayerFiles {
         layer.file.read_at(offset, target).within(|| self.name(id))
     }
 
+    /// Fills `target` from `offset` of layer `id` if that layer is open and its bytes are in memory.
+    pub fn read_now(&self, id: u32, offset: u64, target: &mut [u8], layers: &LayerTable) -> bool {
+        self.opened(id, layers)
+            .is_some_and(|layer| layer.file.read_now(offset, target))
+    }
+
+    /// Says that the stored bytes at `place` will be read soon.
+    pub fn will_read(&self, place: &Place, layers: &LayerTable) {
+        if let Some(layer) = self.opened(place.layer, layers) {
+            layer.file.will_read(place.offset, place.len.into());
+        }
+    }
+
+    /// Layer `id`, if it is open and the one that is meant.
+    fn opened(&self, id: u32, layers: &LayerTable) -> Option<Arc<OpenLayer>> {
+        let expected = layers.entry(id).ok()?.uuid;
+        let layer = self.already_open(id)?;
+        (layer.uuid == expected).then_some(layer)
+    }
+
     /// Checks the header of a layer that an image lists.
     pub fn check_header(&self, id: u32, layers: &LayerTable) -> Result<()> {
         self.read_into(id, 0, &mut [], layers)
@@ -226,9 +246,14 @@ impl LayerFiles {
         layer_path(&self.chain, id)
     }
 
+    fn already_open(&self, id: u32) -> Option<Arc<OpenLayer>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(&id).cloned()
+    }
+
     fn layer(&self, id: u32) -> Result<Arc<OpenLayer>> {
-        if let Some(layer) = self.open.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
-            return Ok(layer.clone());
+        if let Some(layer) = self.already_open(id) {
+            return Ok(layer);
         }
         // Opened without the lock: a slow disk must not hold up readers of other layers.
         let layer = Arc::new(self.open_layer(id).within(|| self.name(id))?);

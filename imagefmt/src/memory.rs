@@ -153,6 +153,9 @@ impl LayerRead for MemoryLayer {
         target.copy_from_slice(bytes.ok_or_else(|| Error::damaged("layer ends early"))?);
         Ok(())
     }
+    fn read_now(&self, offset: u64, target: &mut [u8]) -> bool {
+        self.read_at(offset, target).is_ok()
+    }
 }
 
 impl LayerAppend for MemoryLayer {

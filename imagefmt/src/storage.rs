@@ -99,6 +99,15 @@ impl<T: Any + Send + Sync + Debug> DebugAny for T {}
 pub trait LayerRead: Send + Sync + Debug {
     /// Fills `target` from `offset`; fewer bytes than that is an error.
     fn read_at(&self, offset: u64, target: &mut [u8]) -> Result<()>;
+
+    /// Fills `target` from `offset` only if that needs no waiting for a disk, and says whether it did.
+    /// Where it did not, `target` may hold anything.
+    fn read_now(&self, _offset: u64, _target: &mut [u8]) -> bool {
+        false
+    }
+
+    /// Says that `length` bytes from `offset` will be read soon. Does not wait for them.
+    fn will_read(&self, _offset: u64, _length: u64) {}
 }
 
 /// A layer being written, front to back.

@@ -1,6 +1,6 @@
 //! The store: a directory that holds the images of many jobs, each in its chain.
 
-use crate::cache::ChainFiles;
+use crate::cache::{CACHE_BYTES, ChainFiles};
 use crate::dir::PROBE_FILES;
 use crate::error::{Error, ErrorKind, Result, Within};
 use crate::geometry::ClusterSize;
@@ -29,6 +29,7 @@ const HOLD_PAUSE: Duration = Duration::from_millis(25);
 pub struct Store {
     storage: Arc<dyn Storage>,
     label: String,
+    cache_bytes: usize,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,6 +56,7 @@ impl Store {
         Ok(Self {
             storage,
             label: label.to_owned(),
+            cache_bytes: CACHE_BYTES,
         })
     }
 
@@ -87,7 +89,19 @@ impl Store {
         Ok(Self {
             storage,
             label: label.to_owned(),
+            cache_bytes: CACHE_BYTES,
         })
+    }
+
+    /// How much of each chain's decoded clusters is kept in memory, for chains asked for from now on:
+    /// `bytes` at most, and tree nodes of half of that. 64 MiB if nothing is said. Memory is taken as it is
+    /// needed; clusters that are stored uncompressed need none, they are read through the page cache.
+    #[must_use]
+    pub fn with_cache_bytes(self, bytes: usize) -> Self {
+        Self {
+            cache_bytes: bytes,
+            ..self
+        }
     }
 
     /// How messages name the store.
@@ -204,7 +218,7 @@ impl Chain {
     pub(crate) fn files(&self, cluster_size: ClusterSize) -> Arc<ChainFiles> {
         let new = || {
             let layers = LayerFiles::new(self.store.storage.clone(), &self.name);
-            Arc::new(ChainFiles::new(layers, cluster_size))
+            Arc::new(ChainFiles::new(layers, cluster_size, self.store.cache_bytes))
         };
         self.files.get_or_init(new).clone()
     }

@@ -6,6 +6,7 @@
 )]
 
 mod chain;
+mod changed;
 mod damage;
 mod deleting;
 mod directory;
@@ -21,6 +22,7 @@ mod model;
 mod openers;
 mod openers_files;
 mod openers_zstd;
+mod reading;
 mod sim;
 mod support;
 mod sweep;

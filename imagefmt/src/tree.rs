@@ -1,13 +1,13 @@
 //! Reading a disk through its tree.
 
-use crate::cache::{ChainFiles, TreeId};
+use crate::cache::{CachedNode, ChainFiles, TreeId};
 use crate::codec::{Content, decode_cluster};
 use crate::digest::DiskDigest;
 use crate::error::{Error, Result, Within};
 use crate::geometry::{FANOUT, Geometry, child_index, parent_index, slot};
 use crate::layer::{LayerFiles, LayerTable};
 use crate::node::{Node, NodeId, node_len_fits};
-use crate::pointer::{Codec, Pointer};
+use crate::pointer::{Codec, Place, Pointer};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
@@ -83,10 +83,15 @@ impl Tree {
 
     /// The node that `pointer` leads to, from the cache or checked in full.
     pub(crate) fn load(&self, id: NodeId, pointer: &Pointer) -> Result<Arc<Node>> {
+        self.load_cached(id, pointer).map(|cached| cached.node().clone())
+    }
+
+    /// As [`load`](Self::load), with what is known of the node's children.
+    fn load_cached(&self, id: NodeId, pointer: &Pointer) -> Result<Arc<CachedNode>> {
         if pointer.is_null() {
-            return Ok(self.files.null_node());
+            return Ok(self.files.null_node().clone());
         }
-        self.files.node(pointer, id, self.id, || {
+        self.files.node(self.id, id, pointer, || {
             let stored = self.files.layers().read(&pointer.place, &self.layers)?;
             Node::decode(&stored, pointer, id, self.geometry, &self.layers)
         })
@@ -126,6 +131,47 @@ impl Tree {
     /// Node `id`; a node of nulls where nothing is stored.
     pub fn node(&self, id: NodeId) -> Result<Arc<Node>> {
         self.load(id, &self.pointer_to(id)?)
+    }
+
+    /// Leaf `index`, with what is known of its clusters. One that was read lately is found without a descent.
+    pub(crate) fn cached_leaf(&self, index: u64) -> Result<Arc<CachedNode>> {
+        let id = NodeId { level: 0, index };
+        // The cache holds nothing by this key but what a descent from this tree's root has led to.
+        match self.files.peek_node(self.id, id) {
+            Some(leaf) => Ok(leaf),
+            None => self.load_cached(id, &self.pointer_to(id)?),
+        }
+    }
+
+    /// What is known without waiting of cluster `index`: its pointer, and whether its stored bytes were
+    /// verified. `None` where a node would have to be read.
+    pub(crate) fn known_cluster(&self, index: u64) -> Option<(Pointer, bool)> {
+        if self.root.is_null() {
+            return Some((Pointer::NULL, false));
+        }
+        let mut below = index;
+        for level in 0..self.geometry.height() {
+            let (index, slot) = (parent_index(below), slot(below));
+            let look = |found: &CachedNode| (found.node().children()[slot], found.is_verified(slot));
+            match self.files.look_at_node(self.id, NodeId { level, index }, look) {
+                Some((pointer, verified)) if level == 0 || pointer.is_null() => {
+                    return Some((pointer, verified));
+                }
+                Some(_) => return None,
+                None => below = index,
+            }
+        }
+        None
+    }
+
+    /// The decoded cluster that `pointer` leads to, if it was decoded lately.
+    pub(crate) fn known_content(&self, index: u64, pointer: &Pointer) -> Option<Arc<Content>> {
+        self.files.peek_cluster(pointer, self.geometry.cluster_len(index))
+    }
+
+    /// Room for decoded clusters in bytes, which all trees of the chain share.
+    pub(crate) fn cache_bytes(&self) -> usize {
+        self.files.cache_bytes()
     }
 
     /// Leaf `index`: the pointers of clusters `256 * index` on.
@@ -169,9 +215,24 @@ impl Tree {
         self.files.layers().read_into(layer, offset, target, &self.layers)
     }
 
+    /// Fills `target` with stored bytes if that needs no waiting; only for what was verified before.
+    pub(crate) fn read_stored_now(&self, layer: u32, offset: u64, target: &mut [u8]) -> bool {
+        self.files.layers().read_now(layer, offset, target, &self.layers)
+    }
+
+    /// Says that stored bytes will be read soon.
+    pub(crate) fn will_read(&self, place: &Place) {
+        self.files.layers().will_read(place, &self.layers);
+    }
+
     /// The files that the tree's pieces lie in.
     pub(crate) fn layer_files(&self) -> &LayerFiles {
         self.files.layers()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn files(&self) -> &ChainFiles {
+        &self.files
     }
 
     /// Checks the header of a layer.
@@ -244,37 +305,6 @@ impl Tree {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Clusters whose content differs between `self` and `other`, as ascending ranges.
-    ///
-    /// Descends only where digests differ, so the cost follows the difference. Clusters beyond the end of
-    /// the smaller disk differ where they are not zero.
-    pub fn diff(&self, other: &Self, visit: &mut dyn FnMut(Range<u64>)) -> Result<()> {
-        if self.geometry.cluster_size() != other.geometry.cluster_size() {
-            return Err(Error::invalid(
-                "disks of different cluster sizes cannot be compared by their trees",
-            ));
-        }
-        let height = self.geometry.height().max(other.geometry.height());
-        let top = NodeId {
-            level: height - 1,
-            index: 0,
-        };
-        let sides = [self.side(height), other.side(height)];
-        Difference {
-            trees: [self, other],
-            visit,
-        }
-        .descend(top, sides)
-    }
-
-    fn side(&self, height: u8) -> Side {
-        if self.geometry.height() == height {
-            Side::At(self.root)
-        } else {
-            Side::Below
-        }
-    }
-
     /// This tree's part in a comparison at the root of a tree of `height`.
     pub(crate) fn side_of_root(&self, height: u8) -> Result<Side> {
         if self.geometry.height() < height {
@@ -323,41 +353,6 @@ pub(crate) enum Side {
     At(Pointer),
     /// The tree is lower than this level: its root hangs below child 0.
     Below,
-}
-
-struct Difference<'a> {
-    trees: [&'a Tree; 2],
-    visit: &'a mut dyn FnMut(Range<u64>),
-}
-
-impl Difference<'_> {
-    fn descend(&mut self, id: NodeId, sides: [Side; 2]) -> Result<()> {
-        if let [Side::At(a), Side::At(b)] = sides
-            && a.digest == b.digest
-        {
-            return Ok(());
-        }
-        let [a, b] = self.trees;
-        let children = [a.children(id, sides[0])?, b.children(id, sides[1])?];
-        for slot in 0..FANOUT {
-            let index = child_index(id.index, slot);
-            let pair = [children[0].side(slot), children[1].side(slot)];
-            if id.level > 0 {
-                self.descend(
-                    NodeId {
-                        level: id.level - 1,
-                        index,
-                    },
-                    pair,
-                )?;
-            } else if let [Side::At(a), Side::At(b)] = pair
-                && a.digest != b.digest
-            {
-                (self.visit)(index..index + 1);
-            }
-        }
-        Ok(())
-    }
 }
 
 /// What is below a node, in one tree of a comparison.

@@ -62,7 +62,9 @@ const MIB: usize = 1 << 20;
 const SEALED_MAX: usize = 64 * MIB;
 /// Opening: the text itself, and what is made of it.
 const OPEN_MAX: usize = 6 * SEALED_MAX;
-/// Reading an open image: its caches, and what is being decoded.
+/// What the caches may take: a quarter of what the bomb expands to.
+const CACHE_BYTES: usize = 16 * MIB;
+/// Reading an open image: clusters and half as much of nodes, the store's other parts, and what is being decoded.
 const READ_MAX: usize = 40 * MIB;
 
 /// Peak of what `work` takes beyond what was taken before.
@@ -376,7 +378,7 @@ fn read_a_byte_of_each(image: &Image) {
 fn bombs(dir: &Path) {
     Bomb::new(1, 16384).write(dir, true);
     Bomb::new(2, 262_144).write(dir, false);
-    let store = open_store(dir).unwrap();
+    let store = open_store(dir).unwrap().with_cache_bytes(CACHE_BYTES);
     let chain = store.chain("job").unwrap();
     within("a GiB from frames of 30 bytes", READ_MAX, || {
         for sequence in [1, 2] {

@@ -99,7 +99,7 @@ fn a_layer_of_16_gib_is_continued_in_a_new_one() {
         next: 1,
     };
     let layers = LayerFiles::new(Arc::new(MemoryStorage::default()), "job");
-    let files = Arc::new(ChainFiles::new(layers, ClusterSize::K256));
+    let files = Arc::new(ChainFiles::new(layers, ClusterSize::K256, 1 << 20));
     let mut builder = Builder::new(geometry, None, files).unwrap();
     let plain = random_bytes(1, 256 << 10);
     for index in 0..geometry.cluster_count() {
