@@ -1,9 +1,8 @@
-//! What the server serves: the two traits that a user of this crate implements.
+//! What a server offers: the catalog, which a user of this crate implements.
 
-use std::fmt;
 use std::sync::Arc;
 
-use crate::ServeError;
+use crate::{Export, ServeError};
 
 /// What a server offers. All methods may block: they are called on a pool of threads made for
 /// that, never on a thread that drives connections.
@@ -17,6 +16,13 @@ pub trait Catalog: Send + Sync + 'static {
     /// Describes one export without opening it: for INFO and before GO. `""` is the default
     /// export. An unknown name is an error of kind [`NotFound`](crate::ErrorKind::NotFound).
     fn info(&self, name: &str) -> Result<ExportInfo, ServeError>;
+
+    /// The meta contexts of an export beside `base:allocation`, as `namespace:leaf`, which its
+    /// [`Export::status`] answers. Cheap: opens nothing.
+    fn contexts(&self, name: &str) -> Result<Vec<String>, ServeError> {
+        let _ = name;
+        Ok(Vec::new())
+    }
 
     /// Opens one export. Called only at GO and EXPORT_NAME, once for each connection; the export
     /// is dropped when the connection ends.
@@ -34,53 +40,20 @@ pub struct ExportInfo {
     pub size_bytes: u64,
     /// The block size at which reads are cheapest; rounded to a power of two of at least 512.
     pub preferred_block_bytes: u32,
+    /// What clients may do to it.
+    pub access: Access,
 }
 
-/// Something that can be read at an offset. Methods may block, and run in parallel.
-pub trait Export: Send + Sync + 'static {
-    /// Size in bytes, at most 2^63 - 1; does not change while the export is open.
-    fn size_bytes(&self) -> u64;
-
-    /// Fills `buf` from `offset`: all of it, or an error. The range lies within the export.
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError>;
-
-    /// Allocation of `[offset, offset + length)`: consecutive extents from `offset` on, at least
-    /// one, none empty. They may stop early or run past the end of the request. The range lies
-    /// within the export and is not empty.
-    fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>, ReadError>;
-}
-
-/// A run of bytes of one kind.
+/// What clients may do to an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    /// Length in bytes, not zero.
-    pub length: u64,
-    /// What is there.
-    pub kind: ExtentKind,
+pub enum Access {
+    /// Read; writing commands are refused before they reach the export.
+    ReadOnly,
+    /// Read, write, zero and trim.
+    Writable {
+        /// Several connections see one another's writes as soon as these were replied to, and a
+        /// flush on one covers the writes of all (the protocol's CAN_MULTI_CONN). What is read
+        /// only can always be read over several.
+        shared: bool,
+    },
 }
-
-/// What an extent holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExtentKind {
-    /// Stored bytes, or bytes that cannot be read.
-    Data,
-    /// Nothing stored; reads as zeros.
-    Zero,
-}
-
-/// A range that could not be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReadError {
-    /// The first byte of the export that could not be read.
-    pub offset: u64,
-    /// What happened, to what: clients that negotiated structured replies show it to their user.
-    pub message: String,
-}
-
-impl fmt::Display for ReadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot read at byte {}: {}", self.offset, self.message)
-    }
-}
-
-impl std::error::Error for ReadError {}

@@ -1,26 +1,29 @@
 //! Executes one request against its export, in steps that block and hold bounded memory.
 //!
-//! Each step returns bytes that are complete chunks, so that replies of different requests can be
-//! mixed at step boundaries. Data is read before its header is made: what has been announced can
+//! Each step appends bytes that are complete chunks, so that replies of different requests can be
+//! mixed at step boundaries. Data is read before its header can leave: what has been announced can
 //! no longer fail (T3, T4).
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use zerocopy::IntoBytes;
-
-use crate::proto::{BlockDescriptor, DataChunk, Errno, base_allocation};
-use crate::reply::{self, ReplyStyle};
+use crate::buffer::ReplyBuffer;
+use crate::handshake::Context;
+use crate::proto::{BASE_ALLOCATION, BlockDescriptorExt, Errno};
+use crate::reply::{ReplyStyle, Tag};
 use crate::transmission::{Operation, OperationKind};
-use crate::{Export, Extent, ExtentKind, ReadError};
+use crate::{Export, ExportError, Extent, FailureKind, Ready, ZERO};
 
-/// Data bytes of one step of a read that may be split.
-const STEP_BYTES: usize = 1 << 20;
-/// Descriptors in one BLOCK_STATUS reply; the protocol advises at most 2^20.
+/// Data bytes of one step of a read that may be split: the client receives one while the next is
+/// being read.
+const STEP_BYTES: usize = 256 << 10;
+/// Descriptors of one context in a BLOCK_STATUS reply; the protocol advises at most 2^20.
 const MAX_DESCRIPTORS: usize = 1 << 17;
-/// The longest length in a descriptor: the largest 32-bit one that keeps 64 KiB alignment.
+/// The longest length in a 32-bit descriptor: the largest one that keeps 64 KiB alignment.
 const MAX_DESCRIPTOR_LENGTH: u64 = 0xffff_0000;
+/// Room for headers beside a step's data.
+const HEADER_ROOM: usize = 4 << 10;
 
 /// A request under way.
 pub(crate) struct Execution {
@@ -31,26 +34,27 @@ pub(crate) struct Execution {
     end: u64,
     /// What is known of the bytes from `position` on.
     extents: VecDeque<Extent>,
+    /// Contexts of a BLOCK_STATUS that have been answered.
+    answered: usize,
     finished: bool,
 }
 
 impl Execution {
     pub(crate) fn new(export: Arc<dyn Export>, style: ReplyStyle, operation: Operation) -> Self {
-        let end = operation.offset.saturating_add(u64::from(operation.length));
-        let extents = VecDeque::new();
         Self {
             export,
             style,
-            operation,
             position: operation.offset,
-            end,
-            extents,
+            end: operation.offset.saturating_add(operation.length),
+            operation,
+            extents: VecDeque::new(),
+            answered: 0,
             finished: false,
         }
     }
 
-    pub(crate) fn cookie(&self) -> u64 {
-        self.operation.cookie
+    pub(crate) fn tag(&self) -> Tag {
+        self.operation.tag()
     }
 
     pub(crate) fn is_finished(&self) -> bool {
@@ -59,24 +63,54 @@ impl Execution {
 
     /// About how many bytes the next step will hold.
     pub(crate) fn step_bytes(&self) -> usize {
-        match self.operation.kind {
-            OperationKind::Read { whole: true } => self.operation.length as usize,
-            OperationKind::Read { whole: false } => self.remaining().min(STEP_BYTES),
-            OperationKind::BlockStatus { .. } => MAX_DESCRIPTORS * size_of::<BlockDescriptor>(),
+        match &self.operation.kind {
+            OperationKind::Read { whole: true } => self.remaining() + HEADER_ROOM,
+            OperationKind::Read { whole: false } => self.remaining().min(STEP_BYTES) + HEADER_ROOM,
+            OperationKind::BlockStatus { one: true, .. } => HEADER_ROOM,
+            OperationKind::BlockStatus { .. } => MAX_DESCRIPTORS * size_of::<BlockDescriptorExt>(),
+            _ => HEADER_ROOM,
         }
     }
 
-    /// Does the next step; blocks. Returns the bytes to send.
-    pub(crate) fn step(&mut self) -> Vec<u8> {
-        match self.operation.kind {
+    /// Does the next step; blocks. Appends the bytes to send, if any.
+    pub(crate) fn step(&mut self, out: &mut ReplyBuffer) {
+        match &self.operation.kind {
             OperationKind::Read { .. } if self.operation.length == 0 => {
                 self.finished = true;
-                self.style.success(self.cookie())
+                out.push(&self.style.success(self.tag()));
             }
-            OperationKind::Read { whole: true } => self.read_whole(),
-            OperationKind::Read { whole: false } => self.read_step(),
-            OperationKind::BlockStatus { one } => self.block_status(one),
+            OperationKind::Read { whole: true } => self.read_whole(out),
+            OperationKind::Read { whole: false } => self.read_step(out),
+            OperationKind::BlockStatus { one, contexts } => {
+                let (one, contexts) = (*one, Arc::clone(contexts));
+                self.block_status(out, one, &contexts);
+            }
+            _ => {
+                self.finished = true;
+                let done = guarded(self.position, || self.change());
+                out.push(&conclusion(self.style, self.tag(), self.operation.length, done));
+            }
         }
+    }
+
+    /// The operations that have no content in their reply.
+    fn change(&self) -> Result<(), ExportError> {
+        let (offset, length) = (self.operation.offset, self.operation.length);
+        match &self.operation.kind {
+            OperationKind::WriteZeroes(how) => self.export.write_zeroes(offset, length, *how)?,
+            OperationKind::Trim => self.export.trim(offset, length)?,
+            OperationKind::Flush => return self.export.flush(),
+            // A hint that could not be taken is not the client's trouble: its reads will tell.
+            OperationKind::Cache => {
+                let _ = self.export.cache(offset, length);
+                return Ok(());
+            }
+            OperationKind::Read { .. } | OperationKind::Write | OperationKind::BlockStatus { .. } => {}
+        }
+        if self.operation.durable {
+            self.export.flush()?;
+        }
+        Ok(())
     }
 
     fn remaining(&self) -> usize {
@@ -84,76 +118,64 @@ impl Execution {
     }
 
     /// Reads everything, then makes the header: simple, or one chunk for a client that set DF.
-    fn read_whole(&mut self) -> Vec<u8> {
+    fn read_whole(&mut self, out: &mut ReplyBuffer) {
         self.finished = true;
-        let (cookie, offset, length) = (self.cookie(), self.position, self.remaining());
-        let mut out = Vec::with_capacity(size_of::<DataChunk>() + length);
-        if self.style.structured {
-            out.extend_from_slice(reply::data_chunk(cookie, offset, length, true).as_bytes());
-        } else {
-            out.extend_from_slice(reply::simple_data(cookie).as_bytes());
-        }
-        match self.append_data(&mut out, length) {
-            Ok(()) => out,
-            Err(error) => self.read_failure(&error, length),
+        let (start, length) = (out.len(), self.remaining());
+        self.style
+            .push_data_head(out, self.tag(), self.position, length, true);
+        if let Err(error) = self.append_data(out, length) {
+            out.cut(start);
+            out.push(&self.read_failure(&error, length));
         }
     }
 
     /// Appends chunks until the step is full or the request answered.
-    fn read_step(&mut self) -> Vec<u8> {
-        let mut budget = self.step_bytes();
-        let mut out = Vec::with_capacity(budget + 4 * size_of::<DataChunk>());
+    fn read_step(&mut self, out: &mut ReplyBuffer) {
+        let mut budget = self.remaining().min(STEP_BYTES);
         while budget > 0 && !self.finished {
             let extent = self.next_extent();
-            if extent.kind == ExtentKind::Zero {
-                self.append_hole(&mut out, extent.length);
+            if extent.flags & ZERO != 0 {
+                self.append_hole(out, extent.length);
                 continue;
             }
             let length = usize::try_from(extent.length).map_or(budget, |length| length.min(budget));
             budget -= length;
-            self.append_data_chunk(&mut out, length);
+            self.append_data_chunk(out, length);
         }
-        out
     }
 
-    fn append_hole(&mut self, out: &mut Vec<u8>, length: u64) {
+    fn append_hole(&mut self, out: &mut ReplyBuffer, length: u64) {
         let offset = self.position;
         self.pass(length);
         let size = u32::try_from(length).unwrap_or(u32::MAX);
-        out.extend_from_slice(reply::hole_chunk(self.cookie(), offset, size, self.finished).as_bytes());
+        self.style.push_hole(out, self.tag(), offset, size, self.finished);
     }
 
-    fn append_data_chunk(&mut self, out: &mut Vec<u8>, length: usize) {
+    fn append_data_chunk(&mut self, out: &mut ReplyBuffer, length: usize) {
         let start = out.len();
         let done = length == self.remaining();
-        let head = reply::data_chunk(self.cookie(), self.position, length, done);
-        out.extend_from_slice(head.as_bytes());
+        self.style
+            .push_data_head(out, self.tag(), self.position, length, done);
         match self.append_data(out, length) {
             Ok(()) => self.pass(length as u64),
             Err(error) => {
                 self.finished = true;
-                out.truncate(start);
-                out.extend_from_slice(&self.read_failure(&error, length));
+                out.cut(start);
+                out.push(&self.read_failure(&error, length));
             }
         }
     }
 
     /// Reads `length` bytes from the position on to the end of `out`.
-    fn append_data(&self, out: &mut Vec<u8>, length: usize) -> Result<(), ReadError> {
-        let start = out.len();
-        out.resize(start + length, 0);
-        let tail = out.get_mut(start..).unwrap_or_default();
+    fn append_data(&self, out: &mut ReplyBuffer, length: usize) -> Result<(), ExportError> {
+        let tail = out.grow(length);
         guarded(self.position, || self.export.read_at(self.position, tail))
     }
 
-    /// The error chunk for a failed read of `length` bytes at the position; its offset must lie
-    /// among them whatever the export says.
-    fn read_failure(&self, error: &ReadError, length: usize) -> Vec<u8> {
-        let last = self.position.saturating_add((length as u64).saturating_sub(1));
-        let offset = error.offset.clamp(self.position, last);
+    /// The error chunk for a failed read of `length` bytes at the position.
+    fn read_failure(&self, error: &ExportError, length: usize) -> Vec<u8> {
         tracing::debug!(offset = error.offset, error = %error.message, "a read failed");
-        self.style
-            .error_at(self.cookie(), Errno::Io, &error.message, offset)
+        failure(self.style, self.tag(), error, self.position, length as u64)
     }
 
     /// Moves the position, and the known extents with it.
@@ -174,53 +196,134 @@ impl Execution {
         let wanted = self.end - self.position;
         if self.extents.is_empty() {
             let found = guarded(self.position, || self.export.extents(self.position, wanted));
-            self.extents = merged(found.unwrap_or_default(), wanted).into();
+            let zero_or_not = |extent: Extent| Extent {
+                flags: extent.flags & ZERO,
+                ..extent
+            };
+            let found = found.unwrap_or_default().into_iter().map(zero_or_not);
+            self.extents = merged(found, wanted).into();
         }
-        let unknown = Extent {
-            length: wanted,
-            kind: ExtentKind::Data,
-        };
+        let unknown = Extent::data(wanted);
         self.extents.front().copied().unwrap_or(unknown)
     }
 
-    fn block_status(&mut self, one: bool) -> Vec<u8> {
-        self.finished = true;
+    /// Answers for the next context: one chunk each.
+    fn block_status(&mut self, out: &mut ReplyBuffer, one: bool, contexts: &[Context]) {
+        let Some(context) = contexts.get(self.answered) else {
+            self.finished = true;
+            return;
+        };
+        self.answered += 1;
+        self.finished = self.answered == contexts.len();
         let (offset, length) = (self.position, self.end - self.position);
-        match guarded(offset, || self.export.extents(offset, length)) {
-            Ok(extents) => {
+        match guarded(offset, || self.ask(&context.name, offset, length)) {
+            Ok(found) => {
                 // An extent may run past the request, but not past the export.
-                let within = if one {
-                    length
+                let rest = self.export.size_bytes().saturating_sub(offset);
+                let within = if one { length } else { rest.max(length) };
+                let longest = if self.style == ReplyStyle::Extended {
+                    u64::MAX
                 } else {
-                    self.export.size_bytes().saturating_sub(offset)
+                    MAX_DESCRIPTOR_LENGTH
                 };
-                let extents = merged(extents, within.max(length));
-                reply::block_status(self.cookie(), &descriptors(&extents, length, one))
+                let found = descriptors(&merged(found, within), length, one, longest);
+                self.style
+                    .push_block_status(out, self.tag(), context.id, &found, self.finished);
             }
-            Err(error) => self.status_failure(&error),
+            Err(error) => {
+                self.finished = true;
+                tracing::debug!(offset = error.offset, error = %error.message, "a block status query failed");
+                out.push(&failure(self.style, self.tag(), &error, offset, length));
+            }
         }
     }
 
-    fn status_failure(&self, error: &ReadError) -> Vec<u8> {
-        let offset = error.offset.clamp(self.position, self.end.saturating_sub(1));
-        tracing::debug!(offset = error.offset, error = %error.message, "a block status query failed");
-        self.style
-            .error_at(self.cookie(), Errno::Io, &error.message, offset)
+    fn ask(&self, context: &str, offset: u64, length: u64) -> Result<Vec<Extent>, ExportError> {
+        if context == BASE_ALLOCATION {
+            self.export.extents(offset, length)
+        } else {
+            self.export.status(context, offset, length)
+        }
     }
 }
 
+/// Answers a short read at once, if the export has the bytes at hand; false if it has not, and
+/// then nothing was appended.
+pub(crate) fn read_at_once(
+    export: &dyn Export,
+    style: ReplyStyle,
+    operation: &Operation,
+    out: &mut ReplyBuffer,
+) -> bool {
+    let start = out.len();
+    let Ok(length) = usize::try_from(operation.length) else {
+        return false;
+    };
+    let (tag, offset) = (operation.tag(), operation.offset);
+    style.push_data_head(out, tag, offset, length, true);
+    let target = out.grow(length);
+    // A panic here ends this connection, as anywhere in its driver.
+    match export.try_read_at(offset, target) {
+        Ready::Data => return true,
+        Ready::Zeros if operation.kind == (OperationKind::Read { whole: true }) => {
+            target.fill(0);
+            return true;
+        }
+        Ready::Zeros => {
+            out.cut(start);
+            let size = u32::try_from(length).unwrap_or(u32::MAX);
+            style.push_hole(out, tag, offset, size, true);
+            return true;
+        }
+        Ready::No => out.cut(start),
+    }
+    false
+}
+
+/// The reply to a request without content in it.
+pub(crate) fn conclusion(style: ReplyStyle, tag: Tag, length: u64, done: Result<(), ExportError>) -> Vec<u8> {
+    match done {
+        Ok(()) => style.success(tag),
+        Err(error) => {
+            tracing::debug!(offset = error.offset, error = %error.message, "a request failed");
+            failure(style, tag, &error, tag.offset, length)
+        }
+    }
+}
+
+/// The reply to a request for `length` bytes from `start` on that failed: the offset told must
+/// lie among them whatever the export says.
+fn failure(style: ReplyStyle, tag: Tag, error: &ExportError, start: u64, length: u64) -> Vec<u8> {
+    let errno = match error.kind {
+        FailureKind::Io => Errno::Io,
+        FailureKind::NoSpace => Errno::NoSpc,
+        FailureKind::NotFast => Errno::NotSup,
+        FailureKind::ReadOnly => Errno::Perm,
+        FailureKind::Invalid => Errno::Inval,
+    };
+    // A flush has no bytes to point to.
+    let Some(last) = length.checked_sub(1) else {
+        return style.error(tag, errno, &error.message);
+    };
+    let offset = error.offset.clamp(start, start.saturating_add(last));
+    style.error_at(tag, errno, &error.message, offset)
+}
+
 /// Calls an export; a panic in it becomes an error of this one request.
-fn guarded<T>(offset: u64, call: impl FnOnce() -> Result<T, ReadError>) -> Result<T, ReadError> {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
-        Err(ReadError {
-            offset,
-            message: "the server failed on this request; see its log".to_owned(),
-        })
-    })
+pub(crate) fn guarded<T>(
+    offset: u64,
+    call: impl FnOnce() -> Result<T, ExportError>,
+) -> Result<T, ExportError> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err(server_failure(offset)))
+}
+
+/// What a client is told when the server itself failed.
+pub(crate) fn server_failure(offset: u64) -> ExportError {
+    ExportError::io(offset, "the server failed on this request; see its log")
 }
 
 /// Joins neighbours of one kind, drops empty extents, and cuts at `within` bytes.
-fn merged(extents: Vec<Extent>, within: u64) -> Vec<Extent> {
+fn merged(extents: impl IntoIterator<Item = Extent>, within: u64) -> Vec<Extent> {
     let mut left = within;
     let mut joined: Vec<Extent> = Vec::new();
     for extent in extents {
@@ -228,21 +331,21 @@ fn merged(extents: Vec<Extent>, within: u64) -> Vec<Extent> {
         left -= length;
         match joined.last_mut() {
             _ if length == 0 => {}
-            Some(last) if last.kind == extent.kind => last.length += length,
+            Some(last) if last.flags == extent.flags => last.length += length,
             _ => joined.push(Extent { length, ..extent }),
         }
     }
     joined
 }
 
-/// Block descriptors for a request of `length` bytes (T6): at least one, none empty, all but the
-/// last together shorter than the request.
-fn descriptors(extents: &[Extent], length: u64, one: bool) -> Vec<BlockDescriptor> {
+/// Block descriptors, as length and flags, for a request of `length` bytes (T6): at least one,
+/// none empty or longer than `longest`, all but the last together shorter than the request.
+fn descriptors(extents: &[Extent], length: u64, one: bool, longest: u64) -> Vec<(u64, u32)> {
     let mut found = Vec::new();
     let mut covered = 0;
     for extent in extents.iter().take(if one { 1 } else { MAX_DESCRIPTORS }) {
-        let described = extent.length.min(MAX_DESCRIPTOR_LENGTH);
-        found.push(descriptor(described, extent.kind));
+        let described = extent.length.min(longest);
+        found.push((described, extent.flags));
         covered += described;
         // A longer extent than a descriptor can say ends the reply early; the client asks on.
         if covered >= length || described < extent.length {
@@ -250,20 +353,9 @@ fn descriptors(extents: &[Extent], length: u64, one: bool) -> Vec<BlockDescripto
         }
     }
     if found.is_empty() {
-        found.push(descriptor(length.min(MAX_DESCRIPTOR_LENGTH), ExtentKind::Data));
+        found.push((length.min(longest), 0));
     }
     found
-}
-
-fn descriptor(length: u64, kind: ExtentKind) -> BlockDescriptor {
-    let flags = match kind {
-        ExtentKind::Data => 0,
-        ExtentKind::Zero => base_allocation::HOLE | base_allocation::ZERO,
-    };
-    BlockDescriptor {
-        length: u32::try_from(length).unwrap_or(u32::MAX).into(),
-        flags: flags.into(),
-    }
 }
 
 #[cfg(test)]

@@ -10,11 +10,25 @@ use std::sync::Arc;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::options::{self, InfoRequest, MetaRequest, Replies};
-use crate::proto::{EXPORT_NAME_PADDING, ExportNameReply, Greeting, INIT_MAGIC, MAX_STRING, OPTION_MAGIC};
-use crate::proto::{OptionHeader, handshake_flag, opt, rep, tx_flag};
-use crate::{ErrorKind, Export, ExportInfo, Limits, ServeError};
+use crate::proto::{BASE_ALLOCATION, EXPORT_NAME_PADDING, ExportNameReply, Greeting, INIT_MAGIC, MAX_STRING};
+use crate::proto::{OPTION_MAGIC, OptionHeader, handshake_flag, opt, rep, tx_flag};
+use crate::reply::ReplyStyle;
+use crate::{Access, ErrorKind, Export, ExportInfo, Limits, ServeError};
 
 const CLIENT_FLAGS_SIZE: usize = 4;
+/// Meta contexts that one client may select: each costs a chunk in every block status reply.
+pub(crate) const CONTEXTS_MAX: usize = 64;
+
+/// Whether this connection is to be encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tls {
+    /// The server has no TLS here (NOTLS).
+    None,
+    /// Nothing but STARTTLS is served (FORCEDTLS).
+    Required,
+    /// It is.
+    Active,
+}
 
 /// What the driver of a [`Handshake`] does next.
 pub(crate) enum Step {
@@ -24,6 +38,8 @@ pub(crate) enum Step {
     Send(Vec<u8>),
     /// Ask the catalog, then call [`Handshake::answer`].
     Ask(Question),
+    /// Send this, begin TLS, and go on with what comes through it.
+    Encrypt(Vec<u8>),
     /// Send this and begin transmission with the rest of the input.
     Enter(Vec<u8>, Session),
     /// Send this, if anything, and close; the text says why.
@@ -35,6 +51,8 @@ pub(crate) enum Step {
 pub(crate) enum Question {
     List,
     Describe(String),
+    /// All meta contexts beside `base:allocation`.
+    Contexts(String),
     /// Describe and open.
     Open(String),
 }
@@ -43,6 +61,7 @@ pub(crate) enum Question {
 pub(crate) enum Answer {
     Exports(Vec<ExportInfo>),
     Described(ExportInfo),
+    Contexts(Vec<String>),
     Opened(ExportInfo, Arc<dyn Export>),
     Failed(ServeError),
 }
@@ -52,9 +71,17 @@ pub(crate) struct Session {
     pub(crate) name: String,
     pub(crate) export: Arc<dyn Export>,
     pub(crate) size_bytes: u64,
-    pub(crate) structured: bool,
-    /// `base:allocation` was selected for this export.
-    pub(crate) block_status: bool,
+    pub(crate) writable: bool,
+    pub(crate) style: ReplyStyle,
+    /// What was selected for this export.
+    pub(crate) contexts: Arc<[Context]>,
+}
+
+/// A meta context as a client selected it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Context {
+    pub(crate) id: u32,
+    pub(crate) name: String,
 }
 
 /// The option whose question is with the catalog.
@@ -93,15 +120,16 @@ pub(crate) struct Handshake {
     held: Vec<u8>,
     fixed_newstyle: bool,
     no_zeroes: bool,
-    structured: bool,
-    /// The export for which `base:allocation` was selected last.
-    status_export: Option<String>,
+    tls: Tls,
+    style: ReplyStyle,
+    /// What was selected last, and for which export.
+    selected: Option<(String, Arc<[Context]>)>,
     draining: bool,
 }
 
 impl Handshake {
     /// A handshake at its start, and the greeting to send.
-    pub(crate) fn new(limits: &Limits) -> (Self, Vec<u8>) {
+    pub(crate) fn new(limits: &Limits, tls: Tls) -> (Self, Vec<u8>) {
         let greeting = Greeting {
             init_magic: INIT_MAGIC.into(),
             option_magic: OPTION_MAGIC.into(),
@@ -115,8 +143,9 @@ impl Handshake {
             held: Vec::new(),
             fixed_newstyle: false,
             no_zeroes: false,
-            structured: false,
-            status_export: None,
+            tls,
+            style: ReplyStyle::Simple,
+            selected: None,
             draining: false,
         };
         (machine, greeting.as_bytes().to_vec())
@@ -149,7 +178,7 @@ impl Handshake {
                 None => Some(Step::Read),
             },
             Phase::Body { option, length } => match self.gather(length, input) {
-                Some(bytes) => Some(self.body(option, &bytes)),
+                Some(bytes) => Some(self.body(option, &bytes, input)),
                 None => Some(Step::Read),
             },
             Phase::Skip { .. } => Some(self.skip(input)),
@@ -201,7 +230,7 @@ impl Handshake {
     fn begin(&mut self, option: u32, length: u32) -> Option<Step> {
         if option == opt::SET_META_CONTEXT {
             // H11: a new request replaces the old set even where it fails.
-            self.status_export = None;
+            self.selected = None;
         }
         let skip = |refusal, text| Phase::Skip {
             option,
@@ -214,14 +243,24 @@ impl Handshake {
                 return Some(self.close("an export name longer than 4096 bytes"));
             }
             opt::ABORT => skip(rep::ACK, ""),
-            opt::LIST | opt::STRUCTURED_REPLY if length > 0 => {
+            opt::STARTTLS if self.tls == Tls::None => skip(rep::ERR_UNSUP, "TLS is not set up here"),
+            opt::STARTTLS if self.tls == Tls::Active => skip(rep::ERR_INVALID, "TLS is active already"),
+            opt::STARTTLS if length == 0 => Phase::Body { option, length: 0 },
+            opt::EXPORT_NAME => Phase::Body {
+                option,
+                length: length as usize,
+            },
+            _ if self.tls == Tls::Required && option != opt::STARTTLS => {
+                skip(rep::ERR_TLS_REQD, "this server wants TLS first")
+            }
+            opt::STARTTLS | opt::LIST | opt::STRUCTURED_REPLY | opt::EXTENDED_HEADERS if length > 0 => {
                 skip(rep::ERR_INVALID, "this option takes no data")
             }
-            opt::EXPORT_NAME
-            | opt::LIST
+            opt::LIST
             | opt::INFO
             | opt::GO
             | opt::STRUCTURED_REPLY
+            | opt::EXTENDED_HEADERS
             | opt::LIST_META_CONTEXT
             | opt::SET_META_CONTEXT => {
                 if length > self.option_bytes {
@@ -262,23 +301,52 @@ impl Handshake {
         self.refuse(option, refusal, text)
     }
 
-    fn body(&mut self, option: u32, data: &[u8]) -> Step {
+    /// Answers an option; `rest` is what of the input lies behind it.
+    fn body(&mut self, option: u32, data: &[u8], rest: &[u8]) -> Step {
         if self.draining {
             return self.refuse(option, rep::ERR_SHUTDOWN, "the server is shutting down");
         }
         match option {
+            opt::STARTTLS => self.encrypt(rest),
             opt::EXPORT_NAME => self.export_name(data),
             opt::LIST => self.ask(Pending::List, Question::List),
             opt::INFO | opt::GO => self.info(option, data),
+            opt::STRUCTURED_REPLY if self.style == ReplyStyle::Extended => {
+                let text = "extended headers were negotiated already and stay";
+                self.refuse(option, rep::ERR_EXT_HEADER_REQD, text)
+            }
             opt::STRUCTURED_REPLY => {
-                self.structured = true;
+                self.style = ReplyStyle::Structured;
+                self.send(Replies::new(option).ack())
+            }
+            opt::EXTENDED_HEADERS => {
+                self.style = ReplyStyle::Extended;
                 self.send(Replies::new(option).ack())
             }
             _ => self.meta_context(option, data),
         }
     }
 
+    /// Forgets all that was said in the clear (H12). What already lies behind the option could
+    /// have been put there by anybody, and must not be taken for what comes through TLS.
+    fn encrypt(&mut self, rest: &[u8]) -> Step {
+        if !rest.is_empty() {
+            return self.close("bytes in the clear behind STARTTLS");
+        }
+        self.tls = Tls::Active;
+        self.style = ReplyStyle::Simple;
+        self.selected = None;
+        self.phase = Phase::Header;
+        Step::Encrypt(Replies::new(opt::STARTTLS).ack())
+    }
+
     fn export_name(&mut self, data: &[u8]) -> Step {
+        if self.tls == Tls::Required {
+            return self.close("EXPORT_NAME without TLS, which this server wants");
+        }
+        if self.style == ReplyStyle::Extended {
+            return self.close("EXPORT_NAME after extended headers");
+        }
         match options::name(data) {
             Ok(name) => self.ask(Pending::ExportName { name: name.clone() }, Question::Open(name)),
             Err(text) => self.close(text),
@@ -301,13 +369,13 @@ impl Handshake {
     }
 
     fn meta_context(&mut self, option: u32, data: &[u8]) -> Step {
-        if option == opt::SET_META_CONTEXT && !self.structured {
+        if option == opt::SET_META_CONTEXT && !self.style.has_chunks() {
             return self.refuse(option, rep::ERR_INVALID, "negotiate structured replies first");
         }
         match MetaRequest::parse(data) {
             Err(text) => self.refuse(option, rep::ERR_INVALID, text),
             Ok(request) => {
-                let question = Question::Describe(request.name.clone());
+                let question = Question::Contexts(request.name.clone());
                 self.ask(Pending::Meta { option, request }, question)
             }
         }
@@ -328,7 +396,9 @@ impl Handshake {
         if option == opt::EXPORT_NAME {
             return self.close("an EXPORT_NAME that cannot be served");
         }
-        let refusal = if self.draining { rep::ERR_SHUTDOWN } else { refusal };
+        // A client in the clear is told nothing else before TLS, not even this.
+        let tells = self.draining && refusal != rep::ERR_TLS_REQD;
+        let refusal = if tells { rep::ERR_SHUTDOWN } else { refusal };
         self.send(Replies::new(option).error(refusal, text))
     }
 
@@ -350,37 +420,53 @@ impl Handshake {
                 self.refuse(pending.option(), refusal(error.kind()), &error.to_string())
             }
             (Pending::List, Answer::Exports(exports)) => self.send(Replies::new(opt::LIST).exports(&exports)),
-            (Pending::Meta { option, request }, Answer::Described(_)) => self.answer_meta(option, request),
+            (Pending::Meta { option, request }, Answer::Contexts(names)) => {
+                self.answer_meta(option, request, names)
+            }
             (Pending::Info { option, request }, Answer::Described(info)) => {
-                let flags = self.transmission_flags();
+                let flags = self.transmission_flags(&info, &request.name);
                 self.send(Replies::new(option).info(&request, &info, flags, self.max_payload_bytes))
             }
             (Pending::Info { option, request }, Answer::Opened(info, export)) => {
-                let flags = self.transmission_flags();
+                let flags = self.transmission_flags(&info, &request.name);
                 let reply = Replies::new(option).info(&request, &info, flags, self.max_payload_bytes);
                 self.enter(reply, request.name, &info, export)
             }
             (Pending::ExportName { name }, Answer::Opened(info, export)) => {
-                self.enter(self.export_name_reply(info.size_bytes), name, &info, export)
+                self.enter(self.export_name_reply(&info, &name), name, &info, export)
             }
             _ => self.close("an answer to another question"),
         }
     }
 
-    fn answer_meta(&mut self, option: u32, request: MetaRequest) -> Step {
-        let replies = Replies::new(option);
+    fn answer_meta(&mut self, option: u32, request: MetaRequest, others: Vec<String>) -> Step {
+        let all = [BASE_ALLOCATION.to_owned()].into_iter().chain(others);
         if option == opt::LIST_META_CONTEXT {
-            return self.send(replies.meta_contexts(request.lists_allocation, options::LISTED_CONTEXT_ID));
+            let listed = all.filter(|name| request.lists(name));
+            let listed = listed.map(|name| Context {
+                id: options::LISTED_CONTEXT_ID,
+                name,
+            });
+            return self.send(Replies::new(option).meta_contexts(listed));
         }
-        let reply = replies.meta_contexts(request.selects_allocation, options::ALLOCATION_CONTEXT_ID);
-        self.status_export = request.selects_allocation.then_some(request.name);
+        let chosen = all.filter(|name| request.selects(name));
+        let chosen: Arc<[Context]> = (1..).zip(chosen).map(|(id, name)| Context { id, name }).collect();
+        if chosen.len() > CONTEXTS_MAX {
+            return self.refuse(
+                option,
+                rep::ERR_TOO_BIG,
+                "more meta contexts at once than are served",
+            );
+        }
+        let reply = Replies::new(option).meta_contexts(chosen.iter().cloned());
+        self.selected = Some((request.name, chosen));
         self.send(reply)
     }
 
-    fn export_name_reply(&self, size_bytes: u64) -> Vec<u8> {
+    fn export_name_reply(&self, info: &ExportInfo, name: &str) -> Vec<u8> {
         let reply = ExportNameReply {
-            size: size_bytes.into(),
-            flags: self.transmission_flags().into(),
+            size: info.size_bytes.into(),
+            flags: self.transmission_flags(info, name).into(),
         };
         let mut bytes = reply.as_bytes().to_vec();
         if !self.no_zeroes {
@@ -391,30 +477,42 @@ impl Handshake {
 
     fn enter(&mut self, reply: Vec<u8>, name: String, info: &ExportInfo, export: Arc<dyn Export>) -> Step {
         self.phase = Phase::Over;
-        let block_status = self.structured && self.status_export.as_ref() == Some(&name);
+        let contexts = self.selected_for(&name).cloned().unwrap_or_default();
         let session = Session {
             name,
             export,
             size_bytes: info.size_bytes,
-            structured: self.structured,
-            block_status,
+            writable: info.access != Access::ReadOnly,
+            style: self.style,
+            contexts,
         };
         Step::Enter(reply, session)
     }
 
-    /// DF may be offered only where structured replies were negotiated.
-    fn transmission_flags(&self) -> u16 {
-        let always = tx_flag::HAS_FLAGS
-            | tx_flag::READ_ONLY
+    fn selected_for(&self, export: &str) -> Option<&Arc<[Context]>> {
+        let (_, contexts) = self.selected.as_ref().filter(|(name, _)| name == export)?;
+        Some(contexts).filter(|contexts| self.style.has_chunks() && !contexts.is_empty())
+    }
+
+    /// What the export can do, in this connection: DF needs chunks, and a filter for BLOCK_STATUS
+    /// needs extended headers and something to be filtered.
+    fn transmission_flags(&self, info: &ExportInfo, name: &str) -> u16 {
+        let only_if = |holds: bool, flag: u16| if holds { flag } else { 0 };
+        let access = match info.access {
+            Access::ReadOnly => tx_flag::READ_ONLY | tx_flag::CAN_MULTI_CONN,
+            Access::Writable { shared } => {
+                let writes = tx_flag::SEND_TRIM | tx_flag::SEND_WRITE_ZEROES | tx_flag::SEND_FAST_ZERO;
+                writes | only_if(shared, tx_flag::CAN_MULTI_CONN)
+            }
+        };
+        let filters = self.style == ReplyStyle::Extended && self.selected_for(name).is_some();
+        tx_flag::HAS_FLAGS
             | tx_flag::SEND_FLUSH
             | tx_flag::SEND_FUA
-            | tx_flag::CAN_MULTI_CONN
-            | tx_flag::SEND_CACHE;
-        if self.structured {
-            always | tx_flag::SEND_DF
-        } else {
-            always
-        }
+            | tx_flag::SEND_CACHE
+            | access
+            | only_if(self.style.has_chunks(), tx_flag::SEND_DF)
+            | only_if(filters, tx_flag::BLOCK_STATUS_PAYLOAD)
     }
 }
 

@@ -4,22 +4,33 @@
 //! and TCP sockets and serves whatever implements [`Catalog`] and [`Export`]. It knows nothing of
 //! images. `docs/nbd.md` lists every MUST of the protocol with the place and the test that keep it.
 
+mod buffer;
 mod catalog;
+mod channel;
 mod connection;
 mod error;
 mod execute;
+mod export;
 mod handshake;
+mod input;
 mod limits;
+mod link;
 mod listen;
 mod options;
+mod overlay;
 mod pool;
 mod proto;
+mod readahead;
 mod reply;
 mod server;
+mod tls;
 mod transmission;
 mod uring;
 
-pub use catalog::{Catalog, Export, ExportInfo, Extent, ExtentKind, ReadError};
+pub use catalog::{Access, Catalog, ExportInfo};
 pub use error::{ErrorKind, ServeError};
+pub use export::{Export, ExportError, Extent, FailureKind, HOLE, Ready, ZERO, Zeroing};
 pub use limits::Limits;
+pub use overlay::{Overlay, Space};
 pub use server::{Server, ShutdownHandle};
+pub use tls::Tls;

@@ -14,19 +14,24 @@ pub struct Limits {
     pub connections: usize,
     /// Requests of one connection at a time; further ones wait in the socket.
     pub in_flight: usize,
-    /// The longest read, as advertised in the block sizes; at least 64 KiB.
+    /// The longest read, as advertised in the block sizes, which clients take for the longest
+    /// write too; at least 64 KiB.
     pub max_payload_bytes: u32,
+    /// The longest write that is taken, in pieces; some clients do not look at the advertised
+    /// maximum. A longer one is read past and refused, or ends the connection where headers are
+    /// extended.
+    pub max_write_bytes: u32,
     /// The longest option that is parsed; a longer one is read past and refused.
     pub option_bytes: u32,
     /// Options in one handshake; one more ends the connection.
     pub options: u32,
-    /// Reply bytes held for all connections together; at least `max_payload_bytes`.
+    /// Bytes of replies and writes held for all connections together; at least `max_payload_bytes`.
     pub memory_bytes: usize,
-    /// Reply bytes held for one connection; at least `max_payload_bytes`.
+    /// Bytes of replies and writes held for one connection; at least `max_payload_bytes`.
     pub connection_memory_bytes: usize,
-    /// How long a client may take to accept 1 MiB of reply, or what is left of one, before it is
-    /// dropped.
-    pub write_stall: Duration,
+    /// How long a client may take to accept 1 MiB of reply, or to send 1 MiB of what it writes, or
+    /// what is left of one, before it is dropped.
+    pub stall: Duration,
     /// How long requests in flight get to finish on shutdown.
     pub grace: Duration,
     /// Threads that drive connections, each with its own ring.
@@ -41,13 +46,14 @@ impl Default for Limits {
         Self {
             handshake: Duration::from_secs(10),
             connections: 128,
-            in_flight: 16,
+            in_flight: 64,
             max_payload_bytes: 32 << 20,
+            max_write_bytes: 64 << 20,
             option_bytes: 64 << 10,
             options: 16 << 10,
             memory_bytes: 512 << 20,
             connection_memory_bytes: 64 << 20,
-            write_stall: Duration::from_secs(30),
+            stall: Duration::from_secs(30),
             grace: Duration::from_secs(5),
             workers: cores,
             io_threads: (2 * cores).max(8),
@@ -65,6 +71,10 @@ impl Limits {
             (self.workers > 0, "workers must be at least 1"),
             (self.io_threads > 0, "io_threads must be at least 1"),
             (payload >= 64 << 10, "max_payload_bytes must be at least 65536"),
+            (
+                self.max_write_bytes >= self.max_payload_bytes,
+                "max_write_bytes must be at least max_payload_bytes",
+            ),
             (self.option_bytes >= 8 << 10, "option_bytes must be at least 8192"),
             (
                 self.memory_bytes >= payload,

@@ -3,35 +3,42 @@
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, setsockopt, socket, sockopt,
-};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr};
+use nix::sys::socket::{bind, getsockname, getsockopt, listen, setsockopt, socket, sockopt};
 use nix::sys::stat::{Mode, fchmod};
 
-use crate::{ErrorKind, ServeError};
+use crate::{ErrorKind, ServeError, Tls};
 
-/// An accepted connection, not yet bound to a ring.
+/// A connected socket, not yet bound to a ring.
 #[derive(Debug)]
-pub(crate) enum Accepted {
+pub(crate) enum Socket {
     Unix(UnixStream),
     Tcp(TcpStream),
 }
 
-/// A listening socket. Dropping a Unix one removes its file.
+/// An accepted connection, and with what it is to be encrypted.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) socket: Socket,
+    pub(crate) tls: Option<Tls>,
+}
+
+/// A listening socket. Dropping one that we made at a path removes the file.
 #[derive(Debug)]
 pub(crate) enum Listener {
     Unix {
         socket: UnixListener,
-        file: SocketFile,
+        file: Option<SocketFile>,
     },
     Tcp {
         socket: TcpListener,
         address: SocketAddr,
+        tls: Option<Tls>,
     },
 }
 
@@ -43,29 +50,59 @@ impl Listener {
         remove_stale(path)?;
         let (socket, file) = bind_private(path)
             .map_err(|source| refused(&format!("unix socket {}", path.display()), source))?;
+        let file = Some(file);
         Ok(Self::Unix { socket, file })
     }
 
-    pub(crate) fn tcp(address: SocketAddr) -> Result<Self, ServeError> {
-        let listen = || {
-            let socket = TcpListener::bind(address)?;
-            socket.set_nonblocking(true)?;
-            let address = socket.local_addr()?;
-            Ok(Self::Tcp { socket, address })
-        };
-        listen().map_err(|source| refused(&format!("tcp address {address}"), source))
+    pub(crate) fn tcp(address: SocketAddr, tls: Option<Tls>) -> Result<Self, ServeError> {
+        let socket = TcpListener::bind(address);
+        socket
+            .and_then(|socket| Self::of_tcp(socket, tls))
+            .map_err(|source| refused(&format!("tcp address {address}"), source))
     }
 
-    pub(crate) fn tcp_address(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Unix { .. } => None,
-            Self::Tcp { address, .. } => Some(*address),
+    /// A socket that somebody else made and listens on, such as systemd.
+    pub(crate) fn inherited(socket: OwnedFd, tls: Option<Tls>) -> Result<Self, ServeError> {
+        let adopt = || match stream_family(&socket)? {
+            Some(AddressFamily::Unix) if tls.is_none() => {
+                let socket = UnixListener::from(socket);
+                socket.set_nonblocking(true)?;
+                Ok(Some(Self::Unix { socket, file: None }))
+            }
+            Some(AddressFamily::Inet | AddressFamily::Inet6) => {
+                Self::of_tcp(TcpListener::from(socket), tls).map(Some)
+            }
+            _ => Ok(None),
+        };
+        let unusable = "an inherited descriptor is no listening stream socket, of Unix without TLS or of TCP";
+        match adopt() {
+            Ok(Some(listener)) => Ok(listener),
+            Ok(None) => Err(ServeError::new(ErrorKind::InvalidInput, unusable)),
+            Err(error) => Err(ServeError::new(ErrorKind::InvalidInput, unusable).with_source(error)),
         }
     }
 
-    pub(crate) fn unix_path(&self) -> Option<&Path> {
+    fn of_tcp(socket: TcpListener, tls: Option<Tls>) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let address = socket.local_addr()?;
+        Ok(Self::Tcp { socket, address, tls })
+    }
+
+    /// The address of a TCP socket, and whether it has TLS.
+    pub(crate) fn tcp_address(&self) -> Option<(SocketAddr, bool)> {
         match self {
-            Self::Unix { file, .. } => Some(&file.path),
+            Self::Unix { .. } => None,
+            Self::Tcp { address, tls, .. } => Some((*address, tls.is_some())),
+        }
+    }
+
+    /// Where a Unix socket has its file, as far as the system tells.
+    pub(crate) fn unix_path(&self) -> Option<PathBuf> {
+        match self {
+            Self::Unix { socket, file } => match file {
+                Some(file) => Some(file.path.clone()),
+                None => socket.local_addr().ok()?.as_pathname().map(Path::to_owned),
+            },
             Self::Tcp { .. } => None,
         }
     }
@@ -73,16 +110,29 @@ impl Listener {
     /// Accepts one connection, or fails with `WouldBlock`.
     pub(crate) fn accept(&self) -> io::Result<Accepted> {
         match self {
-            Self::Unix { socket, .. } => socket.accept().map(|(stream, _)| Accepted::Unix(stream)),
-            Self::Tcp { socket, .. } => {
+            Self::Unix { socket, .. } => {
+                let socket = Socket::Unix(socket.accept()?.0);
+                Ok(Accepted { socket, tls: None })
+            }
+            Self::Tcp { socket, tls, .. } => {
                 let (stream, _) = socket.accept()?;
                 // T18: a reply waits for no other packet.
                 stream.set_nodelay(true)?;
                 setsockopt(&stream, sockopt::KeepAlive, &true)?;
-                Ok(Accepted::Tcp(stream))
+                let socket = Socket::Tcp(stream);
+                let tls = tls.clone();
+                Ok(Accepted { socket, tls })
             }
         }
     }
+}
+
+/// The address family of a listening stream socket.
+fn stream_family(socket: &OwnedFd) -> io::Result<Option<AddressFamily>> {
+    let listens = getsockopt(socket, sockopt::AcceptConn)?;
+    let is_stream = getsockopt(socket, sockopt::SockType)? == SockType::Stream;
+    let address: SockaddrStorage = getsockname(socket.as_raw_fd())?;
+    Ok(address.family().filter(|_| listens && is_stream))
 }
 
 impl AsFd for Listener {
@@ -177,10 +227,10 @@ mod tests {
 
     #[test]
     fn t18_accepted_tcp_connections_do_not_wait_to_fill_packets() {
-        let listener = Listener::tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = Listener::tcp("127.0.0.1:0".parse().unwrap(), None).unwrap();
         assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        let _client = TcpStream::connect(listener.tcp_address().unwrap()).unwrap();
-        let Accepted::Tcp(stream) = listener.accept().unwrap() else {
+        let _client = TcpStream::connect(listener.tcp_address().unwrap().0).unwrap();
+        let Socket::Tcp(stream) = listener.accept().unwrap().socket else {
             panic!("a TCP connection")
         };
         assert!(stream.nodelay().unwrap());

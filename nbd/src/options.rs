@@ -3,13 +3,12 @@
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::ExportInfo;
+use crate::handshake::Context;
 use crate::proto::{InfoBlockSize, InfoExport, MAX_STRING, OPTION_REPLY_MAGIC, OptionReplyHeader};
-use crate::proto::{base_allocation, info, rep};
+use crate::proto::{info, rep};
 
-/// The id of `base:allocation` where it is only listed.
+/// The id of a meta context that is only listed.
 pub(crate) const LISTED_CONTEXT_ID: u32 = 0;
-/// The id of `base:allocation` in block status replies.
-pub(crate) const ALLOCATION_CONTEXT_ID: u32 = 1;
 
 const MIN_PREFERRED_BLOCK: u32 = 512;
 const BAD_STRING: &str = "a string must be at most 4096 bytes of UTF-8 without NUL";
@@ -103,33 +102,45 @@ impl InfoRequest {
     }
 }
 
-/// The data of LIST_META_CONTEXT and SET_META_CONTEXT (H11): only whether our one context is
-/// meant is kept, so that any number of queries takes no memory.
+/// The data of LIST_META_CONTEXT and SET_META_CONTEXT (H11).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MetaRequest {
     pub(crate) name: String,
-    pub(crate) lists_allocation: bool,
-    pub(crate) selects_allocation: bool,
+    queries: Vec<String>,
 }
 
 impl MetaRequest {
     pub(crate) fn parse(data: &[u8]) -> Result<Self, &'static str> {
         let mut fields = Fields(data);
         let name = fields.string()?;
-        let queries = fields.u32()?;
-        let mut request = Self {
-            name,
-            lists_allocation: queries == 0,
-            selects_allocation: false,
-        };
-        for _ in 0..queries {
-            let query = fields.string()?;
-            request.lists_allocation |= query == base_allocation::NAMESPACE;
-            request.selects_allocation |= query == base_allocation::NAME;
+        // Grows with the data that is there, not with the number that it claims.
+        let mut queries = Vec::new();
+        for _ in 0..fields.u32()? {
+            queries.push(fields.string()?);
         }
-        request.lists_allocation |= request.selects_allocation;
         fields.end()?;
-        Ok(request)
+        // The same question a thousand times costs no more than once.
+        queries.sort_unstable();
+        queries.dedup();
+        Ok(Self { name, queries })
+    }
+
+    /// Whether LIST names this context: asked for as such or by the part up to a colon, or no
+    /// question at all.
+    pub(crate) fn lists(&self, context: &str) -> bool {
+        let prefixes = context
+            .match_indices(':')
+            .filter_map(|(at, _)| context.get(..=at));
+        self.queries.is_empty()
+            || self.selects(context)
+            || prefixes.into_iter().any(|part| self.selects(part))
+    }
+
+    /// Whether SET selects this context: asked for as such.
+    pub(crate) fn selects(&self, context: &str) -> bool {
+        self.queries
+            .binary_search_by(|query| query.as_str().cmp(context))
+            .is_ok()
     }
 }
 
@@ -225,12 +236,13 @@ impl Replies {
         self.ack()
     }
 
-    /// The replies to LIST_META_CONTEXT and SET_META_CONTEXT.
-    pub(crate) fn meta_contexts(mut self, allocation: bool, id: u32) -> Vec<u8> {
-        if allocation {
+    /// The replies to LIST_META_CONTEXT and SET_META_CONTEXT. A name that no client could ask for
+    /// is left out.
+    pub(crate) fn meta_contexts(mut self, contexts: impl Iterator<Item = Context>) -> Vec<u8> {
+        for context in contexts.filter(|context| is_wire_string(&context.name)) {
             self.add(
                 rep::META_CONTEXT,
-                &[&id.to_be_bytes(), base_allocation::NAME.as_bytes()],
+                &[&context.id.to_be_bytes(), context.name.as_bytes()],
             );
         }
         self.ack()

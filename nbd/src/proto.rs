@@ -1,5 +1,6 @@
 //! What stands on the wire: magics, numbers and fixed structures of the NBD protocol
-//! (NetworkBlockDevice/nbd, doc/proto.md). Everything is big-endian. No other crate knows these.
+//! (NetworkBlockDevice/nbd, doc/proto.md, and its branch `extension-ext-header`). Everything is
+//! big-endian. No other crate knows these.
 
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -12,6 +13,8 @@ pub(crate) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 pub(crate) const REQUEST_MAGIC: u32 = 0x2560_9513;
 pub(crate) const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 pub(crate) const CHUNK_MAGIC: u32 = 0x668e_33ef;
+pub(crate) const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+pub(crate) const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// The longest string on the wire, in bytes.
 pub(crate) const MAX_STRING: usize = 4096;
@@ -29,11 +32,13 @@ pub(crate) mod opt {
     pub(crate) const EXPORT_NAME: u32 = 1;
     pub(crate) const ABORT: u32 = 2;
     pub(crate) const LIST: u32 = 3;
+    pub(crate) const STARTTLS: u32 = 5;
     pub(crate) const INFO: u32 = 6;
     pub(crate) const GO: u32 = 7;
     pub(crate) const STRUCTURED_REPLY: u32 = 8;
     pub(crate) const LIST_META_CONTEXT: u32 = 9;
     pub(crate) const SET_META_CONTEXT: u32 = 10;
+    pub(crate) const EXTENDED_HEADERS: u32 = 11;
 }
 
 /// Types of replies to options.
@@ -46,9 +51,11 @@ pub(crate) mod rep {
     pub(crate) const ERR_UNSUP: u32 = ERROR + 1;
     pub(crate) const ERR_POLICY: u32 = ERROR + 2;
     pub(crate) const ERR_INVALID: u32 = ERROR + 3;
+    pub(crate) const ERR_TLS_REQD: u32 = ERROR + 5;
     pub(crate) const ERR_UNKNOWN: u32 = ERROR + 6;
     pub(crate) const ERR_SHUTDOWN: u32 = ERROR + 7;
     pub(crate) const ERR_TOO_BIG: u32 = ERROR + 9;
+    pub(crate) const ERR_EXT_HEADER_REQD: u32 = ERROR + 10;
 }
 
 /// Types of information in replies to INFO and GO.
@@ -65,9 +72,13 @@ pub(crate) mod tx_flag {
     pub(crate) const READ_ONLY: u16 = 1 << 1;
     pub(crate) const SEND_FLUSH: u16 = 1 << 2;
     pub(crate) const SEND_FUA: u16 = 1 << 3;
+    pub(crate) const SEND_TRIM: u16 = 1 << 5;
+    pub(crate) const SEND_WRITE_ZEROES: u16 = 1 << 6;
     pub(crate) const SEND_DF: u16 = 1 << 7;
     pub(crate) const CAN_MULTI_CONN: u16 = 1 << 8;
     pub(crate) const SEND_CACHE: u16 = 1 << 10;
+    pub(crate) const SEND_FAST_ZERO: u16 = 1 << 11;
+    pub(crate) const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Commands.
@@ -88,6 +99,8 @@ pub(crate) mod cmd_flag {
     pub(crate) const NO_HOLE: u16 = 1 << 1;
     pub(crate) const DF: u16 = 1 << 2;
     pub(crate) const REQ_ONE: u16 = 1 << 3;
+    pub(crate) const FAST_ZERO: u16 = 1 << 4;
+    pub(crate) const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// Types of structured reply chunks.
@@ -96,6 +109,7 @@ pub(crate) mod chunk {
     pub(crate) const OFFSET_DATA: u16 = 1;
     pub(crate) const OFFSET_HOLE: u16 = 2;
     pub(crate) const BLOCK_STATUS: u16 = 5;
+    pub(crate) const BLOCK_STATUS_EXT: u16 = 6;
     pub(crate) const ERROR: u16 = 1 << 15 | 1;
     pub(crate) const ERROR_OFFSET: u16 = 1 << 15 | 2;
     /// The chunk flag of a reply's last chunk.
@@ -109,17 +123,13 @@ pub(crate) enum Errno {
     Perm = 1,
     Io = 5,
     Inval = 22,
+    NoSpc = 28,
+    NotSup = 95,
     Shutdown = 108,
 }
 
-/// The one meta context served so far, and its states.
-pub(crate) mod base_allocation {
-    pub(crate) const NAME: &str = "base:allocation";
-    /// The namespace alone: in LIST_META_CONTEXT it asks for every context in it.
-    pub(crate) const NAMESPACE: &str = "base:";
-    pub(crate) const HOLE: u32 = 1 << 0;
-    pub(crate) const ZERO: u32 = 1 << 1;
-}
+/// The meta context that every export has.
+pub(crate) const BASE_ALLOCATION: &str = "base:allocation";
 
 macro_rules! wire_struct {
     ($(#[$doc:meta])* $name:ident, $size:literal, { $($field:ident: $kind:ty),* $(,)? }) => {
@@ -168,22 +178,31 @@ wire_struct! {
     ChunkHeader, 20, { magic: U32, flags: U16, kind: U16, cookie: U64, length: U32 }
 }
 wire_struct! {
-    /// An OFFSET_DATA chunk up to its data.
-    DataChunk, 28, { header: ChunkHeader, offset: U64 }
+    /// A request once extended headers were negotiated; one with PAYLOAD_LEN is followed by
+    /// `length` bytes.
+    ExtendedRequest, 32, { magic: U32, flags: U16, command: U16, cookie: U64, offset: U64, length: U64 }
 }
 wire_struct! {
-    /// An OFFSET_HOLE chunk.
-    HoleChunk, 32, { header: ChunkHeader, offset: U64, size: U32 }
+    /// Starts every chunk of an extended reply; `length` bytes follow. `offset` is the request's.
+    ExtendedChunkHeader, 32, { magic: U32, flags: U16, kind: U16, cookie: U64, offset: U64, length: U64 }
 }
 wire_struct! {
-    /// An ERROR chunk up to its text.
-    ErrorChunk, 26, { header: ChunkHeader, error: U32, text_length: U16 }
+    /// What an OFFSET_HOLE chunk carries.
+    Hole, 12, { offset: U64, size: U32 }
 }
 wire_struct! {
-    /// A BLOCK_STATUS chunk up to its descriptors.
-    BlockStatusChunk, 24, { header: ChunkHeader, context: U32 }
+    /// What an ERROR chunk carries, up to its text.
+    ErrorHead, 6, { error: U32, text_length: U16 }
 }
 wire_struct! {
-    /// One extent in a BLOCK_STATUS chunk.
+    /// One extent in a BLOCK_STATUS chunk, whose payload starts with the context's id.
     BlockDescriptor, 8, { length: U32, flags: U32 }
+}
+wire_struct! {
+    /// What a BLOCK_STATUS_EXT chunk carries, up to its descriptors.
+    BlockStatusExt, 8, { context: U32, count: U32 }
+}
+wire_struct! {
+    /// One extent in a BLOCK_STATUS_EXT chunk.
+    BlockDescriptorExt, 16, { length: U64, flags: U64 }
 }

@@ -4,9 +4,9 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::thread::{self, JoinHandle};
@@ -17,10 +17,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::buffer::Spares;
 use crate::connection::{self, Shared, Stage};
-use crate::listen::{Accepted, Listener};
+use crate::listen::{Accepted, Listener, Socket};
 use crate::pool::Pool;
-use crate::{Catalog, ErrorKind, Limits, ServeError, uring};
+use crate::{Catalog, ErrorKind, Limits, ServeError, Tls, uring};
 
 /// How long accepting rests when the system is out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -30,6 +31,8 @@ pub struct Server {
     catalog: Arc<dyn Catalog>,
     limits: Limits,
     listeners: Vec<Listener>,
+    /// Served from the start.
+    connected: Vec<UnixStream>,
     handle: ShutdownHandle,
     /// Readable once the handle was used.
     woken: UnixStream,
@@ -85,6 +88,7 @@ impl Server {
             catalog,
             limits,
             listeners: Vec::new(),
+            connected: Vec::new(),
             handle,
             woken,
         })
@@ -97,22 +101,36 @@ impl Server {
         Ok(())
     }
 
-    /// Listens on a TCP address; port 0 takes a free one. Returns the address bound. Nothing is
-    /// encrypted and nobody is asked who they are: meant for loopback and trusted networks.
-    pub fn listen_tcp(&mut self, address: SocketAddr) -> Result<SocketAddr, ServeError> {
-        let listener = Listener::tcp(address)?;
-        let bound = listener.tcp_address().unwrap_or(address);
+    /// Listens on a TCP address; port 0 takes a free one. Returns the address bound. Without
+    /// `tls` nothing is encrypted and nobody is asked who they are: meant for loopback and trusted
+    /// networks.
+    pub fn listen_tcp(&mut self, address: SocketAddr, tls: Option<Tls>) -> Result<SocketAddr, ServeError> {
+        let listener = Listener::tcp(address, tls)?;
+        let bound = listener.tcp_address().map_or(address, |(bound, _)| bound);
         self.listeners.push(listener);
         Ok(bound)
     }
 
-    /// The TCP addresses listened on, in the order they were added.
-    pub fn tcp_addresses(&self) -> Vec<SocketAddr> {
+    /// Listens on a socket that somebody else made, Unix or TCP, such as systemd's. `tls` is for
+    /// TCP, as in [`listen_tcp`](Server::listen_tcp), and an error with anything else.
+    pub fn listen_inherited(&mut self, socket: OwnedFd, tls: Option<Tls>) -> Result<(), ServeError> {
+        self.listeners.push(Listener::inherited(socket, tls)?);
+        Ok(())
+    }
+
+    /// Serves one client that is connected already. A server that listens nowhere ends when the
+    /// last of these has left.
+    pub fn connect(&mut self, stream: UnixStream) {
+        self.connected.push(stream);
+    }
+
+    /// The TCP addresses listened on, in the order they were added, and whether they have TLS.
+    pub fn tcp_addresses(&self) -> Vec<(SocketAddr, bool)> {
         self.listeners.iter().filter_map(Listener::tcp_address).collect()
     }
 
     /// The Unix sockets listened on, in the order they were added.
-    pub fn unix_paths(&self) -> Vec<&Path> {
+    pub fn unix_paths(&self) -> Vec<PathBuf> {
         self.listeners.iter().filter_map(Listener::unix_path).collect()
     }
 
@@ -121,36 +139,45 @@ impl Server {
         self.handle.clone()
     }
 
-    /// Serves until [`ShutdownHandle::shutdown`]; blocks. Fails if nothing is listened on, or if
+    /// Serves until [`ShutdownHandle::shutdown`]; blocks. Fails if there is nobody to serve, or if
     /// the kernel gives out no threads or no io_uring.
     pub fn run(self) -> Result<(), ServeError> {
         let Self {
             catalog,
             limits,
             listeners,
+            connected,
             handle,
             woken,
         } = self;
-        if listeners.is_empty() {
+        if listeners.is_empty() && connected.is_empty() {
             let text = "nothing to serve on: add a Unix socket or a TCP address first";
             return Err(ServeError::new(ErrorKind::InvalidInput, text));
         }
         let pool = Pool::new(limits.io_threads).map_err(|error| cannot_start("an I/O thread", error))?;
         let memory = Arc::new(Semaphore::new(limits.memory_bytes.min(Semaphore::MAX_PERMITS)));
         let stage = handle.stage.subscribe();
+        let spares = Arc::new(Spares::new(2 * (limits.io_threads + limits.workers)));
         let shared = Arc::new(Shared {
             catalog,
             limits,
             pool,
             memory,
+            spares,
             stage,
         });
-        let mut workers = Workers::start(&shared)?;
-        let accepted = accept_until_woken(&listeners, &woken, &mut workers, shared.limits.connections);
+        let mut door = Door {
+            workers: Workers::start(&shared)?,
+            limit: shared.limits.connections,
+            count: Arc::default(),
+            last_leaves: listeners.is_empty().then(|| handle.clone()),
+        };
+        door.let_in_all(connected);
+        let accepted = door.accept_until_woken(&listeners, &woken);
         // Also on a failure: connections are told, and the files of Unix sockets go first.
         handle.advance(Stage::Draining);
         drop(listeners);
-        let finished = workers.finish(shared.limits.grace, &handle);
+        let finished = door.workers.finish(shared.limits.grace, &handle);
         accepted.and(finished)
     }
 }
@@ -173,30 +200,90 @@ struct Counted {
     guard: CountGuard,
 }
 
-struct CountGuard(Arc<AtomicUsize>);
+struct CountGuard {
+    count: Arc<AtomicUsize>,
+    last_leaves: Option<ShutdownHandle>,
+}
 
 impl Drop for CountGuard {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let was_last = self.count.fetch_sub(1, Ordering::Relaxed) == 1;
+        if let Some(handle) = self.last_leaves.take_if(|_| was_last) {
+            handle.shutdown();
+        }
     }
 }
 
-fn accept_until_woken(
-    listeners: &[Listener],
-    mut woken: &UnixStream,
-    workers: &mut Workers,
+/// Lets clients in, while there is room.
+struct Door {
+    workers: Workers,
     limit: usize,
-) -> Result<(), ServeError> {
-    let count = Arc::new(AtomicUsize::new(0));
-    while let Err(error) = woken.read(&mut [0]) {
-        if error.kind() != io::ErrorKind::WouldBlock {
-            return Err(ServeError::io("cannot read the shutdown signal", error));
+    count: Arc<AtomicUsize>,
+    /// Ends the server when the last client leaves.
+    last_leaves: Option<ShutdownHandle>,
+}
+
+impl Door {
+    fn accept_until_woken(
+        &mut self,
+        listeners: &[Listener],
+        mut woken: &UnixStream,
+    ) -> Result<(), ServeError> {
+        while let Err(error) = woken.read(&mut [0]) {
+            if error.kind() != io::ErrorKind::WouldBlock {
+                return Err(ServeError::io("cannot read the shutdown signal", error));
+            }
+            for listener in wait_for_clients(listeners, woken)? {
+                self.accept_one(listener);
+            }
         }
-        for listener in wait_for_clients(listeners, woken)? {
-            accept_one(listener, workers, &count, limit);
+        Ok(())
+    }
+
+    fn accept_one(&mut self, listener: &Listener) {
+        match listener.accept() {
+            Ok(accepted) => self.let_in(accepted),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                thread::sleep(ACCEPT_PAUSE);
+            }
         }
     }
-    Ok(())
+
+    /// Counts one more; the number of those that were there is returned as well.
+    fn count(&self) -> (CountGuard, usize) {
+        let before = self.count.fetch_add(1, Ordering::Relaxed);
+        let guard = CountGuard {
+            count: Arc::clone(&self.count),
+            last_leaves: self.last_leaves.clone(),
+        };
+        (guard, before)
+    }
+
+    fn let_in(&mut self, accepted: Accepted) {
+        let (guard, before) = self.count();
+        if before >= self.limit {
+            let limit = self.limit;
+            tracing::warn!(limit, "turned a client away: too many connections");
+            return;
+        }
+        self.workers.hand_over(Counted { accepted, guard });
+    }
+
+    /// Lets in clients that are connected already, as many as there are: whoever made the server
+    /// chose them.
+    fn let_in_all(&mut self, connected: Vec<UnixStream>) {
+        // One of them may have left before the last is in, and must not be the last to leave.
+        let (whole, _) = self.count();
+        for stream in connected {
+            let socket = Socket::Unix(stream);
+            let (guard, _) = self.count();
+            let accepted = Accepted { socket, tls: None };
+            self.workers.hand_over(Counted { accepted, guard });
+        }
+        drop(whole);
+    }
 }
 
 /// The listeners on which somebody waits; none if the wake socket is readable.
@@ -218,24 +305,6 @@ fn wait_for_clients<'a>(
         .zip(&polled)
         .filter(|(_, fd)| fd.any().unwrap_or(false));
     Ok(ready.map(|(listener, _)| listener).collect())
-}
-
-fn accept_one(listener: &Listener, workers: &mut Workers, count: &Arc<AtomicUsize>, limit: usize) {
-    let accepted = match listener.accept() {
-        Ok(accepted) => accepted,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-        Err(error) => {
-            tracing::warn!(%error, "cannot accept a connection");
-            thread::sleep(ACCEPT_PAUSE);
-            return;
-        }
-    };
-    let guard = CountGuard(Arc::clone(count));
-    if count.fetch_add(1, Ordering::Relaxed) >= limit {
-        tracing::warn!(limit, "turned a client away: too many connections");
-        return;
-    }
-    workers.hand_over(Counted { accepted, guard });
 }
 
 /// The threads that drive connections.

@@ -8,12 +8,15 @@
 use std::future::Future;
 use std::io;
 use std::net::Shutdown;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 
+use nix::sys::socket::{MsgFlags, send};
 use tokio::task::JoinHandle;
 use tokio_uring::buf::BoundedBuf;
 use tokio_uring::net::{TcpStream, UnixStream};
 
-use crate::listen::Accepted;
+use crate::listen::Socket;
 
 /// Makes a ring for this thread, says so, and drives `future` on it to its end. Fails without
 /// running it if the kernel gives out no ring.
@@ -36,29 +39,41 @@ pub(crate) enum Stream {
 
 impl Stream {
     /// The socket must be in blocking mode: the ring does the waiting.
-    pub(crate) fn new(accepted: Accepted) -> Self {
-        match accepted {
-            Accepted::Unix(stream) => Self::Unix(UnixStream::from_std(stream)),
-            Accepted::Tcp(stream) => Self::Tcp(TcpStream::from_std(stream)),
+    pub(crate) fn new(socket: Socket) -> Self {
+        match socket {
+            Socket::Unix(stream) => Self::Unix(UnixStream::from_std(stream)),
+            Socket::Tcp(stream) => Self::Tcp(TcpStream::from_std(stream)),
         }
     }
 
-    /// Reads into `buffer` from its start; 0 bytes at the end of the stream.
-    pub(crate) async fn read(&self, buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
-        match self {
-            Self::Unix(stream) => stream.read(buffer).await,
-            Self::Tcp(stream) => stream.read(buffer).await,
-        }
+    /// Reads to `buffer[range]`; 0 bytes at the end of the stream.
+    pub(crate) async fn read(&self, buffer: Vec<u8>, range: Range<usize>) -> (io::Result<usize>, Vec<u8>) {
+        let slice = buffer.slice(range);
+        let (result, slice) = match self {
+            Self::Unix(stream) => stream.read(slice).await,
+            Self::Tcp(stream) => stream.read(slice).await,
+        };
+        (result, slice.into_inner())
     }
 
-    /// Writes `buffer[start..end]` completely.
-    pub(crate) async fn write(&self, buffer: Vec<u8>, start: usize, end: usize) -> (io::Result<()>, Vec<u8>) {
-        let slice = buffer.slice(start..end);
+    /// Writes `buffer[range]` completely.
+    pub(crate) async fn write(&self, buffer: Vec<u8>, range: Range<usize>) -> (io::Result<()>, Vec<u8>) {
+        let slice = buffer.slice(range);
         let (result, slice) = match self {
             Self::Unix(stream) => stream.write_all(slice).await,
             Self::Tcp(stream) => stream.write_all(slice).await,
         };
         (result, slice.into_inner())
+    }
+
+    /// Writes what the socket takes without waiting, without the ring: a short reply needs no
+    /// second way through it. 0 on any error.
+    pub(crate) fn send_now(&self, bytes: &[u8]) -> usize {
+        let socket = match self {
+            Self::Unix(stream) => stream.as_raw_fd(),
+            Self::Tcp(stream) => stream.as_raw_fd(),
+        };
+        send(socket, bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL).unwrap_or(0)
     }
 
     /// Ends what is in flight in the given directions. A socket that the peer has already closed

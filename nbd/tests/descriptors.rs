@@ -1,4 +1,4 @@
-//! Alone in its process, because it counts the process's descriptors.
+//! Alone in its process, because it counts the process's descriptors and memory.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::cast_possible_truncation, reason = "test disks are small")]
@@ -11,29 +11,55 @@ use std::net::TcpStream;
 use common::raw::{CMD_READ, Raw};
 use common::{MemoryDisk, Running, eventually};
 
+const CONNECTIONS: usize = 10_000;
+/// What an allocator may keep for later of what ten thousand connections had in turn.
+const SLACK_KIB: usize = 16 << 10;
+
 fn open_descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
+/// Resident memory, in KiB.
+fn resident() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
 #[test]
-fn a_thousand_connections_of_every_kind_leave_no_descriptor_behind() {
+fn ten_thousand_connections_of_every_kind_leave_neither_descriptors_nor_memory_behind() {
     let server = Running::of(MemoryDisk::mixed());
-    // One of each first, so that what is made once is made.
     let one_of_each = |round: usize| match round % 4 {
         0 => drop(Raw::connect(&server.socket())),
         1 => drop(Raw::greeted(&server.socket())),
         2 => Raw::transmitting(&server.socket(), true).request(CMD_READ, 1, 0, 1 << 20),
         _ => drop(TcpStream::connect(server.tcp).unwrap()),
     };
-    (0..4).for_each(one_of_each);
-    std::thread::sleep(std::time::Duration::from_millis(200));
-    let before = open_descriptors();
-    (0..1000).for_each(|round| {
-        one_of_each(round);
-        // Within the limit of connections.
-        if round % 64 == 63 {
-            eventually("connections are closed", || open_descriptors() <= before + 32);
-        }
-    });
-    eventually("all descriptors are closed", || open_descriptors() <= before);
+    // The server has all its rings once it greets.
+    (0..8).for_each(|_| drop(Raw::greeted(&server.socket())));
+    let before_all = open_descriptors();
+    let many = |count: usize| {
+        (0..count).for_each(|round| {
+            one_of_each(round);
+            // Within the limit of connections.
+            if round % 64 == 63 {
+                eventually("connections are closed", || open_descriptors() <= before_all + 32);
+            }
+        });
+        eventually("all descriptors are closed", || open_descriptors() <= before_all);
+    };
+    // Some first, so that what is made once is made.
+    many(500);
+    let (descriptors, memory) = (open_descriptors(), resident());
+    many(CONNECTIONS);
+    println!(
+        "{CONNECTIONS} connections: descriptors {descriptors} before, {} after; resident {memory} KiB before, {} after",
+        open_descriptors(),
+        resident()
+    );
+    assert_eq!(open_descriptors(), descriptors);
+    eventually("the memory is given back", || resident() <= memory + SLACK_KIB);
 }

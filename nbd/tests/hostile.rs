@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use common::raw::{CMD_DISC, CMD_FLUSH, CMD_READ, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_LIST};
 use common::raw::{OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_SHUTDOWN, Raw, option_bytes, request_bytes};
 use common::{CLUSTER, Disks, MIB, MemoryDisk, Running, eventually, expect, path};
-use nbd::{Catalog, ErrorKind, Export, ExportInfo, Extent, Limits, ReadError, ServeError, Server};
+use nbd::{Access, Catalog, ErrorKind, Export, ExportError, ExportInfo, Extent, Limits, ServeError, Server};
 
 const EIO: u32 = 5;
 const ESHUTDOWN: u32 = 108;
@@ -293,7 +293,7 @@ fn a_client_killed_in_the_middle_of_a_copy_leaves_the_server_well() {
 #[test]
 fn clients_that_take_no_replies_are_dropped_and_their_memory_comes_back() {
     let limits = Limits {
-        write_stall: Duration::from_millis(500),
+        stall: Duration::from_millis(500),
         memory_bytes: 64 << 20,
         connection_memory_bytes: 32 << 20,
         ..Limits::default()
@@ -420,10 +420,10 @@ impl Export for Closing {
     fn size_bytes(&self) -> u64 {
         self.0.size_bytes()
     }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ExportError> {
         self.0.read_at(offset, buf)
     }
-    fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>, ReadError> {
+    fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>, ExportError> {
         self.0.extents(offset, length)
     }
 }
@@ -450,6 +450,7 @@ impl Catalog for OnlyClosing {
             description: None,
             size_bytes: 512,
             preferred_block_bytes: 512,
+            access: Access::ReadOnly,
         })
     }
     fn open(&self, _: &str) -> Result<Arc<dyn Export>, ServeError> {
@@ -526,11 +527,11 @@ fn addresses_and_limits_that_cannot_work_are_refused() {
         ErrorKind::InvalidInput
     );
     let mut first = Server::new(Disks::new(vec![]), Limits::default()).unwrap();
-    let taken = first.listen_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
-    assert_eq!(first.tcp_addresses(), [taken]);
+    let taken = first.listen_tcp("127.0.0.1:0".parse().unwrap(), None).unwrap();
+    assert_eq!(first.tcp_addresses(), [(taken, false)]);
     let mut second = Server::new(Disks::new(vec![]), Limits::default()).unwrap();
     assert_eq!(
-        second.listen_tcp(taken).unwrap_err().kind(),
+        second.listen_tcp(taken, None).unwrap_err().kind(),
         ErrorKind::AddressInUse
     );
 }

@@ -1,10 +1,11 @@
 //! The command line: what can be asked, and who answers.
 
 use crate::commands::{
-    diff, digest, export, gc, info, ls, map, mount, pin, restore, rm, serve, umount, verify,
+    diff, digest, export, gc, info, ls, map, mount, pin, restore, rm, serve, tls_init, umount, verify,
 };
 use crate::context::Context;
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,6 +51,7 @@ enum Command {
     Pin(pin::Args),
     Unpin(pin::UnpinArgs),
     Gc(gc::Args),
+    TlsInit(tls_init::Args),
 }
 
 /// Reads the command line and does what it asks. Wrong use ends the process here, with exit code 2.
@@ -76,7 +78,15 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Pin(args) => pin::run(context, args),
         Command::Unpin(args) => pin::run_unpin(context, args),
         Command::Gc(args) => gc::run(context, args),
+        Command::TlsInit(args) => tls_init::run(context, args),
     }
+}
+
+/// Ends the process over arguments that only turn out to be wrong where they are used, with exit code 2.
+pub fn wrong_use(message: &str) -> ! {
+    Cli::command()
+        .error(ErrorKind::MissingRequiredArgument, message)
+        .exit()
 }
 
 /// Warnings go to stderr; `SMC_LOG=debug` shows more.
@@ -94,7 +104,6 @@ fn log_to_stderr() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn definition_is_consistent() {

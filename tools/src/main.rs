@@ -1,8 +1,10 @@
 //! smc-image: lists, verifies, serves, mounts and restores images.
 
+mod activation;
 mod catalog;
 mod cli;
 mod commands;
+mod confine;
 mod context;
 mod exit;
 mod hashing;
@@ -11,6 +13,7 @@ mod mount;
 mod output;
 mod restore;
 mod selection;
+mod stdio;
 
 use std::process::ExitCode;
 

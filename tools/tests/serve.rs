@@ -30,6 +30,14 @@ fn serving(fixture: &Fixture, args: &[&str], lines: usize) -> (Running, Vec<Stri
     (running, lines)
 }
 
+fn path(path: &std::path::Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn first_word(line: &str) -> String {
+    line.split_whitespace().next().unwrap().to_owned()
+}
+
 fn uri(fixture: &Fixture, export: &str) -> String {
     format!(
         "nbd+unix:///{export}?socket={}",
@@ -214,27 +222,40 @@ fn a_damaged_manifest_hides_one_image_only() {
 }
 
 #[test]
-fn tcp_is_for_loopback_unless_insisted_on() {
+fn tcp_is_encrypted_unless_said_otherwise() {
     let fixture = Fixture::new();
     fixture.sync("web", &[("vda", &disk(1))]);
-    let complaint = fixture.run(&["serve", "--listen", "0.0.0.0:0"]).fails(1);
+    let tls = fixture.join("tls");
+    let serve = ["serve", "web/1:vda", "--listen", "127.0.0.1:0"];
+    let complaint = fixture
+        .run(&[&serve[..], &["--tls", path(&tls)]].concat())
+        .fails(1);
     assert!(
-        complaint.contains("--no-tls") && complaint.contains("loopback"),
+        complaint.contains("tls-init") && complaint.contains("--no-tls") && complaint.contains("ca-cert.pem"),
         "{complaint}"
     );
-    fixture
-        .run(&["serve", "--no-tls", "--socket", "/nonexistent/s"])
-        .fails(2);
-    let mut command = fixture.command();
-    let mut running = Running::start(command.args(["serve", "web/1:vda", "--listen", "127.0.0.1:0"]));
-    let line = running.lines(1).remove(0);
-    let uri = line.split_whitespace().next().unwrap();
+    let mut plain = Running::start(fixture.command().args(serve).arg("--no-tls"));
+    let uri = first_word(&plain.lines(1)[0]);
     assert!(
         uri.starts_with("nbd://127.0.0.1:") && uri.ends_with("/web/1:vda"),
         "{uri}"
     );
-    assert_eq!(tool("nbdcopy", &[uri, "-"]), disk(1));
-    assert_eq!(running.signal("TERM").0, Some(0));
+    assert_eq!(tool("nbdcopy", &[&uri, "-"]), disk(1));
+    assert_eq!(plain.signal("TERM").0, Some(0));
+
+    fixture.run(&["tls-init", path(&tls)]).ok();
+    let server = tls.join("server");
+    let mut encrypted = Running::start(fixture.command().args(serve).args(["--tls", path(&server)]));
+    let uri = first_word(&encrypted.lines(1)[0]);
+    assert!(uri.starts_with("nbds://127.0.0.1:"), "{uri}");
+    let known = format!("{uri}?tls-certificates={}", path(&tls.join("client")));
+    assert_eq!(tool("nbdcopy", &[&known, "-"]), disk(1));
+    let in_the_clear = uri.replace("nbds://", "nbd://");
+    for refused in [uri, in_the_clear] {
+        let asked = run(Command::new("nbdinfo").arg(&refused));
+        assert!(asked.code != Some(0), "{refused} is served to anybody");
+    }
+    assert_eq!(encrypted.signal("TERM").0, Some(0));
 }
 
 #[test]

@@ -4,7 +4,12 @@ use proptest::prelude::*;
 use zerocopy::FromBytes;
 
 use super::*;
+use crate::HOLE;
 use crate::proto::{ChunkHeader, SimpleReply};
+
+mod at_once;
+mod changes;
+mod contexts;
 
 const COOKIE: u64 = 42;
 
@@ -17,10 +22,10 @@ struct Patterned {
 }
 
 impl Patterned {
-    fn new(extents: &[(u64, ExtentKind)]) -> Self {
+    fn new(extents: &[(u64, u32)]) -> Self {
         let extents = extents
             .iter()
-            .map(|&(length, kind)| Extent { length, kind })
+            .map(|&(length, flags)| Extent { length, flags })
             .collect();
         Self {
             extents,
@@ -30,21 +35,21 @@ impl Patterned {
         }
     }
 
-    fn kind_at(&self, offset: u64) -> ExtentKind {
+    fn flags_at(&self, offset: u64) -> u32 {
         let mut end = 0;
         for extent in &self.extents {
             end += extent.length;
             if offset < end {
-                return extent.kind;
+                return extent.flags;
             }
         }
-        ExtentKind::Data
+        DATA
     }
 
     fn byte_at(&self, offset: u64) -> u8 {
-        match self.kind_at(offset) {
-            ExtentKind::Zero => 0,
-            ExtentKind::Data => u8::try_from(offset % 251).unwrap() + 1,
+        match self.flags_at(offset) {
+            DATA => u8::try_from(offset % 251).unwrap() + 1,
+            _ => 0,
         }
     }
 }
@@ -54,26 +59,20 @@ impl Export for Patterned {
         self.extents.iter().map(|extent| extent.length).sum()
     }
 
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ExportError> {
         assert!(!self.panics, "the test's export panics here");
         for (at, byte) in (offset..).zip(buf.iter_mut()) {
             if self.bad == Some(at) {
-                return Err(ReadError {
-                    offset: at,
-                    message: "damaged".into(),
-                });
+                return Err(ExportError::io(at, "damaged"));
             }
             *byte = self.byte_at(at);
         }
         Ok(())
     }
 
-    fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>, ReadError> {
+    fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>, ExportError> {
         if self.map_fails {
-            return Err(ReadError {
-                offset: 0,
-                message: "no map".into(),
-            });
+            return Err(ExportError::io(0, "no map"));
         }
         let (mut found, mut start) = (Vec::new(), 0);
         for extent in &self.extents {
@@ -81,7 +80,7 @@ impl Export for Patterned {
             if end > offset && start < offset + length {
                 found.push(Extent {
                     length: end - start.max(offset),
-                    kind: extent.kind,
+                    flags: extent.flags,
                 });
             }
             start = end;
@@ -94,14 +93,17 @@ impl Export for Patterned {
 type Chunk = (u16, u16, Vec<u8>);
 
 fn run(export: Patterned, structured: bool, operation: Operation) -> Vec<u8> {
-    let mut execution = Execution::new(Arc::new(export), ReplyStyle { structured }, operation);
+    let style = if structured { Structured } else { Simple };
+    let mut execution = Execution::new(Arc::new(export), style, operation);
     let mut out = Vec::new();
     while !execution.is_finished() {
         let bound = execution.step_bytes();
-        let bytes = execution.step();
+        let mut buffer = ReplyBuffer::default();
+        execution.step(&mut buffer);
+        let bytes = buffer.filled();
         assert!(!bytes.is_empty(), "a step without progress");
         let data: usize = if structured {
-            chunks(&bytes)
+            chunks(bytes)
                 .iter()
                 .filter(|chunk| chunk.1 == 1)
                 .map(|chunk| chunk.2.len() - 8)
@@ -127,22 +129,27 @@ fn chunks(mut bytes: &[u8]) -> Vec<Chunk> {
     chunks
 }
 
-fn read(offset: u64, length: u32, whole: bool) -> Operation {
+fn operation(offset: u64, length: u32, kind: OperationKind) -> Operation {
     Operation {
         cookie: COOKIE,
         offset,
-        length,
-        kind: OperationKind::Read { whole },
+        length: length.into(),
+        kind,
+        durable: false,
     }
 }
 
+fn read(offset: u64, length: u32, whole: bool) -> Operation {
+    operation(offset, length, OperationKind::Read { whole })
+}
+
 fn status(offset: u64, length: u32, one: bool) -> Operation {
-    Operation {
-        cookie: COOKIE,
-        offset,
-        length,
-        kind: OperationKind::BlockStatus { one },
-    }
+    let contexts = [Context {
+        id: 1,
+        name: BASE_ALLOCATION.to_owned(),
+    }]
+    .into();
+    operation(offset, length, OperationKind::BlockStatus { one, contexts })
 }
 
 fn be64(bytes: &[u8]) -> u64 {
@@ -197,17 +204,19 @@ fn expected(export: &Patterned, offset: u64, length: u32) -> Vec<u8> {
         .collect()
 }
 
-use ExtentKind::{Data, Zero};
+const DATA: u32 = 0;
+const ZEROS: u32 = HOLE | ZERO;
+use ReplyStyle::{Simple, Structured};
 
 #[test]
 fn t3_holes_are_skipped_and_everything_is_covered() {
     let layout = [
-        (5000, Data),
-        (4096, Zero),
-        (10, Data),
-        (10, Data),
-        (3 << 20, Zero),
-        (3 << 20, Data),
+        (5000, DATA),
+        (4096, ZEROS),
+        (10, DATA),
+        (10, DATA),
+        (3 << 20, ZEROS),
+        (3 << 20, DATA),
     ];
     let all = Patterned::new(&layout).size_bytes();
     let length = u32::try_from(all).unwrap();
@@ -227,19 +236,19 @@ fn t3_holes_are_skipped_and_everything_is_covered() {
 fn t4_a_simple_read_that_fails_has_an_error_and_no_data() {
     let export = Patterned {
         bad: Some(700),
-        ..Patterned::new(&[(4096, Data)])
+        ..Patterned::new(&[(4096, DATA)])
     };
     let reply = run(export, false, read(512, 512, true));
     let simple = SimpleReply::read_from_bytes(&reply[..]).unwrap();
     assert_eq!((simple.error.get(), simple.cookie.get()), (5, COOKIE));
-    let good = run(Patterned::new(&[(4096, Data)]), false, read(512, 512, true));
+    let good = run(Patterned::new(&[(4096, DATA)]), false, read(512, 512, true));
     assert_eq!(good.len(), 16 + 512);
-    assert_eq!(good[16..], expected(&Patterned::new(&[(4096, Data)]), 512, 512));
+    assert_eq!(good[16..], expected(&Patterned::new(&[(4096, DATA)]), 512, 512));
 }
 
 #[test]
 fn t5_df_gets_one_data_chunk_with_the_zeros_in_it() {
-    let layout = [(4096, Data), (3 << 20, Zero), (4096, Data)];
+    let layout = [(4096, DATA), (3 << 20, ZEROS), (4096, DATA)];
     let length = (3 << 20) + 4096;
     let found = chunks(&run(Patterned::new(&layout), true, read(7, length, true)));
     assert_eq!(found.len(), 1);
@@ -252,7 +261,7 @@ fn t5_df_gets_one_data_chunk_with_the_zeros_in_it() {
 
 #[test]
 fn t3_an_error_is_placed_at_its_offset_and_ends_the_reply() {
-    let layout = [(4096, Zero), (3 << 20, Data)];
+    let layout = [(4096, ZEROS), (3 << 20, DATA)];
     let bad = 4096 + (2 << 20) + 5;
     for whole in [false, true] {
         let export = Patterned {
@@ -274,7 +283,7 @@ fn a_panic_of_the_export_is_an_error_of_its_request() {
     for structured in [false, true] {
         let export = Patterned {
             panics: true,
-            ..Patterned::new(&[(4096, Data)])
+            ..Patterned::new(&[(4096, DATA)])
         };
         let reply = run(export, structured, read(0, 4096, !structured));
         if structured {
@@ -289,21 +298,21 @@ fn a_panic_of_the_export_is_an_error_of_its_request() {
 fn a_read_does_not_depend_on_the_map() {
     let export = Patterned {
         map_fails: true,
-        ..Patterned::new(&[(3 << 20, Data)])
+        ..Patterned::new(&[(3 << 20, DATA)])
     };
     let found = chunks(&run(export, true, read(0, 3 << 20, false)));
     assert_eq!(
         assemble(&found, 0, 3 << 20).0,
-        expected(&Patterned::new(&[(3 << 20, Data)]), 0, 3 << 20)
+        expected(&Patterned::new(&[(3 << 20, DATA)]), 0, 3 << 20)
     );
 }
 
 #[test]
 fn t10_a_read_of_nothing_succeeds_with_nothing() {
-    let none = chunks(&run(Patterned::new(&[(10, Data)]), true, read(10, 0, false)));
+    let none = chunks(&run(Patterned::new(&[(10, DATA)]), true, read(10, 0, false)));
     assert_eq!(none, [(1, 0, vec![])]);
     assert_eq!(
-        run(Patterned::new(&[(10, Data)]), false, read(10, 0, true)).len(),
+        run(Patterned::new(&[(10, DATA)]), false, read(10, 0, true)).len(),
         16
     );
 }
@@ -327,14 +336,14 @@ fn extents_in(reply: &[u8], length: u32, one: bool) -> Vec<(u32, u32)> {
 
 #[test]
 fn t6_neighbours_of_one_kind_are_one_extent() {
-    let layout = [(1000, Data), (1000, Data), (0, Zero), (2000, Zero), (1, Data)];
+    let layout = [(1000, DATA), (1000, DATA), (0, ZEROS), (2000, ZEROS), (1, DATA)];
     let reply = run(Patterned::new(&layout), true, status(500, 3501, false));
     assert_eq!(extents_in(&reply, 3501, false), [(1500, 0), (2000, 3), (1, 0)]);
 }
 
 #[test]
 fn t6_the_last_extent_may_run_past_the_request_but_req_one_may_not() {
-    let layout = [(1000, Data), (9000, Zero)];
+    let layout = [(1000, DATA), (9000, ZEROS)];
     let reply = run(Patterned::new(&layout), true, status(0, 1500, false));
     assert_eq!(extents_in(&reply, 1500, false), [(1000, 0), (9000, 3)]);
     let reply = run(Patterned::new(&layout), true, status(1000, 1500, true));
@@ -343,7 +352,7 @@ fn t6_the_last_extent_may_run_past_the_request_but_req_one_may_not() {
 
 #[test]
 fn n9_extents_beyond_32_bits_are_cut() {
-    let layout = [(1 << 40, Zero), (1 << 33, Data)];
+    let layout = [(1 << 40, ZEROS), (1 << 33, DATA)];
     let reply = run(Patterned::new(&layout), true, status(3, u32::MAX, false));
     assert_eq!(extents_in(&reply, u32::MAX, false), [(0xffff_0000, 3)]);
     let reply = run(Patterned::new(&layout), true, status(3, u32::MAX, true));
@@ -354,50 +363,37 @@ fn n9_extents_beyond_32_bits_are_cut() {
 
 #[test]
 fn t6_an_exports_lies_about_its_extents_make_no_bad_reply() {
-    for layout in [&[][..], &[(0, Data)], &[(u64::MAX, Zero), (u64::MAX, Data)]] {
+    for layout in [&[][..], &[(0, DATA)], &[(u64::MAX, ZEROS), (u64::MAX, DATA)]] {
         struct Liar(Vec<Extent>);
         impl Export for Liar {
             fn size_bytes(&self) -> u64 {
                 10_000
             }
-            fn read_at(&self, _: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+            fn read_at(&self, _: u64, buf: &mut [u8]) -> Result<(), ExportError> {
                 buf.fill(1);
                 Ok(())
             }
-            fn extents(&self, _: u64, _: u64) -> Result<Vec<Extent>, ReadError> {
+            fn extents(&self, _: u64, _: u64) -> Result<Vec<Extent>, ExportError> {
                 Ok(self.0.clone())
             }
         }
-        for kind in [
-            OperationKind::BlockStatus { one: false },
-            OperationKind::Read { whole: false },
-        ] {
+        let answer = |operation| {
             let told = layout
                 .iter()
-                .map(|&(length, kind)| Extent { length, kind })
+                .map(|&(length, flags)| Extent { length, flags })
                 .collect();
-            let operation = Operation {
-                cookie: COOKIE,
-                offset: 100,
-                length: 1000,
-                kind,
-            };
-            let mut execution =
-                Execution::new(Arc::new(Liar(told)), ReplyStyle { structured: true }, operation);
-            let reply = execution.step();
-            match kind {
-                OperationKind::Read { .. } => {
-                    assert_eq!(assemble(&chunks(&reply), 100, 1000).0.len(), 1000);
-                }
-                OperationKind::BlockStatus { .. } => {
-                    let total: u32 = extents_in(&reply, 1000, false)
-                        .iter()
-                        .map(|extent| extent.0)
-                        .sum();
-                    assert!(total <= 9900, "past the end of the export");
-                }
-            }
-        }
+            let mut buffer = ReplyBuffer::default();
+            Execution::new(Arc::new(Liar(told)), Structured, operation).step(&mut buffer);
+            buffer.filled().to_vec()
+        };
+        let reply = answer(read(100, 1000, false));
+        assert_eq!(assemble(&chunks(&reply), 100, 1000).0.len(), 1000);
+        let reply = answer(status(100, 1000, false));
+        let total: u32 = extents_in(&reply, 1000, false)
+            .iter()
+            .map(|extent| extent.0)
+            .sum();
+        assert!(total <= 9900, "past the end of the export");
     }
 }
 
@@ -405,7 +401,7 @@ fn t6_an_exports_lies_about_its_extents_make_no_bad_reply() {
 fn t6_a_reply_has_a_bounded_number_of_extents() {
     let mut layout = Vec::new();
     for _ in 0..MAX_DESCRIPTORS {
-        layout.extend([(1, Data), (1, Zero)]);
+        layout.extend([(1, DATA), (1, ZEROS)]);
     }
     let length = u32::try_from(2 * MAX_DESCRIPTORS).unwrap();
     let reply = run(Patterned::new(&layout), true, status(0, length, false));
@@ -416,7 +412,7 @@ fn t6_a_reply_has_a_bounded_number_of_extents() {
 fn a_map_that_fails_is_an_error_at_an_offset_of_the_request() {
     let export = Patterned {
         map_fails: true,
-        ..Patterned::new(&[(4096, Data)])
+        ..Patterned::new(&[(4096, DATA)])
     };
     let found = chunks(&run(export, true, status(100, 100, false)));
     assert_eq!(assemble(&found, 100, 100).1, Some(100));
@@ -431,7 +427,7 @@ proptest! {
         bad in prop::option::of(any::<prop::sample::Index>()),
         flag: bool,
     ) {
-        let layout: Vec<_> = layout.iter().map(|&(n, zero)| (n, if zero { Zero } else { Data })).collect();
+        let layout: Vec<_> = layout.iter().map(|&(n, zero)| (n, if zero { ZEROS } else { DATA })).collect();
         let model = Patterned::new(&layout);
         let size = usize::try_from(model.size_bytes()).unwrap();
         let offset = at.index(size);

@@ -3,7 +3,12 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Extent, ExtentKind, ReadError};
+use crate::{ExportError, Extent};
+
+mod contexts;
+mod extended;
+mod flags;
+mod tls;
 
 const OFFERED: u32 = 3;
 const FIXED_ONLY: u32 = 1;
@@ -15,16 +20,13 @@ impl Export for Zeros {
         1 << 40
     }
 
-    fn read_at(&self, _: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+    fn read_at(&self, _: u64, buf: &mut [u8]) -> Result<(), ExportError> {
         buf.fill(0);
         Ok(())
     }
 
-    fn extents(&self, _: u64, length: u64) -> Result<Vec<Extent>, ReadError> {
-        Ok(vec![Extent {
-            length,
-            kind: ExtentKind::Zero,
-        }])
+    fn extents(&self, _: u64, length: u64) -> Result<Vec<Extent>, ExportError> {
+        Ok(vec![Extent::hole(length)])
     }
 }
 
@@ -34,46 +36,90 @@ fn disk_info() -> ExportInfo {
         description: Some("a disk".into()),
         size_bytes: 1 << 40,
         preferred_block_bytes: 65536,
+        access: Access::ReadOnly,
     }
 }
 
 /// A catalog of one export, "disk", which is the default export too.
-fn catalog(question: Question) -> Answer {
-    let known = |name: &str| name == "disk" || name.is_empty();
-    match question {
-        Question::List => Answer::Exports(vec![disk_info()]),
-        Question::Describe(name) if known(&name) => Answer::Described(disk_info()),
-        Question::Open(name) if known(&name) => Answer::Opened(disk_info(), Arc::new(Zeros)),
-        Question::Describe(name) | Question::Open(name) => Answer::Failed(ServeError::not_found(&name)),
+struct Shelf {
+    access: Access,
+    contexts: Vec<String>,
+}
+
+impl Shelf {
+    fn disk(&self) -> ExportInfo {
+        let access = self.access;
+        ExportInfo {
+            access,
+            ..disk_info()
+        }
     }
+
+    fn answer(&self, question: Question) -> Answer {
+        let known = |name: &str| name == "disk" || name.is_empty();
+        match question {
+            Question::List => Answer::Exports(vec![self.disk()]),
+            Question::Contexts(name) if known(&name) => Answer::Contexts(self.contexts.clone()),
+            Question::Describe(name) if known(&name) => Answer::Described(self.disk()),
+            Question::Open(name) if known(&name) => Answer::Opened(self.disk(), Arc::new(Zeros)),
+            Question::Describe(name) | Question::Open(name) | Question::Contexts(name) => {
+                Answer::Failed(ServeError::not_found(&name))
+            }
+        }
+    }
+}
+
+fn catalog(question: Question) -> Answer {
+    let shelf = Shelf {
+        access: Access::ReadOnly,
+        contexts: Vec::new(),
+    };
+    shelf.answer(question)
 }
 
 /// A client and a driver in one: what was sent, what came back, how it ended.
 struct Talk {
     machine: Handshake,
+    shelf: Shelf,
     out: Vec<u8>,
     session: Option<Session>,
     closed: Option<&'static str>,
+    /// How often TLS was begun.
+    encrypted: usize,
     leftover: Vec<u8>,
 }
 
 impl Talk {
     fn start(flags: u32) -> Self {
+        Self::with_tls(Tls::None, flags)
+    }
+
+    fn with_tls(tls: Tls, flags: u32) -> Self {
+        let mut talk = Self::silent(tls);
+        talk.say(&flags.to_be_bytes());
+        talk
+    }
+
+    /// One that has been greeted and has said nothing.
+    fn silent(tls: Tls) -> Self {
         let limits = Limits {
             option_bytes: 8192,
             ..Limits::default()
         };
-        let (machine, greeting) = Handshake::new(&limits);
+        let (machine, greeting) = Handshake::new(&limits, tls);
         assert_eq!(greeting, b"NBDMAGICIHAVEOPT\x00\x03");
-        let mut talk = Self {
+        Self {
             machine,
+            shelf: Shelf {
+                access: Access::ReadOnly,
+                contexts: Vec::new(),
+            },
             out: Vec::new(),
             session: None,
             closed: None,
+            encrypted: 0,
             leftover: Vec::new(),
-        };
-        talk.say(&flags.to_be_bytes());
-        talk
+        }
     }
 
     /// One whose structured replies are already negotiated.
@@ -99,7 +145,12 @@ impl Talk {
                     self.out.extend(bytes);
                     self.machine.advance(&mut input)
                 }
-                Step::Ask(question) => self.machine.answer(catalog(question)),
+                Step::Ask(question) => self.machine.answer(self.shelf.answer(question)),
+                Step::Encrypt(bytes) => {
+                    self.out.extend(bytes);
+                    self.encrypted += 1;
+                    self.machine.advance(&mut input)
+                }
                 Step::Enter(bytes, session) => {
                     self.out.extend(bytes);
                     self.session = Some(session);
@@ -254,8 +305,8 @@ fn h4_an_export_name_that_fails_closes_without_a_word() {
 #[test]
 fn h6_unknown_options_are_read_past_and_unsupported() {
     let mut talk = Talk::start(OFFERED);
-    // PEEK, STARTTLS, EXTENDED_HEADERS and numbers nobody has given a meaning.
-    for option in [0, 4, 5, 11, 12, 99, u32::MAX] {
+    // PEEK, STARTTLS where there is no TLS, and numbers nobody has given a meaning.
+    for option in [0, 4, 5, 12, 99, u32::MAX] {
         for length in [0, 1, 8192, 100_000] {
             assert_eq!(talk.verdict(option, &vec![0xee; length]), rep::ERR_UNSUP);
             assert_eq!(talk.option(opt::LIST, &[]).len(), 2, "out of step after {option}");
@@ -266,14 +317,14 @@ fn h6_unknown_options_are_read_past_and_unsupported() {
 #[test]
 fn h7_data_where_none_belongs_is_read_past_and_invalid() {
     let mut talk = Talk::start(OFFERED);
-    for option in [opt::LIST, opt::STRUCTURED_REPLY] {
+    for option in [opt::LIST, opt::STRUCTURED_REPLY, opt::EXTENDED_HEADERS] {
         for length in [1, 4, 100_000] {
             assert_eq!(talk.verdict(option, &vec![0; length]), rep::ERR_INVALID);
         }
     }
     // The refused STRUCTURED_REPLY has negotiated nothing.
     talk.option(opt::GO, &go("disk", &[]));
-    assert!(!talk.session.unwrap().structured);
+    assert_eq!(talk.session.unwrap().style, ReplyStyle::Simple);
 }
 
 #[test]
@@ -437,7 +488,7 @@ fn contexts_after(option: u32, data: &[u8], go_name: &str) -> bool {
     talk.option(opt::SET_META_CONTEXT, &meta("disk", &["base:allocation"]));
     talk.option(option, data);
     talk.option(opt::GO, &go(go_name, &[]));
-    talk.session.unwrap().block_status
+    !talk.session.unwrap().contexts.is_empty()
 }
 
 #[test]
@@ -519,7 +570,7 @@ fn h13_while_draining_options_are_refused_and_abort_is_acknowledged() {
 
 #[test]
 fn h13_a_shutdown_during_a_question_refuses_its_answer() {
-    let (mut machine, _) = Handshake::new(&Limits::default());
+    let (mut machine, _) = Handshake::new(&Limits::default(), Tls::None);
     let input = [OFFERED.to_be_bytes().to_vec(), encoded(opt::GO, &go("disk", &[]))].concat();
     let Step::Ask(question) = machine.advance(&mut &input[..]) else {
         panic!("GO asks")
@@ -540,7 +591,7 @@ fn refusals_carry_their_reason() {
         (ErrorKind::Io, rep::ERR_UNKNOWN),
     ];
     for (kind, expected) in kinds {
-        let (mut machine, _) = Handshake::new(&Limits::default());
+        let (mut machine, _) = Handshake::new(&Limits::default(), Tls::None);
         let input = [OFFERED.to_be_bytes().to_vec(), encoded(opt::GO, &go("disk", &[]))].concat();
         machine.advance(&mut &input[..]);
         let Step::Send(bytes) = machine.answer(Answer::Failed(ServeError::new(kind, "no luck today"))) else {
@@ -577,7 +628,7 @@ fn n3_the_number_of_options_is_bounded() {
         options: 3,
         ..Limits::default()
     };
-    let (mut machine, _) = Handshake::new(&limits);
+    let (mut machine, _) = Handshake::new(&limits, Tls::None);
     let input = [OFFERED.to_be_bytes().to_vec(), encoded(99, &[]).repeat(4)].concat();
     let mut rest = &input[..];
     for _ in 0..3 {
@@ -608,23 +659,32 @@ fn repertoire() -> Vec<Vec<u8>> {
 #[test]
 fn n6_options_in_any_order_stay_in_step() {
     let all = repertoire();
-    let indices = 0..all.len();
-    for a in indices.clone() {
-        for b in indices.clone() {
-            for c in indices.clone() {
-                let mut talk = Talk::start(OFFERED);
-                talk.say(&[&all[a][..], &all[b], &all[c]].concat());
-                assert_eq!(talk.closed, None);
-                talk.out.clear();
-                talk.option(opt::GO, &go("disk", &[]));
-                let session = talk.session.unwrap();
-                assert_eq!(session.structured, [a, b, c].contains(&5));
-                assert_eq!(
-                    session.block_status,
-                    [a, b, c][..].iter().skip_while(|&&i| i != 5).any(|&i| i == 7)
-                );
-            }
-        }
+    let count = all.len();
+    for code in 0..count.pow(4) {
+        let said = [
+            code % count,
+            code / count % count,
+            code / count.pow(2) % count,
+            code / count.pow(3),
+        ];
+        let mut talk = Talk::start(OFFERED);
+        talk.say(&said.map(|index| &all[index][..]).concat());
+        assert_eq!(talk.closed, None);
+        talk.out.clear();
+        talk.option(opt::GO, &go("disk", &[]));
+        let session = talk.session.unwrap();
+        let style = match said {
+            said if said.contains(&9) => ReplyStyle::Extended,
+            said if said.contains(&5) => ReplyStyle::Structured,
+            _ => ReplyStyle::Simple,
+        };
+        assert_eq!(session.style, style, "{said:?}");
+        let mut after_chunks = said.into_iter().skip_while(|index| ![5, 9].contains(index));
+        assert_eq!(
+            !session.contexts.is_empty(),
+            after_chunks.any(|index| index == 7),
+            "{said:?}"
+        );
     }
 }
 
@@ -638,18 +698,7 @@ fn recorded() -> Vec<u8> {
 }
 
 fn outcome(parts: &[&[u8]]) -> (Vec<u8>, Vec<u8>) {
-    let limits = Limits {
-        option_bytes: 8192,
-        ..Limits::default()
-    };
-    let (machine, _) = Handshake::new(&limits);
-    let mut talk = Talk {
-        machine,
-        out: Vec::new(),
-        session: None,
-        closed: None,
-        leftover: Vec::new(),
-    };
+    let mut talk = Talk::silent(Tls::None);
     for part in parts {
         if talk.session.is_some() {
             talk.leftover.extend_from_slice(part);

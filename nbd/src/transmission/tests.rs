@@ -6,8 +6,14 @@ use proptest::prelude::*;
 use zerocopy::IntoBytes;
 
 use super::*;
-use crate::proto::{ChunkHeader, ErrorChunk, SimpleReply};
-use crate::{Export, Extent, ReadError};
+use crate::proto::{ChunkHeader, ErrorHead, SimpleReply};
+use crate::{Export, ExportError, Extent};
+
+mod extended;
+mod filters;
+mod writing;
+
+use ReplyStyle::{Extended, Simple, Structured};
 
 const SIZE: u64 = (1 << 20) + 100;
 const PAYLOAD: u32 = 64 << 10;
@@ -19,23 +25,39 @@ impl Export for Nothing {
     fn size_bytes(&self) -> u64 {
         SIZE
     }
-    fn read_at(&self, _: u64, _: &mut [u8]) -> Result<(), ReadError> {
+    fn read_at(&self, _: u64, _: &mut [u8]) -> Result<(), ExportError> {
         unreachable!("the machine does no I/O")
     }
-    fn extents(&self, _: u64, _: u64) -> Result<Vec<Extent>, ReadError> {
+    fn extents(&self, _: u64, _: u64) -> Result<Vec<Extent>, ExportError> {
         unreachable!("the machine does no I/O")
     }
 }
 
-fn machine(structured: bool, block_status: bool) -> Transmission {
-    let session = Session {
+fn session(structured: bool, block_status: bool) -> Session {
+    let allocation = Context {
+        id: 1,
+        name: "base:allocation".into(),
+    };
+    Session {
         name: String::new(),
         export: Arc::new(Nothing),
         size_bytes: SIZE,
-        structured,
-        block_status,
+        writable: false,
+        style: if structured { Structured } else { Simple },
+        contexts: block_status.then_some(allocation).into_iter().collect(),
+    }
+}
+
+fn start(session: &Session) -> Transmission {
+    let limits = Limits {
+        max_payload_bytes: PAYLOAD,
+        ..Limits::default()
     };
-    Transmission::new(&session, PAYLOAD)
+    Transmission::new(session, &limits)
+}
+
+fn machine(structured: bool, block_status: bool) -> Transmission {
+    start(&session(structured, block_status))
 }
 
 fn request(command: u16, flags: u16, offset: u64, length: u32) -> Vec<u8> {
@@ -50,7 +72,8 @@ fn request(command: u16, flags: u16, offset: u64, length: u32) -> Vec<u8> {
     request.as_bytes().to_vec()
 }
 
-/// All events until the machine wants more input or is over.
+/// All events until the machine wants more input or is over. The data of a write is taken away, as
+/// far as it is there.
 fn events(machine: &mut Transmission, mut input: &[u8]) -> Vec<Event> {
     let mut events = Vec::new();
     loop {
@@ -60,7 +83,13 @@ fn events(machine: &mut Transmission, mut input: &[u8]) -> Vec<Event> {
                 events.push(end);
                 return events;
             }
-            event => events.push(event),
+            event => {
+                if let Event::Receive(write) = &event {
+                    let length = usize::try_from(write.length).unwrap();
+                    input = input.get(length..).unwrap_or_default();
+                }
+                events.push(event);
+            }
         }
     }
 }
@@ -80,7 +109,7 @@ fn error_in(reply: &[u8], structured: bool) -> u32 {
         0 => 0,
         kind => {
             assert_eq!(kind, 0x8001);
-            let (error, text) = ErrorChunk::read_from_prefix(reply).unwrap();
+            let (error, text) = ErrorHead::read_from_prefix(payload).unwrap();
             assert_eq!(usize::from(error.text_length.get()), text.len());
             error.error.get()
         }
@@ -99,7 +128,7 @@ fn verdict(command: u16, flags: u16, offset: u64, length: u32) -> u32 {
         let [Event::Reply(reply)] = &events[..] else {
             panic!("{events:?}")
         };
-        assert_eq!(machine.filled, 0, "in step and still connected");
+        assert!(machine.held.is_empty(), "in step and still connected");
         error_in(reply, structured)
     });
     assert_eq!(verdicts[0], verdicts[1]);
@@ -107,9 +136,9 @@ fn verdict(command: u16, flags: u16, offset: u64, length: u32) -> u32 {
 }
 
 fn operation(structured: bool, bytes: &[u8]) -> Operation {
-    match events(&mut machine(structured, true), bytes)[..] {
-        [Event::Execute(operation)] => operation,
-        ref other => panic!("{other:?}"),
+    match &events(&mut machine(structured, true), bytes)[..] {
+        [Event::Execute(operation)] => operation.clone(),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -155,7 +184,7 @@ fn t5_df_reads_in_one_piece_and_needs_structured_replies() {
 #[test]
 fn t6_block_status_needs_a_context_a_length_and_a_range() {
     let whole = operation(true, &request(cmd::BLOCK_STATUS, REQ_ONE, 100, 1 << 20));
-    assert_eq!(whole.kind, OperationKind::BlockStatus { one: true });
+    assert!(matches!(whole.kind, OperationKind::BlockStatus { one: true, .. }));
     let replies = events(&mut machine(true, false), &request(cmd::BLOCK_STATUS, 0, 0, 512));
     assert!(matches!(&replies[..], [Event::Reply(reply)] if error_in(reply, true) == EINVAL));
     assert_eq!(verdict(cmd::BLOCK_STATUS, 0, SIZE - 1, 2), EINVAL);
@@ -166,7 +195,7 @@ fn t6_block_status_needs_a_context_a_length_and_a_range() {
 #[test]
 fn t8_fua_is_accepted_on_every_command() {
     assert_eq!(verdict(cmd::FLUSH, FUA, 0, 0), 0);
-    assert_eq!(verdict(cmd::CACHE, FUA, 0, 4096), 0);
+    operation(true, &request(cmd::CACHE, FUA, 0, 4096));
     assert_eq!(verdict(cmd::WRITE, FUA, 0, 512), EPERM);
     assert_eq!(verdict(cmd::TRIM, FUA, 0, 512), EPERM);
     operation(true, &request(cmd::READ, FUA, 0, 512));
@@ -251,19 +280,16 @@ fn t11_t12_a_refused_writes_payload_is_read_past_and_never_held() {
         matches!(&last[..], [Event::Reply(reply)] if error_in(reply, true) == EPERM),
         "{last:?}"
     );
-    assert_eq!(machine.filled, 1);
+    assert_eq!(machine.held.len(), 1);
 }
 
 #[test]
 fn t13_commands_without_payload_may_be_4_gib_long() {
     let session = Session {
-        name: String::new(),
-        export: Arc::new(Nothing),
         size_bytes: 1 << 40,
-        structured: true,
-        block_status: true,
+        ..session(true, true)
     };
-    let mut machine = Transmission::new(&session, PAYLOAD);
+    let mut machine = start(&session);
     let events = events(
         &mut machine,
         &[
@@ -272,11 +298,11 @@ fn t13_commands_without_payload_may_be_4_gib_long() {
         ]
         .concat(),
     );
-    let [Event::Reply(cache), Event::Execute(status)] = &events[..] else {
+    let [Event::Execute(cache), Event::Execute(status)] = &events[..] else {
         panic!("{events:?}")
     };
-    assert_eq!(error_in(cache, true), 0);
-    assert_eq!((status.offset, status.length), (3, u32::MAX));
+    assert_eq!((cache.offset, cache.length), (1, u32::MAX.into()));
+    assert_eq!((status.offset, status.length), (3, u32::MAX.into()));
 }
 
 #[test]
@@ -362,33 +388,58 @@ fn a_session_split_at_every_byte_is_the_same_session() {
 }
 
 /// Whatever is handed out to be executed lies within the export and the limits.
-fn check_events(found: &[Event]) {
+fn check_events(found: &[Event], size: u64) {
     for event in found {
-        if let Event::Execute(operation) = event {
-            assert!(operation.offset + u64::from(operation.length) <= SIZE);
+        if let Event::Execute(operation) | Event::Receive(operation) = event {
+            assert!(operation.offset.checked_add(operation.length).unwrap() <= size);
             let is_read = matches!(operation.kind, OperationKind::Read { .. });
-            assert!(!is_read || operation.length <= PAYLOAD);
+            assert!(!is_read || operation.length <= PAYLOAD.into());
+            let is_write = operation.kind == OperationKind::Write;
+            assert_eq!(is_write, matches!(event, Event::Receive(_)));
+            assert!(!is_write || operation.length <= Limits::default().max_write_bytes.into());
+            let may_be_empty = is_read || operation.kind == OperationKind::Flush;
+            assert!(may_be_empty || operation.length > 0);
         }
+    }
+}
+
+fn any_session() -> impl Strategy<Value = Session> {
+    let styles = prop::sample::select(vec![Simple, Structured, Extended]);
+    (styles, any::<bool>()).prop_map(|(style, writable)| Session {
+        style,
+        writable,
+        ..session(style.has_chunks(), style.has_chunks())
+    })
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}, writable: {}", self.style, self.writable)
     }
 }
 
 proptest! {
     #[test]
-    fn garbage_never_panics(structured: bool, bytes in prop::collection::vec(any::<u8>(), 0..2048)) {
-        check_events(&events(&mut machine(structured, structured), &bytes));
+    fn garbage_never_panics(session in any_session(), bytes in prop::collection::vec(any::<u8>(), 0..2048)) {
+        check_events(&events(&mut start(&session), &bytes), SIZE);
     }
 
     #[test]
     fn arbitrary_requests_yield_only_valid_operations(
-        structured: bool,
-        requests in prop::collection::vec((0_u16..10, 0_u16..64, any::<u64>(), any::<u32>(), 0_u8..4), 0..32)
+        session in any_session(),
+        requests in prop::collection::vec((0_u16..10, 0_u16..64, any::<u64>(), any::<u64>(), 0_u8..4), 0..32)
     ) {
-        let mut machine = machine(structured, structured);
+        let mut machine = start(&session);
         for (command, flags, offset, length, near) in requests {
             // Mostly near the borders, where mistakes are.
             let offset = if near > 0 { SIZE.wrapping_sub(offset % 1024) } else { offset };
             let length = if near > 1 { length % 2048 } else { length };
-            check_events(&events(&mut machine, &request(command, flags, offset, length)));
+            let bytes = if session.style == Extended {
+                extended::request(command, flags, offset, length)
+            } else {
+                request(command, flags, offset, u32::try_from(length & 0xffff_ffff).unwrap())
+            };
+            check_events(&events(&mut machine, &bytes), SIZE);
         }
     }
 }

@@ -11,9 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nbd::{Catalog, ErrorKind, Export, ExportInfo, Extent, ExtentKind, Limits, ReadError, ServeError};
-use nbd::{Server, ShutdownHandle};
+use nbd::{Access, Catalog, ErrorKind, Export, ExportError, ExportInfo, Extent, Limits, ServeError};
+use nbd::{Server, ShutdownHandle, Tls};
 
+pub mod certificates;
+pub mod disk;
 pub mod raw;
 
 pub const KIB: u64 = 1 << 10;
@@ -60,18 +62,17 @@ impl MemoryDisk {
         }
     }
 
-    fn kind(&self, cluster: usize) -> ExtentKind {
+    fn is_zero(&self, cluster: usize) -> bool {
         let start = cluster * CLUSTER;
         let end = self.bytes.len().min(start + CLUSTER);
-        let zero = self.bytes[start..end].iter().all(|&byte| byte == 0);
-        if zero { ExtentKind::Zero } else { ExtentKind::Data }
+        self.bytes[start..end].iter().all(|&byte| byte == 0)
     }
 
     /// The whole disk's extents, as `(offset, length, is a hole)`.
     pub fn map(&self) -> Vec<(u64, u64, bool)> {
         let mut map: Vec<(u64, u64, bool)> = Vec::new();
         for (index, cluster) in self.bytes.chunks(CLUSTER).enumerate() {
-            let hole = self.kind(index) == ExtentKind::Zero;
+            let hole = self.is_zero(index);
             match map.last_mut() {
                 Some(last) if last.2 == hole => last.1 += cluster.len() as u64,
                 _ => map.push(((index * CLUSTER) as u64, cluster.len() as u64, hole)),
@@ -86,7 +87,7 @@ impl Export for MemoryDisk {
         self.bytes.len() as u64
     }
 
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ExportError> {
         if let Some((_, delay)) = self.slow.filter(|(from, _)| offset >= *from) {
             std::thread::sleep(delay);
         }
@@ -97,22 +98,23 @@ impl Export for MemoryDisk {
         );
         if let Some(bad) = self.damaged.filter(|at| range.contains(at)) {
             let message = format!("image web01/7, cluster {} is damaged", bad / CLUSTER as u64);
-            return Err(ReadError { offset: bad, message });
+            return Err(ExportError::io(bad, message));
         }
         buf.copy_from_slice(&self.bytes[range.start as usize..range.end as usize]);
         Ok(())
     }
 
-    fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>, ReadError> {
+    fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>, ExportError> {
         // At cluster granularity, so it runs past the end of most requests.
         let first = offset as usize / CLUSTER;
         let last = (offset + length - 1) as usize / CLUSTER;
         let mut at = offset;
         let extents = (first..=last).map(|cluster| {
             let end = (((cluster + 1) * CLUSTER) as u64).min(self.size_bytes());
-            let extent = Extent {
-                length: end - at,
-                kind: self.kind(cluster),
+            let extent = if self.is_zero(cluster) {
+                Extent::hole(end - at)
+            } else {
+                Extent::data(end - at)
             };
             at = end;
             extent
@@ -156,6 +158,7 @@ impl Disks {
             description: Some(format!("the disk called {name}")),
             size_bytes: disk.size_bytes(),
             preferred_block_bytes: CLUSTER as u32,
+            access: Access::ReadOnly,
         }
     }
 }
@@ -186,10 +189,15 @@ pub struct Running {
 
 impl Running {
     pub fn start(catalog: Arc<dyn Catalog>, limits: Limits) -> Self {
+        Self::start_with(catalog, limits, None)
+    }
+
+    /// The same, with TLS on its TCP address.
+    pub fn start_with(catalog: Arc<dyn Catalog>, limits: Limits, tls: Option<Tls>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut server = Server::new(catalog, limits).unwrap();
         server.listen_unix(directory.path().join("nbd.sock")).unwrap();
-        let tcp = server.listen_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let tcp = server.listen_tcp("127.0.0.1:0".parse().unwrap(), tls).unwrap();
         let handle = server.shutdown_handle();
         let thread = Some(std::thread::spawn(move || server.run()));
         Self {

@@ -1,32 +1,38 @@
-//! Images of a store as NBD exports, and reading their disks so that a failure names what is damaged.
+//! Images of a store as NBD exports.
 
-use imagefmt::{Chain, Disk, DiskRecord, ErrorKind, ImageRef, Lock, Manifest, SECTOR_LEN, Store, Which};
-use nbd::{Catalog, Export, ExportInfo, ExtentKind, ReadError, ServeError};
-use std::collections::{HashMap, HashSet};
+mod changes;
+mod images;
+mod overlays;
+mod reporting;
+mod served;
+
+pub use reporting::{ReadFailures, ReportingDisk};
+
+use imagefmt::{DiskRecord, ErrorKind, ImageRef, Lock, Manifest, Store, Which};
+use images::Images;
+use nbd::{Access, Catalog, Export, ExportInfo, ServeError};
+use overlays::{Key, Overlays};
+use served::ServedDisk;
+use std::collections::HashSet;
 use std::error::Error as StdError;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// Extents of one answer; a client asks again for what lies behind them.
-const EXTENTS_MAX: usize = 4096;
-
-/// Failures that are told apart; further ones are counted as known.
-const FAILURES_MAX: usize = 1024;
 
 /// The images of a store, or some of them, as exports.
 ///
 /// An export's name is an image reference: `web01/7:vda`, `web01/latest:vda`, and without the disk where the image
 /// has one. What `latest` means is looked up anew whenever a client asks. The default export, `""`, exists where
-/// exactly one disk is offered.
+/// exactly one disk is offered. With overlays every export can be written to, and `@NAME` behind its name asks for an
+/// overlay that stays.
 #[derive(Debug)]
 pub struct StoreCatalog {
-    store: Store,
+    images: Arc<Images>,
     /// What is offered; `None`: everything.
     chosen: Option<Vec<ImageRef>>,
     /// Named images stay while they are offered, whether or not a client has opened one.
     _held: Vec<Lock>,
-    /// Opened chains: connections to images of one chain share its caches.
-    chains: Mutex<HashMap<String, Chain>>,
     failures: Arc<ReadFailures>,
+    overlays: Option<Overlays>,
 }
 
 /// One name under which a disk is offered.
@@ -45,22 +51,31 @@ pub struct Offer {
 }
 
 impl StoreCatalog {
-    /// Offers `images`, or every image of the store where none is named.
+    /// Offers `images`, or every image of the store where none is named, read-only.
     pub fn new(store: Store, images: &[ImageRef]) -> Self {
         let chosen = (!images.is_empty()).then(|| images.to_vec());
-        let hold = |image: &ImageRef| {
-            let (chain, sequence) = store.resolve(image).ok()?;
-            store.hold(&chain, sequence).ok()
-        };
+        let store = Images::new(store);
         // One that cannot be held is told of when it is offered.
-        let held = images.iter().filter_map(hold).collect();
+        let held = images.iter().filter_map(|image| store.hold(image).ok()).collect();
         Self {
-            store,
+            images: Arc::new(store),
             chosen,
             _held: held,
-            chains: Mutex::default(),
             failures: Arc::default(),
+            overlays: None,
         }
+    }
+
+    /// Lets clients write to what they see, in overlays that have `limit_bytes` of space together: `memory_bytes` in
+    /// memory and the rest in a temporary file in `directory`. The images do not change.
+    pub fn with_overlays(
+        self,
+        directory: &Path,
+        memory_bytes: u64,
+        limit_bytes: u64,
+    ) -> Result<Self, ServeError> {
+        let overlays = Some(Overlays::new(directory, memory_bytes, limit_bytes)?);
+        Ok(Self { overlays, ..self })
     }
 
     /// What could not be read since the catalog was made.
@@ -89,7 +104,7 @@ impl StoreCatalog {
 
     fn offer_everything(&self) -> imagefmt::Result<Vec<Offer>> {
         let mut offers = Vec::new();
-        for (job, images) in self.store.jobs()? {
+        for (job, images) in self.images.store.jobs()? {
             let numbers = images.sequences.into_iter().map(Which::Sequence);
             for which in numbers.chain([Which::Latest]) {
                 let image = ImageRef {
@@ -108,8 +123,8 @@ impl StoreCatalog {
 
     /// The names of one image, or of one disk of it.
     fn offer(&self, image: &ImageRef) -> imagefmt::Result<Vec<Offer>> {
-        let (chain, sequence) = self.store.resolve(image)?;
-        let manifest = self.store.manifest(&chain, sequence)?;
+        let (chain, sequence) = self.images.store.resolve(image)?;
+        let manifest = self.images.store.manifest(&chain, sequence)?;
         if let Some(name) = image.disk.as_deref().filter(|name| manifest.disk(name).is_none()) {
             return Err(no_disk(image, name, &manifest));
         }
@@ -168,21 +183,43 @@ impl StoreCatalog {
             .ok_or_else(unknown)
     }
 
-    fn open_disk(&self, offer: &Offer) -> imagefmt::Result<Disk> {
-        let image: ImageRef = offer.image.parse()?;
-        let (chain, sequence) = self.store.resolve(&image)?;
-        let chain = self.chain(&chain)?;
-        Ok(chain.image(sequence)?.disk(Some(&offer.disk))?.clone())
+    /// What an export's name stands for: a disk, and the name of an overlay.
+    fn find_view(&self, name: &str) -> Result<(Offer, Option<String>), ServeError> {
+        let Some((disk, overlay)) = name.split_once('@').filter(|_| self.overlays.is_some()) else {
+            return Ok((self.find(name)?, None));
+        };
+        imagefmt::check_name("overlay", overlay).map_err(|_| ServeError::not_found(name))?;
+        let found = self.find(disk)?;
+        let name = format!("{}@{overlay}", found.name);
+        Ok((Offer { name, ..found }, Some(overlay.to_owned())))
     }
 
-    fn chain(&self, name: &str) -> imagefmt::Result<Chain> {
-        let mut chains = locked(&self.chains);
-        if let Some(chain) = chains.get(name) {
-            return Ok(chain.clone());
+    fn open_disk(&self, offer: &Offer) -> imagefmt::Result<Arc<dyn Export>> {
+        let image: ImageRef = offer.image.parse()?;
+        let disk = self.images.disk(&image, &offer.disk)?;
+        Ok(Arc::new(ServedDisk::new(
+            disk,
+            image,
+            &self.images,
+            &self.failures,
+        )))
+    }
+
+    fn describe(&self, offer: Offer) -> ExportInfo {
+        let mut description = offer.description;
+        let access = if self.overlays.is_some() {
+            description.push_str("; what is written goes to an overlay, never to the image");
+            Access::Writable { shared: true }
+        } else {
+            Access::ReadOnly
+        };
+        ExportInfo {
+            name: offer.name,
+            description: Some(description),
+            size_bytes: offer.size_bytes,
+            preferred_block_bytes: offer.cluster_bytes,
+            access,
         }
-        let chain = self.store.chain(name)?;
-        chains.insert(name.to_owned(), chain.clone());
-        Ok(chain)
     }
 }
 
@@ -235,146 +272,44 @@ fn refusal(error: &imagefmt::Error) -> ServeError {
     ServeError::new(kind, chain_text(error))
 }
 
-impl From<Offer> for ExportInfo {
-    fn from(offer: Offer) -> Self {
-        Self {
-            name: offer.name,
-            description: Some(offer.description),
-            size_bytes: offer.size_bytes,
-            preferred_block_bytes: offer.cluster_bytes,
-        }
-    }
-}
-
 impl Catalog for StoreCatalog {
     fn list(&self) -> Result<Vec<ExportInfo>, ServeError> {
         let offers = self.offers().map_err(|error| refusal(&error))?;
-        Ok(offers.into_iter().map(ExportInfo::from).collect())
+        let named = self.overlays.iter().flat_map(Overlays::names);
+        let named = named.filter_map(|key| {
+            let name = format!("{}@{}", key.disk, key.name?);
+            self.find_view(&name).ok()
+        });
+        let views = offers.into_iter().chain(named.map(|(offer, _)| offer));
+        Ok(views.map(|offer| self.describe(offer)).collect())
     }
 
     fn info(&self, name: &str) -> Result<ExportInfo, ServeError> {
-        Ok(self.find(name)?.into())
+        Ok(self.describe(self.find_view(name)?.0))
+    }
+
+    /// What differs from other images; nothing of a disk that can be written to, where it would not stay true.
+    fn contexts(&self, name: &str) -> Result<Vec<String>, ServeError> {
+        if self.overlays.is_some() {
+            return Ok(Vec::new());
+        }
+        let image = self.find(name)?.image.parse().map_err(|error| refusal(&error))?;
+        changes::offered(&self.images.store, &image).map_err(|error| refusal(&error))
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn Export>, ServeError> {
-        let opened = self.open_disk(&self.find(name)?).map_err(|error| {
-            tracing::error!("cannot serve {}: {}", name.escape_debug(), chain_text(&error));
-            refusal(&error)
-        })?;
-        Ok(Arc::new(ReportingDisk::new(opened, self.failures.clone())))
-    }
-}
-
-/// A disk whose failed reads are told once each, on stderr, and remembered.
-#[derive(Debug)]
-pub struct ReportingDisk {
-    disk: Disk,
-    failures: Arc<ReadFailures>,
-}
-
-impl ReportingDisk {
-    /// Reports what cannot be read of `disk` to `failures`.
-    pub fn new(disk: Disk, failures: Arc<ReadFailures>) -> Self {
-        Self { disk, failures }
-    }
-
-    /// The disk.
-    pub fn disk(&self) -> &Disk {
-        &self.disk
-    }
-
-    /// Fills `target` from byte `offset`; a failure names the first byte that cannot be read.
-    pub fn read(&self, offset: u64, target: &mut [u8]) -> Result<(), ReadError> {
-        if self.disk.read_at(offset, target).is_ok() {
-            return Ok(());
-        }
-        read_in_steps(&self.disk, offset, target).map_err(|(at, error)| self.failures.report(at, error))
-    }
-}
-
-impl Export for ReportingDisk {
-    fn size_bytes(&self) -> u64 {
-        self.disk.size_bytes()
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        self.read(offset, buf)
-    }
-
-    fn extents(&self, offset: u64, length: u64) -> Result<Vec<nbd::Extent>, ReadError> {
-        let found = self.disk.extents(offset, length, EXTENTS_MAX);
-        let found = found.map_err(|error| self.failures.report(offset, error))?;
-        let kind = |data| if data { ExtentKind::Data } else { ExtentKind::Zero };
-        Ok(found
-            .iter()
-            .map(|extent| nbd::Extent {
-                length: extent.length,
-                kind: kind(extent.data),
-            })
-            .collect())
-    }
-}
-
-/// Reads cluster by cluster, and sector by sector where the source could not be read, to find the first bad byte.
-fn read_in_steps(disk: &Disk, offset: u64, target: &mut [u8]) -> Result<(), (u64, imagefmt::Error)> {
-    let cluster_bytes = u64::from(disk.geometry().cluster_size().bytes());
-    let mut done = 0;
-    while done < target.len() {
-        let at = offset + done as u64;
-        let part = step(at, cluster_bytes, &mut target[done..]);
-        done += part.len();
-        match disk.read_at(at, part) {
-            Err(error) if error.kind() == ErrorKind::Unreadable => read_sectors(disk, at, part)?,
-            read => read.map_err(|error| (at, error))?,
-        }
-    }
-    Ok(())
-}
-
-fn read_sectors(disk: &Disk, offset: u64, target: &mut [u8]) -> Result<(), (u64, imagefmt::Error)> {
-    let mut done = 0;
-    while done < target.len() {
-        let at = offset + done as u64;
-        let part = step(at, SECTOR_LEN as u64, &mut target[done..]);
-        done += part.len();
-        disk.read_at(at, part).map_err(|error| (at, error))?;
-    }
-    Ok(())
-}
-
-/// What of `target`, which begins at byte `at`, lies before the next multiple of `unit`.
-fn step(at: u64, unit: u64, target: &mut [u8]) -> &mut [u8] {
-    let len = usize::try_from(unit - at % unit)
-        .unwrap_or(usize::MAX)
-        .min(target.len());
-    &mut target[..len]
-}
-
-/// What could not be read so far.
-#[derive(Debug, Default)]
-pub struct ReadFailures {
-    told: Mutex<HashSet<(String, u64)>>,
-    first: Mutex<Option<imagefmt::Error>>,
-}
-
-impl ReadFailures {
-    /// Tells a failure, if it is new.
-    fn report(&self, offset: u64, error: imagefmt::Error) -> ReadError {
-        let message = chain_text(&error);
-        let mut told = locked(&self.told);
-        if told.len() < FAILURES_MAX && told.insert((message.clone(), offset)) {
-            tracing::error!("cannot read at byte {offset}: {message}");
-            if told.len() == FAILURES_MAX {
-                tracing::error!("further ranges that cannot be read are not shown");
-            }
-        }
-        locked(&self.first).get_or_insert(error);
-        ReadError { offset, message }
-    }
-
-    /// The first failure, once.
-    pub fn take_first(&self) -> Option<imagefmt::Error> {
-        locked(&self.first).take()
+        let (offer, overlay) = self.find_view(name)?;
+        let Some(overlays) = &self.overlays else {
+            return self.open_disk(&offer).map_err(|error| {
+                tracing::error!("cannot serve {}: {}", name.escape_debug(), chain_text(&error));
+                refusal(&error)
+            });
+        };
+        let key = Key {
+            disk: format!("{}:{}", offer.image, offer.disk),
+            name: overlay,
+        };
+        overlays.open(&key, || self.open_disk(&offer))
     }
 }
 

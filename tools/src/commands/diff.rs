@@ -5,7 +5,7 @@ use crate::exit::Advise;
 use crate::output;
 use imagefmt::{Disk, ImageRef};
 use serde_json::json;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::process::ExitCode;
 
 /// List the byte ranges in which two images differ
@@ -64,14 +64,17 @@ fn compare(json: bool, a: &Disk, b: &Disk) -> anyhow::Result<()> {
         bytes: 0,
     };
     let cluster_size = u64::from(a.geometry().cluster_size().bytes());
-    // The walk over the trees cannot be stopped; after a failure it prints nothing more.
     let mut printed = Ok(());
-    let compared = a.tree().diff(b.tree(), &mut |clusters| {
+    let all = 0..u64::MAX;
+    let compared = a.tree().diff_within(b.tree(), all, &mut |clusters| {
+        printed = ranges.add(clusters.start * cluster_size..clusters.end.saturating_mul(cluster_size));
         if printed.is_ok() {
-            printed = ranges.add(clusters.start * cluster_size..clusters.end.saturating_mul(cluster_size));
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
         }
     });
-    compared.map_err(|error| error.within(pair(a, b)))?;
+    let _stopped = compared.map_err(|error| error.within(pair(a, b)))?;
     printed?;
     ranges.flush()?;
     summary(json, a, b, &ranges)

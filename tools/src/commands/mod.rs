@@ -12,5 +12,6 @@ pub mod pin;
 pub mod restore;
 pub mod rm;
 pub mod serve;
+pub mod tls_init;
 pub mod umount;
 pub mod verify;

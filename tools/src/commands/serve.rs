@@ -1,43 +1,71 @@
 //! `smc-image serve`: images as NBD exports, until somebody asks to stop.
 
+mod places;
+
+pub use places::default_uri;
+
 use crate::catalog::{Offer, StoreCatalog};
+use crate::confine::{self, Confinement};
 use crate::context::Context;
-use crate::exit::Advise;
-use crate::output;
-use anyhow::{Context as _, bail};
+use crate::{output, stdio};
+use anyhow::Context as _;
 use imagefmt::ImageRef;
 use nbd::{Limits, Server, ShutdownHandle};
+use nix::sys::sysinfo::sysinfo;
 use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::fmt::Write as _;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::{io, thread};
+use std::thread;
 
-/// Serve images over NBD, read-only, until interrupted
+/// What overlays keep in memory before they use their file.
+const OVERLAY_MEMORY_BYTES: u64 = 64 << 20;
+
+/// Serve images over NBD until interrupted
 ///
 /// Exports are named like images: JOB/NUMBER:DISK and JOB/latest:DISK, and without :DISK where the image has one disk.
 /// Where exactly one disk is served, it is the default export too. A line with the URI of every export is printed
-/// when clients can connect.
+/// when clients can connect. Images are never changed: they are read-only, or written to in an --overlay.
+///
+/// Started by systemd with a socket, it serves on that.
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("where").args(["socket", "listen"]).required(true).multiple(true))]
 pub struct Args {
     /// Images or disks to serve; every image of the store where none is named
     #[arg(value_name = "IMAGE")]
     images: Vec<ImageRef>,
-    /// Serve on a Unix socket, made with mode 0600 and removed at the end
-    #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
-    /// Serve on a TCP address, such as 127.0.0.1:10809 (port 0: a free one)
-    #[arg(long, value_name = "ADDR")]
-    listen: Option<String>,
-    /// Listen on addresses other than loopback although nothing is encrypted and no client is asked who it is
-    #[arg(long, requires = "listen")]
-    no_tls: bool,
+    #[command(flatten)]
+    places: places::Places,
+    /// Let clients write, each export to an overlay of its own that is gone when its last client leaves; as
+    /// IMAGE@NAME to one that stays until the server ends
+    #[arg(long)]
+    overlay: bool,
+    /// What all overlays together may hold
+    #[arg(long, value_name = "SIZE", default_value = "16GiB", value_parser = parse_bytes)]
+    overlay_limit: u64,
+    /// Where overlays keep what does not fit into memory, in a file without a name
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    overlay_dir: PathBuf,
+    /// Connections at a time; one more is closed at once
+    #[arg(long, value_name = "NUMBER", default_value_t = 128)]
+    max_connections: usize,
+    /// What may be kept of decompressed clusters [default: an eighth of the memory, from 64MiB to 1GiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    cache: Option<u64>,
+    /// Become this user once everything is open; the store stays readable, whoever owns it
+    ///
+    /// The file of a Unix socket is then removed at the end only where that user may remove it.
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Keep every privilege and every system call, to look for a fault
+    #[arg(long, conflicts_with = "user")]
+    no_confine: bool,
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let parsed = parse_size::Config::new().with_binary().parse_size(text);
+    parsed.map_err(|error| format!("{error}; write a size, like 4GiB"))
 }
 
 /// One export as `--json` shows it.
@@ -48,50 +76,57 @@ struct Served<'a> {
     image: &'a str,
     disk: &'a str,
     size_bytes: u64,
+    writable: bool,
 }
 
-/// Serves until SIGINT or SIGTERM.
+/// Serves until SIGINT or SIGTERM, or until the client on standard input leaves.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
-    let catalog = Arc::new(StoreCatalog::new(context.open_store()?, &args.images));
+    let user = args.user.as_deref().map(confine::user).transpose()?;
+    let catalog = Arc::new(catalog(context, args)?);
     let offers = catalog.offers()?;
-    let addresses = args.listen.as_deref().map_or(Ok(Vec::new()), resolve)?;
-    if !args.no_tls {
-        refuse_remote(&addresses)?;
-    }
-    let mut server = Server::new(catalog, Limits::default())?;
-    if let Some(path) = &args.socket {
-        server.listen_unix(path)?;
-    }
-    for address in addresses {
-        server.listen_tcp(address)?;
+    let limits = Limits {
+        connections: args.max_connections,
+        ..Limits::default()
+    };
+    let mut server = Server::new(catalog, limits)?;
+    args.places.open(&mut server)?;
+    if !args.no_confine {
+        let confinement = Confinement {
+            store: &context.store,
+            sockets: args.places.socket.as_slice(),
+            user: user.as_ref(),
+        };
+        // Before any thread is started.
+        confinement.apply().context("confine the server")?;
     }
     stop_on_signal(server.shutdown_handle())?;
-    let places = places(&server)?;
-    announce(context, &offers, &places)?;
+    if args.places.stdio {
+        let (stream, relay) = stdio::connection()?;
+        server.connect(stream);
+        server.run()?;
+        relay.finish();
+        return Ok(ExitCode::SUCCESS);
+    }
+    announce(context, args, &offers, &places::uris(&server)?)?;
     server.run()?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn resolve(address: &str) -> anyhow::Result<Vec<SocketAddr>> {
-    let found = address
-        .to_socket_addrs()
-        .with_context(|| format!("look up address {address}"));
-    let found: Vec<SocketAddr> = found.advise("write HOST:PORT, as in 127.0.0.1:10809")?.collect();
-    if found.is_empty() {
-        bail!("address {address} stands for nothing");
+fn catalog(context: &Context, args: &Args) -> anyhow::Result<StoreCatalog> {
+    let cache = args.cache.unwrap_or_else(cache_default);
+    let cache = usize::try_from(cache).unwrap_or(usize::MAX);
+    let store = context.open_store()?.with_cache_bytes(cache);
+    let catalog = StoreCatalog::new(store, &args.images);
+    if !args.overlay {
+        return Ok(catalog);
     }
-    Ok(found)
+    let memory = OVERLAY_MEMORY_BYTES.min(args.overlay_limit);
+    Ok(catalog.with_overlays(&args.overlay_dir, memory, args.overlay_limit)?)
 }
 
-fn refuse_remote(addresses: &[SocketAddr]) -> anyhow::Result<()> {
-    match addresses.iter().find(|address| !address.ip().is_loopback()) {
-        None => Ok(()),
-        Some(address) => Err(anyhow::anyhow!(
-            "{address} is not a loopback address, and this version has no TLS: whoever reaches it could read every \
-             image served"
-        ))
-        .advise("listen on 127.0.0.1 and tunnel (ssh -L), or accept that with --no-tls"),
-    }
+fn cache_default() -> u64 {
+    let memory = sysinfo().map_or(0, |system| system.ram_total());
+    (memory / 8).clamp(64 << 20, 1 << 30)
 }
 
 /// Signals end the server in order; its socket file goes with it.
@@ -109,54 +144,23 @@ fn stop_on_signal(server: ShutdownHandle) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The beginning and the end of every URI, between which the export's name stands.
-fn places(server: &Server) -> io::Result<Vec<(String, String)>> {
-    let mut places = Vec::new();
-    for path in server.unix_paths() {
-        let socket = percent_encoded(&std::path::absolute(path)?);
-        places.push(("nbd+unix:///".to_owned(), format!("?socket={socket}")));
-    }
-    places.extend(
-        server
-            .tcp_addresses()
-            .iter()
-            .map(|address| (format!("nbd://{address}/"), String::new())),
-    );
-    Ok(places)
-}
-
-/// What of a path cannot stand in the query of a URI, as `%XX` (RFC 3986, section 2.1).
-fn percent_encoded(path: &Path) -> String {
-    let mut encoded = String::new();
-    for &byte in path.as_os_str().as_bytes() {
-        if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
-}
-
-fn announce(context: &Context, offers: &[Offer], places: &[(String, String)]) -> anyhow::Result<()> {
+fn announce(
+    context: &Context,
+    args: &Args,
+    offers: &[Offer],
+    places: &[(String, String)],
+) -> anyhow::Result<()> {
     for (begin, end) in places {
         for offer in offers {
             let uri = format!("{begin}{}{end}", offer.name);
             if context.json {
-                let Offer {
-                    name,
-                    image,
-                    disk,
-                    size_bytes,
-                    ..
-                } = offer;
                 output::json(&Served {
-                    export: name,
+                    export: &offer.name,
                     uri,
-                    image,
-                    disk,
-                    size_bytes: *size_bytes,
+                    image: &offer.image,
+                    disk: &offer.disk,
+                    size_bytes: offer.size_bytes,
+                    writable: args.overlay,
                 })?;
             } else {
                 output::line(format!("{uri}  {}", output::size(offer.size_bytes)))?;
@@ -167,28 +171,4 @@ fn announce(context: &Context, offers: &[Offer], places: &[(String, String)]) ->
         output::line("serving, although the store has no image yet")?;
     }
     Ok(())
-}
-
-/// URI of the default export on a Unix socket.
-pub fn default_uri(socket: &Path) -> String {
-    format!("nbd+unix:///?socket={}", percent_encoded(socket))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn socket_paths_are_encoded() {
-        assert_eq!(
-            default_uri(Path::new("/a b/100%?.sock")),
-            "nbd+unix:///?socket=/a%20b/100%25%3F.sock"
-        );
-    }
-
-    #[test]
-    fn only_loopback_needs_no_consent() {
-        assert!(refuse_remote(&["127.0.0.1:1".parse().unwrap(), "[::1]:1".parse().unwrap()]).is_ok());
-        assert!(refuse_remote(&["127.0.0.1:1".parse().unwrap(), "0.0.0.0:1".parse().unwrap()]).is_err());
-    }
 }

@@ -1,0 +1,494 @@
+//! One connection in the transmission phase: takes requests, does them in parallel, and writes
+//! their replies in whatever order they are ready.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+
+use crate::buffer::{ReplyBuffer, Spares};
+use crate::channel::Channel;
+use crate::connection::{Shared, Stage};
+use crate::execute::{self, Execution};
+use crate::handshake::Session;
+use crate::input::Input;
+use crate::proto::Errno;
+use crate::readahead::ReadAhead;
+use crate::reply::ReplyStyle;
+use crate::transmission::{Event, Operation, OperationKind, Transmission};
+use crate::{Export, ExportError, uring};
+
+/// One write's worth: what must get through within [`Limits::stall`](crate::Limits::stall).
+const WRITE_BYTES: usize = 1 << 20;
+/// A write's data is taken and handed on in pieces of this length.
+const PIECE_BYTES: u64 = 1 << 20;
+/// Replies that were ready at once are sent together, up to about this many bytes.
+const BATCH_BYTES: usize = 256 << 10;
+/// Reads up to this length are tried without a thread.
+const SHORT_BYTES: u64 = 64 << 10;
+/// What a batch may hold: it is sent once it is full, after one more reply.
+const BATCH_ROOM: usize = BATCH_BYTES + (128 << 10);
+/// How long a connection without requests stays open on shutdown, to answer late ones.
+const LINGER: Duration = Duration::from_millis(200);
+/// How long a client gets to take its last replies once the grace time is over.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Memory that was granted, of the connection's share and of all.
+type Grant = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+/// Bytes to send, and the memory they were granted.
+struct Outgoing {
+    bytes: ReplyBuffer,
+    /// How many of them have been sent.
+    sent: usize,
+    memory: Option<Grant>,
+}
+
+impl Outgoing {
+    fn new(bytes: ReplyBuffer, memory: Option<Grant>) -> Self {
+        let sent = 0;
+        Self { bytes, sent, memory }
+    }
+
+    fn small(bytes: Vec<u8>) -> Self {
+        Self::new(bytes.into(), None)
+    }
+}
+
+/// Replies that are ready while more requests are at hand.
+struct Batch {
+    bytes: ReplyBuffer,
+    memory: Grant,
+}
+
+struct Link {
+    shared: Arc<Shared>,
+    export: Arc<dyn Export>,
+    style: ReplyStyle,
+    channel: Rc<Channel>,
+    replies: mpsc::Sender<Outgoing>,
+    /// Replies that the writer has, which must go first.
+    unwritten: Rc<Cell<usize>>,
+    /// One permit for each request that may be in flight.
+    slots: Arc<Semaphore>,
+    /// This connection's share of [`Shared::memory`].
+    memory: Arc<Semaphore>,
+    ahead: RefCell<ReadAhead>,
+    /// A range is being prepared.
+    preparing: Arc<AtomicBool>,
+}
+
+/// Serves a client from the end of its handshake until it leaves or is dismissed.
+pub(crate) async fn transmit(channel: Rc<Channel>, input: Input, session: &Session, shared: &Arc<Shared>) {
+    tracing::debug!(export = %crate::error::escaped(&session.name), "transmission begins");
+    let in_flight = shared.limits.in_flight;
+    let (replies, outgoing) = mpsc::channel(in_flight);
+    let unwritten = Rc::default();
+    let writer = Writer {
+        channel: Rc::clone(&channel),
+        unwritten: Rc::clone(&unwritten),
+        spares: Arc::clone(&shared.spares),
+        stall: shared.limits.stall,
+    };
+    let writer = uring::spawn(writer.write(outgoing));
+    let link = Rc::new(Link {
+        channel: Rc::clone(&channel),
+        replies,
+        unwritten,
+        slots: Arc::new(Semaphore::new(in_flight)),
+        memory: Arc::new(Semaphore::new(shared.limits.connection_memory_bytes)),
+        shared: Arc::clone(shared),
+        export: Arc::clone(&session.export),
+        style: session.style,
+        ahead: RefCell::default(),
+        preparing: Arc::default(),
+    });
+    tokio::select! {
+        () = link.take_requests(input, session) => {}
+        () = shared.reached(Stage::Closing) => {}
+    }
+    finish(&channel, link, writer, shared).await;
+}
+
+/// Lets what is in flight finish and its replies go out; bounded once the grace time is over.
+async fn finish(channel: &Channel, link: Rc<Link>, mut writer: JoinHandle<()>, shared: &Shared) {
+    let last_words = async {
+        shared.reached(Stage::Closing).await;
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    let drained = async {
+        // Every request in flight holds the link: the writer ends when the last of them is done.
+        drop(link);
+        let _ = (&mut writer).await;
+        // A client that takes nothing does not hold up the end of its connection either.
+        let _ = timeout(LAST_WORDS, channel.finish()).await;
+    };
+    tokio::select! {
+        () = drained => {}
+        () = last_words => channel.shut_down(),
+    }
+}
+
+impl Link {
+    /// All requests in flight have handed their replies to the writer.
+    async fn drained(&self) {
+        let all = u32::try_from(self.shared.limits.in_flight).unwrap_or(u32::MAX);
+        // The semaphore is never closed.
+        let _ = self.slots.acquire_many(all).await;
+    }
+
+    /// On shutdown a connection is done when nothing has been in flight for a moment: requests
+    /// that are on their way shall get their answer.
+    async fn dismissed(&self) {
+        self.shared.reached(Stage::Draining).await;
+        self.drained().await;
+        tokio::time::sleep(LINGER).await;
+    }
+
+    /// Takes requests until the client leaves, gets out of step, or is dismissed.
+    async fn take_requests(self: &Rc<Self>, mut input: Input, session: &Session) {
+        let mut machine = Transmission::new(session, &self.shared.limits);
+        let mut batch = None;
+        let dismissed = self.dismissed();
+        tokio::pin!(dismissed);
+        loop {
+            if self.shared.is_draining() {
+                machine.drain();
+            }
+            let goes_on = match input.feed(|bytes| machine.advance(bytes)) {
+                Event::Read => {
+                    // Nobody waits for a reply that is ready.
+                    self.post(&mut batch).await
+                        && tokio::select! {
+                            more = input.fill() => more,
+                            () = &mut dismissed => false,
+                        }
+                }
+                Event::Reply(bytes) => self.post(&mut batch).await && self.send(Outgoing::small(bytes)).await,
+                Event::Execute(operation) => self.start(operation, &mut batch).await,
+                Event::Receive(operation) => {
+                    self.post(&mut batch).await && self.receive(operation, &mut input).await
+                }
+                Event::Disconnect => false,
+                Event::Broken(why) => {
+                    tracing::info!(why, "dropping a client that broke the protocol");
+                    false
+                }
+            };
+            if !goes_on {
+                self.post(&mut batch).await;
+                return;
+            }
+        }
+    }
+
+    /// Sends a reply: what the socket takes at once if the writer has nothing, the rest by the
+    /// writer. False if that has given up.
+    async fn send(&self, mut reply: Outgoing) -> bool {
+        if self.unwritten.get() == 0 {
+            reply.sent = self.channel.send_now(reply.bytes.filled());
+            if reply.sent == reply.bytes.len() {
+                self.shared.spares.give(reply.bytes.into_parts().0);
+                return true;
+            }
+        }
+        self.unwritten.set(self.unwritten.get() + 1);
+        // A reply that was begun is handed on here and now, for there is room: the writer has nothing.
+        match self.replies.try_send(reply) {
+            Ok(()) => true,
+            Err(TrySendError::Full(reply)) => self.replies.send(reply).await.is_ok(),
+            Err(TrySendError::Closed(_)) => false,
+        }
+    }
+
+    /// Hands on what is ready.
+    async fn post(&self, batch: &mut Option<Batch>) -> bool {
+        match batch.take() {
+            None => true,
+            Some(Batch { bytes, memory }) => self.send(Outgoing::new(bytes, Some(memory))).await,
+        }
+    }
+
+    /// Answers a request at once if that takes no waiting, else in a slot.
+    async fn start(self: &Rc<Self>, operation: Operation, batch: &mut Option<Batch>) -> bool {
+        if let OperationKind::Read { .. } = operation.kind {
+            self.look_ahead(&operation);
+            if operation.length <= SHORT_BYTES && self.read_at_once(&operation, batch) {
+                let full = batch
+                    .as_ref()
+                    .is_some_and(|batch| batch.bytes.len() >= BATCH_BYTES);
+                return !full || self.post(batch).await;
+            }
+        }
+        self.post(batch).await && self.begin(operation).await
+    }
+
+    fn read_at_once(&self, operation: &Operation, batch: &mut Option<Batch>) -> bool {
+        if operation.length == 0 {
+            return false;
+        }
+        if batch.is_none() {
+            let Some(memory) = self.grant_now(BATCH_ROOM) else {
+                return false;
+            };
+            let bytes = self.shared.spares.take();
+            *batch = Some(Batch { bytes, memory });
+        }
+        let Some(Batch { bytes, .. }) = batch else {
+            return false;
+        };
+        let done = execute::read_at_once(&*self.export, self.style, operation, bytes);
+        if bytes.is_empty()
+            && let Some(Batch { bytes, .. }) = batch.take()
+        {
+            self.shared.spares.give(bytes.into_parts().0);
+        }
+        done
+    }
+
+    /// Has the export prepare what a sequential client will read next, one range at a time.
+    fn look_ahead(&self, operation: &Operation) {
+        let size = self.export.size_bytes();
+        let range = self
+            .ahead
+            .borrow_mut()
+            .observe(operation.offset, operation.length, size);
+        let Some(range) = range else { return };
+        if self.preparing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (export, preparing) = (Arc::clone(&self.export), Arc::clone(&self.preparing));
+        self.shared.pool.submit(move || {
+            let _done = Cleared(preparing);
+            // Whoever reads it is told of any error.
+            let _ = export.cache(range.start, range.end - range.start);
+        });
+    }
+
+    /// Waits for a free slot and runs a request in it.
+    async fn begin(self: &Rc<Self>, operation: Operation) -> bool {
+        let execution = Execution::new(Arc::clone(&self.export), self.style, operation);
+        let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else {
+            return false;
+        };
+        let tag = execution.tag();
+        let refusal = self
+            .style
+            .error(tag, Errno::Shutdown, "the server is shutting down");
+        let link = Rc::clone(self);
+        uring::spawn(async move {
+            tokio::select! {
+                () = link.execute(execution) => {}
+                () = link.shared.reached(Stage::Closing) => {
+                    link.send(Outgoing::small(refusal)).await;
+                }
+            }
+            drop(slot);
+        });
+        true
+    }
+
+    /// Does a request step by step. Each step's memory is granted before and given back when its
+    /// bytes are written.
+    async fn execute(&self, mut execution: Execution) {
+        while !execution.is_finished() {
+            let Some(memory) = self.grant(execution.step_bytes()).await else {
+                return;
+            };
+            let mut bytes = self.shared.spares.take();
+            let stepped = self.shared.pool.run(move || {
+                execution.step(&mut bytes);
+                (execution, bytes)
+            });
+            let Some((rest, bytes)) = stepped.await else {
+                return;
+            };
+            execution = rest;
+            if !self.send(Outgoing::new(bytes, Some(memory))).await {
+                return;
+            }
+        }
+    }
+
+    /// Takes a write's data and hands it on piece by piece; the reply follows when all of them are
+    /// written. False if the stream ended before.
+    async fn receive(self: &Rc<Self>, operation: Operation, input: &mut Input) -> bool {
+        let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else {
+            return false;
+        };
+        let mut pieces = JoinSet::new();
+        let mut taken = 0;
+        while taken < operation.length {
+            let length = usize::try_from(PIECE_BYTES.min(operation.length - taken)).unwrap_or(usize::MAX);
+            let Some(memory) = self.grant(length).await else {
+                return false;
+            };
+            let target = self.shared.spares.take();
+            let Ok(data) = timeout(self.shared.limits.stall, input.take(length, target)).await else {
+                tracing::info!("dropped a client that does not send the data of its write");
+                return false;
+            };
+            let Some(data) = data else { return false };
+            let written = Rc::clone(self).write(operation.offset + taken, data);
+            pieces.spawn_local(async move {
+                let written = written.await;
+                drop(memory);
+                written
+            });
+            taken += length as u64;
+        }
+        let link = Rc::clone(self);
+        uring::spawn(async move {
+            link.conclude(operation, pieces).await;
+            drop(slot);
+        });
+        true
+    }
+
+    /// Writes one piece.
+    async fn write(self: Rc<Self>, offset: u64, data: ReplyBuffer) -> Result<(), ExportError> {
+        let export = Arc::clone(&self.export);
+        let spares = Arc::clone(&self.shared.spares);
+        let written = self.shared.pool.run(move || {
+            let written = execute::guarded(offset, || export.write_at(offset, data.filled()));
+            spares.give(data.into_parts().0);
+            written
+        });
+        written
+            .await
+            .unwrap_or_else(|| Err(execute::server_failure(offset)))
+    }
+
+    /// Replies to a write once all its pieces are done: with the failure that lies first, if any.
+    async fn conclude(&self, operation: Operation, mut pieces: JoinSet<Result<(), ExportError>>) {
+        let tag = operation.tag();
+        let written = async {
+            let mut first: Option<ExportError> = None;
+            while let Some(piece) = pieces.join_next().await {
+                let failed = piece
+                    .unwrap_or_else(|_| Err(execute::server_failure(tag.offset)))
+                    .err();
+                if let Some(error) = failed
+                    && first.as_ref().is_none_or(|first| error.offset < first.offset)
+                {
+                    first = Some(error);
+                }
+            }
+            match first {
+                Some(error) => Err(error),
+                None if operation.durable => self.flush(tag.offset).await,
+                None => Ok(()),
+            }
+        };
+        let reply = tokio::select! {
+            done = written => execute::conclusion(self.style, tag, operation.length, done),
+            () = self.shared.reached(Stage::Closing) => {
+                self.style.error(tag, Errno::Shutdown, "the server is shutting down")
+            }
+        };
+        self.send(Outgoing::small(reply)).await;
+    }
+
+    async fn flush(&self, offset: u64) -> Result<(), ExportError> {
+        let export = Arc::clone(&self.export);
+        let flushed = self
+            .shared
+            .pool
+            .run(move || execute::guarded(offset, || export.flush()));
+        flushed
+            .await
+            .unwrap_or_else(|| Err(execute::server_failure(offset)))
+    }
+
+    /// What of `bytes` a grant is for: one above a budget would never come, and the budgets hold
+    /// one maximum payload at least.
+    fn permits(&self, bytes: usize) -> u32 {
+        let limits = &self.shared.limits;
+        let bytes = bytes.min(limits.memory_bytes).min(limits.connection_memory_bytes);
+        u32::try_from(bytes).unwrap_or(u32::MAX)
+    }
+
+    async fn grant(&self, bytes: usize) -> Option<Grant> {
+        let permits = self.permits(bytes);
+        let own = Arc::clone(&self.memory).acquire_many_owned(permits).await.ok()?;
+        let all = Arc::clone(&self.shared.memory)
+            .acquire_many_owned(permits)
+            .await
+            .ok()?;
+        Some((own, all))
+    }
+
+    fn grant_now(&self, bytes: usize) -> Option<Grant> {
+        let permits = self.permits(bytes);
+        let own = Arc::clone(&self.memory).try_acquire_many_owned(permits).ok()?;
+        let all = Arc::clone(&self.shared.memory)
+            .try_acquire_many_owned(permits)
+            .ok()?;
+        Some((own, all))
+    }
+}
+
+/// Takes a flag back when it is dropped, also by a panic.
+struct Cleared(Arc<AtomicBool>);
+
+impl Drop for Cleared {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// Writes a connection's replies one after another.
+struct Writer {
+    channel: Rc<Channel>,
+    unwritten: Rc<Cell<usize>>,
+    spares: Arc<Spares>,
+    stall: Duration,
+}
+
+impl Writer {
+    /// A client that is gone, or takes nothing for too long, ends the connection: the reader then
+    /// finds its end of stream.
+    async fn write(self, mut outgoing: mpsc::Receiver<Outgoing>) {
+        while let Some(mut reply) = outgoing.recv().await {
+            // What else is ready goes with it. Its memory is held as long, and no longer.
+            let mut grants = vec![reply.memory.take()];
+            while reply.bytes.len() < BATCH_BYTES
+                && let Ok(next) = outgoing.try_recv()
+            {
+                reply.bytes.push(next.bytes.filled());
+                self.spares.give(next.bytes.into_parts().0);
+                grants.push(next.memory);
+            }
+            if !self.write_in_time(reply).await {
+                self.channel.shut_down();
+                return;
+            }
+            self.unwritten.set(self.unwritten.get() - grants.len());
+        }
+    }
+
+    async fn write_in_time(&self, reply: Outgoing) -> bool {
+        let mut start = reply.sent;
+        let (mut bytes, used) = reply.bytes.into_parts();
+        while start < used {
+            let end = used.min(start + WRITE_BYTES);
+            let Ok((result, buffer)) = timeout(self.stall, self.channel.write(bytes, start..end)).await
+            else {
+                tracing::info!("dropped a client that does not take its replies");
+                return false;
+            };
+            if result.is_err() {
+                return false;
+            }
+            (bytes, start) = (buffer, end);
+        }
+        self.spares.give(bytes);
+        true
+    }
+}
