@@ -2,11 +2,15 @@
 //!
 //! Timings on shared machines spread by tens of percent, so nothing here is absolute: each pair is measured
 //! in turn, several times, and what counts is the median of the ratios. Sources are read with O_DIRECT by
-//! everybody, and caches are dropped before every run. No figure is asserted.
+//! everybody, and caches are dropped before every run; only the NBD servers read through the page cache, and say
+//! whether it was warm or cold. No figure is asserted.
 
 mod aging;
 mod deletes;
+mod fill;
 mod measure;
+mod servers;
+mod serving;
 mod syncs;
 
 use anyhow::{Context, Result};
@@ -15,6 +19,7 @@ use comfy_table::{Cell, Table, presets::ASCII_MARKDOWN};
 use measure::Comparison;
 use smc_tests::Bench;
 use smc_tests::crash::Kind;
+use vm_tests::process::catch_interrupts;
 
 /// Measure smc beside fio, qemu-img, dd and nbdcopy.
 #[derive(Debug, Parser)]
@@ -40,13 +45,23 @@ struct Options {
     /// Size of the job whose oldest image is deleted, in MiB.
     #[arg(long, default_value_t = 8192)]
     delete_mib: u64,
-    /// Measure only these: scan, incompressible, compressible, delete, aging-ext4, aging-xfs, aging-btrfs.
+    /// Size of the disk that is served over NBD, in MiB.
+    #[arg(long, default_value_t = 1024)]
+    nbd_mib: u64,
+    /// Runs of each client with each NBD server.
+    #[arg(long, default_value_t = 3)]
+    nbd_rounds: usize,
+    /// Seconds of each run of fio with an NBD server.
+    #[arg(long, default_value_t = 3)]
+    nbd_seconds: u32,
+    /// Measure only these: scan, incompressible, compressible, nbd, delete, aging-ext4, aging-xfs, aging-btrfs.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    catch_interrupts()?;
     let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
     let mut comparisons = Vec::new();
     if wanted("scan") {
@@ -72,6 +87,13 @@ fn main() -> Result<()> {
     }
     if !comparisons.is_empty() {
         print(&comparisons).context("print the table")?;
+    }
+    if wanted("nbd") {
+        serving::print(serving::Plan {
+            size_bytes: options.nbd_mib << 20,
+            seconds: options.nbd_seconds,
+            rounds: options.nbd_rounds,
+        })?;
     }
     if wanted("delete") {
         deletes::print(options.delete_mib << 20, 64 << 20, options.rounds)?;

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use vm_tests::process::check_interrupt;
 
 /// One thing measured beside another, in turn.
 #[derive(Debug)]
@@ -48,16 +49,7 @@ impl Comparison {
     pub fn row(&self) -> Vec<String> {
         let ratios = self.ratios();
         let ratio = median(&ratios);
-        let (goal, met) = match self.goal {
-            Goal::RateAtLeast(goal) => (format!(">= {goal} of its rate"), yes_no(ratio >= goal)),
-            Goal::TimeAtMost(goal) => (format!("<= {goal} of its time"), yes_no(ratio <= goal)),
-            Goal::Beside => ("-".to_owned(), "-"),
-        };
-        let spread = format!(
-            "{:.2} .. {:.2}",
-            ratios.first().unwrap_or(&0.0),
-            ratios.last().unwrap_or(&0.0)
-        );
+        let (goal, met) = self.goal.judge(ratio);
         let seconds =
             |pick: fn(&Pair) -> f64| format!("{:.2} s", median(&sorted(self.pairs.iter().map(pick))));
         vec![
@@ -66,7 +58,7 @@ impl Comparison {
             seconds(|pair| pair.ours),
             seconds(|pair| pair.theirs),
             format!("{ratio:.3}"),
-            spread,
+            spread(&ratios),
             goal,
             met.to_owned(),
             self.stored.map_or("-".to_owned(), |(ours, theirs)| {
@@ -74,6 +66,26 @@ impl Comparison {
             }),
         ]
     }
+}
+
+impl Goal {
+    /// How it is written, and whether this ratio meets it.
+    pub fn judge(self, ratio: f64) -> (String, &'static str) {
+        match self {
+            Self::RateAtLeast(goal) => (format!(">= {goal} of its rate"), yes_no(ratio >= goal)),
+            Self::TimeAtMost(goal) => (format!("<= {goal} of its time"), yes_no(ratio <= goal)),
+            Self::Beside => ("-".to_owned(), "-"),
+        }
+    }
+}
+
+/// The least and the most of ascending values.
+pub fn spread(ascending: &[f64]) -> String {
+    format!(
+        "{:.2} .. {:.2}",
+        ascending.first().unwrap_or(&0.0),
+        ascending.last().unwrap_or(&0.0)
+    )
 }
 
 fn yes_no(met: bool) -> &'static str {
@@ -107,6 +119,7 @@ pub fn timed(work: impl FnOnce() -> Result<()>) -> Result<f64> {
 
 /// Writes back what is dirty and drops what is cached, so that no run pays for or profits from another.
 pub fn settle() -> Result<()> {
+    check_interrupt()?;
     // SAFETY: sync(2) has no arguments and always succeeds.
     unsafe { libc::sync() };
     fs::write("/proc/sys/vm/drop_caches", "3").context("drop the page cache")?;
@@ -114,11 +127,13 @@ pub fn settle() -> Result<()> {
     Ok(())
 }
 
-/// Runs a program to its end; its output is shown only when it fails.
+/// Runs a program to its end; its output is shown only when it fails. Fails once a signal has arrived, so that what
+/// was made for the bench is removed on the way out.
 pub fn run(command: &mut Command) -> Result<Vec<u8>> {
     let output = command
         .output()
         .with_context(|| format!("run {command:?}: is it installed? `make setup`"))?;
+    check_interrupt()?;
     ensure!(
         output.status.success(),
         "{command:?}: {}",

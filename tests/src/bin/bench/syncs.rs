@@ -1,20 +1,20 @@
 //! Scans and full syncs beside the tools that do the same work.
 
+use crate::fill::{self, Layout};
 use crate::measure::{Comparison, Goal, Pair, run, settle, timed};
 use anyhow::{Context, Result};
 use serde_json::Value;
-use smc_tests::{Bench, Disk, noise};
+use smc_tests::{Bench, Disk};
 use std::fs::{self, File};
-use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// The scan of an unchanged disk beside fio's best sequential read of it.
 pub fn scan(bench: &Bench, size_bytes: u64, pairs: usize) -> Result<Vec<Comparison>> {
     eprintln!("scan: filling {} MiB", size_bytes >> 20);
     let disk = bench.disk("disk.img", size_bytes)?;
-    fill_with_noise(&disk)?;
+    fill::with_noise(&disk, Layout::Full)?;
     bench.sync(&[("vda", disk.path())])?;
     let depth = best_depth(&disk)?;
     let mut measured = Vec::new();
@@ -74,34 +74,6 @@ fn fio_seconds(disk: &Disk, depth: u32) -> Result<f64> {
         .as_f64()
         .context("fio reports no runtime")?;
     Ok(millis / 1000.0)
-}
-
-fn fill_with_noise(disk: &Disk) -> Result<()> {
-    let mut device = File::options().write(true).open(disk.path())?;
-    for i in 0..disk.size_bytes >> 20 {
-        device.write_all(&noise(1 << 20, i + 1))?;
-    }
-    Ok(device.sync_all()?)
-}
-
-/// Fills the disk with what servers hold: programs, libraries, documents and sources, as one tar stream.
-fn fill_with_files(disk: &Disk) -> Result<()> {
-    let mut tar = Command::new("tar")
-        .args(["-C", "/", "-cf", "-", "--sort=name", "usr"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("run tar")?;
-    let mut stream = tar
-        .stdout
-        .take()
-        .context("tar has no output")?
-        .take(disk.size_bytes);
-    let mut device = File::options().write(true).open(disk.path())?;
-    std::io::copy(&mut stream, &mut device)?;
-    tar.kill().ok();
-    tar.wait()?;
-    Ok(device.sync_all()?)
 }
 
 /// A tool that does the work of a full sync.
@@ -204,7 +176,7 @@ const FIO_BOTH: Rival = Rival {
 pub fn incompressible(bench: &Bench, size_bytes: u64, rounds: usize) -> Result<Vec<Comparison>> {
     eprintln!("incompressible: filling {} MiB", size_bytes >> 20);
     let disk = bench.disk("disk.img", size_bytes)?;
-    fill_with_noise(&disk)?;
+    fill::with_noise(&disk, Layout::Full)?;
     full_syncs(
         bench,
         &disk,
@@ -218,7 +190,7 @@ pub fn incompressible(bench: &Bench, size_bytes: u64, rounds: usize) -> Result<V
 pub fn compressible(bench: &Bench, size_bytes: u64, rounds: usize) -> Result<Vec<Comparison>> {
     eprintln!("compressible: filling {} MiB", size_bytes >> 20);
     let disk = bench.disk("disk.img", size_bytes)?;
-    fill_with_files(&disk)?;
+    fill::with_files(&disk, Layout::Full)?;
     full_syncs(bench, &disk, "full sync, compressible", &[QEMU_IMG_ZSTD], rounds)
 }
 
