@@ -22,6 +22,9 @@ const STEP_BYTES: usize = 256 << 10;
 const MAX_DESCRIPTORS: usize = 1 << 17;
 /// The longest length in a 32-bit descriptor: the largest one that keeps 64 KiB alignment.
 const MAX_DESCRIPTOR_LENGTH: u64 = 0xffff_0000;
+/// What is tried at once is tried in pieces that begin at multiples of this: clusters are mostly
+/// this long, and what lies in several is seldom at hand as a whole.
+const PIECE_BYTES: u64 = 64 << 10;
 /// Room for headers beside a step's data.
 const HEADER_ROOM: usize = 4 << 10;
 
@@ -247,8 +250,9 @@ impl Execution {
     }
 }
 
-/// Answers a short read at once, if the export has the bytes at hand; false if it has not, and
-/// then nothing was appended.
+/// Answers a read at once, if the export has the bytes at hand; false if it has not, and then
+/// nothing was appended. A longer read is for this only if it is all data: zeros among it are
+/// better told as holes.
 pub(crate) fn read_at_once(
     export: &dyn Export,
     style: ReplyStyle,
@@ -261,23 +265,41 @@ pub(crate) fn read_at_once(
     };
     let (tag, offset) = (operation.tag(), operation.offset);
     style.push_data_head(out, tag, offset, length, true);
-    let target = out.grow(length);
     // A panic here ends this connection, as anywhere in its driver.
-    match export.try_read_at(offset, target) {
+    let found = try_pieces(export, offset, out.grow(length));
+    match found {
         Ready::Data => return true,
-        Ready::Zeros if operation.kind == (OperationKind::Read { whole: true }) => {
-            target.fill(0);
-            return true;
-        }
         Ready::Zeros => {
             out.cut(start);
-            let size = u32::try_from(length).unwrap_or(u32::MAX);
-            style.push_hole(out, tag, offset, size, true);
+            if operation.kind == (OperationKind::Read { whole: true }) {
+                style.push_data_head(out, tag, offset, length, true);
+                out.grow(length).fill(0);
+            } else {
+                let size = u32::try_from(length).unwrap_or(u32::MAX);
+                style.push_hole(out, tag, offset, size, true);
+            }
             return true;
         }
         Ready::No => out.cut(start),
     }
     false
+}
+
+/// Reads piece by piece, since what is at hand is known for pieces: all data, all zeros, or not.
+fn try_pieces(export: &dyn Export, mut offset: u64, mut target: &mut [u8]) -> Ready {
+    let mut all = None;
+    while !target.is_empty() {
+        let length = usize::try_from(PIECE_BYTES - offset % PIECE_BYTES).unwrap_or(target.len());
+        let (piece, rest) = target.split_at_mut(length.min(target.len()));
+        let found = export.try_read_at(offset, piece);
+        if found == Ready::No || all.is_some_and(|all| all != found) {
+            return Ready::No;
+        }
+        all = Some(found);
+        offset += piece.len() as u64;
+        target = rest;
+    }
+    all.unwrap_or(Ready::No)
 }
 
 /// The reply to a request without content in it.

@@ -14,6 +14,9 @@ use nix::sys::stat::{Mode, fchmod};
 
 use crate::{ErrorKind, ServeError, Tls};
 
+/// What is asked of the kernel as a Unix socket's buffer.
+const SEND_BYTES: usize = 2 << 20;
+
 /// A connected socket, not yet bound to a ring.
 #[derive(Debug)]
 pub(crate) enum Socket {
@@ -111,7 +114,11 @@ impl Listener {
     pub(crate) fn accept(&self) -> io::Result<Accepted> {
         match self {
             Self::Unix { socket, .. } => {
-                let socket = Socket::Unix(socket.accept()?.0);
+                let (stream, _) = socket.accept()?;
+                // A reply that fits is sent without waiting for the client. The kernel gives what its
+                // limits allow; TCP's buffers grow by themselves.
+                setsockopt(&stream, sockopt::SndBuf, &SEND_BYTES)?;
+                let socket = Socket::Unix(stream);
                 Ok(Accepted { socket, tls: None })
             }
             Self::Tcp { socket, tls, .. } => {
