@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// The flag of an extent in `base:allocation` whose bytes are not allocated: to write there may
-/// need space that is not to be had.
+/// need space that is not to be had. Without [`ZERO`] some clients take it for zeros all the same.
 pub const HOLE: u32 = 1 << 0;
 /// The flag of an extent in `base:allocation` that reads as zeros.
 pub const ZERO: u32 = 1 << 1;

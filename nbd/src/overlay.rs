@@ -40,7 +40,7 @@ use self::cluster::{CLUSTER_LEN, Entry, Part, SECTOR_LEN, Sectors, State};
 use self::cluster::{clusters, outside, parts, remainder, within};
 pub use self::space::Space;
 use self::zeros::Zeros;
-use crate::{Export, ExportError, Extent, FailureKind, Ready, Zeroing};
+use crate::{Export, ExportError, Extent, FailureKind, HOLE, Ready, Zeroing};
 
 const SHARDS: usize = 64;
 
@@ -55,8 +55,7 @@ type Shard = BTreeMap<u64, Entry>;
 ///   and heals the view.
 /// - Writing and zeroing fail with [`FailureKind::NoSpace`] when the space is used up; then each
 ///   sector in the range of the request is either as before or as it was to become, and all others
-///   are as they were. What [`extents`](Export::extents) reports without [`HOLE`](crate::HOLE) can
-///   be written without more space.
+///   are as they were. What was written or allocated before never fails for want of space.
 /// - Trimmed sectors read as zeros. They and zeroed ones give their space back once a whole cluster
 ///   of 64 KiB needs none; a slot on its way back is not free yet for what is written meanwhile.
 /// - Zeroing is fast unless it has to allocate ([`Zeroing::no_hole`]) from a file system that
@@ -460,8 +459,14 @@ impl Export for Overlay {
         }
     }
 
+    /// What the base has bytes for is told as data, although a write there needs new space: HOLE
+    /// without ZERO is legal, but QEMU (10.0) takes it for zeros when it compares.
     fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>, ExportError> {
-        self.allocation(offset, length)
+        let told = |extent: Extent| match extent.flags {
+            HOLE => Extent::data(extent.length),
+            _ => extent,
+        };
+        Ok(self.allocation(offset, length)?.into_iter().map(told).collect())
     }
 
     fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError> {

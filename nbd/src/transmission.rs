@@ -174,14 +174,21 @@ impl Transmission {
                 return Err(BAD_MAGIC);
             }
             let (flags, length) = (request.flags.get(), request.length.get());
+            let command = request.command.get();
+            // QEMU (10.0) and libnbd without its own checks leave the flag out of a write, whose
+            // data follows all the same.
             let has_payload = flags & cmd_flag::PAYLOAD_LEN != 0;
             return Ok(Some(Incoming {
                 flags,
-                command: request.command.get(),
+                command,
                 cookie: request.cookie.get(),
                 offset: request.offset.get(),
                 length,
-                payload: if has_payload { length } else { 0 },
+                payload: if has_payload || command == cmd::WRITE {
+                    length
+                } else {
+                    0
+                },
             }));
         }
         let Some(request) = self.header::<Request>(input) else {
@@ -323,12 +330,6 @@ impl Transmission {
     }
 
     fn check_write(&self, request: &Incoming) -> Result<Option<OperationKind>, Refusal> {
-        if request.payload != request.length {
-            return Err((
-                Errno::Inval,
-                "a write without the flag that announces its payload",
-            ));
-        }
         if request.length > self.max_write_bytes {
             return Err((Errno::Inval, "a write longer than any that is taken"));
         }

@@ -188,6 +188,22 @@ del other",
 }
 
 #[test]
+fn what_an_image_stores_is_data_in_its_overlay_too() {
+    let fixture = Fixture::new();
+    let bytes = disk(1);
+    fixture.sync("web", &[("vda", &bytes)]);
+    let raw = fixture.file("raw", &bytes);
+    let uri = uri(&fixture, "web/1");
+    let read_only = serving(&fixture, &["web/1"], 3);
+    let expected = map(&uri, "base:allocation");
+    assert_eq!(read_only.signal("TERM").0, Some(0));
+    let _writable = serving(&fixture, &["web/1", "--overlay"], 3);
+    assert_eq!(map(&uri, "base:allocation"), expected);
+    let raw = raw.to_str().unwrap();
+    tool("qemu-img", &["compare", "-f", "raw", "-F", "raw", raw, &uri]);
+}
+
+#[test]
 fn a_named_overlay_waits_for_its_client_to_come_back() {
     let fixture = Fixture::new();
     let mut bytes = disk(1);
@@ -296,11 +312,7 @@ fn sockets_that_systemd_opened_are_served() {
         "import nbd\nh = nbd.NBD()\nh.connect_systemd_socket_activation({server:?})\nprint(h.get_size())\nh.shutdown()"
     );
     let shell = nbdsh(&["-c", &line]);
-    // The server's own lines come first.
-    assert!(
-        shell.stdout.ends_with(&format!("\n{}\n", disk(1).len())),
-        "{shell:?}"
-    );
+    assert_eq!(shell.stdout, format!("{}\n", disk(1).len()), "{shell:?}");
     let copy = fixture.join("copy");
     tool(
         "nbdcopy",

@@ -130,7 +130,7 @@ fn all_extents(overlay: &Overlay, range: Range<u64>) -> Vec<Extent> {
     let mut at = range.start;
     let mut all: Vec<Extent> = Vec::new();
     while at < range.end {
-        for told in overlay.extents(at, range.end - at).unwrap() {
+        for told in overlay.allocation(at, range.end - at).unwrap() {
             at += told.length;
             match all.last_mut() {
                 Some(last) if last.flags == told.flags => last.length += told.length,

@@ -107,7 +107,9 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
         relay.finish();
         return Ok(ExitCode::SUCCESS);
     }
-    announce(context, args, &offers, &places::uris(&server)?)?;
+    if args.places.are_named() {
+        announce(context, args, &offers, &places::uris(&server)?)?;
+    }
     server.run()?;
     Ok(ExitCode::SUCCESS)
 }

@@ -198,7 +198,7 @@ impl Pair {
         let mut at = range.start;
         let mut all = Vec::new();
         while at < range.end {
-            let told = self.overlay.extents(at, range.end - at).unwrap();
+            let told = self.overlay.allocation(at, range.end - at).unwrap();
             assert!(!told.is_empty());
             assert!(
                 told.windows(2).all(|pair| pair[0].flags != pair[1].flags),

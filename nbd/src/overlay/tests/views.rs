@@ -116,8 +116,11 @@ fn extents_tell_what_has_space() {
     assert_eq!(told[4].flags, DATA_BELOW);
     assert!(told[4].length.abs_diff(half) < 1000 && told[5].length.abs_diff(CLUSTER) < 1000);
     assert_eq!((told.len(), told[5].flags), (6, NO_BYTES));
-    let told = overlay.extents(half - 1, 2).unwrap();
+    let told = overlay.allocation(half - 1, 2).unwrap();
     assert_eq!(told, [extent(1, 0), extent(1, DATA_BELOW)]);
+    // Clients are not told: they would take it for zeros.
+    let told = overlay.extents(half - 1, 2).unwrap();
+    assert!(told.iter().all(|told| told.flags == 0), "{told:?}");
     let told = overlay.extents(4 * CLUSTER - 700, 700).unwrap();
     assert_eq!(told, [extent(700, NO_BYTES)]);
     overlay.trim(0, 4 * CLUSTER).unwrap();

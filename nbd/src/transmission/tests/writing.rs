@@ -187,15 +187,23 @@ fn compact_requests_know_no_payload_flag() {
 }
 
 #[test]
-fn a_write_without_the_payload_flag_is_invalid_and_has_no_payload() {
-    let mut machine = writable(Extended);
-    let mut bytes = extended::request(cmd::WRITE, 0, 0, 512);
+fn a_write_without_the_payload_flag_is_taken_with_its_payload() {
+    let bytes = extended::request(cmd::WRITE, 0, 0, 512);
+    let mut input = &bytes[..];
+    let found = writable(Extended).advance(&mut input);
+    assert!(
+        matches!(&found, Event::Receive(operation) if operation.length == 512),
+        "{found:?}"
+    );
+    // One that is refused is read past.
+    let mut bytes = extended::request(cmd::WRITE, 0, SIZE, 5);
+    bytes.extend(b"12345");
     bytes.extend(extended::request(cmd::DISC, 0, 0, 0));
-    let found = events(&mut machine, &bytes);
+    let found = events(&mut writable(Extended), &bytes);
     let [Event::Reply(reply), Event::Disconnect] = &found[..] else {
         panic!("{found:?}")
     };
-    assert_eq!(error_in_reply(reply, 0), EINVAL);
+    assert_eq!(error_in_reply(reply, SIZE), ENOSPC);
 }
 
 #[test]

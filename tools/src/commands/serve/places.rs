@@ -54,6 +54,12 @@ impl Places {
         Ok(())
     }
 
+    /// Whether somebody named them here, who does not know yet when they can be reached. A service manager that
+    /// opened the sockets does, and standard output may belong to the client that it is.
+    pub fn are_named(&self) -> bool {
+        self.socket.is_some() || self.listen.is_some()
+    }
+
     fn take_over(&self, server: &mut Server) -> anyhow::Result<()> {
         let inherited = activation::sockets()?;
         if inherited.is_empty() {
