@@ -48,6 +48,10 @@ impl Stream {
 
     /// Reads to `buffer[range]`; 0 bytes at the end of the stream.
     pub(crate) async fn read(&self, buffer: Vec<u8>, range: Range<usize>) -> (io::Result<usize>, Vec<u8>) {
+        // The library knows no slice of nothing.
+        if range.is_empty() {
+            return (Ok(0), buffer);
+        }
         let slice = buffer.slice(range);
         let (result, slice) = match self {
             Self::Unix(stream) => stream.read(slice).await,
@@ -58,6 +62,9 @@ impl Stream {
 
     /// Writes `buffer[range]` completely.
     pub(crate) async fn write(&self, buffer: Vec<u8>, range: Range<usize>) -> (io::Result<()>, Vec<u8>) {
+        if range.is_empty() {
+            return (Ok(()), buffer);
+        }
         let slice = buffer.slice(range);
         let (result, slice) = match self {
             Self::Unix(stream) => stream.write_all(slice).await,
