@@ -21,6 +21,8 @@ const DAMAGED: u8 = 3;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
+        // A sync outlives whoever read its log.
+        .log_internal_errors(false)
         .with_env_filter(tracing_subscriber::EnvFilter::from_env("SMC_LOG"))
         .with_writer(std::io::stderr)
         .init();

@@ -145,7 +145,7 @@ async fn ask(shared: &Arc<Shared>, question: Question) -> Answer {
 }
 
 /// Asks the catalog; blocks. Only here is an export opened.
-fn consult(catalog: &dyn Catalog, question: &Question) -> Answer {
+pub(crate) fn consult(catalog: &dyn Catalog, question: &Question) -> Answer {
     let answer = match question {
         Question::List => catalog.list().map(Answer::Exports),
         Question::Describe(name) => catalog.info(name).and_then(sized).map(Answer::Described),

@@ -11,6 +11,9 @@ mod connection;
 mod error;
 mod execute;
 mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod input;
 mod limits;

@@ -31,7 +31,7 @@ const PIECE_BYTES: u64 = 1 << 20;
 /// Replies that were ready at once are sent together, up to about this many bytes.
 const BATCH_BYTES: usize = 256 << 10;
 /// Reads up to this length are tried without a thread.
-const SHORT_BYTES: u64 = 256 << 10;
+pub(crate) const SHORT_BYTES: u64 = 256 << 10;
 /// What a batch may hold: it is sent once it is full, after one more reply.
 const BATCH_ROOM: usize = BATCH_BYTES + (260 << 10);
 /// How long a connection without requests stays open on shutdown, to answer late ones.

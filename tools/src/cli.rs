@@ -95,6 +95,8 @@ fn log_to_stderr() {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        // A server outlives whoever read its log.
+        .log_internal_errors(false)
         .with_ansi(false)
         .without_time()
         .with_target(false)

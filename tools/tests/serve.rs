@@ -9,7 +9,7 @@ mod common;
 
 use common::{CLUSTER, Fixture, Running, disk, is_locked, run, tool, wait_for};
 use std::fs;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 /// `nbdsh` by the system's Python, which has its module; another one may come first in PATH.
 fn nbdsh() -> Command {
@@ -256,6 +256,43 @@ fn tcp_is_encrypted_unless_said_otherwise() {
         assert!(asked.code != Some(0), "{refused} is served to anybody");
     }
     assert_eq!(encrypted.signal("TERM").0, Some(0));
+}
+
+/// A process that does not outlive its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_server_outlives_whoever_read_its_log_or_its_uris() {
+    let fixture = Fixture::new();
+    fixture.sync("web", &[("vda", &disk(1))]);
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = fixture.command();
+    command
+        .args(["serve", "web/1", "--stdio"])
+        .env("SMC_LOG", "debug");
+    let ended = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(full())
+        .status();
+    assert_eq!(ended.unwrap().code(), Some(0));
+
+    let mut command = fixture.command();
+    command
+        .args(["serve", "web/1", "--socket"])
+        .arg(fixture.join("nbd.sock"));
+    let mut server = Killed(command.stdout(Stdio::piped()).spawn().unwrap());
+    drop(server.0.stdout.take());
+    let reachable = || run(Command::new("nbdinfo").arg(uri(&fixture, ""))).code == Some(0);
+    wait_for("the server to be reached", reachable);
+    assert!(reachable(), "it ended after all");
 }
 
 #[test]

@@ -7,6 +7,7 @@ pub use places::default_uri;
 use crate::catalog::{Offer, StoreCatalog};
 use crate::confine::{self, Confinement};
 use crate::context::Context;
+use crate::output::ClosedOutput;
 use crate::{output, stdio};
 use anyhow::Context as _;
 use imagefmt::ImageRef;
@@ -22,6 +23,9 @@ use std::thread;
 
 /// What overlays keep in memory before they use their file.
 const OVERLAY_MEMORY_BYTES: u64 = 64 << 20;
+
+/// What the first byte written takes.
+const OVERLAY_MIN_BYTES: u64 = 64 << 10;
 
 /// Serve images over NBD until interrupted
 ///
@@ -42,14 +46,14 @@ pub struct Args {
     #[arg(long)]
     overlay: bool,
     /// What all overlays together may hold
-    #[arg(long, value_name = "SIZE", default_value = "16GiB", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "16GiB", value_parser = parse_limit, requires = "overlay")]
     overlay_limit: u64,
     /// Where overlays keep what does not fit into memory, in a file without a name
-    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp", requires = "overlay")]
     overlay_dir: PathBuf,
     /// Connections at a time; one more is closed at once
-    #[arg(long, value_name = "NUMBER", default_value_t = 128)]
-    max_connections: usize,
+    #[arg(long, value_name = "NUMBER", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..))]
+    max_connections: u16,
     /// What may be kept of decompressed clusters [default: an eighth of the memory, from 64MiB to 1GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     cache: Option<u64>,
@@ -66,6 +70,13 @@ pub struct Args {
 fn parse_bytes(text: &str) -> Result<u64, String> {
     let parsed = parse_size::Config::new().with_binary().parse_size(text);
     parsed.map_err(|error| format!("{error}; write a size, like 4GiB"))
+}
+
+fn parse_limit(text: &str) -> Result<u64, String> {
+    match parse_bytes(text)? {
+        limit if limit < OVERLAY_MIN_BYTES => Err("an overlay takes 64KiB at least".to_owned()),
+        limit => Ok(limit),
+    }
 }
 
 /// One export as `--json` shows it.
@@ -85,7 +96,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let catalog = Arc::new(catalog(context, args)?);
     let offers = catalog.offers()?;
     let limits = Limits {
-        connections: args.max_connections,
+        connections: args.max_connections.into(),
         ..Limits::default()
     };
     let mut server = Server::new(catalog, limits)?;
@@ -108,7 +119,15 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if args.places.are_named() {
-        announce(context, args, &offers, &places::uris(&server)?)?;
+        let announced = announce(context, args, &offers, &places::uris(&server)?);
+        // Whoever has read enough of it wants to be served all the same.
+        announced.or_else(|error| {
+            if error.is::<ClosedOutput>() {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })?;
     }
     server.run()?;
     Ok(ExitCode::SUCCESS)
