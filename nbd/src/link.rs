@@ -158,6 +158,10 @@ impl Link {
         let dismissed = self.dismissed();
         tokio::pin!(dismissed);
         loop {
+            if self.replies.is_closed() {
+                // The client is gone: nobody wants what it had asked for.
+                return;
+            }
             if self.shared.is_draining() {
                 machine.drain();
             }

@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::raw::{CMD_DISC, CMD_FLUSH, CMD_READ, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_LIST};
@@ -562,4 +562,62 @@ fn n5_nothing_is_opened_before_go() {
     assert_eq!(opened(), 0);
     raw.option(OPT_GO, &[0; 6]);
     assert_eq!(opened(), 1);
+}
+
+/// A large export that counts how often it is read.
+struct Counted(Arc<AtomicUsize>);
+
+impl Export for Counted {
+    fn size_bytes(&self) -> u64 {
+        64 * MIB
+    }
+    fn read_at(&self, _: u64, buf: &mut [u8]) -> Result<(), ExportError> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        buf.fill(1);
+        Ok(())
+    }
+    fn extents(&self, _: u64, length: u64) -> Result<Vec<Extent>, ExportError> {
+        Ok(vec![Extent::data(length)])
+    }
+}
+
+struct OnlyCounted(Arc<AtomicUsize>);
+
+impl Catalog for OnlyCounted {
+    fn list(&self) -> Result<Vec<ExportInfo>, ServeError> {
+        Ok(vec![])
+    }
+    fn info(&self, name: &str) -> Result<ExportInfo, ServeError> {
+        Ok(ExportInfo {
+            name: name.into(),
+            description: None,
+            size_bytes: 64 * MIB,
+            preferred_block_bytes: 4096,
+            access: Access::ReadOnly,
+        })
+    }
+    fn open(&self, _: &str) -> Result<Arc<dyn Export>, ServeError> {
+        Ok(Arc::new(Counted(Arc::clone(&self.0))))
+    }
+}
+
+#[test]
+fn what_a_client_asked_for_is_not_read_any_more_once_it_is_gone() {
+    let reads = Arc::new(AtomicUsize::new(0));
+    let limits = Limits {
+        in_flight: 4,
+        ..Limits::default()
+    };
+    let server = Running::start(Arc::new(OnlyCounted(Arc::clone(&reads))), limits);
+    let mut raw = Raw::transmitting(&server.socket(), true);
+    // As many as the server takes in at once.
+    let requests: Vec<u8> = (0..2000)
+        .flat_map(|cookie| request_bytes(CMD_READ, cookie, 0, 1 << 20))
+        .collect();
+    raw.say(&requests);
+    eventually("the first are read", || reads.load(Ordering::SeqCst) > 0);
+    drop(raw);
+    // The export is held by the connection and by this test.
+    eventually("the connection is over", || Arc::strong_count(&reads) == 2);
+    assert!(reads.load(Ordering::SeqCst) < 200, "{reads:?}");
 }

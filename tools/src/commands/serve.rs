@@ -24,6 +24,10 @@ use std::thread;
 /// What overlays keep in memory before they use their file.
 const OVERLAY_MEMORY_BYTES: u64 = 64 << 20;
 
+/// Buffers from this length on are the system's again when they are freed.
+#[cfg(target_env = "gnu")]
+const LARGE_BUFFER_BYTES: libc::c_int = 128 << 10;
+
 /// What the first byte written takes.
 const OVERLAY_MIN_BYTES: u64 = 64 << 10;
 
@@ -92,6 +96,7 @@ struct Served<'a> {
 
 /// Serves until SIGINT or SIGTERM, or until the client on standard input leaves.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    give_back_large_buffers();
     let user = args.user.as_deref().map(confine::user).transpose()?;
     let catalog = Arc::new(catalog(context, args)?);
     let offers = catalog.offers()?;
@@ -143,6 +148,16 @@ fn catalog(context: &Context, args: &Args) -> anyhow::Result<StoreCatalog> {
     }
     let memory = OVERLAY_MEMORY_BYTES.min(args.overlay_limit);
     Ok(catalog.with_overlays(&args.overlay_dir, memory, args.overlay_limit)?)
+}
+
+/// Makes the allocator return large buffers to the system as soon as they are freed. By itself glibc learns to keep
+/// what it has seen once, and a server would hold for ever what a flood of requests took for a moment.
+fn give_back_large_buffers() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: only this thread runs, and the parameter is one that mallopt(3) knows; a refusal changes nothing.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BUFFER_BYTES);
+    }
 }
 
 fn cache_default() -> u64 {
