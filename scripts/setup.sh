@@ -3,7 +3,8 @@
 # distribution's cloud kernel for the guests that the VM tests boot.
 #
 # Safe to run again: it looks first and asks apt only for what is missing. The kernel is never
-# installed on this machine; its package is unpacked into a cache directory (SMC_TEST_CACHE).
+# installed on this machine; its package is unpacked into a cache directory (SMC_TEST_CACHE). So are
+# NBD clients of a release new enough to know extended headers, with the libraries that they need.
 set -euo pipefail
 
 CACHE=${SMC_TEST_CACHE:-/var/cache/smc-test}
@@ -14,6 +15,8 @@ BPF_PACKAGES=(clang libbpf-dev)
 FILESYSTEM_PACKAGES=(util-linux mount e2fsprogs xfsprogs btrfs-progs fuse3)
 NBD_PACKAGES=(libnbd-bin nbdkit python3-libnbd fio)
 GUEST_PACKAGES=(busybox-static extlinux syslinux-common kmod xz-utils zstd)
+# Unpacked and not installed: the clients of the newer release, a dissector, and the kernel's client for a guest.
+NEWER_PACKAGES=(libnbd-bin python3-libnbd qemu-utils tshark nbd-client)
 # These two share a version, so that one does not conflict with the other's helper packages.
 QEMU_PACKAGES=(qemu-system-x86 qemu-utils)
 
@@ -108,6 +111,14 @@ dependencies_of() {
         tr ',' '\n' | sed 's/|.*//; s/(.*//; s/ //g'
 }
 
+# Names a directory of its own on the cache's filesystem in WORK; it is gone when the script ends, however it ends.
+WORK_DIRECTORIES=()
+trap 'rm -rf "${WORK_DIRECTORIES[@]}"' EXIT
+new_work_directory() {
+    WORK=$(mktemp -d "$CACHE/unpack.XXXXXX")
+    WORK_DIRECTORIES+=("$WORK")
+}
+
 # Names the real package behind Debian's or Ubuntu's kernel metapackage.
 kernel_package() {
     local meta image
@@ -148,9 +159,8 @@ unpack_kernel() {
     image=$(kernel_package) || die "no kernel package (linux-image-cloud-amd64, linux-image-virtual) in the configured apt sources"
     mapfile -t packages < <(printf '%s\n' "$image"; dependencies_of "$image" | grep '^linux-modules-[0-9]' || true)
     say "unpacking ${packages[*]} into $CACHE (not installed)"
-    work=$(mktemp -d "$CACHE/unpack.XXXXXX")
-    # shellcheck disable=SC2064  # the path is meant to be fixed now
-    trap "rm -rf '$work'" EXIT
+    new_work_directory
+    work=$WORK
     (cd "$work" && quietly apt_get download "${packages[@]}") || die "apt-get could not download ${packages[*]}"
     mkdir "$work/root"
     for deb in "$work"/*.deb; do dpkg-deb -x "$deb" "$work/root"; done
@@ -160,7 +170,118 @@ unpack_kernel() {
     mv "$work/root" "$CACHE/kernel"
 }
 
+# The release to take the newer clients from: libnbd 1.18 and QEMU 8.2 brought extended headers.
+newer_release() {
+    case $1 in
+        bookworm) printf 'trixie\n' ;;
+        jammy) printf 'noble\n' ;;
+        *) printf '%s\n' "$1" ;;
+    esac
+}
+
+# Prints sources.list lines for RELEASE: where this machine gets RUNNING, its own release, from.
+newer_sources() {
+    local running=$1 release=$2 keyring trust=
+    for keyring in /usr/share/keyrings/{debian,ubuntu}-archive-keyring.gpg; do
+        # Without one, apt goes by the keys that it trusts for every source.
+        case $keyring in */"$(. /etc/os-release && printf '%s' "$ID")"-*) [ ! -s "$keyring" ] || trust="signed-by=$keyring" ;; esac
+    done
+    apt-get indextargets --format '$(CODENAME)|$(SUITE)|$(ORIGIN)|$(REPO_URI)|$(COMPONENT)' 'Created-By: Packages' |
+        awk -F'|' -v running="$running" -v release="$release" -v trust="$trust" '
+            $1 == running && $2 !~ /-/ && $3 ~ /^(Debian|Ubuntu)$/ && $5 ~ /^(main|universe)$/ {
+                printf "deb [target=Packages %s] %s %s %s\n", trust, $4, release, $5
+            }' | sort -u
+}
+
+# apt with sources, lists and a cache of its own below DIRECTORY, for which nothing is installed.
+apt_apart() {
+    local directory=$1
+    shift
+    apt_get -o Dir::Etc::sourcelist="$directory/sources.list" -o Dir::Etc::sourceparts=/dev/null \
+        -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null -o APT::Default-Release= \
+        -o Dir::State="$directory/state" -o Dir::State::status="$directory/status" \
+        -o Dir::Cache="$directory/cache" -o Acquire::Languages=none "$@"
+}
+
+# Downloads PACKAGES of RELEASE with all they depend on to DIRECTORY/cache/archives; apt checks the signatures.
+download_newer() {
+    local directory=$1 running=$2 release=$3
+    mkdir -p "$directory"/state/lists/partial "$directory"/cache/archives/partial
+    : >"$directory/status"
+    newer_sources "$running" "$release" >"$directory/sources.list"
+    if [ ! -s "$directory/sources.list" ]; then
+        refresh_lists
+        newer_sources "$running" "$release" >"$directory/sources.list"
+    fi
+    [ -s "$directory/sources.list" ] || die "no apt source for $running: cannot tell where to get the NBD clients of $release from"
+    quietly apt_apart "$directory" update || { sleep 3; quietly apt_apart "$directory" update; } ||
+        die "could not read the package lists of $release (apt's last lines are above)"
+    quietly apt_apart "$directory" install --download-only --no-install-recommends "${NEWER_PACKAGES[@]}" ||
+        die "could not download ${NEWER_PACKAGES[*]} of $release (apt's last lines are above)"
+}
+
+# Writes ROOT/run, which runs a program of the tree with the tree's loader and libraries.
+write_runner() {
+    cat >"$1/run" <<'RUNNER'
+#!/bin/sh
+# Runs a program of this tree, with its libraries and its Python: run nbdinfo --version
+root=$(dirname "$(readlink -f "$0")")
+libraries=$root/usr/lib/x86_64-linux-gnu
+program=$1
+shift
+if [ "$program" = nbdsh ]; then
+    program=python3
+    set -- -m nbd "$@"
+fi
+if [ "$program" = python3 ]; then
+    export PYTHONHOME="$root/usr" PYTHONDONTWRITEBYTECODE=1
+    unset PYTHONPATH
+fi
+for directory in usr/bin usr/sbin bin sbin; do
+    [ -x "$root/$directory/$program" ] || continue
+    exec "$libraries/ld-linux-x86-64.so.2" --library-path "$libraries" "$root/$directory/$program" "$@"
+done
+echo "run: no program $program in $root" >&2
+exit 127
+RUNNER
+    chmod 755 "$1/run"
+}
+
+unpack_newer() {
+    local running release wanted work deb
+    running=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
+    release=$(newer_release "$running")
+    # Whatever is named here is what the tree is made of; a tree of something else is made again.
+    wanted="$release: ${NEWER_PACKAGES[*]}"
+    exec 9>"$CACHE/lock"
+    flock 9
+    [ "$(cat "$CACHE/newer/CONTENT" 2>/dev/null)" != "$wanted" ] || return 0
+    say "unpacking NBD clients of $release into $CACHE (not installed)"
+    new_work_directory
+    work=$WORK
+    download_newer "$work/apt" "$running" "$release"
+    mkdir "$work/root"
+    for deb in "$work"/apt/cache/archives/*.deb; do
+        dpkg-deb --fsys-tarfile "$deb" |
+            tar -x -C "$work/root" --no-same-owner --keep-directory-symlink \
+                --exclude='./usr/share/doc' --exclude='./usr/share/man' --exclude='./usr/share/locale'
+    done
+    # Where /lib is not a link to usr/lib yet, some packages still put libraries there.
+    if [ -d "$work/root/lib" ] && [ ! -L "$work/root/lib" ]; then cp -a "$work/root/lib/." "$work/root/usr/lib/"; fi
+    write_runner "$work/root"
+    local program
+    for program in nbdinfo nbdcopy qemu-img tshark; do
+        quietly "$work/root/run" "$program" --version || die "$program of $release does not run here"
+    done
+    quietly "$work/root/run" nbdsh -c 'assert h.supports_uri()' || die "nbdsh of $release does not run here"
+    printf '%s\n' "$wanted" >"$work/root/CONTENT"
+    chmod 755 "$work/root"
+    rm -rf "$CACHE/newer"
+    mv "$work/root" "$CACHE/newer"
+}
+
 check_machine
 install_packages
 unpack_kernel
-say "ready (guest kernel $(cat "$CACHE/kernel/VERSION") in $CACHE)"
+unpack_newer
+say "ready (guest kernel $(cat "$CACHE/kernel/VERSION"), clients $("$CACHE/newer/run" nbdinfo --version | head -n 1) in $CACHE)"

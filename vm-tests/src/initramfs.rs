@@ -6,22 +6,35 @@
 use std::fs;
 
 use crate::error::{IoContext, Result};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Module};
 
 /// The static busybox that runs in the initramfs and on the disk.
 pub const BUSYBOX: &str = "/bin/busybox";
 
 const INIT: &str = include_str!("../guest/initramfs-init.sh");
-const DIRECTORIES: [&str; 7] = ["bin", "dev", "modules", "proc", "root", "run", "sys"];
+const DIRECTORIES: [&str; 8] = ["bin", "dev", "lib", "modules", "proc", "root", "run", "sys"];
 const DIRECTORY: u32 = 0o040_755;
 const EXECUTABLE: u32 = 0o100_755;
 const REGULAR: u32 = 0o100_644;
 
+/// A file that only some guests have: a program or a library.
+#[derive(Debug)]
+pub struct Extra {
+    /// Where it is in the guest, without the leading slash; in one of the directories `bin` and `lib`.
+    pub path: String,
+    /// The whole file.
+    pub content: Vec<u8>,
+}
+
 /// Builds the archive for `kernel`: uncompressed, so that any kernel can read it.
 pub fn build(kernel: &Kernel) -> Result<Vec<u8>> {
+    build_with(&kernel.guest_modules()?, INIT, &[])
+}
+
+/// Builds an archive of busybox, these modules, `init` as the script to run, and `extras`.
+pub fn build_with(modules: &[Module], init: &str, extras: &[Extra]) -> Result<Vec<u8>> {
     let busybox =
         fs::read(BUSYBOX).context(|| format!("read {BUSYBOX}: is busybox-static installed? (make setup)"))?;
-    let modules = kernel.guest_modules()?;
     let order: String = modules
         .iter()
         .map(|module| format!("{}\n", module.name))
@@ -32,10 +45,13 @@ pub fn build(kernel: &Kernel) -> Result<Vec<u8>> {
         archive.add(directory, DIRECTORY, &[]);
     }
     archive.add("bin/busybox", EXECUTABLE, &busybox);
-    archive.add("init", EXECUTABLE, INIT.as_bytes());
+    archive.add("init", EXECUTABLE, init.as_bytes());
     archive.add("modules/order", REGULAR, order.as_bytes());
-    for module in &modules {
+    for module in modules {
         archive.add(&format!("modules/{}", module.name), REGULAR, &module.content);
+    }
+    for extra in extras {
+        archive.add(&extra.path, EXECUTABLE, &extra.content);
     }
     Ok(archive.finish())
 }

@@ -65,11 +65,17 @@ impl Kernel {
 
     /// The modules that a guest with a virtio disk and an ext4 root needs, in the order to load them.
     pub fn guest_modules(&self) -> Result<Vec<Module>> {
+        self.modules(&REQUIRED)
+    }
+
+    /// The modules that these drivers consist of, in the order to load them; none for a driver that is built in.
+    /// Fails with [`ErrorKind::Setup`] where the kernel has no such driver.
+    pub fn modules(&self, drivers: &[&str]) -> Result<Vec<Module>> {
         let dir = self.root.join("lib/modules").join(&self.version);
         let read = |name: &str| {
             fs::read_to_string(dir.join(name)).context(|| format!("read {}", dir.join(name).display()))
         };
-        let order = load_order(&read("modules.dep")?, &read("modules.builtin")?)?;
+        let order = load_order(&read("modules.dep")?, &read("modules.builtin")?, drivers)?;
         order.iter().map(|path| read_module(&dir.join(path))).collect()
     }
 }
@@ -81,7 +87,7 @@ fn module_name(path: &str) -> String {
 }
 
 /// Paths of the needed modules from `modules.dep`, dependencies first, each once.
-fn load_order(modules_dep: &str, modules_builtin: &str) -> Result<Vec<String>> {
+fn load_order(modules_dep: &str, modules_builtin: &str, drivers: &[&str]) -> Result<Vec<String>> {
     let by_name: HashMap<String, (&str, &str)> = modules_dep
         .lines()
         .filter_map(|line| line.split_once(':'))
@@ -89,9 +95,9 @@ fn load_order(modules_dep: &str, modules_builtin: &str) -> Result<Vec<String>> {
         .collect();
     let is_builtin = |name: &str| modules_builtin.lines().any(|line| module_name(line) == name);
     let mut order: Vec<String> = Vec::new();
-    for name in OPTIONAL.iter().chain(&REQUIRED) {
+    for name in OPTIONAL.iter().chain(drivers) {
         let Some((path, dependencies)) = by_name.get(*name) else {
-            if REQUIRED.contains(name) && !is_builtin(name) {
+            if drivers.contains(name) && !is_builtin(name) {
                 return Err(Error::new(
                     ErrorKind::Setup,
                     format!("the guest kernel has no driver {name}"),
@@ -154,14 +160,14 @@ mod tests {
 
     #[test]
     fn loads_dependencies_first_and_each_module_once() {
-        let order = load_order(DEP, "kernel/fs/ext4/ext4.ko\n").unwrap();
+        let order = load_order(DEP, "kernel/fs/ext4/ext4.ko\n", &REQUIRED).unwrap();
         let names: Vec<String> = order.iter().map(|path| module_name(path)).collect();
         assert_eq!(names, ["virtio", "virtio_ring", "virtio_pci", "virtio_blk"]);
     }
 
     #[test]
     fn names_a_driver_that_is_missing() {
-        let error = load_order(DEP, "kernel/fs/xfs/xfs.ko\n").unwrap_err();
+        let error = load_order(DEP, "kernel/fs/xfs/xfs.ko\n", &REQUIRED).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Setup);
         assert!(error.to_string().contains("ext4"), "{error}");
     }
