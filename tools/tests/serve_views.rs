@@ -274,24 +274,27 @@ h.pwrite(b'c' * 65536, {})",
     script(&uri(&fixture, "web/1"), &format!("h.pwrite(b'd' * {MIB}, 0)"));
 }
 
+/// A server of one disk that its client starts.
+fn started_by_client<'a>(store: &'a str, option: &[&'a str]) -> Vec<&'a str> {
+    let server = [common::SMC_IMAGE, "--store", store, "serve", "web/1:vda"];
+    [&server[..], option].concat()
+}
+
+/// Lets libnbd start the server, and asks for the disk's size.
+fn size_by(connect: &str, server: &[&str]) {
+    let line =
+        format!("import nbd\nh = nbd.NBD()\nh.{connect}({server:?})\nprint(h.get_size())\nh.shutdown()");
+    let shell = nbdsh(&["-c", &line]);
+    assert_eq!(shell.stdout, format!("{}\n", disk(1).len()), "{shell:?}");
+}
+
 #[test]
 fn one_client_is_served_on_standard_input_and_output() {
     let fixture = Fixture::new();
     fixture.sync("web", &[("vda", &disk(1))]);
     let store = fixture.store();
-    let server = [
-        common::SMC_IMAGE,
-        "--store",
-        store.to_str().unwrap(),
-        "serve",
-        "web/1:vda",
-        "--stdio",
-    ];
-    let line = format!(
-        "import nbd\nh = nbd.NBD()\nh.connect_command({server:?})\nprint(h.get_size())\nh.shutdown()"
-    );
-    let shell = nbdsh(&["-c", &line]);
-    assert_eq!(shell.stdout, format!("{}\n", disk(1).len()), "{shell:?}");
+    let server = started_by_client(store.to_str().unwrap(), &["--stdio"]);
+    size_by("connect_command", &server);
     // A client that says nothing and leaves is the end as well.
     fixture.run(&["serve", "web/1", "--stdio"]).ok();
 }
@@ -301,23 +304,11 @@ fn sockets_that_systemd_opened_are_served() {
     let fixture = Fixture::new();
     fixture.sync("web", &[("vda", &disk(1))]);
     let store = fixture.store();
-    let server = [
-        common::SMC_IMAGE,
-        "--store",
-        store.to_str().unwrap(),
-        "serve",
-        "web/1:vda",
-    ];
-    let line = format!(
-        "import nbd\nh = nbd.NBD()\nh.connect_systemd_socket_activation({server:?})\nprint(h.get_size())\nh.shutdown()"
-    );
-    let shell = nbdsh(&["-c", &line]);
-    assert_eq!(shell.stdout, format!("{}\n", disk(1).len()), "{shell:?}");
+    let server = started_by_client(store.to_str().unwrap(), &[]);
+    size_by("connect_systemd_socket_activation", &server);
     let copy = fixture.join("copy");
-    tool(
-        "nbdcopy",
-        &[&["--", "["], &server[..], &["]", copy.to_str().unwrap()]].concat(),
-    );
+    let copy = copy.to_str().unwrap();
+    tool("nbdcopy", &[&["--", "["], &server[..], &["]", copy]].concat());
     assert_eq!(std::fs::read(copy).unwrap(), disk(1));
 }
 
