@@ -6,6 +6,7 @@
 //! - [`Device`] is a disk opened for reading: what it is, how large, and whether it is still the same one.
 //! - [`SequentialReader`] reads a range of a device from a thread of its own and hands out [`Chunk`]s, in the
 //!   order in which reads complete, to any number of consumers.
+//! - [`Pace`] bounds how fast readers read, and can be changed meanwhile.
 //! - [`SequentialWriter`] appends to a file or a block device in the caller's thread.
 //! - [`lies_on`] tells whether a store lies on the disk that is to be imaged.
 //!
@@ -19,6 +20,7 @@ mod device;
 mod error;
 mod identity;
 mod open;
+mod pace;
 mod read;
 mod ring;
 mod topology;
@@ -30,6 +32,7 @@ pub use device::{Device, DeviceKind};
 pub use error::{Error, ErrorKind, Result};
 pub use identity::Identity;
 pub use open::{create_direct, open_exclusive, set_buffered};
+pub use pace::Pace;
 pub use read::{Chunk, ReadOptions, SequentialReader};
 pub use topology::{Dependencies, disks_below, lies_on};
 pub use write::{SequentialWriter, WriteOptions};

@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -17,7 +18,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use crate::buffer::{Arena, Slot};
 use crate::device::{Progress, Step};
 use crate::ring::{Issuer, Ring, Transfer, is_retryable, setup_error};
-use crate::{BLOCK, Device, Error, ErrorKind, Result, to_u64, to_usize};
+use crate::{BLOCK, Device, Error, ErrorKind, Pace, Result, to_u64, to_usize};
 
 /// The kernel registers at most 1 GiB a buffer and 16384 buffers (`io_uring/rsrc.c`).
 const CHUNK_BYTES_MAX: usize = 1 << 30;
@@ -27,8 +28,11 @@ const DEPTH_MAX: usize = 4096;
 /// How often a read is repeated that was interrupted without an error of the device.
 const RETRIES_MAX: u32 = 100;
 
+/// How often a reader that is held back looks up whether it is to stop, or may read faster now.
+const PACE_LOOK_UP: Duration = Duration::from_millis(50);
+
 /// What to read and in which portions.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ReadOptions {
     /// Bytes per chunk: a multiple of 4096 and of the device's alignment, at most 1 GiB.
     pub chunk_bytes: usize,
@@ -42,6 +46,8 @@ pub struct ReadOptions {
     pub start: u64,
     /// End of the range, exclusive; the device's size when absent. It need not be aligned.
     pub end: Option<u64>,
+    /// How fast to read; as fast as the device can when absent.
+    pub pace: Option<Arc<Pace>>,
 }
 
 impl Default for ReadOptions {
@@ -52,6 +58,7 @@ impl Default for ReadOptions {
             buffers: 32,
             start: 0,
             end: None,
+            pace: None,
         }
     }
 }
@@ -92,6 +99,7 @@ impl SequentialReader {
             free_sender: free_sender.clone(),
             chunks: chunk_sender,
             stop: Arc::clone(&stop),
+            pace: options.pace.clone(),
         };
         let thread = thread::Builder::new().name("blockio-read".to_owned());
         let thread = thread
@@ -217,6 +225,7 @@ impl Plan {
             buffers,
             start,
             end,
+            pace: _,
         } = *options;
         let (align, size) = (device.alignment(), device.size_bytes());
         let end = end.unwrap_or(size);
@@ -271,6 +280,7 @@ struct Setup {
     free_sender: Sender<Option<Slot>>,
     chunks: Sender<Result<Chunk>>,
     stop: Arc<AtomicBool>,
+    pace: Option<Arc<Pace>>,
 }
 
 impl Setup {
@@ -342,12 +352,22 @@ impl Engine {
     /// It waits for a buffer only when nothing is in flight. So, after it, nothing in flight means the end.
     fn start_reads(&mut self, next: &mut u64) {
         while *next < self.plan.end && !self.ring.is_full() && !self.stop.load(Ordering::Acquire) {
+            if let Some(delay) = self.pace.as_ref().and_then(|pace| pace.delay(Instant::now())) {
+                if self.ring.in_flight() > 0 {
+                    return;
+                }
+                thread::sleep(delay.min(PACE_LOOK_UP));
+                continue;
+            }
             let free = match self.ring.in_flight() {
                 0 => self.free.recv().ok(),
                 _ => self.free.try_recv().ok(),
             };
             let Some(Some(slot)) = free else { return };
             let wanted = self.plan.chunk_len(*next);
+            if let Some(pace) = &self.pace {
+                pace.charge(u32::try_from(wanted).unwrap_or(u32::MAX));
+            }
             let progress = Progress::new(*next, wanted, self.device.alignment());
             self.start(Piece {
                 slot,

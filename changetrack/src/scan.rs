@@ -10,10 +10,11 @@
 
 use crate::error::{Error, Result};
 use crate::examine::{Examined, Examiner};
-use blockio::{Chunk, Device, ReadOptions, Receiver, SequentialReader};
+use blockio::{Chunk, Device, Pace, ReadOptions, Receiver, SequentialReader};
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use imagefmt::{ClusterUpdate, Disk, Geometry};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -29,6 +30,8 @@ pub struct ScanOptions {
     pub depth: usize,
     /// Chunks of 1 MiB in memory, those being hashed and stored included.
     pub buffers: usize,
+    /// How fast to read; as fast as the disk can when absent.
+    pub pace: Option<Arc<Pace>>,
 }
 
 /// The level that stores no more than `qemu-img convert -c` does with zstd, and takes a third of its time.
@@ -49,6 +52,7 @@ impl Default for ScanOptions {
             // Measured on a loop device: 4, 8, 32 and 64 reads in flight were slower by 4 to 10 %.
             depth: 16,
             buffers: 48,
+            pace: None,
         }
     }
 }
@@ -60,6 +64,8 @@ pub struct Progress {
     pub compared_bytes: AtomicU64,
     /// Bytes among them that differ.
     pub dirty_bytes: AtomicU64,
+    /// Bytes stored for them, compressed; what the nodes above them take is not counted.
+    pub stored_bytes: AtomicU64,
     /// Set to stop.
     pub cancel: AtomicBool,
 }
@@ -107,6 +113,7 @@ pub fn scan(
         buffers: options.buffers,
         start: 0,
         end: Some(geometry.size_bytes()),
+        pace: options.pace.clone(),
     };
     let reader = SequentialReader::new(device, &read)?;
     let (sender, examined) = bounded(options.buffers);
@@ -217,9 +224,10 @@ fn store(
             if progress.cancel.load(Ordering::Relaxed) {
                 return Err(Error::canceled());
             }
-            let mut dirty_bytes = 0;
+            let (mut dirty_bytes, mut stored_bytes) = (0, 0);
             for update in chunk.updates() {
                 sink.push(&update)?;
+                stored_bytes += update.stored.len() as u64;
                 dirty_bytes += geometry.cluster_len(update.index) as u64;
             }
             sink.pass()?;
@@ -229,6 +237,7 @@ fn store(
                 .compared_bytes
                 .fetch_add(chunk.len() as u64, Ordering::Relaxed);
             progress.dirty_bytes.fetch_add(dirty_bytes, Ordering::Relaxed);
+            progress.stored_bytes.fetch_add(stored_bytes, Ordering::Relaxed);
         }
     }
     if progress.cancel.load(Ordering::Relaxed) {

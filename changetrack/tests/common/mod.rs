@@ -54,6 +54,7 @@ pub fn options(compress_level: i32, workers: usize, depth: usize, buffers: usize
         workers,
         depth,
         buffers,
+        pace: None,
     }
 }
 
