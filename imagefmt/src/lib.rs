@@ -35,6 +35,7 @@ mod manifest;
 mod memory;
 mod name;
 mod node;
+mod notes;
 mod paths;
 mod pins;
 mod pointer;

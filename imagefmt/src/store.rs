@@ -179,6 +179,12 @@ impl Store {
         }
     }
 
+    /// Who has an image open, each in words for people, as far as /proc tells.
+    pub fn held_by(&self, chain: &str, sequence: u64) -> Result<Vec<String>> {
+        check_name("chain", chain)?;
+        Ok(self.storage.holders(&manifest_path(chain, sequence)))
+    }
+
     /// Opens the image that a reference names, and locks it against deletion.
     pub fn image(&self, image: &ImageRef) -> Result<Image> {
         let (chain, sequence) = self.resolve(image)?;

@@ -19,6 +19,7 @@ mod hostile_list;
 mod long;
 mod misuse;
 mod model;
+mod notes;
 mod openers;
 mod openers_files;
 mod openers_zstd;
