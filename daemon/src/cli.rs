@@ -1,9 +1,9 @@
 //! What smcd can be asked for.
 
+use crate::engine::DiskArg;
 use clap::{Args, Parser, Subcommand};
 use imagefmt::ClusterSize;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 /// Block-level server migration: reads disks while the server runs and writes chained images.
 #[derive(Debug, Parser)]
@@ -53,6 +53,10 @@ pub struct SyncArgs {
     #[arg(long, value_name = "0..19", default_value_t = changetrack::COMPRESS_LEVEL, value_parser = clap::value_parser!(i32).range(0..=19))]
     pub compress_level: i32,
 
+    /// Read no more than this many bytes a second, of all disks together; 0 is no limit.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
+    pub bandwidth_limit: Option<u64>,
+
     /// Make what is stored so far durable this often, so that a sync that is cut short is gone on with from
     /// there; 0 after every chunk. Each one waits for the writes in flight.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
@@ -71,36 +75,14 @@ pub struct SyncArgs {
     pub allow_network_fs: bool,
 }
 
-/// A disk as given on the command line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskArg {
-    pub name: Option<String>,
-    pub path: PathBuf,
+fn parse_size_arg(text: &str) -> std::result::Result<u64, String> {
+    let config = parse_size::Config::new().with_binary();
+    config
+        .parse_size(text)
+        .map_err(|error| format!("{error}; write a size such as 50MiB"))
 }
 
-impl FromStr for DiskArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        // A path may contain '=' too: what stands before it is a name only if it is no path.
-        let (name, path) = match text.split_once('=') {
-            Some((name, path)) if !name.contains('/') => (Some(name.to_owned()), path),
-            _ => (None, text),
-        };
-        if path.is_empty() {
-            return Err("no device is given".to_owned());
-        }
-        if let Some(name) = &name {
-            imagefmt::check_name("disk", name).map_err(|error| error.to_string())?;
-        }
-        Ok(Self {
-            name,
-            path: path.into(),
-        })
-    }
-}
-
-fn parse_cluster_size(text: &str) -> Result<ClusterSize, String> {
+fn parse_cluster_size(text: &str) -> std::result::Result<ClusterSize, String> {
     let bytes = parse_size::Config::new()
         .with_binary()
         .parse_size(text)
@@ -111,28 +93,6 @@ fn parse_cluster_size(text: &str) -> Result<ClusterSize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_told_from_paths() {
-        let disk = |text: &str| text.parse::<DiskArg>().unwrap();
-        assert_eq!(
-            disk("vda=/dev/loop0"),
-            DiskArg {
-                name: Some("vda".into()),
-                path: "/dev/loop0".into()
-            }
-        );
-        assert_eq!(
-            disk("/dev/sda"),
-            DiskArg {
-                name: None,
-                path: "/dev/sda".into()
-            }
-        );
-        assert_eq!(disk("/dev/disk/by-id/a=b").name, None);
-        assert!("vda=".parse::<DiskArg>().is_err());
-        assert!("..=/dev/sda".parse::<DiskArg>().is_err());
-    }
 
     #[test]
     fn cluster_sizes_are_read_as_people_write_them() {

@@ -1,5 +1,6 @@
 //! What a sync says when it is done.
 
+use crate::engine::DeletedImage;
 use anyhow::Result;
 use imagefmt::{ClusterSize, Consistency, DiskRecord, Kind, Manifest, Method};
 use indicatif::{HumanBytes, HumanDuration};
@@ -22,15 +23,6 @@ pub struct Report {
     resumed: bool,
     disks: Vec<DiskReport>,
     deleted: Vec<DeletedImage>,
-}
-
-/// An image that went because there were more than are to be kept.
-#[derive(Debug, Serialize)]
-pub struct DeletedImage {
-    /// As people write it: `web01/3`.
-    pub image: String,
-    /// Bytes that the store takes less.
-    pub freed_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]

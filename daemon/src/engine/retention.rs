@@ -1,13 +1,24 @@
 //! Retention: of a job's images the newest few are kept.
 
-use crate::report::DeletedImage;
 use imagefmt::{ErrorKind, Result, Store};
+use serde::Serialize;
+
+/// An image that went because there were more than are to be kept.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeletedImage {
+    /// As people write it: `web01/3`.
+    pub image: String,
+    /// Bytes that the store takes less.
+    pub freed_bytes: u64,
+}
 
 /// What came of keeping no more than so many images.
 #[derive(Debug, Default)]
 pub struct Retained {
     /// Images that are gone.
     pub deleted: Vec<DeletedImage>,
+    /// Whether there are more than there should be, since they are in use.
+    pub in_use: bool,
     /// Why there are more than there should be, or why not all space came back.
     pub warnings: Vec<String>,
 }
@@ -41,6 +52,7 @@ pub fn apply(store: &Store, job: &str, max_images: usize) -> Result<Retained> {
                 });
             }
             Err(error) if error.kind() == ErrorKind::InUse => {
+                retained.in_use = true;
                 retained
                     .warnings
                     .push(format!("{} (it goes with a later sync)", error.told()));

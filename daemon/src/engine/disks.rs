@@ -1,6 +1,6 @@
 //! The disks of a sync: opened, named, and checked against the job before anything is written.
 
-use crate::cli::{DiskArg, SyncArgs};
+use crate::engine::DiskArg;
 use anyhow::{Context, Result, bail, ensure};
 use blockio::{Device, DeviceKind};
 use imagefmt::{DiskIdentity, DiskMeta, Image};
@@ -15,9 +15,9 @@ pub struct SourceDisk {
 }
 
 /// Opens all disks; a wrong one is found before the store is touched.
-pub fn open_all(args: &SyncArgs) -> Result<Vec<SourceDisk>> {
+pub fn open_all(args: &[DiskArg], store: &Path) -> Result<Vec<SourceDisk>> {
     let mut disks: Vec<SourceDisk> = Vec::new();
-    for arg in &args.disks {
+    for arg in args {
         let disk = open(arg)?;
         let (name, path) = (&disk.meta.name, arg.path.display());
         if let Some(other) = disks.iter().find(|other| other.meta.name == *name) {
@@ -32,7 +32,7 @@ pub fn open_all(args: &SyncArgs) -> Result<Vec<SourceDisk>> {
                 other.device.path().display()
             );
         }
-        refuse_own_store(&args.store, &disk)?;
+        refuse_own_store(store, &disk)?;
         disks.push(disk);
     }
     Ok(disks)

@@ -1,0 +1,71 @@
+//! One sync, from opening the disks to deleting what there is too much of. It knows no schedule and no state of
+//! jobs: `smcd sync` runs it once, the service whenever a job is due.
+
+mod activity;
+mod checkpoints;
+mod control;
+mod disks;
+mod retention;
+mod sync;
+
+pub use control::Control;
+pub use disks::{SourceDisk, open_all};
+pub use retention::{DeletedImage, Retained, apply as retain};
+pub use sync::{Observer, Request, Synced, is_canceled, is_damage, run};
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// A disk as people give it: `[NAME=]DEV`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskArg {
+    /// Its name in the job; the device's if absent.
+    pub name: Option<String>,
+    /// The device or file.
+    pub path: PathBuf,
+}
+
+impl FromStr for DiskArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // A path may contain '=' too: what stands before it is a name only if it is no path.
+        let (name, path) = match text.split_once('=') {
+            Some((name, path)) if !name.contains('/') => (Some(name.to_owned()), path),
+            _ => (None, text),
+        };
+        if path.is_empty() {
+            return Err("no device is given".to_owned());
+        }
+        if let Some(name) = &name {
+            imagefmt::check_name("disk", name).map_err(|error| error.to_string())?;
+        }
+        Ok(Self {
+            name,
+            path: path.into(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_from_paths() {
+        let disk = |text: &str| text.parse::<DiskArg>().unwrap();
+        let named = DiskArg {
+            name: Some("vda".into()),
+            path: "/dev/loop0".into(),
+        };
+        assert_eq!(disk("vda=/dev/loop0"), named);
+        let unnamed = DiskArg {
+            name: None,
+            path: "/dev/sda".into(),
+        };
+        assert_eq!(disk("/dev/sda"), unnamed);
+        assert_eq!(disk("/dev/disk/by-id/a=b").name, None);
+        assert!("vda=".parse::<DiskArg>().is_err());
+        assert!("..=/dev/sda".parse::<DiskArg>().is_err());
+    }
+}

@@ -1,0 +1,127 @@
+//! `smcd sync`: one sync now, without the service, for cron and rescue systems.
+
+mod progress;
+mod report;
+
+use crate::cli::SyncArgs;
+use crate::engine::{self, Control, Observer, Request, Retained};
+use anyhow::{Context, Result};
+use api::Phase;
+use changetrack::Progress;
+use imagefmt::Store;
+use indicatif::HumanBytes;
+use progress::Shown;
+use report::Report;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Runs one sync, deletes what there is too much of, and reports both.
+pub fn run(args: &SyncArgs) -> Result<()> {
+    let begun = Instant::now();
+    imagefmt::check_name("job", &args.job)?;
+    let disks = engine::open_all(&args.disks, &args.store)?;
+    let store = imagefmt::open_or_create_store(&args.store, args.allow_network_fs)?;
+    let control = Arc::new(Control::new(args.bandwidth_limit.unwrap_or(0)));
+    stop_on_signals(&control)?;
+    let terminal = Terminal { quiet: args.json };
+    let synced = engine::run(&store, &request(args), &disks, &control, &terminal)?;
+    let label = format!("{}/{}", synced.manifest.job, synced.manifest.sequence);
+    let retained = retain(&store, args, &label)?;
+    for warning in &retained.warnings {
+        terminal.warn(warning);
+    }
+    let report = Report::new(
+        &synced.manifest,
+        begun.elapsed(),
+        synced.resumed,
+        retained.deleted,
+    )?;
+    let printed = if args.json {
+        report.print_json()
+    } else {
+        report.print_text()
+    };
+    match printed {
+        Err(error) if is_closed_pipe(&error) => Ok(()),
+        printed => {
+            printed.with_context(|| format!("image {label} is complete and safe, but could not be reported"))
+        }
+    }
+}
+
+fn request(args: &SyncArgs) -> Request {
+    Request {
+        store: args.store.clone(),
+        job: args.job.clone(),
+        take_up: args.take_up.clone(),
+        disks: args.disks.clone(),
+        cluster_size: args.cluster_size,
+        compress_level: args.compress_level,
+        checkpoint_every: Duration::from_secs(args.checkpoint_every.into()),
+        accept_changed_disk: args.accept_changed_disk,
+    }
+}
+
+fn retain(store: &Store, args: &SyncArgs, label: &str) -> Result<Retained> {
+    let Some(max) = args.max_images else {
+        return Ok(Retained::default());
+    };
+    engine::retain(store, &args.job, max.into())
+        .with_context(|| format!("image {label} is complete and safe, but earlier ones could not be deleted"))
+}
+
+/// Whoever reads our output has gone; the image is there all the same.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let closed = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
+    error.downcast_ref::<std::io::Error>().is_some_and(closed)
+        || error
+            .downcast_ref::<serde_json::Error>()
+            .is_some_and(|error| error.io_error_kind() == Some(std::io::ErrorKind::BrokenPipe))
+}
+
+/// Turns SIGINT and SIGTERM into a clean stop: what is stored is kept for the next sync.
+fn stop_on_signals(control: &Arc<Control>) -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("watch for signals")?;
+    let control = control.clone();
+    thread::spawn(move || {
+        for signal in signals.forever() {
+            if control.stop() {
+                // Asked twice: end at once. What is left behind hurts no image.
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Shows a sync to whoever started it.
+struct Terminal {
+    /// For programs: no bars and no remarks that are no warnings.
+    quiet: bool,
+}
+
+impl Observer for Terminal {
+    type Shown = Shown;
+
+    fn phase(&self, _phase: Phase) {}
+
+    fn image(&self, _label: &str, _total_bytes: u64, resumed_bytes: Option<u64>) {
+        if let (Some(stored), false) = (resumed_bytes, self.quiet) {
+            eprintln!(
+                "smcd: going on with the sync that was not finished; {} of it are stored already",
+                HumanBytes(stored)
+            );
+        }
+    }
+
+    fn disk(&self, name: &str, size_bytes: u64, progress: &Arc<Progress>) -> Shown {
+        Shown::new(name, size_bytes, progress.clone(), self.quiet)
+    }
+
+    fn warn(&self, text: &str) {
+        eprintln!("smcd: {text}");
+    }
+}
