@@ -19,9 +19,11 @@ pub struct EstimateRequest {
     pub store: Option<String>,
     /// zstd level, 4 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 19)]
     pub compress_level: Option<i32>,
     /// How long to read from each disk and write to the store; 2 if absent, at most 30.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 30)]
     pub seconds: Option<u32>,
 }
 

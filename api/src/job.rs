@@ -11,12 +11,15 @@ use utoipa::ToSchema;
 #[serde(deny_unknown_fields)]
 pub struct CreateJob {
     /// Its name: 2 to 64 letters, digits, `.`, `_` and `-`, starting with a letter. Its images are NAME/1 and so on.
+    #[schema(min_length = 2, max_length = 64, pattern = "^[A-Za-z][A-Za-z0-9._-]*$")]
     pub name: String,
     /// Whatever helps people, at most 128 characters.
     #[serde(default)]
+    #[schema(max_length = 128)]
     pub description: String,
     /// At most 64 ASCII characters: a repeated request with the same token is answered with the same job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 64)]
     pub client_token: Option<String>,
     /// Directory of the store; the configured one if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -31,9 +34,11 @@ pub struct CreateJob {
     pub automatic_incremental: bool,
     /// From the end of a sync to the start of the next: 1 h to 7 d. Needed with `automatic_incremental`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 604_800)]
     pub interval_seconds: Option<u64>,
     /// Images kept: 1 to 10. Needed with `automatic_incremental`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 10)]
     pub max_images: Option<u32>,
     /// When to start by itself, within 30 days; absent: when told to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -41,15 +46,18 @@ pub struct CreateJob {
     pub start_at: Option<Timestamp>,
     /// How long the job may stay unfinished: 7 to 90 d, 30 d if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 604_800, maximum = 7_776_000)]
     pub valid_seconds: Option<u64>,
     /// zstd level 0 to 19, 4 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 19)]
     pub compress_level: Option<i32>,
     /// Bytes a second of reading; 0 or absent is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_limit_bytes: Option<u64>,
     /// 16 KiB, 64 KiB or 256 KiB; 64 KiB if absent. A job that takes up another one has that one's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 16_384, maximum = 262_144)]
     pub cluster_size_bytes: Option<u32>,
     /// Program run before every sync; if it fails, the sync does not begin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,6 +67,7 @@ pub struct CreateJob {
     pub post_hook: Option<String>,
     /// How long each hook may run: 1 s to 1 h, 60 s if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 3600)]
     pub hook_timeout_seconds: Option<u64>,
     /// The finished job whose newest image the first sync builds on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -88,18 +97,22 @@ pub struct DiskRequest {
 pub struct ModifyJob {
     /// Counts at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 128)]
     pub description: Option<String>,
     /// Counts at once, while a sync runs too; 0 is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_limit_bytes: Option<u64>,
     /// Counts after the next sync has ended; in Ready at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 604_800)]
     pub interval_seconds: Option<u64>,
     /// Counts after the next sync has ended; in Ready at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 10)]
     pub max_images: Option<u32>,
     /// For the next sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 19)]
     pub compress_level: Option<i32>,
     /// For the next sync; an empty one is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -109,6 +122,7 @@ pub struct ModifyJob {
     pub post_hook: Option<String>,
     /// For the next sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 3600)]
     pub hook_timeout_seconds: Option<u64>,
     /// In Ready only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -116,6 +130,7 @@ pub struct ModifyJob {
     pub start_at: Option<Timestamp>,
     /// Counted from the job's creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 604_800, maximum = 7_776_000)]
     pub valid_seconds: Option<u64>,
     /// Go on although a disk is not the one that the images know.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -48,3 +48,30 @@ pub const CLIENT_TOKEN_LEN_MAX: usize = 64;
 
 /// Disks of a job.
 pub const DISKS_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use utoipa::PartialSchema;
+
+    /// What the OpenAPI document tells is what the daemon goes by.
+    #[test]
+    fn the_schema_of_a_new_job_has_the_same_ranges() {
+        let schema = serde_json::to_value(crate::CreateJob::schema()).unwrap();
+        let of = |field: &str, what: &str| schema["properties"][field][what].as_f64().unwrap();
+        let seconds = |time: &Duration| time.as_secs_f64();
+        let same = |a: f64, b: f64| assert!((a - b).abs() < 0.5, "{a} and {b}");
+        same(of("interval_seconds", "maximum"), seconds(INTERVAL.end()));
+        same(of("max_images", "minimum"), (*MAX_IMAGES.start()).into());
+        same(of("max_images", "maximum"), (*MAX_IMAGES.end()).into());
+        same(of("valid_seconds", "minimum"), seconds(VALID_TIME.start()));
+        same(of("valid_seconds", "maximum"), seconds(VALID_TIME.end()));
+        same(of("compress_level", "maximum"), (*COMPRESS_LEVEL.end()).into());
+        same(of("hook_timeout_seconds", "maximum"), seconds(HOOK_TIMEOUT.end()));
+        let length = |count: usize| f64::from(u32::try_from(count).unwrap());
+        same(of("name", "minLength"), length(*NAME_LEN.start()));
+        same(of("name", "maxLength"), length(*NAME_LEN.end()));
+        same(of("description", "maxLength"), length(DESCRIPTION_LEN_MAX));
+        same(of("client_token", "maxLength"), length(CLIENT_TOKEN_LEN_MAX));
+    }
+}
