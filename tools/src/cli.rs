@@ -9,6 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use tools::pages::{self, CompletionsArgs, ManArgs};
 use tracing_subscriber::EnvFilter;
 
 /// Where the store is when nobody says otherwise.
@@ -52,6 +53,9 @@ enum Command {
     Unpin(pin::UnpinArgs),
     Gc(gc::Args),
     TlsInit(tls_init::Args),
+    Completions(CompletionsArgs),
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 /// Reads the command line and does what it asks. Wrong use ends the process here, with exit code 2.
@@ -79,6 +83,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Unpin(args) => pin::run_unpin(context, args),
         Command::Gc(args) => gc::run(context, args),
         Command::TlsInit(args) => tls_init::run(context, args),
+        Command::Completions(args) => pages::completions(Cli::command(), args).map(|()| ExitCode::SUCCESS),
+        Command::Man(args) => pages::man(Cli::command(), args).map(|()| ExitCode::SUCCESS),
     }
 }
 

@@ -8,14 +8,13 @@ mod confine;
 mod context;
 mod exit;
 mod hashing;
-mod interrupt;
 mod mount;
-mod output;
 mod restore;
 mod selection;
 mod stdio;
 
 use std::process::ExitCode;
+use tools::{interrupt, output};
 
 fn main() -> ExitCode {
     cli::run().unwrap_or_else(|error| exit::report(&error))

@@ -1,12 +1,13 @@
 //! What commands print: tables and sizes for people, JSON lines for programs, progress while they wait.
 
+use crate::paint::{Paint, Tone};
 use anyhow::Context;
 use comfy_table::{CellAlignment, ContentArrangement, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 
 /// Whoever read our output does not any more.
@@ -23,7 +24,40 @@ impl std::error::Error for ClosedOutput {}
 
 /// Prints a line on stdout at once. A closed pipe is a [`ClosedOutput`], never a panic.
 pub fn line(text: impl fmt::Display) -> anyhow::Result<()> {
+    write_line(&printable(&text.to_string()))
+}
+
+/// Prints a line that may hold colours: whatever a terminal would obey beside them is escaped, as in [`line`].
+pub fn painted(text: &str) -> anyhow::Result<()> {
+    write_line(&printable_but_colours(text))
+}
+
+/// Prints a line on stderr; one that nobody can read is no failure.
+pub fn complain(text: impl fmt::Display) {
     let text = printable(&text.to_string());
+    drop(writeln!(io::stderr().lock(), "{text}"));
+}
+
+/// Prints an object as one line of JSON on stdout.
+pub fn json(object: &impl Serialize) -> anyhow::Result<()> {
+    json_text(&serde_json::to_string(object).context("write JSON")?)
+}
+
+/// Prints JSON that is text already as one line on stdout, with the same meaning.
+pub fn json_text(json: &str) -> anyhow::Result<()> {
+    let mut text = String::with_capacity(json.len());
+    for letter in json.chars() {
+        match letter {
+            // In a string these are always escaped: here they only part words.
+            '\n' | '\r' | '\t' => text.push(' '),
+            letter if is_obeyed(letter) => write!(text, "\\u{:04x}", u32::from(letter))?,
+            letter => text.push(letter),
+        }
+    }
+    write_line(&text)
+}
+
+fn write_line(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ClosedOutput.into()),
@@ -31,11 +65,11 @@ pub fn line(text: impl fmt::Display) -> anyhow::Result<()> {
     }
 }
 
-/// Text in which nothing is left that a terminal would obey: names and reasons come from the store.
-fn printable(text: &str) -> String {
+/// Text in which nothing is left that a terminal would obey: names and reasons come from the store, or from others.
+pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for letter in text.chars() {
-        if letter.is_control() && !matches!(letter, '\n' | '\t') {
+        if is_obeyed(letter) && !matches!(letter, '\n' | '\t') {
             shown.extend(letter.escape_default());
         } else {
             shown.push(letter);
@@ -44,9 +78,35 @@ fn printable(text: &str) -> String {
     shown
 }
 
-/// Prints an object as one line of JSON on stdout.
-pub fn json(object: &impl Serialize) -> anyhow::Result<()> {
-    line(serde_json::to_string(object).context("write JSON")?)
+/// Control characters, and those that turn the direction of text.
+fn is_obeyed(letter: char) -> bool {
+    letter.is_control() || matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// The same, but sequences that only change colours are left.
+fn printable_but_colours(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("\u{1b}[") {
+        let (before, sequence) = rest.split_at(start);
+        let parameters = &sequence[2..];
+        let end = parameters.find(|letter: char| !letter.is_ascii_digit() && letter != ';');
+        let is_colour = end.is_some_and(|end| parameters[end..].starts_with('m'));
+        let taken = if is_colour {
+            end.map_or(2, |end| end + 3)
+        } else {
+            2
+        };
+        shown.push_str(&printable(before));
+        if is_colour {
+            shown.push_str(&sequence[..taken]);
+        } else {
+            shown.push_str(&printable(&sequence[..taken]));
+        }
+        rest = &sequence[taken..];
+    }
+    shown.push_str(&printable(rest));
+    shown
 }
 
 /// How a column's cells stand.
@@ -58,10 +118,35 @@ pub enum Align {
     Right,
 }
 
+/// A cell of a [`Table`].
+#[derive(Debug, Clone)]
+pub struct Cell {
+    text: String,
+    tone: Option<Tone>,
+}
+
+impl Cell {
+    /// Text in a colour, where the table is printed with colours.
+    pub fn painted(tone: Tone, text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            tone: Some(tone),
+        }
+    }
+}
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        Self { text, tone: None }
+    }
+}
+
 /// Rows in aligned columns, without lines.
 #[derive(Debug)]
 pub struct Table {
     rows: comfy_table::Table,
+    /// The cells of each row, for their colours.
+    cells: Vec<Vec<Cell>>,
     /// Text between the rows, each with the number of rows above it.
     notes: Vec<(usize, String)>,
 }
@@ -82,13 +167,16 @@ impl Table {
         }
         Self {
             rows: table,
+            cells: Vec::new(),
             notes: Vec::new(),
         }
     }
 
     /// Adds a row; what it lacks in cells is left empty.
-    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.add_row(cells);
+    pub fn row(&mut self, cells: impl IntoIterator<Item = impl Into<Cell>>) {
+        let cells: Vec<Cell> = cells.into_iter().map(Into::into).collect();
+        self.rows.add_row(cells.iter().map(|cell| &cell.text));
+        self.cells.push(cells);
     }
 
     /// Adds a line that belongs to no column.
@@ -98,15 +186,43 @@ impl Table {
 
     /// Prints heading, rows and notes on stdout.
     pub fn print(&self) -> anyhow::Result<()> {
+        self.lines(Paint::none()).iter().try_for_each(line)
+    }
+
+    /// Heading, rows and notes, for [`painted`].
+    pub fn lines(&self, paint: Paint) -> Vec<String> {
         let mut notes = self.notes.iter().peekable();
+        let mut lines = Vec::new();
         for (above, row) in self.rows.lines().enumerate() {
-            line(row.trim_end())?;
+            let cells = above.checked_sub(1).and_then(|row| self.cells.get(row));
+            lines.push(painted_row(
+                row.trim_end(),
+                cells.map_or(&[], Vec::as_slice),
+                paint,
+            ));
             while let Some((_, text)) = notes.next_if(|(rows, _)| *rows == above) {
-                line(text)?;
+                lines.push(text.clone());
             }
         }
-        Ok(())
+        lines
     }
+}
+
+/// A row with its cells in their colours: they stand in it one after the other, with only blanks between.
+fn painted_row(row: &str, cells: &[Cell], paint: Paint) -> String {
+    let mut shown = String::with_capacity(row.len());
+    let mut rest = row;
+    for cell in cells {
+        let text = cell.text.trim();
+        let Some(start) = rest.find(text) else { break };
+        shown.push_str(&rest[..start]);
+        match cell.tone {
+            Some(tone) => shown.push_str(&paint.paint(tone, text)),
+            None => shown.push_str(text),
+        }
+        rest = &rest[start + text.len()..];
+    }
+    shown + rest
 }
 
 /// A number of bytes as people write it: `64 MiB`, `1.5 GiB`.
@@ -196,6 +312,33 @@ mod tests {
     #[test]
     fn what_a_terminal_would_obey_is_escaped() {
         assert_eq!(printable("a\u{1b}[2J\u{9b}x\tb\n"), "a\\u{1b}[2J\\u{9b}x\tb\n");
+    }
+
+    #[test]
+    fn only_colours_pass_where_colours_may() {
+        let text = "\u{1b}[1;31mred\u{1b}[0m \u{1b}[2J \u{1b}]0;title\u{7} \u{1b}[ \u{1b}[31";
+        let shown = printable_but_colours(text);
+        assert_eq!(
+            shown,
+            "\u{1b}[1;31mred\u{1b}[0m \\u{1b}[2J \\u{1b}]0;title\\u{7} \\u{1b}[ \\u{1b}[31"
+        );
+        assert_eq!(printable_but_colours("\u{1b}"), "\\u{1b}");
+        assert_eq!(printable_but_colours("a\u{202e}b"), "a\\u{202e}b");
+    }
+
+    #[test]
+    fn cells_are_painted_where_they_stand() {
+        let paint = Paint::for_stdout(clap::ColorChoice::Always);
+        let mut table = Table::new(&[("NAME", Align::Left), ("N", Align::Right), ("STATE", Align::Left)]);
+        let plain = |text: &str| Cell::from(text.to_owned());
+        table.row([plain("good"), plain(""), Cell::painted(Tone::Good, "good")]);
+        table.row([plain("b"), plain("12"), Cell::painted(Tone::Bad, "")]);
+        table.note("  why".to_owned());
+        assert_eq!(
+            table.lines(Paint::none()),
+            ["NAME   N  STATE", "good      good", "b     12", "  why"]
+        );
+        assert_eq!(table.lines(paint)[1], "good      \u{1b}[32mgood\u{1b}[0m");
     }
 
     #[test]
