@@ -1,0 +1,54 @@
+//! `smcctl estimate`: what a job would cost.
+
+use crate::client::Request;
+use crate::context::Context;
+use crate::{values, view};
+use api::{DiskRequest, EstimateRequest};
+use std::process::ExitCode;
+
+/// Measure how long syncs would take, and how much room they would need
+///
+/// Reads from each disk and writes to the store for a few seconds.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    disks: Disks,
+    /// Directory of the store [default: the one smcd is configured with]
+    #[arg(long, value_name = "DIR", value_parser = values::path)]
+    store: Option<String>,
+    /// zstd level to measure with
+    #[arg(long, value_name = "N")]
+    compress_level: Option<i32>,
+    /// How long to read from each disk, and to write to the store
+    #[arg(long, value_name = "N")]
+    seconds: Option<u32>,
+}
+
+/// Which disks are meant.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct Disks {
+    /// A disk, a block device or a file, with its name in the job [default name: the device's]; may be given
+    /// several times
+    #[arg(long = "disk", value_name = "[NAME=]DEV", value_parser = values::disk)]
+    pub disks: Vec<DiskRequest>,
+    /// Every disk that can be migrated, as `smcctl disks` lists them
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// Prints what was measured.
+pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    let wanted = EstimateRequest {
+        disks: args.disks.disks.clone(),
+        all_disks: args.disks.all,
+        store: args.store.clone(),
+        compress_level: args.compress_level,
+        seconds: args.seconds,
+    };
+    let answer = context
+        .client
+        .send(&Request::post("/estimate").with(&wanted)?.slow())?;
+    context.tell(&answer, view::estimate::lines)?;
+    Ok(ExitCode::SUCCESS)
+}

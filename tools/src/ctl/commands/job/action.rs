@@ -1,0 +1,95 @@
+//! `smcctl job start`, `sync`, `stop`, `cancel` and `complete`: a job is told what to do.
+
+use crate::client::{Request, job};
+use crate::commands::job::JobName;
+use crate::commands::job::wait::{self, Goal};
+use crate::context::Context;
+use crate::view;
+use api::CompleteJob;
+use std::process::ExitCode;
+
+/// A job, and whether to wait.
+#[derive(Debug, clap::Args)]
+pub struct NamedArgs {
+    #[command(flatten)]
+    job: JobName,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+/// A job to finish.
+#[derive(Debug, clap::Args)]
+pub struct CompleteArgs {
+    #[command(flatten)]
+    job: JobName,
+    /// Sync once more before
+    #[arg(long)]
+    last_sync: bool,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+/// Whether to wait.
+#[derive(Debug, clap::Args)]
+struct Wait {
+    /// Wait until no sync runs any more, and fail if that is not what was asked for
+    #[arg(long)]
+    wait: bool,
+}
+
+/// Begins, or goes on.
+pub fn start(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode> {
+    told(context, args, "start", Goal::Synced)
+}
+
+/// Syncs now.
+pub fn sync(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode> {
+    told(context, args, "sync", Goal::Synced)
+}
+
+/// Stops.
+pub fn stop(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode> {
+    told(context, args, "stop", Goal::Stopped)
+}
+
+/// Gives the job up.
+pub fn cancel(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode> {
+    told(context, args, "cancel", Goal::Canceled)
+}
+
+/// Finishes the job.
+pub fn complete(context: &mut Context, args: &CompleteArgs) -> anyhow::Result<ExitCode> {
+    let wanted = CompleteJob {
+        last_sync: args.last_sync,
+    };
+    let request = Request::post(job(&args.job.name, Some("complete"))).with(&wanted)?;
+    send(
+        context,
+        &args.job.name,
+        &request,
+        args.wait.wait.then_some(Goal::Finished),
+    )
+}
+
+fn told(context: &mut Context, args: &NamedArgs, what: &str, goal: Goal) -> anyhow::Result<ExitCode> {
+    let request = Request::post(job(&args.job.name, Some(what)));
+    send(context, &args.job.name, &request, args.wait.wait.then_some(goal))
+}
+
+/// Sends it, and waits for the goal where there is one.
+fn send(
+    context: &mut Context,
+    name: &str,
+    request: &Request,
+    goal: Option<Goal>,
+) -> anyhow::Result<ExitCode> {
+    let answer = context.client.send(request)?;
+    let Some(goal) = goal else {
+        context.tell(&answer, view::job::brief)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let answer = wait::until_idle(context, name, answer)?;
+    context.tell(&answer, view::job::ended)?;
+    goal.judge(&answer.view()?)?;
+    Ok(ExitCode::SUCCESS)
+}

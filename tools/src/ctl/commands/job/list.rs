@@ -1,0 +1,20 @@
+//! `smcctl job ls`: all jobs.
+
+use crate::client::Request;
+use crate::context::Context;
+use crate::view;
+use api::JobView;
+use std::process::ExitCode;
+
+/// List jobs: their state, what happens next, when they synced last
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Lists them.
+pub fn run(context: &Context, _args: &Args) -> anyhow::Result<ExitCode> {
+    let answer = context.client.send(&Request::get("/jobs"))?;
+    context.tell(&answer, |paint, jobs: &Vec<JobView>| {
+        view::jobs::lines(paint, jobs)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

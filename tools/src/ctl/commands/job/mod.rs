@@ -1,0 +1,73 @@
+//! `smcctl job`: one module for what is asked of a job, with its arguments.
+
+mod action;
+mod create;
+mod delete;
+mod history;
+mod list;
+mod modify;
+mod screen;
+mod show;
+mod wait;
+mod watch;
+
+use crate::commands::job::action::{CompleteArgs, NamedArgs};
+use crate::context::Context;
+use clap::Subcommand;
+use clap::builder::NonEmptyStringValueParser;
+use std::process::ExitCode;
+
+/// What can be asked of jobs.
+#[derive(Debug, Subcommand)]
+pub enum JobCommand {
+    Create(create::Args),
+    Ls(list::Args),
+    Show(show::Args),
+    /// Begin the first sync, or go on after a stop or an error
+    Start(NamedArgs),
+    /// Sync what changed, now
+    Sync(NamedArgs),
+    /// Stop syncing, for now
+    ///
+    /// What a running sync has stored is kept, and `start` goes on with it.
+    Stop(NamedArgs),
+    /// Give the job up
+    ///
+    /// What an unfinished sync has stored goes; the images stay.
+    Cancel(NamedArgs),
+    Modify(modify::Args),
+    /// Finish the job: no more syncs; its images stay
+    ///
+    /// At the cutover: stop the services, then complete the job with --last-sync.
+    Complete(CompleteArgs),
+    Delete(delete::Args),
+    Watch(watch::Args),
+    History(history::Args),
+}
+
+/// Does what is asked.
+pub fn run(context: &mut Context, command: &JobCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        JobCommand::Create(args) => create::run(context, args),
+        JobCommand::Ls(args) => list::run(context, args),
+        JobCommand::Show(args) => show::run(context, args),
+        JobCommand::Start(args) => action::start(context, args),
+        JobCommand::Sync(args) => action::sync(context, args),
+        JobCommand::Stop(args) => action::stop(context, args),
+        JobCommand::Cancel(args) => action::cancel(context, args),
+        JobCommand::Modify(args) => modify::run(context, args),
+        JobCommand::Complete(args) => action::complete(context, args),
+        JobCommand::Delete(args) => delete::run(context, args),
+        JobCommand::Watch(args) => watch::run(context, args),
+        JobCommand::History(args) => history::run(context, args),
+    }
+}
+
+/// The job that is meant.
+#[derive(Debug, clap::Args)]
+pub struct JobName {
+    /// Name of the job
+    // An empty one would be another place in the API.
+    #[arg(value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub name: String,
+}

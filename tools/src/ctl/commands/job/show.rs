@@ -1,0 +1,24 @@
+//! `smcctl job show`: everything about a job.
+
+use crate::client::{Request, job};
+use crate::commands::job::JobName;
+use crate::context::Context;
+use crate::view;
+use std::process::ExitCode;
+
+/// Show everything about a job
+///
+/// What happens next and when, how far a running sync is, how long the last sync would take if services were
+/// stopped now, its parameters, images and last run.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    job: JobName,
+}
+
+/// Shows it.
+pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    let answer = context.client.send(&Request::get(job(&args.job.name, None)))?;
+    context.tell(&answer, view::job::full)?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,34 @@
+//! `smcctl precheck`: is this machine ready?
+
+use crate::client::{Request, with_query};
+use crate::context::Context;
+use crate::{values, view};
+use api::{Level, Precheck};
+use std::process::ExitCode;
+
+/// Check whether this server is ready to be migrated, and to boot elsewhere
+///
+/// Every finding comes with what to do about it. The exit code is 1 if one of them is critical.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Directory of the store [default: the one smcd is configured with]
+    #[arg(long, value_name = "DIR", value_parser = values::path)]
+    store: Option<String>,
+    /// A disk that is to be migrated; may be given several times [default: all that can be]
+    #[arg(long = "disk", value_name = "NAME")]
+    disks: Vec<String>,
+}
+
+/// Prints the findings, and fails if one is critical.
+pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    let store = args.store.iter().map(|store| ("store", store.as_str()));
+    let query = store.chain(args.disks.iter().map(|disk| ("disk", disk.as_str())));
+    let answer = context
+        .client
+        .send(&Request::get(with_query("/precheck", query)).slow())?;
+    context.tell(&answer, view::precheck::lines)?;
+    match answer.view::<Precheck>()?.worst() {
+        Level::Critical => Ok(ExitCode::FAILURE),
+        Level::Ok | Level::Warning => Ok(ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,192 @@
+//! Jobs and the rest, as smcd tells of them.
+
+use api::{
+    DiskView, Event, Forecast, HooksView, JobView, NextEvent, PendingView, Phase, Progress, RunDisk,
+    RunOutcome, RunType, RunView, Status,
+};
+use jiff::Timestamp;
+
+pub const GIB: u64 = 1 << 30;
+pub const MIB: u64 = 1 << 20;
+
+pub fn time(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+/// A job that waits for its next sync.
+pub fn waiting(name: &str) -> JobView {
+    JobView {
+        name: name.to_owned(),
+        description: "Web server of the shop".to_owned(),
+        status: Status::Waiting,
+        ending: None,
+        completing: false,
+        error: None,
+        warnings: Vec::new(),
+        next: next(
+            Event::Sync,
+            "incremental sync",
+            Some(("2026-11-24T16:00:00Z", 21_599)),
+        ),
+        progress: None,
+        forecast: None,
+        store: "/var/lib/smc/store".to_owned(),
+        disks: vec![
+            disk("vda", "/dev/vda", 40 * GIB),
+            disk("data", "/dev/vdb", 100 * GIB),
+        ],
+        automatic_incremental: true,
+        interval_seconds: Some(21_600),
+        max_images: Some(3),
+        pending: PendingView::default(),
+        compress_level: 4,
+        bandwidth_limit_bytes: 0,
+        cluster_size_bytes: Some(65_536),
+        hooks: HooksView {
+            pre: None,
+            post: None,
+            timeout_seconds: 60,
+        },
+        take_up: None,
+        created: time("2026-11-20T08:00:00Z"),
+        start_at: None,
+        valid_seconds: 30 * 86_400,
+        expires: Some(time("2026-12-20T08:00:00Z")),
+        images: ["5", "6", "7"].map(|number| format!("{name}/{number}")).to_vec(),
+        last_run: Some(succeeded(name, 7)),
+    }
+}
+
+/// A job whose incremental sync is going on.
+pub fn running(name: &str) -> JobView {
+    JobView {
+        status: Status::Running,
+        next: next(
+            Event::RunEnds,
+            "the sync ends",
+            Some(("2026-11-24T10:01:00Z", 24)),
+        ),
+        progress: Some(Progress {
+            phase: Phase::Comparing,
+            image: Some(format!("{name}/8")),
+            started: time("2026-11-24T10:00:00Z"),
+            elapsed_seconds: 41.6,
+            disk: Some("data".to_owned()),
+            compared_bytes: 70 * GIB,
+            total_bytes: 140 * GIB,
+            percent: 50.0,
+            compare_rate_bytes: 2 * GIB,
+            dirty_bytes: 3 * GIB,
+            stored_bytes: GIB,
+            store_rate_bytes: 32 * MIB,
+            eta_seconds: Some(35),
+            resumed: false,
+        }),
+        ..waiting(name)
+    }
+}
+
+/// A job whose last sync failed.
+pub fn in_error(name: &str) -> JobView {
+    let error = "the store is full: free some space in /var/lib/smc/store".to_owned();
+    JobView {
+        status: Status::InError,
+        error: Some(error.clone()),
+        next: next(Event::Nothing, "nothing, until it is started again", None),
+        last_run: Some(RunView {
+            outcome: RunOutcome::Failed,
+            image: None,
+            disks: Vec::new(),
+            error: Some(error),
+            ..succeeded(name, 8)
+        }),
+        ..waiting(name)
+    }
+}
+
+/// A job with everything that a job may have.
+pub fn with_everything(name: &str) -> JobView {
+    JobView {
+        ending: Some("stop".to_owned()),
+        completing: true,
+        warnings: vec!["all 3 images are in use: none was deleted".to_owned()],
+        forecast: Some(forecast()),
+        pending: PendingView {
+            interval_seconds: Some(43_200),
+            max_images: Some(5),
+        },
+        bandwidth_limit_bytes: 50 * MIB,
+        hooks: HooksView {
+            pre: Some("/usr/local/bin/flush".to_owned()),
+            post: Some("/usr/local/bin/resume".to_owned()),
+            timeout_seconds: 90,
+        },
+        take_up: Some("old01".to_owned()),
+        start_at: Some(time("2026-11-21T03:00:00Z")),
+        ..running(name)
+    }
+}
+
+pub fn forecast() -> Forecast {
+    Forecast {
+        seconds: 81.2,
+        compare_seconds: 70.0,
+        transfer_seconds: 24.0,
+        other_seconds: 11.2,
+        compare_bytes: 140 * GIB,
+        dirty_bytes: 800 * MIB,
+        compare_rate_bytes: 2 * GIB,
+        transfer_rate_bytes: 33 * MIB,
+        dirty_rate_bytes: 300 << 10,
+        basis: "the last 3 syncs".to_owned(),
+    }
+}
+
+pub fn succeeded(name: &str, number: u64) -> RunView {
+    RunView {
+        number,
+        run_type: RunType::Schedule,
+        started: time("2026-11-24T09:58:30Z"),
+        finished: Some(time("2026-11-24T10:00:00Z")),
+        seconds: Some(90.4),
+        outcome: RunOutcome::Succeeded,
+        image: Some(format!("{name}/{number}")),
+        kind: Some("incremental".to_owned()),
+        method: Some("scan".to_owned()),
+        consistency: Some("fuzzy".to_owned()),
+        consistency_reason: Some("vda was written to meanwhile".to_owned()),
+        resumed: false,
+        compared_bytes: 140 * GIB,
+        dirty_bytes: 3 * GIB,
+        stored_bytes: 900 * MIB,
+        compare_rate_bytes: 2 * GIB,
+        disks: vec![RunDisk {
+            name: "vda".to_owned(),
+            size_bytes: 40 * GIB,
+            compared_bytes: 40 * GIB,
+            dirty_bytes: 3 * GIB,
+            stored_bytes: 900 * MIB,
+            digest: "smc1-64k:00ff".to_owned(),
+        }],
+        deleted: vec![format!("{name}/4")],
+        error: None,
+        warnings: Vec::new(),
+    }
+}
+
+pub fn next(event: Event, text: &str, at: Option<(&str, u64)>) -> NextEvent {
+    NextEvent {
+        event,
+        at: at.map(|(at, _)| time(at)),
+        in_seconds: at.map(|(_, seconds)| seconds),
+        text: text.to_owned(),
+    }
+}
+
+fn disk(name: &str, path: &str, size_bytes: u64) -> DiskView {
+    DiskView {
+        name: name.to_owned(),
+        path: path.to_owned(),
+        size_bytes,
+    }
+}
