@@ -1,0 +1,26 @@
+//! This machine's disks, and whether it is ready to be migrated and to boot elsewhere.
+//!
+//! - [`disks`] lists every block device that is no partition, with what it holds, and why a job of all disks
+//!   leaves it out.
+//! - [`precheck`] looks at everything that decides whether the copy will start: drivers, boot loader, mounts,
+//!   names of disks and interfaces. Each line says what was found and what to do.
+//! - [`disk_names`] turns the device numbers below a store into the names of disks that both of these take.
+//!
+//! **Invariants.** Nothing is changed on the machine: files and devices are opened for reading, and programs
+//! that write caches are told not to. Everything ends in a few seconds: what may hang (programs, `statvfs` on a
+//! dead server) has a deadline. What a file says is bounded when it is read, and escaped and shortened before
+//! it gets into a message. What could not be found out is told as that, never as fine.
+
+mod command;
+mod error;
+mod inventory;
+mod precheck;
+mod root;
+#[cfg(test)]
+mod tests;
+mod text;
+
+pub use error::{Error, ErrorKind, Result};
+pub use inventory::{disk_names, disks};
+pub use precheck::{PrecheckInput, precheck};
+pub use root::Root;

@@ -1,0 +1,171 @@
+//! What is mounted at boot, by names that stay true elsewhere: fstab, crypttab, and systemd's units.
+
+use api::Level;
+
+use super::Case;
+use super::findings::{Findings, cause};
+use super::names::Stability;
+use crate::error::ErrorKind;
+use crate::text::{shown, unescape};
+
+pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
+    table(case, out);
+    encrypted(case, out);
+    units(case, out);
+}
+
+/// One line of fstab(5).
+struct Line {
+    device: String,
+    point: String,
+    fs_type: String,
+    options: String,
+}
+
+impl Line {
+    fn parse(line: &str) -> Option<Line> {
+        let mut fields = line.split_ascii_whitespace();
+        let device = fields.next().filter(|field| !field.starts_with('#'))?;
+        Some(Line {
+            device: unquoted(&unescape(device)),
+            point: unescape(fields.next()?),
+            fs_type: fields.next().unwrap_or("auto").to_owned(),
+            options: fields.next().unwrap_or("defaults").to_owned(),
+        })
+    }
+
+    fn is_swap(&self) -> bool {
+        self.fs_type == "swap"
+    }
+
+    /// Whether a boot stops when the device is not there. It goes on without swap, after a while.
+    fn is_required(&self) -> bool {
+        let mut options = self.options.split(',');
+        !self.is_swap()
+            && !options
+                .any(|option| option == "nofail" || option == "noauto" || option == "x-systemd.automount")
+    }
+}
+
+/// `UUID="x"` means `UUID=x`.
+fn unquoted(device: &str) -> String {
+    device.replace('"', "")
+}
+
+fn lines(case: &Case<'_>) -> Vec<Line> {
+    let text = case.root.text("/etc/fstab").unwrap_or_default();
+    text.lines().filter_map(Line::parse).collect()
+}
+
+/// Whether fstab requires something to be mounted there at boot.
+pub(super) fn requires(case: &Case<'_>, point: &str) -> bool {
+    lines(case)
+        .iter()
+        .any(|line| line.point == point && line.is_required())
+}
+
+fn table(case: &Case<'_>, out: &mut Findings) {
+    if let Err(error) = case.root.text("/etc/fstab") {
+        match error.kind() {
+            ErrorKind::NotFound => out.ok("fstab", "there is no /etc/fstab"),
+            _ => out.warning(
+                "fstab",
+                format!("/etc/fstab could not be read: {}", cause(&error)),
+                "look into it",
+            ),
+        }
+        return;
+    }
+    for line in lines(case) {
+        let what = if line.is_swap() {
+            "swap".to_owned()
+        } else {
+            shown(&line.point)
+        };
+        let named = format!("/etc/fstab names {} for {what}", shown(&line.device));
+        judge(case, out, "fstab", &line.device, &named, line.is_required());
+    }
+    if !out.has("fstab") {
+        out.ok(
+            "fstab",
+            "/etc/fstab names devices by what is written on them (UUID=, LABEL=, /dev/mapper)",
+        );
+    }
+}
+
+/// Adds a line if a device's name will be another one elsewhere.
+fn judge(
+    case: &Case<'_>,
+    out: &mut Findings,
+    id: &'static str,
+    device: &str,
+    named: &str,
+    is_required: bool,
+) {
+    let (level, found) = match Stability::of(device) {
+        Stability::Stable => return,
+        Stability::Changes if is_required => (
+            Level::Critical,
+            format!("{named}, which will be called otherwise: the copy would not start"),
+        ),
+        Stability::Changes => (Level::Warning, format!("{named}, which will be called otherwise")),
+        Stability::MayChange => (
+            Level::Warning,
+            format!("{named}, which may be another disk elsewhere"),
+        ),
+    };
+    out.bad(id, level, found, by_uuid(case, device));
+}
+
+/// What to write in place of a device's name.
+pub(super) fn by_uuid(case: &Case<'_>, device: &str) -> String {
+    let name = case.inventory.resolved_name(case.root, device);
+    let known = name.and_then(|name| case.inventory.device(&name)?.content.fs_uuid.clone());
+    match known {
+        Some(uuid) => format!("write UUID={} instead", shown(&uuid)),
+        None => format!(
+            "write UUID= and what this prints instead: blkid -s UUID -o value {}",
+            shown(device)
+        ),
+    }
+}
+
+/// crypttab(5): the second field is the encrypted device.
+fn encrypted(case: &Case<'_>, out: &mut Findings) {
+    let Ok(text) = case.root.text("/etc/crypttab") else {
+        return;
+    };
+    for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
+        let mut fields = line.split_ascii_whitespace();
+        let (Some(volume), Some(device)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        let is_required = !fields
+            .nth(1)
+            .unwrap_or("")
+            .split(',')
+            .any(|option| option == "nofail" || option == "noauto");
+        let named = format!("/etc/crypttab names {} for {}", shown(device), shown(volume));
+        judge(case, out, "crypttab", &unquoted(device), &named, is_required);
+    }
+    if !out.has("crypttab") {
+        out.ok(
+            "crypttab",
+            "/etc/crypttab names devices by what is written on them",
+        );
+    }
+}
+
+/// Units of the administrator that mount by a name: `What=/dev/sdb1`.
+fn units(case: &Case<'_>, out: &mut Findings) {
+    let directory = "/etc/systemd/system";
+    let files = [".mount", ".swap"].map(|suffix| case.root.files(directory, suffix));
+    for file in files.iter().flatten() {
+        let text = case.root.text(file).unwrap_or_default();
+        let what = text.lines().find_map(|line| line.trim().strip_prefix("What="));
+        if let Some(device) = what {
+            let named = format!("{} names {}", shown(file), shown(device));
+            judge(case, out, "mount_units", device.trim(), &named, false);
+        }
+    }
+}

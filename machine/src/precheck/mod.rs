@@ -1,0 +1,146 @@
+//! Whether the machine is ready to be migrated and to boot elsewhere.
+//!
+//! Each module looks at one matter and adds lines. They read files through [`Root`] and ask the kernel nothing
+//! themselves: what only it can tell is in [`Answers`].
+
+mod answers;
+mod boot;
+mod clock;
+mod drivers;
+mod efi;
+mod findings;
+mod fstab;
+mod initramfs;
+mod kernel;
+mod layout;
+mod loader;
+mod lvm;
+mod names;
+mod network;
+mod store;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use api::Precheck;
+
+use crate::inventory::Inventory;
+use crate::root::Root;
+use crate::text::shown;
+pub(crate) use answers::Answers;
+#[cfg(test)]
+pub(crate) use answers::Space;
+use findings::Findings;
+#[cfg(test)]
+pub(crate) use initramfs::scan;
+
+/// What is to be migrated, and where to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PrecheckInput {
+    /// Directory of the store, which need not exist yet; absent, and nothing is told about it.
+    pub store: Option<PathBuf>,
+    /// The kernel's names of the devices that the store lies on, as [`disk_names`](crate::disk_names) gives them.
+    pub store_disks: BTreeSet<String>,
+    /// The kernel's names of the chosen disks; none for all that [`disks`](crate::disks) does not leave out.
+    pub disks: Vec<String>,
+}
+
+/// Looks at everything that decides whether a copy of the chosen disks will start elsewhere, in a few seconds.
+///
+/// What cannot be read or found out is a line too, so there is always an answer.
+pub fn precheck(root: &Root, input: &PrecheckInput) -> Precheck {
+    examine(root, input, &Answers::ask())
+}
+
+/// The same, with the kernel's answers given.
+pub(crate) fn examine(root: &Root, input: &PrecheckInput, answers: &Answers) -> Precheck {
+    let mut out = Findings::default();
+    let inventory = Inventory::read(root).unwrap_or_else(|error| {
+        let found = format!(
+            "the block devices could not be listed: {}",
+            findings::cause(&error)
+        );
+        out.critical("disk", found, "mount sysfs at /sys");
+        Inventory::default()
+    });
+    let case = Case::new(root, input, answers, inventory);
+    for check in CHECKS {
+        check(&case, &mut out);
+    }
+    out.finish()
+}
+
+/// In the order in which people read the lines.
+const CHECKS: [fn(&Case<'_>, &mut Findings); 12] = [
+    kernel::check,
+    layout::check,
+    store::check,
+    efi::check,
+    loader::check,
+    boot::check,
+    drivers::check,
+    fstab::check,
+    lvm::check,
+    network::check,
+    clock::check,
+    kernel::check_security_module,
+];
+
+/// What all checks look at.
+struct Case<'a> {
+    root: &'a Root,
+    input: &'a PrecheckInput,
+    answers: &'a Answers,
+    inventory: Inventory,
+    /// Names of the disks to migrate.
+    chosen: BTreeSet<String>,
+    /// Release of the running kernel: `6.1.0-18-amd64`. Empty where unknown.
+    release: String,
+    /// What boot loaders were told to start.
+    entries: Vec<loader::Entry>,
+}
+
+impl<'a> Case<'a> {
+    fn new(root: &'a Root, input: &'a PrecheckInput, answers: &'a Answers, inventory: Inventory) -> Self {
+        let chosen = chosen(input, &inventory);
+        let mut case = Case {
+            root,
+            input,
+            answers,
+            inventory,
+            chosen,
+            release: root.attribute("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            entries: Vec::new(),
+        };
+        case.entries = loader::entries(&case);
+        case
+    }
+
+    /// Whether something is to be mounted at the directory as soon as anyone looks into it. We do not: nothing is
+    /// to be changed.
+    fn is_automount(&self, directory: &str) -> bool {
+        let mut mounts = self.inventory.mounts.iter();
+        let top = mounts.rfind(|mount| mount.point == directory);
+        top.is_some_and(|mount| mount.fs_type == "autofs")
+    }
+
+    /// Words for a disk: `vda, 40 GiB`.
+    fn disk_words(&self, name: &str) -> String {
+        let bytes = self.inventory.device(name).map_or(0, |device| device.size_bytes);
+        format!("{}, {}", shown(name), crate::text::size(bytes))
+    }
+}
+
+fn chosen(input: &PrecheckInput, inventory: &Inventory) -> BTreeSet<String> {
+    if input.disks.is_empty() {
+        let taken = inventory
+            .whole()
+            .filter(|disk| inventory.left_out(disk, &input.store_disks).is_none());
+        return taken.map(|disk| disk.name.clone()).collect();
+    }
+    let named = input
+        .disks
+        .iter()
+        .map(|name| name.strip_prefix("/dev/").unwrap_or(name));
+    named.map(|name| name.replace('/', "!")).collect()
+}

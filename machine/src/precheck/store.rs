@@ -1,0 +1,99 @@
+//! The store: where it lies, and whether the images fit.
+
+use std::path::Path;
+
+use super::Case;
+use super::findings::Findings;
+use crate::inventory::Cover;
+use crate::text::{list, shown, size};
+
+pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
+    let Some(store) = &case.input.store else {
+        return;
+    };
+    place(case, store, out);
+    space(case, store, out);
+}
+
+fn place(case: &Case<'_>, store: &Path, out: &mut Findings) {
+    let below = case.input.store_disks.iter();
+    let chosen = below.filter(|name| case.inventory.cover(name, &case.chosen) == Cover::All);
+    let chosen: Vec<String> = chosen.map(|name| shown(name)).collect();
+    let store = shown(&store.to_string_lossy());
+    if chosen.is_empty() {
+        out.ok(
+            "store_disk",
+            format!("the store {store} lies on none of the chosen disks"),
+        );
+        return;
+    }
+    let found = format!(
+        "the store {store} lies on {}, which is to be imaged: it would image itself",
+        list(chosen, 4)
+    );
+    out.critical(
+        "store_disk",
+        found,
+        "put the store on another disk, or do not choose this one",
+    );
+}
+
+fn space(case: &Case<'_>, store: &Path, out: &mut Findings) {
+    let shown_store = shown(&store.to_string_lossy());
+    let Some(space) = (case.answers.space)(store) else {
+        let found = format!("how much space the store {shown_store} has could not be found out");
+        out.warning(
+            "store_space",
+            found,
+            "check that its filesystem is mounted and answers: df",
+        );
+        return;
+    };
+    if space.read_only {
+        let found = format!("the store {shown_store} lies on a filesystem that is mounted read-only");
+        out.critical("store_space", found, "mount it writable");
+        return;
+    }
+    let (used, total) = need(case);
+    let available = space.available_bytes;
+    let found = format!(
+        "the store {shown_store} has {} free; the chosen disks have {} in files and {} in all",
+        size(available),
+        size(used),
+        size(total)
+    );
+    // Blocks of deleted files are stored too, and later images; compression mostly halves it all.
+    let enough = if used == 0 {
+        total
+    } else {
+        total.min(used.saturating_mul(2))
+    };
+    if available >= enough {
+        out.ok("store_space", found);
+    } else if available >= used / 2 {
+        out.warning(
+            "store_space",
+            found,
+            "watch it, or put the store on a larger filesystem: changes come on top",
+        );
+    } else {
+        out.critical("store_space", found, "put the store on a larger filesystem");
+    }
+}
+
+/// Bytes in files of mounted filesystems on the chosen disks, and bytes of these disks.
+fn need(case: &Case<'_>) -> (u64, u64) {
+    let mut seen = std::collections::BTreeSet::new();
+    let mounts = case.inventory.mounts.iter().filter(|mount| {
+        let devices = &mount.devices;
+        !devices.is_empty()
+            && mount.fs_type != "squashfs"
+            && case.inventory.cover_all(devices, &case.chosen) == Cover::All
+            && seen.insert(devices)
+    });
+    let used = mounts.filter_map(|mount| (case.answers.space)(Path::new(&mount.point)));
+    let used = used.fold(0u64, |sum, space| sum.saturating_add(space.used_bytes));
+    let disks = case.chosen.iter().filter_map(|name| case.inventory.device(name));
+    let total = disks.fold(0u64, |sum, disk| sum.saturating_add(disk.size_bytes));
+    (used.min(total), total)
+}
