@@ -1,16 +1,29 @@
 //! What smcd can be asked for.
 
 use crate::engine::DiskArg;
-use clap::{Args, Parser, Subcommand};
+use anyhow::{Context, Result};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use imagefmt::ClusterSize;
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 /// Block-level server migration: reads disks while the server runs and writes chained images.
+///
+/// Without a command it is the service: it keeps jobs, which `smcctl` controls.
 #[derive(Debug, Parser)]
-#[command(name = "smcd", version, arg_required_else_help = true)]
+#[command(name = "smcd", version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
+    /// Configuration file [default: /etc/smc/smcd.toml, which need not exist].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Check the configuration and do nothing else.
+    #[arg(long)]
+    pub check_config: bool,
+
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Option<Command>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -20,6 +33,46 @@ pub enum Command {
     /// The first sync of a job is full; every later one stores only what changed. The disks are opened
     /// read-only and may be in use; the image says what that makes of it (its consistency).
     Sync(SyncArgs),
+
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+
+    /// Write the man pages into a directory.
+    #[command(hide = true)]
+    Man {
+        /// The directory.
+        dir: PathBuf,
+    },
+
+    /// Print the OpenAPI document of the control API.
+    Openapi,
+}
+
+/// Prints a completion script.
+pub fn print_completions(shell: Shell) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "smcd", &mut script);
+    print(&String::from_utf8_lossy(&script))
+}
+
+/// Writes a page for smcd and one for each of its commands.
+pub fn write_man_pages(dir: &Path) -> Result<()> {
+    clap_mangen::generate_to(Cli::command(), dir)
+        .with_context(|| format!("write man pages to {}", dir.display()))
+}
+
+/// Prints to standard output; nobody reading it is no error.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("write to standard output")
+        }
+        _ => Ok(()),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -105,7 +158,6 @@ mod tests {
 
     #[test]
     fn command_line_is_well_formed() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 }

@@ -1,28 +1,71 @@
-//! smcd: syncs disks into images.
+//! smcd: syncs disks into images, once (`smcd sync`) or by a schedule, as a service.
 
 mod cli;
+mod clock;
+mod config;
 mod engine;
+mod http;
+mod job;
+mod logging;
 mod oneshot;
+mod serve;
+mod service;
+mod state;
+mod units;
 
+use anyhow::Result;
 use clap::Parser;
 use cli::{Cli, Command};
+use config::Config;
 use std::process::ExitCode;
 
-/// What a command found out for the shell: 1 failed, 3 damage found; clap itself exits with 2.
+/// What a command found out for the shell: 1 failed, 2 wrong use (clap's own errors too), 3 damage found.
 const FAILED: u8 = 1;
+const WRONG_USE: u8 = 2;
 const DAMAGED: u8 = 3;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        // A sync outlives whoever read its log.
-        .log_internal_errors(false)
-        .with_env_filter(tracing_subscriber::EnvFilter::from_env("SMC_LOG"))
-        .with_writer(std::io::stderr)
-        .init();
     let done = match &cli.command {
-        Command::Sync(args) => oneshot::run(args),
+        None => return service(&cli),
+        Some(Command::Sync(args)) => {
+            logging::begin("warn");
+            oneshot::run(args)
+        }
+        Some(Command::Completions { shell }) => cli::print_completions(*shell),
+        Some(Command::Man { dir }) => cli::write_man_pages(dir),
+        Some(Command::Openapi) => cli::print(&http::openapi_json()),
     };
+    report(done)
+}
+
+/// The service, or only a look at its configuration.
+fn service(cli: &Cli) -> ExitCode {
+    let config = match Config::load(cli.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("smcd: {error:#}");
+            return ExitCode::from(WRONG_USE);
+        }
+    };
+    if cli.check_config {
+        return report(cli::print(&format!("{}\n", described(&config))));
+    }
+    logging::begin(&config.log);
+    report(serve::run(config))
+}
+
+fn described(config: &Config) -> String {
+    match &config.file {
+        Some(file) => format!("{} is good", file.display()),
+        None => format!(
+            "there is no {}: every setting has its default",
+            config::DEFAULT_PATH
+        ),
+    }
+}
+
+fn report(done: Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -3,6 +3,7 @@
 //! Tests touch only devices that they made, each in a scratch directory of its own.
 
 pub mod crash;
+pub mod service;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use smc_tests::crash::{Crash, Kind, World, rounds};
+use smc_tests::service::Life;
 
 /// Cut the power and kill smcd and smc-image at random moments, and check everything after each.
 #[derive(Debug, Parser)]
@@ -13,6 +14,9 @@ struct Options {
     /// `kill -9` on ext4, xfs and btrfs each.
     #[arg(long, default_value_t = 170)]
     kills: u64,
+    /// Whole lives of a job of the service, with thirteen or so `kill -9` of smcd in each.
+    #[arg(long, default_value_t = 8)]
+    lives: u64,
     /// Seed of the first run; each run adds one.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -26,6 +30,17 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    for seed in 0..options.lives {
+        let mut life = Life::new("crash-life", options.seed + seed)?;
+        life.live(13)
+            .with_context(|| format!("life of seed {}", options.seed + seed))?;
+        println!(
+            "life of seed {}: {} kills, {} of them in a sync; it ended as every life does",
+            options.seed + seed,
+            life.kills,
+            life.in_sync
+        );
+    }
     let runs = [
         (Kind::Ext4, Crash::PowerCut, options.cuts),
         (Kind::Xfs, Crash::PowerCut, options.cuts),

@@ -1,0 +1,266 @@
+//! The configuration file: `/etc/smc/smcd.toml`, checked whole before anything starts.
+
+use anyhow::{Context, Result, anyhow, bail};
+use api::limits;
+use serde::Deserialize;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use toml::Spanned;
+
+/// Where the configuration lies if nobody says otherwise. It need not be there.
+pub const DEFAULT_PATH: &str = "/etc/smc/smcd.toml";
+
+/// What the daemon goes by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The file it was read from.
+    pub file: Option<PathBuf>,
+    /// Store of jobs that name none.
+    pub store: PathBuf,
+    /// Other stores, looked through when the state is lost.
+    pub stores: Vec<PathBuf>,
+    /// Directory of the state.
+    pub state_dir: PathBuf,
+    /// Socket of the control API, where systemd passes none.
+    pub socket: PathBuf,
+    /// Programs run around every sync.
+    pub hooks_dir: PathBuf,
+    /// How often a sync makes what it stored durable.
+    pub checkpoint_every: Duration,
+    /// How long a shutdown waits for syncs to keep what they stored.
+    pub stop_timeout: Duration,
+    /// What is logged: `error`, `warn`, `info`, `debug`, or tracing's directives.
+    pub log: String,
+    /// The shortest interval of a job.
+    pub min_interval: Duration,
+    /// A file that moves the clock.
+    pub laboratory_clock: Option<PathBuf>,
+}
+
+/// The file as it is written. What has a range knows its place, so that errors can name it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Raw {
+    store: Option<Spanned<PathBuf>>,
+    stores: Vec<Spanned<PathBuf>>,
+    state_dir: Option<Spanned<PathBuf>>,
+    socket: Option<Spanned<PathBuf>>,
+    hooks_dir: Option<Spanned<PathBuf>>,
+    checkpoint_every: Option<Spanned<String>>,
+    stop_timeout: Option<Spanned<String>>,
+    log: Option<Spanned<String>>,
+    laboratory: RawLaboratory,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawLaboratory {
+    min_interval: Option<Spanned<String>>,
+    clock: Option<Spanned<PathBuf>>,
+}
+
+impl Config {
+    /// Reads and checks a configuration file. Without a name, the usual one, which need not exist.
+    ///
+    /// # Errors
+    /// Name the file, the line, the key and what would be right.
+    pub fn load(named: Option<&Path>) -> Result<Self> {
+        let path = named.unwrap_or(Path::new(DEFAULT_PATH));
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, Some(path)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => {
+                Self::parse("", None)
+            }
+            Err(error) => Err(error).with_context(|| format!("read configuration {}", path.display())),
+        }
+    }
+
+    fn parse(text: &str, path: Option<&Path>) -> Result<Self> {
+        let place = path.map_or_else(|| "configuration".to_owned(), |path| path.display().to_string());
+        let raw: Raw = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| line_of(text, span.start));
+            anyhow!("{place}:{line}: {}", error.message())
+        })?;
+        let reader = Reader { text, place };
+        let lab = &raw.laboratory;
+        let seconds = Duration::from_secs;
+        Ok(Self {
+            file: path.map(Path::to_owned),
+            store: reader.path("store", raw.store, "/var/lib/smc/store")?,
+            stores: reader.paths("stores", raw.stores)?,
+            state_dir: reader.path("state_dir", raw.state_dir, "/var/lib/smc")?,
+            socket: reader.path("socket", raw.socket, api::DEFAULT_SOCKET)?,
+            hooks_dir: reader.path("hooks_dir", raw.hooks_dir, "/etc/smc/hooks.d")?,
+            checkpoint_every: reader.time(
+                "checkpoint_every",
+                raw.checkpoint_every.as_ref(),
+                seconds(5),
+                seconds(0)..=seconds(3600),
+            )?,
+            stop_timeout: reader.time(
+                "stop_timeout",
+                raw.stop_timeout.as_ref(),
+                seconds(25),
+                seconds(1)..=seconds(600),
+            )?,
+            log: reader.log(raw.log)?,
+            min_interval: reader.time(
+                "laboratory.min_interval",
+                lab.min_interval.as_ref(),
+                *limits::INTERVAL.start(),
+                seconds(1)..=*limits::INTERVAL.start(),
+            )?,
+            laboratory_clock: match raw.laboratory.clock {
+                Some(clock) => Some(reader.path("laboratory.clock", Some(clock), "")?),
+                None => None,
+            },
+        })
+    }
+}
+
+/// Checks values, and names their lines.
+struct Reader<'a> {
+    text: &'a str,
+    place: String,
+}
+
+impl Reader<'_> {
+    fn path(&self, key: &str, value: Option<Spanned<PathBuf>>, default: &str) -> Result<PathBuf> {
+        let Some(value) = value else {
+            return Ok(default.into());
+        };
+        if !value.get_ref().is_absolute() {
+            let shown = value.get_ref().display();
+            bail!(self.wrong(
+                &value,
+                &format!("{key} = \"{shown}\" is not absolute: write it from / on")
+            ));
+        }
+        Ok(value.into_inner())
+    }
+
+    fn paths(&self, key: &str, values: Vec<Spanned<PathBuf>>) -> Result<Vec<PathBuf>> {
+        values
+            .into_iter()
+            .map(|value| self.path(key, Some(value), ""))
+            .collect()
+    }
+
+    fn time(
+        &self,
+        key: &str,
+        value: Option<&Spanned<String>>,
+        default: Duration,
+        range: std::ops::RangeInclusive<Duration>,
+    ) -> Result<Duration> {
+        let Some(value) = value else {
+            return Ok(default);
+        };
+        let text = value.get_ref();
+        let parsed = humantime::parse_duration(text);
+        let parsed = parsed.map_err(|_| {
+            self.wrong(
+                value,
+                &format!("{key} = \"{text}\" is no time: write it as 30s or 2h"),
+            )
+        })?;
+        if !range.contains(&parsed) {
+            let shown = |time: &Duration| humantime::format_duration(*time).to_string();
+            let (low, high) = (shown(range.start()), shown(range.end()));
+            bail!(self.wrong(
+                value,
+                &format!("{key} = \"{text}\" is out of range: {low} to {high}")
+            ));
+        }
+        Ok(parsed)
+    }
+
+    fn log(&self, value: Option<Spanned<String>>) -> Result<String> {
+        let Some(value) = value else {
+            return Ok("info".to_owned());
+        };
+        if let Err(error) = value.get_ref().parse::<tracing_subscriber::EnvFilter>() {
+            bail!(self.wrong(&value, &format!("log = \"{}\": {error}", value.get_ref())));
+        }
+        Ok(value.into_inner())
+    }
+
+    fn wrong<T>(&self, value: &Spanned<T>, what: &str) -> anyhow::Error {
+        let line = line_of(self.text, value.span().start);
+        anyhow!("{}:{line}: {what}", self.place)
+    }
+}
+
+/// The line of a byte, counted from 1.
+fn line_of(text: &str, offset: usize) -> usize {
+    let before = &text.as_bytes()[..offset.min(text.len())];
+    before.split(|&byte| byte == b'\n').count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config> {
+        Config::parse(text, Some(Path::new("/etc/smc/smcd.toml")))
+    }
+
+    fn refusal(text: &str) -> String {
+        format!("{:#}", parse(text).unwrap_err())
+    }
+
+    #[test]
+    fn nothing_is_needed() {
+        let config = parse("").unwrap();
+        assert_eq!(config.store, Path::new("/var/lib/smc/store"));
+        assert_eq!(config.min_interval, Duration::from_secs(3600));
+        assert_eq!(config.log, "info");
+    }
+
+    #[test]
+    fn everything_can_be_said() {
+        let config = parse(
+            "store = '/srv/smc'\nstores = ['/mnt/a']\nstate_dir = '/x'\nsocket = '/run/x.sock'\n\
+             hooks_dir = '/h'\ncheckpoint_every = '10s'\nstop_timeout = '1m'\nlog = 'debug'\n\
+             [laboratory]\nmin_interval = '1s'\nclock = '/tmp/clock'\n",
+        )
+        .unwrap();
+        assert_eq!(config.stores, [PathBuf::from("/mnt/a")]);
+        assert_eq!(config.stop_timeout, Duration::from_secs(60));
+        assert_eq!(config.min_interval, Duration::from_secs(1));
+        assert_eq!(config.laboratory_clock, Some("/tmp/clock".into()));
+    }
+
+    #[test]
+    fn errors_name_file_line_key_and_what_would_be_right() {
+        let text = refusal("# one\n# two\nstore = 'relative'\n");
+        assert!(text.starts_with("/etc/smc/smcd.toml:3: store"), "{text}");
+        let text = refusal("\nstop_timeout = '2 weeks'\n");
+        assert!(text.starts_with("/etc/smc/smcd.toml:2: stop_timeout"), "{text}");
+        assert!(text.contains("1s to 10m"), "{text}");
+        let text = refusal("[laboratory]\nmin_interval = 'soon'\n");
+        assert!(
+            text.starts_with("/etc/smc/smcd.toml:2: laboratory.min_interval"),
+            "{text}"
+        );
+        let text = refusal("log = 'a=b=c'\n");
+        assert!(text.starts_with("/etc/smc/smcd.toml:1: log"), "{text}");
+    }
+
+    #[test]
+    fn unknown_keys_and_broken_syntax_have_their_line() {
+        let text = refusal("log = 'info'\nstroe = '/x'\n");
+        assert!(
+            text.starts_with("/etc/smc/smcd.toml:2: ") && text.contains("stroe"),
+            "{text}"
+        );
+        let text = refusal("log = 'info'\n\nstore = \n");
+        assert!(text.starts_with("/etc/smc/smcd.toml:3: "), "{text}");
+    }
+
+    #[test]
+    fn a_file_that_was_named_must_be_there() {
+        assert!(Config::load(Some(Path::new("/nonexistent/smcd.toml"))).is_err());
+    }
+}

@@ -1,0 +1,136 @@
+//! Answers: success as JSON, everything else as an [`ErrorBody`].
+
+use super::Service;
+use crate::job::{Refusal, Refused};
+use api::{ErrorBody, ErrorKind};
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// What a handler returns.
+pub type Answer<T> = Result<Json<T>, Failure>;
+
+/// An answer that is no success.
+#[derive(Debug)]
+pub struct Failure(Refusal);
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self(refusal)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.kind.http_status());
+        let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        if self.0.kind == ErrorKind::Failed {
+            tracing::error!("{}", self.0);
+        }
+        (status, Json(self.0.body())).into_response()
+    }
+}
+
+/// Runs what may wait for a disk on a thread of its own.
+pub async fn on_thread<T: Send + 'static>(
+    service: Service,
+    work: impl FnOnce(&Service) -> Refused<T> + Send + 'static,
+) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(move || work(&service)).await;
+    let done = done.unwrap_or_else(|_| {
+        Err(Refusal::failed(&anyhow::anyhow!(
+            "this is a bug in smcd, which its log shows; nothing else was affected"
+        )))
+    });
+    Ok(done?)
+}
+
+/// The same, as an answer.
+pub async fn answer<T: Serialize + Send + 'static>(
+    service: Service,
+    work: impl FnOnce(&Service) -> Refused<T> + Send + 'static,
+) -> Answer<T> {
+    on_thread(service, work).await.map(Json)
+}
+
+/// A JSON body whose errors are told like all others.
+#[derive(Debug)]
+pub struct Body<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        let wrong = |error: JsonRejection| invalid(error.body_text());
+        let Json(body) = Json::from_request(request, state).await.map_err(wrong)?;
+        Ok(Self(body))
+    }
+}
+
+/// The same for a body that need not be there.
+#[derive(Debug)]
+pub struct OptionalBody<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalBody<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        let bytes = Bytes::from_request(request, state).await;
+        let bytes = bytes.map_err(|error| invalid(error.body_text()))?;
+        if bytes.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        let body: Option<T> = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
+        Ok(Self(body.unwrap_or_default()))
+    }
+}
+
+/// Query parameters whose errors are told like all others.
+#[derive(Debug)]
+pub struct Query<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let wrong = |error: QueryRejection| invalid(error.body_text());
+        let axum::extract::Query(query) = axum::extract::Query::from_request_parts(parts, state)
+            .await
+            .map_err(wrong)?;
+        Ok(Self(query))
+    }
+}
+
+fn invalid(text: String) -> Failure {
+    Failure(Refusal::invalid(text))
+}
+
+/// A path that means nothing.
+pub async fn no_such_path(uri: Uri) -> Response {
+    let message = format!(
+        "there is nothing at {}: {}/openapi.json lists what there is",
+        uri.path().escape_debug(),
+        api::PREFIX
+    );
+    let body = ErrorBody {
+        error: ErrorKind::NotFound,
+        message,
+    };
+    (StatusCode::NOT_FOUND, Json(body)).into_response()
+}
+
+/// A method that a path does not know.
+pub async fn no_such_method(method: Method, uri: Uri) -> Response {
+    let message = format!("{} does not know {method}", uri.path().escape_debug());
+    let body = ErrorBody {
+        error: ErrorKind::Invalid,
+        message,
+    };
+    (StatusCode::METHOD_NOT_ALLOWED, Json(body)).into_response()
+}

@@ -1,0 +1,191 @@
+//! Figures for Prometheus, taken when they are asked for.
+
+use super::Service;
+use super::answer::{Failure, on_thread};
+use anyhow::Context;
+use api::{Progress, RunOutcome, RunView, Status};
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+use std::sync::atomic::AtomicU64;
+
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Job {
+    job: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InState {
+    job: String,
+    status: String,
+}
+
+type Whole = Family<Job, Gauge<i64>>;
+type Fraction = Family<Job, Gauge<f64, AtomicU64>>;
+
+/// All figures of all jobs.
+#[derive(Default)]
+struct Figures {
+    status: Family<InState, Gauge<i64>>,
+    runs: Whole,
+    size: Whole,
+    compared: Whole,
+    compare_rate: Whole,
+    stored: Whole,
+    last_success: Fraction,
+    last_duration: Fraction,
+    last_compared: Whole,
+    last_dirty: Whole,
+    last_stored: Whole,
+    last_failed: Whole,
+}
+
+/// Figures in the OpenMetrics text format.
+#[utoipa::path(get, path = "/metrics", tag = "machine", responses((status = 200, content_type = "application/openmetrics-text", body = String)))]
+pub async fn serve(State(service): State<Service>) -> Result<impl IntoResponse, Failure> {
+    let text = on_thread(service, |service| {
+        let figures = Figures::default();
+        for (job, progress, run) in service.measured() {
+            figures.add_job(&job.name, job.status, job.runs, job.total_bytes());
+            if let Some(progress) = progress {
+                figures.add_progress(&job.name, &progress);
+            }
+            if let Some(run) = run {
+                figures.add_run(&job.name, &run);
+            }
+        }
+        figures
+            .text()
+            .map_err(|error| crate::job::Refusal::failed(&error))
+    })
+    .await?;
+    Ok(([(CONTENT_TYPE, OPENMETRICS)], text))
+}
+
+impl Figures {
+    fn add_job(&self, name: &str, status: Status, runs: u64, size: u64) {
+        for state in Status::ALL {
+            let labels = InState {
+                job: name.to_owned(),
+                status: state.to_string(),
+            };
+            self.status.get_or_create(&labels).set(i64::from(state == status));
+        }
+        set(&self.runs, name, runs);
+        set(&self.size, name, size);
+    }
+
+    fn add_progress(&self, name: &str, progress: &Progress) {
+        set(&self.compared, name, progress.compared_bytes);
+        set(&self.compare_rate, name, progress.compare_rate_bytes);
+        set(&self.stored, name, progress.stored_bytes);
+    }
+
+    fn add_run(&self, name: &str, run: &RunView) {
+        set(
+            &self.last_failed,
+            name,
+            u64::from(run.outcome == RunOutcome::Failed),
+        );
+        let (Some(finished), RunOutcome::Succeeded) = (run.finished, run.outcome) else {
+            return;
+        };
+        let at = finished.as_duration().as_secs_f64();
+        let duration = run.seconds.unwrap_or(0.0);
+        self.last_success.get_or_create(&label(name)).set(at);
+        self.last_duration.get_or_create(&label(name)).set(duration);
+        set(&self.last_compared, name, run.compared_bytes);
+        set(&self.last_dirty, name, run.dirty_bytes);
+        set(&self.last_stored, name, run.stored_bytes);
+    }
+
+    fn text(self) -> anyhow::Result<String> {
+        let mut registry = Registry::with_prefix("smc");
+        let bytes = || Unit::Bytes;
+        registry.register("job_status", "1 for the state that a job is in", self.status);
+        registry.register("job_runs", "Syncs begun so far", self.runs);
+        registry.register_with_unit("job_size", "Size of all disks", bytes(), self.size);
+        registry.register_with_unit(
+            "sync_compared",
+            "Compared by the running sync",
+            bytes(),
+            self.compared,
+        );
+        registry.register(
+            "sync_compare_rate_bytes_per_second",
+            "Compared a second by the running sync",
+            self.compare_rate,
+        );
+        registry.register_with_unit("sync_stored", "Stored by the running sync", bytes(), self.stored);
+        registry.register_with_unit(
+            "last_sync_finished_timestamp",
+            "When the last sync ended, if it made an image",
+            Unit::Seconds,
+            self.last_success,
+        );
+        registry.register_with_unit(
+            "last_sync_duration",
+            "How long it took",
+            Unit::Seconds,
+            self.last_duration,
+        );
+        registry.register_with_unit(
+            "last_sync_compared",
+            "Compared by it",
+            bytes(),
+            self.last_compared,
+        );
+        registry.register_with_unit(
+            "last_sync_dirty",
+            "Changed since the one before",
+            bytes(),
+            self.last_dirty,
+        );
+        registry.register_with_unit("last_sync_stored", "Stored by it", bytes(), self.last_stored);
+        registry.register("last_sync_failed", "1 if the last sync failed", self.last_failed);
+        let mut text = String::new();
+        encode(&mut text, &registry).context("write metrics")?;
+        Ok(text)
+    }
+}
+
+fn label(name: &str) -> Job {
+    Job { job: name.to_owned() }
+}
+
+fn set(family: &Whole, name: &str, value: u64) {
+    let value = i64::try_from(value).unwrap_or(i64::MAX);
+    family.get_or_create(&label(name)).set(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_jobs_and_states_are_labels() {
+        let figures = Figures::default();
+        figures.add_job("web01", Status::Waiting, 7, 1 << 30);
+        let text = figures.text().unwrap();
+        assert!(
+            text.contains("smc_job_status{job=\"web01\",status=\"Waiting\"} 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("smc_job_status{job=\"web01\",status=\"Ready\"} 0"),
+            "{text}"
+        );
+        assert!(
+            text.contains("smc_job_size_bytes{job=\"web01\"} 1073741824"),
+            "{text}"
+        );
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+}

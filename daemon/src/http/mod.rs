@@ -1,0 +1,50 @@
+//! The control API: HTTP/1.1 and JSON on a Unix socket, described by an OpenAPI document that it serves itself.
+//!
+//! Handlers do nothing but hand over to the service, on threads that may wait; the rules are the service's.
+
+mod answer;
+mod document;
+mod jobs;
+mod machine;
+mod metrics;
+
+use crate::service::Manager;
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+use std::sync::Arc;
+
+pub use document::openapi_json;
+
+/// The longest request body taken.
+const BODY_MAX: usize = 1 << 20;
+
+/// What every handler is given.
+type Service = Arc<Manager>;
+
+/// All routes.
+pub fn router(service: Service) -> Router {
+    let job = get(jobs::show).patch(jobs::modify).delete(jobs::delete);
+    let v1 = Router::new()
+        .route("/status", get(machine::status))
+        .route("/openapi.json", get(document::serve))
+        .route("/disks", get(machine::disks))
+        .route("/precheck", get(machine::precheck))
+        .route("/estimate", post(machine::estimate))
+        .route("/exports", get(machine::exports))
+        .route("/jobs", get(jobs::list).post(jobs::create))
+        .route("/jobs/{name}", job)
+        .route("/jobs/{name}/start", post(jobs::start))
+        .route("/jobs/{name}/sync", post(jobs::sync))
+        .route("/jobs/{name}/stop", post(jobs::stop))
+        .route("/jobs/{name}/cancel", post(jobs::cancel))
+        .route("/jobs/{name}/complete", post(jobs::complete))
+        .route("/jobs/{name}/runs", get(jobs::runs));
+    Router::new()
+        .nest(api::PREFIX, v1)
+        .route("/metrics", get(metrics::serve))
+        .fallback(answer::no_such_path)
+        .method_not_allowed_fallback(answer::no_such_method)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .with_state(service)
+}

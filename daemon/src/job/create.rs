@@ -1,0 +1,502 @@
+//! Checking what is asked of a new job: every range in one place, every message with value and range.
+
+use super::record::{DiskRecord, JobRecord, Schedule};
+use super::refusal::{Refusal, Refused};
+use crate::clock::{Deadline, Moment};
+use crate::config::Config;
+use api::{CreateJob, HooksView, PendingView, Status, limits};
+use imagefmt::ClusterSize;
+use jiff::Timestamp;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What was found out before a job is made: its disks, opened and checked.
+#[derive(Debug)]
+pub struct Given {
+    pub store: PathBuf,
+    pub disks: Vec<DiskRecord>,
+}
+
+/// Makes a job in Ready of what was asked for.
+pub fn new_record(request: &CreateJob, given: Given, config: &Config, now: &Moment) -> Refused<JobRecord> {
+    check_name(&request.name)?;
+    check_description(&request.description)?;
+    check_token(request.client_token.as_deref())?;
+    let valid = request
+        .valid_seconds
+        .map_or(limits::VALID_TIME_DEFAULT, Duration::from_secs);
+    check_valid_time(valid)?;
+    if let Some(start_at) = request.start_at {
+        check_start_at(start_at, now)?;
+    }
+    let compress_level = request.compress_level.unwrap_or(changetrack::COMPRESS_LEVEL);
+    in_range("compress_level", compress_level, &limits::COMPRESS_LEVEL)?;
+    let bandwidth_limit_bytes = request.bandwidth_limit_bytes.unwrap_or(0);
+    check_bandwidth(bandwidth_limit_bytes)?;
+    let hooks = HooksView {
+        pre: hook("pre_hook", request.pre_hook.as_deref())?,
+        post: hook("post_hook", request.post_hook.as_deref())?,
+        timeout_seconds: request
+            .hook_timeout_seconds
+            .unwrap_or(limits::HOOK_TIMEOUT_DEFAULT.as_secs()),
+    };
+    check_time("hook_timeout", hooks.timeout_seconds, &limits::HOOK_TIMEOUT)?;
+    Ok(JobRecord {
+        name: request.name.clone(),
+        description: request.description.clone(),
+        status: Status::Ready,
+        error: None,
+        warnings: Vec::new(),
+        store: given.store,
+        disks: given.disks,
+        automatic_incremental: request.automatic_incremental,
+        schedule: schedule(request, config)?,
+        pending: PendingView::default(),
+        compress_level,
+        bandwidth_limit_bytes,
+        cluster_size_bytes: cluster_size(request)?,
+        hooks,
+        take_up: request.take_up.clone(),
+        accept_changed_disk: request.accept_changed_disk,
+        created: now.wall,
+        start_at: request.start_at,
+        valid_seconds: valid.as_secs(),
+        expires: Deadline::after(now, valid),
+        next_sync: None,
+        completing: false,
+        run: None,
+        runs: 0,
+        excess: false,
+        purge: false,
+        written: None,
+        request: request.clone(),
+    })
+}
+
+/// SMC's rule for names, less the colon, and what a store takes.
+pub fn check_name(name: &str) -> Refused<()> {
+    let good = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-');
+    let fits = limits::NAME_LEN.contains(&name.len())
+        && name.starts_with(|first: char| first.is_ascii_alphabetic())
+        && name.chars().all(good)
+        && imagefmt::check_name("job", name).is_ok();
+    if fits {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(80).flat_map(char::escape_debug).collect();
+    Err(Refusal::invalid(format!(
+        "name \"{shown}\" does not fit: use {} to {} letters, digits, '.', '_' or '-', starting with a letter and not \
+         ending in .json or .tmp",
+        limits::NAME_LEN.start(),
+        limits::NAME_LEN.end()
+    )))
+}
+
+/// The interval and number of images, which incremental jobs need and others cannot have.
+fn schedule(request: &CreateJob, config: &Config) -> Refused<Option<Schedule>> {
+    match (
+        request.automatic_incremental,
+        request.interval_seconds,
+        request.max_images,
+    ) {
+        (true, Some(interval_seconds), Some(max_images)) => {
+            check_interval(interval_seconds, config)?;
+            check_max_images(max_images)?;
+            Ok(Some(Schedule {
+                interval_seconds,
+                max_images,
+            }))
+        }
+        (true, None, _) => Err(Refusal::invalid(
+            "automatic_incremental needs an interval: 1h to 7d from the end of a sync to the start of the next",
+        )),
+        (true, _, None) => Err(Refusal::invalid(
+            "automatic_incremental needs max_images: how many images are kept, 1 to 10",
+        )),
+        (false, None, None) => Ok(None),
+        (false, _, _) => Err(Refusal::invalid(
+            "interval and max_images belong to incremental jobs: a job without automatic_incremental is a single \
+             full sync",
+        )),
+    }
+}
+
+fn cluster_size(request: &CreateJob) -> Refused<Option<u32>> {
+    match (request.cluster_size_bytes, &request.take_up) {
+        (Some(_), Some(from)) => Err(Refusal::invalid(format!(
+            "cluster_size cannot be chosen for a job that takes up {from}: it has that job's"
+        ))),
+        (Some(bytes), None) => ClusterSize::from_bytes(bytes.into())
+            .map(|_| Some(bytes))
+            .map_err(|_| {
+                Refusal::invalid(format!(
+                    "cluster_size {bytes} does not exist: 16KiB (16384), 64KiB (65536) and 256KiB (262144) do"
+                ))
+            }),
+        (None, Some(_)) => Ok(None),
+        (None, None) => Ok(Some(ClusterSize::K64.bytes())),
+    }
+}
+
+pub fn check_interval(seconds: u64, config: &Config) -> Refused<()> {
+    let range = config.min_interval..=*limits::INTERVAL.end();
+    check_time("interval", seconds, &range)
+}
+
+pub fn check_max_images(count: u32) -> Refused<()> {
+    in_range("max_images", count, &limits::MAX_IMAGES)
+}
+
+pub fn check_valid_time(valid: Duration) -> Refused<()> {
+    check_time("valid_time", valid.as_secs(), &limits::VALID_TIME)
+}
+
+pub fn check_start_at(at: Timestamp, now: &Moment) -> Refused<()> {
+    let ahead = at.duration_since(now.wall);
+    let most = i64::try_from(limits::START_AHEAD.as_secs()).unwrap_or(i64::MAX);
+    if (0..=most).contains(&ahead.as_secs()) {
+        return Ok(());
+    }
+    Err(Refusal::invalid(format!(
+        "start_at {at} is out of range: it lies between now ({}) and 30 days from now",
+        now.wall
+    )))
+}
+
+pub fn check_bandwidth(bytes: u64) -> Refused<()> {
+    if bytes == 0 || bytes >= limits::BANDWIDTH_MIN_BYTES {
+        return Ok(());
+    }
+    Err(Refusal::invalid(format!(
+        "bandwidth_limit {bytes} is out of range: 0 for no limit, or at least {} bytes a second (64KiB)",
+        limits::BANDWIDTH_MIN_BYTES
+    )))
+}
+
+pub fn check_description(text: &str) -> Refused<()> {
+    let length = text.chars().count();
+    if length > limits::DESCRIPTION_LEN_MAX {
+        return Err(Refusal::invalid(format!(
+            "description has {length} characters, and at most {} are kept",
+            limits::DESCRIPTION_LEN_MAX
+        )));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(Refusal::invalid(
+            "description has control characters: write it on one line",
+        ));
+    }
+    Ok(())
+}
+
+fn check_token(token: Option<&str>) -> Refused<()> {
+    let fits = |token: &str| {
+        (1..=limits::CLIENT_TOKEN_LEN_MAX).contains(&token.len())
+            && token.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    match token {
+        Some(token) if !fits(token) => Err(Refusal::invalid(format!(
+            "client_token does not fit: 1 to {} printable ASCII characters without spaces",
+            limits::CLIENT_TOKEN_LEN_MAX
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// A program by its absolute path; an empty one is none.
+pub fn hook(what: &str, path: Option<&str>) -> Refused<Option<String>> {
+    let Some(path) = path.filter(|path| !path.is_empty()) else {
+        return Ok(None);
+    };
+    let shown = path.escape_debug();
+    if !Path::new(path).is_absolute() {
+        return Err(Refusal::invalid(format!(
+            "{what} {shown} is no absolute path: write it from / on, without arguments"
+        )));
+    }
+    let metadata = std::fs::metadata(path)
+        .map_err(|error| Refusal::invalid(format!("{what} {shown} cannot be run: {error}")))?;
+    let executable = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o111 != 0;
+    if !metadata.is_file() || !executable {
+        return Err(Refusal::invalid(format!(
+            "{what} {shown} cannot be run: it is no executable file"
+        )));
+    }
+    Ok(Some(path.to_owned()))
+}
+
+pub fn check_time(what: &str, seconds: u64, range: &RangeInclusive<Duration>) -> Refused<()> {
+    let value = Duration::from_secs(seconds);
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let shown = |time: &Duration| days(*time);
+    Err(Refusal::invalid(format!(
+        "{what} {} is out of range: {} to {}",
+        shown(&value),
+        shown(range.start()),
+        shown(range.end())
+    )))
+}
+
+/// As people write it: whole days as days, and no years.
+fn days(time: Duration) -> String {
+    const DAY: u64 = 24 * 3600;
+    let seconds = time.as_secs();
+    if seconds > 0 && seconds.is_multiple_of(DAY) {
+        format!("{}d", seconds / DAY)
+    } else {
+        humantime::format_duration(Duration::from_secs(seconds))
+            .to_string()
+            .replace(' ', "")
+    }
+}
+
+fn in_range<T: PartialOrd + Display + Copy>(what: &str, value: T, range: &RangeInclusive<T>) -> Refused<()> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err(Refusal::invalid(format!(
+        "{what} {value} is out of range: {} to {}",
+        range.start(),
+        range.end()
+    )))
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::clock::{Clock, HandClock};
+    use api::ErrorKind;
+
+    /// A request that is right.
+    pub fn good() -> CreateJob {
+        CreateJob {
+            name: "web01".to_owned(),
+            automatic_incremental: true,
+            interval_seconds: Some(6 * 3600),
+            max_images: Some(3),
+            ..CreateJob::default()
+        }
+    }
+
+    pub fn given() -> Given {
+        Given {
+            store: "/srv/store".into(),
+            disks: vec![DiskRecord {
+                name: "vda".to_owned(),
+                path: "/dev/vda".into(),
+                size_bytes: 1 << 30,
+            }],
+        }
+    }
+
+    fn number<T: TryFrom<i64, Error: std::fmt::Debug>>(value: i64) -> T {
+        value.try_into().unwrap()
+    }
+
+    fn made(request: &CreateJob) -> Refused<JobRecord> {
+        let config = Config::load(None).unwrap();
+        new_record(request, given(), &config, &HandClock::new().now())
+    }
+
+    #[test]
+    fn what_is_not_said_has_its_default() {
+        let record = made(&good()).unwrap();
+        assert_eq!(record.status, Status::Ready);
+        assert_eq!(record.valid_seconds, 30 * 24 * 3600);
+        assert_eq!(record.compress_level, 4);
+        assert_eq!(record.bandwidth_limit_bytes, 0);
+        assert_eq!(record.cluster_size_bytes, Some(65536));
+        assert_eq!(record.hooks.timeout_seconds, 60);
+    }
+
+    #[test]
+    fn every_range_is_kept_at_both_ends_and_named() {
+        type Set = fn(&mut CreateJob, i64);
+        type Row = (&'static str, Set, &'static [i64], &'static [i64], &'static str);
+        let rows: [Row; 6] = [
+            (
+                "interval",
+                |job, value| job.interval_seconds = Some(number(value)),
+                &[3600, 7 * 86400],
+                &[0, 3599, 7 * 86400 + 1],
+                "1h to 7d",
+            ),
+            (
+                "max_images",
+                |job, value| job.max_images = Some(number(value)),
+                &[1, 10],
+                &[0, 11],
+                "1 to 10",
+            ),
+            (
+                "valid_time",
+                |job, value| job.valid_seconds = Some(number(value)),
+                &[7 * 86400, 90 * 86400],
+                &[7 * 86400 - 1, 90 * 86400 + 1],
+                "7d to 90d",
+            ),
+            (
+                "compress_level",
+                |job, value| job.compress_level = Some(number(value)),
+                &[0, 19],
+                &[-1, 20],
+                "0 to 19",
+            ),
+            (
+                "bandwidth_limit",
+                |job, value| job.bandwidth_limit_bytes = Some(number(value)),
+                &[0, 65536, 1 << 40],
+                &[1, 65535],
+                "at least 65536",
+            ),
+            (
+                "hook_timeout",
+                |job, value| job.hook_timeout_seconds = Some(number(value)),
+                &[1, 3600],
+                &[0, 3601],
+                "1s to 1h",
+            ),
+        ];
+        for (what, set, fine, wrong, range) in rows {
+            for &value in fine {
+                let mut job = good();
+                set(&mut job, value);
+                assert!(made(&job).is_ok(), "{what} {value}");
+            }
+            for &value in wrong {
+                let mut job = good();
+                set(&mut job, value);
+                let refusal = made(&job).unwrap_err();
+                assert_eq!(refusal.kind, ErrorKind::Invalid);
+                assert!(
+                    refusal.message.starts_with(what) && refusal.message.contains(range),
+                    "{refusal}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn names_follow_smcs_rule_without_the_colon() {
+        let longest = "a".repeat(64);
+        for name in ["ab", "web-01.prod_eu", &longest] {
+            assert!(check_name(name).is_ok(), "{name}");
+        }
+        let longer = "a".repeat(65);
+        for name in [
+            "",
+            "a",
+            "1ab",
+            "-ab",
+            "a:b",
+            "a/b",
+            "a b",
+            "http://x",
+            "ä1",
+            "a.json",
+            "a\u{1b}[2J",
+            &longer,
+        ] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+        assert!(!check_name("a\u{1b}[2J").unwrap_err().message.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn incremental_jobs_need_both_and_others_have_neither() {
+        for (automatic, interval, images) in [
+            (true, None, Some(3)),
+            (true, Some(3600), None),
+            (false, Some(3600), None),
+            (false, None, Some(1)),
+        ] {
+            let job = CreateJob {
+                automatic_incremental: automatic,
+                interval_seconds: interval,
+                max_images: images,
+                ..good()
+            };
+            assert!(made(&job).is_err(), "{automatic} {interval:?} {images:?}");
+        }
+        let once = CreateJob {
+            automatic_incremental: false,
+            interval_seconds: None,
+            max_images: None,
+            ..good()
+        };
+        assert_eq!(made(&once).unwrap().schedule, None);
+    }
+
+    #[test]
+    fn a_start_lies_within_thirty_days_from_now() {
+        let now = HandClock::new().now();
+        for (seconds, fine) in [
+            (-60, false),
+            (0, true),
+            (30 * 86400, true),
+            (30 * 86400 + 1, false),
+        ] {
+            let at = crate::clock::later(now.wall, seconds);
+            assert_eq!(check_start_at(at, &now).is_ok(), fine, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn tokens_and_descriptions_are_bounded() {
+        for (token, fine) in [
+            ("a", true),
+            (&*"x".repeat(64), true),
+            ("", false),
+            ("a b", false),
+            ("é", false),
+        ] {
+            let job = CreateJob {
+                client_token: Some(token.to_owned()),
+                ..good()
+            };
+            assert_eq!(made(&job).is_ok(), fine, "{token}");
+        }
+        for (text, fine) in [
+            ("ä".repeat(128), true),
+            ("a".repeat(129), false),
+            ("a\nb".to_owned(), false),
+        ] {
+            assert_eq!(check_description(&text).is_ok(), fine, "{text}");
+        }
+    }
+
+    #[test]
+    fn hooks_are_programs_that_are_there() {
+        assert_eq!(
+            hook("pre_hook", Some("/bin/true")),
+            Ok(Some("/bin/true".to_owned()))
+        );
+        assert_eq!(hook("pre_hook", Some("")), Ok(None));
+        for path in ["true", "/nonexistent", "/etc/passwd", "/tmp"] {
+            assert!(hook("pre_hook", Some(path)).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_cluster_size_is_the_other_jobs_for_a_job_that_takes_it_up() {
+        let job = CreateJob {
+            take_up: Some("db".to_owned()),
+            ..good()
+        };
+        assert_eq!(made(&job).unwrap().cluster_size_bytes, None);
+        let both = CreateJob {
+            cluster_size_bytes: Some(65536),
+            ..job
+        };
+        assert!(made(&both).is_err());
+        let odd = CreateJob {
+            cluster_size_bytes: Some(4096),
+            ..good()
+        };
+        assert!(made(&odd).is_err());
+    }
+}

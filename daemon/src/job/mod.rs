@@ -1,0 +1,11 @@
+//! What is kept of a job, and the rules by which one is made and changed. Nothing here waits, reads disks or syncs.
+
+mod create;
+mod modify;
+mod record;
+mod refusal;
+
+pub use create::{Given, check_name, new_record};
+pub use modify::modify;
+pub use record::{ActiveRun, DiskRecord, JobRecord, WriteCounter};
+pub use refusal::{Refusal, Refused};

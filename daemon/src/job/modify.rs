@@ -1,0 +1,210 @@
+//! Changing parameters of a job: which of them, in which state, and from when on.
+
+use super::create::{
+    check_bandwidth, check_description, check_interval, check_max_images, check_start_at, check_time,
+    check_valid_time, hook,
+};
+use super::record::JobRecord;
+use super::refusal::{Refusal, Refused};
+use crate::clock::{Deadline, Moment};
+use crate::config::Config;
+use api::{Action, ModifyJob, Status, limits, rules};
+use std::time::Duration;
+
+/// The job as it will be. Either everything is changed, or nothing.
+pub fn modify(job: &JobRecord, change: &ModifyJob, config: &Config, now: &Moment) -> Refused<JobRecord> {
+    for action in actions(change) {
+        if !rules::allowed(job.status, action) {
+            return Err(Refusal::state(&job.name, job.status, action));
+        }
+    }
+    let mut changed = job.clone();
+    at_once(&mut changed, change)?;
+    schedule(&mut changed, change, config)?;
+    next_sync(&mut changed, change, now)?;
+    Ok(changed)
+}
+
+/// What a change is, as the table of states knows it.
+fn actions(change: &ModifyJob) -> Vec<Action> {
+    let mut actions = Vec::new();
+    if change.interval_seconds.is_some() || change.max_images.is_some() {
+        actions.push(Action::ModifySchedule);
+    }
+    let for_next_sync = change.compress_level.is_some()
+        || change.pre_hook.is_some()
+        || change.post_hook.is_some()
+        || change.hook_timeout_seconds.is_some()
+        || change.start_at.is_some()
+        || change.valid_seconds.is_some()
+        || change.accept_changed_disk.is_some();
+    if for_next_sync {
+        actions.push(Action::ModifySync);
+    }
+    if change.description.is_some() || change.bandwidth_limit_bytes.is_some() {
+        actions.push(Action::ModifyAny);
+    }
+    actions
+}
+
+fn at_once(job: &mut JobRecord, change: &ModifyJob) -> Refused<()> {
+    if let Some(description) = &change.description {
+        check_description(description)?;
+        job.description.clone_from(description);
+    }
+    if let Some(limit) = change.bandwidth_limit_bytes {
+        check_bandwidth(limit)?;
+        job.bandwidth_limit_bytes = limit;
+    }
+    Ok(())
+}
+
+/// In Ready at once, otherwise after the next sync has ended.
+fn schedule(job: &mut JobRecord, change: &ModifyJob, config: &Config) -> Refused<()> {
+    let (interval, max_images) = (change.interval_seconds, change.max_images);
+    if interval.is_none() && max_images.is_none() {
+        return Ok(());
+    }
+    if job.schedule.is_none() {
+        return Err(Refusal::invalid(format!(
+            "job {} is a single full sync: it has no interval and no number of images",
+            job.name
+        )));
+    }
+    interval.map_or(Ok(()), |seconds| check_interval(seconds, config))?;
+    max_images.map_or(Ok(()), check_max_images)?;
+    job.pending.interval_seconds = interval.or(job.pending.interval_seconds);
+    job.pending.max_images = max_images.or(job.pending.max_images);
+    if job.status == Status::Ready {
+        job.apply_pending();
+    }
+    Ok(())
+}
+
+fn next_sync(job: &mut JobRecord, change: &ModifyJob, now: &Moment) -> Refused<()> {
+    if let Some(level) = change.compress_level {
+        if !limits::COMPRESS_LEVEL.contains(&level) {
+            return Err(Refusal::invalid(format!(
+                "compress_level {level} is out of range: 0 to 19"
+            )));
+        }
+        job.compress_level = level;
+    }
+    if let Some(path) = &change.pre_hook {
+        job.hooks.pre = hook("pre_hook", Some(path))?;
+    }
+    if let Some(path) = &change.post_hook {
+        job.hooks.post = hook("post_hook", Some(path))?;
+    }
+    if let Some(seconds) = change.hook_timeout_seconds {
+        check_time("hook_timeout", seconds, &limits::HOOK_TIMEOUT)?;
+        job.hooks.timeout_seconds = seconds;
+    }
+    if let Some(accept) = change.accept_changed_disk {
+        job.accept_changed_disk = accept;
+    }
+    if let Some(at) = change.start_at {
+        if job.status != Status::Ready {
+            return Err(Refusal::conflict(format!(
+                "job {} is {}: start_at can be changed before it is started, in Ready only",
+                job.name, job.status
+            )));
+        }
+        check_start_at(at, now)?;
+        job.start_at = Some(at);
+    }
+    change
+        .valid_seconds
+        .map_or(Ok(()), |seconds| valid_time(job, seconds, now))
+}
+
+/// Counted from the creation: what has passed of the old time has passed of the new one.
+fn valid_time(job: &mut JobRecord, seconds: u64, now: &Moment) -> Refused<()> {
+    let valid = Duration::from_secs(seconds);
+    check_valid_time(valid)?;
+    let left = job.expires.remaining(now);
+    let passed = Duration::from_secs(job.valid_seconds).saturating_sub(left);
+    job.valid_seconds = seconds;
+    job.expires = Deadline::after(now, valid.saturating_sub(passed));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::create::{new_record, tests as create};
+    use super::*;
+    use crate::clock::{Clock, HandClock};
+
+    fn job(status: Status, clock: &HandClock) -> JobRecord {
+        let config = Config::load(None).unwrap();
+        let mut job = new_record(&create::good(), create::given(), &config, &clock.now()).unwrap();
+        job.status = status;
+        job
+    }
+
+    fn modified(job: &JobRecord, change: &ModifyJob, clock: &HandClock) -> Refused<JobRecord> {
+        modify(job, change, &Config::load(None).unwrap(), &clock.now())
+    }
+
+    #[test]
+    fn an_interval_counts_at_once_in_ready_and_later_everywhere_else() {
+        let clock = HandClock::new();
+        let change = ModifyJob {
+            interval_seconds: Some(3600),
+            ..ModifyJob::default()
+        };
+        let ready = modified(&job(Status::Ready, &clock), &change, &clock).unwrap();
+        assert_eq!(ready.schedule.unwrap().interval_seconds, 3600);
+        for status in [Status::Running, Status::Waiting, Status::Stopped] {
+            let mut later = modified(&job(status, &clock), &change, &clock).unwrap();
+            assert_eq!(later.schedule.unwrap().interval_seconds, 6 * 3600, "{status}");
+            assert_eq!(later.pending.interval_seconds, Some(3600));
+            later.apply_pending();
+            assert_eq!(later.schedule.unwrap().interval_seconds, 3600);
+            assert_eq!(later.schedule.unwrap().max_images, 3);
+        }
+    }
+
+    #[test]
+    fn one_wrong_value_changes_nothing() {
+        let clock = HandClock::new();
+        let change = ModifyJob {
+            description: Some("new".to_owned()),
+            max_images: Some(11),
+            ..ModifyJob::default()
+        };
+        assert!(modified(&job(Status::Waiting, &clock), &change, &clock).is_err());
+    }
+
+    #[test]
+    fn valid_time_counts_from_the_creation() {
+        let clock = HandClock::new();
+        let job = job(Status::Waiting, &clock);
+        clock.pass(Duration::from_secs(10 * 86400));
+        let change = ModifyJob {
+            valid_seconds: Some(12 * 86400),
+            ..ModifyJob::default()
+        };
+        let changed = modified(&job, &change, &clock).unwrap();
+        assert_eq!(
+            changed.expires.remaining(&clock.now()),
+            Duration::from_secs(2 * 86400)
+        );
+    }
+
+    #[test]
+    fn the_limit_may_change_while_it_runs_and_the_compression_may_not() {
+        let clock = HandClock::new();
+        let running = job(Status::Running, &clock);
+        let limit = ModifyJob {
+            bandwidth_limit_bytes: Some(1 << 20),
+            ..ModifyJob::default()
+        };
+        assert!(modified(&running, &limit, &clock).is_ok());
+        let level = ModifyJob {
+            compress_level: Some(1),
+            ..ModifyJob::default()
+        };
+        assert!(modified(&running, &level, &clock).is_err());
+    }
+}

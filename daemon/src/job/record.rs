@@ -1,0 +1,138 @@
+//! What is kept of a job: in the state, and in the store for the day when the state is lost.
+
+use crate::clock::Deadline;
+use crate::engine::{DiskArg, Request};
+use api::{CreateJob, DiskView, HooksView, PendingView, RunType, Status};
+use imagefmt::ClusterSize;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A job as it is written down.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobRecord {
+    pub name: String,
+    pub description: String,
+    pub status: Status,
+    /// Why it is InError.
+    pub error: Option<String>,
+    /// What the user should know; replaced by every run.
+    pub warnings: Vec<String>,
+    pub store: PathBuf,
+    pub disks: Vec<DiskRecord>,
+    pub automatic_incremental: bool,
+    /// In force. Nothing for a job that is a single full sync.
+    pub schedule: Option<Schedule>,
+    /// In force after the next sync.
+    pub pending: PendingView,
+    pub compress_level: i32,
+    pub bandwidth_limit_bytes: u64,
+    pub cluster_size_bytes: Option<u32>,
+    pub hooks: HooksView,
+    pub take_up: Option<String>,
+    pub accept_changed_disk: bool,
+    pub created: Timestamp,
+    pub start_at: Option<Timestamp>,
+    pub valid_seconds: u64,
+    pub expires: Deadline,
+    /// While Waiting: when the next sync starts.
+    pub next_sync: Option<Deadline>,
+    /// The next sync is the last one.
+    pub completing: bool,
+    /// While Running: the run.
+    pub run: Option<ActiveRun>,
+    /// Number of the last run.
+    pub runs: u64,
+    /// There are more images than are to be kept, since they were in use.
+    pub excess: bool,
+    /// While Deleting: the images go too.
+    pub purge: bool,
+    /// How much had been written to the disks when the last run that made an image began.
+    pub written: Option<WriteCounter>,
+    /// What was asked for, to tell a repeated request from another one.
+    pub request: CreateJob,
+}
+
+/// A disk of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    pub name: String,
+    pub path: PathBuf,
+    pub size_bytes: u64,
+}
+
+/// When and how many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Schedule {
+    pub interval_seconds: u64,
+    pub max_images: u32,
+}
+
+/// A run that is going on, or was when the daemon ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActiveRun {
+    pub number: u64,
+    pub run_type: RunType,
+    /// The number of the image that it makes, once that is known.
+    pub image: Option<u64>,
+}
+
+/// The kernel's count of what was written to the disks, valid in one boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteCounter {
+    pub boot: String,
+    pub bytes: u64,
+}
+
+impl JobRecord {
+    /// What a sync of it is.
+    pub fn sync_request(&self, checkpoint_every: Duration) -> Request {
+        let disk = |disk: &DiskRecord| DiskArg {
+            name: Some(disk.name.clone()),
+            path: disk.path.clone(),
+        };
+        Request {
+            store: self.store.clone(),
+            job: self.name.clone(),
+            // A job that goes on with images of its own name takes up nobody.
+            take_up: self.take_up.clone().filter(|from| *from != self.name),
+            disks: self.disks.iter().map(disk).collect(),
+            cluster_size: self
+                .cluster_size_bytes
+                .and_then(|bytes| ClusterSize::from_bytes(bytes.into()).ok()),
+            compress_level: self.compress_level,
+            checkpoint_every,
+            accept_changed_disk: self.accept_changed_disk,
+        }
+    }
+
+    /// What was modified meanwhile counts from now on.
+    pub fn apply_pending(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        if let Some(schedule) = &mut self.schedule {
+            schedule.interval_seconds = pending.interval_seconds.unwrap_or(schedule.interval_seconds);
+            schedule.max_images = pending.max_images.unwrap_or(schedule.max_images);
+        }
+    }
+
+    /// The disks as clients see them.
+    pub fn disk_views(&self) -> Vec<DiskView> {
+        let view = |disk: &DiskRecord| DiskView {
+            name: disk.name.clone(),
+            path: disk.path.display().to_string(),
+            size_bytes: disk.size_bytes,
+        };
+        self.disks.iter().map(view).collect()
+    }
+
+    /// Bytes of all disks.
+    pub fn total_bytes(&self) -> u64 {
+        self.disks.iter().map(|disk| disk.size_bytes).sum()
+    }
+
+    /// An image of it as people write it.
+    pub fn label(&self, sequence: u64) -> String {
+        format!("{}/{sequence}", self.name)
+    }
+}

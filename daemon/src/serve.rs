@@ -1,0 +1,183 @@
+//! The service as systemd sees it: its socket, its watchdog, and its end.
+
+use crate::clock::{Clock, LaboratoryClock, SystemClock};
+use crate::config::Config;
+use crate::http;
+use crate::service::{self, Manager, Scheduler};
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use sd_notify::NotifyState;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Runs until it is told to end.
+pub fn run(config: Config) -> Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register(signal, stop.clone()).context("watch for signals")?;
+    }
+    make_dir(&config.state_dir)?;
+    let _alone = lock(&config.state_dir)?;
+    let listener = listener(&config.socket)?;
+    let clock = clock(&config);
+    let stop_timeout = config.stop_timeout;
+    let manager = service::start(config, clock)?;
+    serve(&manager, listener)?;
+    tell(&[NotifyState::Ready, NotifyState::Status("watching jobs")]);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "smcd is ready");
+    watch(&manager, &stop);
+    tell(&[NotifyState::Stopping]);
+    end(&manager, stop_timeout);
+    Ok(())
+}
+
+fn clock(config: &Config) -> Arc<dyn Clock> {
+    match &config.laboratory_clock {
+        None => Arc::new(SystemClock::new()),
+        Some(file) => {
+            tracing::warn!(file = %file.display(), "this is a laboratory: a file moves the clock");
+            Arc::new(LaboratoryClock::new(file.clone()))
+        }
+    }
+}
+
+/// A directory for root alone.
+fn make_dir(path: &Path) -> Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.with_context(|| format!("create directory {}", path.display()))
+}
+
+/// Two daemons on one state would confuse both.
+fn lock(state_dir: &Path) -> Result<Flock<File>> {
+    let path = state_dir.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        anyhow::anyhow!(
+            "{} is held by another smcd ({errno}): only one runs on a state directory. `systemctl status smcd` shows it",
+            path.display()
+        )
+    })
+}
+
+/// The socket that systemd passed, or one of our own.
+fn listener(path: &Path) -> Result<UnixListener> {
+    let mut passed = sd_notify::listen_fds().context("take the socket that systemd passed")?;
+    if let Some(fd) = passed.next() {
+        if passed.next().is_some() {
+            bail!("systemd passed several sockets: smcd.socket has one ListenStream=");
+        }
+        // SAFETY: systemd gave this descriptor to this process alone, as LISTEN_PID says; nobody else in it knows of it,
+        // and this happens once.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        return Ok(UnixListener::from(fd));
+    }
+    bind(path)
+}
+
+/// Binds a socket for root alone; a stale one is replaced, a living one is not.
+fn bind(path: &Path) -> Result<UnixListener> {
+    let shown = path.display();
+    if UnixStream::connect(path).is_ok() {
+        bail!("somebody answers at {shown} already: is another smcd running?");
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove the stale socket {shown}"));
+        }
+        _ => {}
+    }
+    if let Some(dir) = path.parent() {
+        make_dir(dir)?;
+    }
+    // Bound under another name, so that nobody can connect before it has its mode.
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let _ = fs::remove_file(&temporary);
+    let listener = UnixListener::bind(&temporary).with_context(|| format!("bind {shown}"))?;
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))
+        .and_then(|()| fs::rename(&temporary, path))
+        .with_context(|| format!("bind {shown}"))?;
+    Ok(listener)
+}
+
+/// Answers requests from threads of its own.
+fn serve(manager: &Arc<Manager>, listener: UnixListener) -> Result<()> {
+    listener.set_nonblocking(true).context("set up the socket")?;
+    let router = http::router(manager.clone());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(16)
+        .thread_name("api")
+        .enable_all()
+        .build()
+        .context("start the API")?;
+    let (ready, begun) = std::sync::mpsc::channel();
+    thread::Builder::new()
+        .name("api".to_owned())
+        .spawn(move || {
+            runtime.block_on(async move {
+                match tokio::net::UnixListener::from_std(listener) {
+                    Ok(listener) => {
+                        let _ = ready.send(Ok(()));
+                        // It accepts until the process ends.
+                        let _ = axum::serve(listener, router).await;
+                    }
+                    Err(error) => drop(ready.send(Err(error))),
+                }
+            });
+        })
+        .context("start the API")?;
+    begun.recv().context("start the API")?.context("start the API")
+}
+
+/// The schedule, and the watchdog: as long as this thread gets round, systemd hears of it.
+fn watch(manager: &Arc<Manager>, stop: &AtomicBool) {
+    let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 3);
+    let mut fed = Instant::now();
+    let mut scheduler = Scheduler::default();
+    while !stop.load(Ordering::Relaxed) {
+        scheduler.tick(manager);
+        if watchdog.is_some_and(|every| fed.elapsed() >= every) {
+            fed = Instant::now();
+            tell(&[NotifyState::Watchdog]);
+        }
+        manager.wait(LOOK_UP.min(manager.look_up()));
+    }
+}
+
+/// How often a signal to end is looked for.
+const LOOK_UP: Duration = Duration::from_millis(200);
+
+/// Lets syncs keep what they have stored, for so long. A thread that waits for a disk that does not answer is not
+/// waited for: it ends with the process.
+fn end(manager: &Manager, limit: Duration) {
+    let begun = Instant::now();
+    manager.close();
+    while manager.running() > 0 && begun.elapsed() < limit {
+        manager.wait(Duration::from_millis(50));
+    }
+    match manager.running() {
+        0 => tracing::info!("smcd ends; whatever was going on goes on at its next start"),
+        left => tracing::warn!(
+            "smcd ends although {left} syncs do not answer; they go on from their last checkpoint"
+        ),
+    }
+}
+
+/// Says something to systemd, if it is there.
+fn tell(states: &[NotifyState<'_>]) {
+    let _ = sd_notify::notify(states);
+}

@@ -1,0 +1,148 @@
+//! What people ask of jobs that exist.
+
+use super::live::Ending;
+use super::manager::Manager;
+use super::outcome::finish;
+use crate::job::{self, JobRecord, Refusal, Refused};
+use api::{Action, CompleteJob, ModifyJob, RunType, Status};
+use std::sync::Arc;
+
+impl Manager {
+    /// Begins a job, or goes on after a stop or an error.
+    pub fn start(self: &Arc<Self>, name: &str) -> Refused<()> {
+        self.begin(name, Action::Start, RunType::Manual, |_| ())
+    }
+
+    /// An incremental sync now.
+    pub fn sync(self: &Arc<Self>, name: &str) -> Refused<()> {
+        self.begin(name, Action::Sync, RunType::Manual, |_| ())
+    }
+
+    /// What the schedule does, with the same rules as what people ask for.
+    pub(super) fn begin_by_schedule(self: &Arc<Self>, name: &str, action: Action) -> Refused<()> {
+        self.begin(name, action, RunType::Schedule, |_| ())
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        name: &str,
+        action: Action,
+        run_type: RunType,
+        change: impl FnOnce(&mut JobRecord),
+    ) -> Refused<()> {
+        {
+            let mut inner = self.lock();
+            let mut job = self.job_for(&inner, name, action)?;
+            change(&mut job);
+            self.launch(&mut inner, job, run_type)
+                .map_err(|error| Refusal::failed(&error))?;
+        }
+        self.leave_note(name);
+        Ok(())
+    }
+
+    /// Finishes a job, after a last sync if asked for.
+    pub fn complete(self: &Arc<Self>, name: &str, request: &CompleteJob) -> Refused<()> {
+        if request.last_sync {
+            return self.begin(name, Action::Complete, RunType::Manual, |job| {
+                job.completing = true
+            });
+        }
+        self.change(name, Action::Complete, |job| {
+            finish(job);
+            tracing::info!(job = job.name, "job is finished");
+        })
+    }
+
+    /// Stops syncing. A sync that runs keeps what it has stored, and is over some time after this.
+    pub fn stop(&self, name: &str) -> Refused<()> {
+        if self.end_run(name, Action::Stop, Ending::Stop)? {
+            return Ok(());
+        }
+        self.change(name, Action::Stop, |job| {
+            job.status = Status::Stopped;
+            job.next_sync = None;
+        })
+    }
+
+    /// Gives a job up. What a sync stored that did not become an image is dropped.
+    pub fn cancel(&self, name: &str) -> Refused<()> {
+        if self.end_run(name, Action::Cancel, Ending::Cancel)? {
+            return Ok(());
+        }
+        self.change(name, Action::Cancel, |job| {
+            job.status = Status::Canceled;
+            job.next_sync = None;
+        })?;
+        let job = self.job(&self.lock(), name)?;
+        super::deleting::discard(&job);
+        Ok(())
+    }
+
+    /// Asks a running sync to end; says whether there was one.
+    fn end_run(&self, name: &str, action: Action, ending: Ending) -> Refused<bool> {
+        let mut inner = self.lock();
+        self.job_for(&inner, name, action)?;
+        let Some((live, asked)) = inner.live.get_mut(name) else {
+            return Ok(false);
+        };
+        *asked = Some(ending);
+        live.control.stop();
+        tracing::info!(job = name, "sync is being ended: {}", ending.label());
+        Ok(true)
+    }
+
+    /// Changes a job that no sync of runs.
+    fn change(&self, name: &str, action: Action, change: impl FnOnce(&mut JobRecord)) -> Refused<()> {
+        {
+            let mut inner = self.lock();
+            let mut job = self.job_for(&inner, name, action)?;
+            if inner.live.contains_key(name) {
+                return Err(Refusal::conflict(format!(
+                    "a sync of job {name} has begun meanwhile: ask again"
+                )));
+            }
+            change(&mut job);
+            self.save(&mut inner, job, None)
+                .map_err(|error| Refusal::failed(&error))?;
+        }
+        self.leave_note(name);
+        Ok(())
+    }
+
+    /// Changes parameters; a new bandwidth limit reaches a sync that runs.
+    pub fn modify(&self, name: &str, change: &ModifyJob) -> Refused<()> {
+        {
+            let mut inner = self.lock();
+            let job = self.job(&inner, name)?;
+            if inner.closing {
+                // The same words as for every other action.
+                self.job_for(&inner, name, Action::ModifyAny)?;
+            }
+            let changed = job::modify(&job, change, &self.config, &self.now())?;
+            let limit = changed.bandwidth_limit_bytes;
+            self.save(&mut inner, changed, None)
+                .map_err(|error| Refusal::failed(&error))?;
+            if let Some((live, _)) = inner.live.get(name) {
+                live.control.pace().set_limit(limit);
+            }
+        }
+        self.leave_note(name);
+        Ok(())
+    }
+
+    /// Lets nothing begin any more, and asks what runs to keep what it has stored.
+    pub fn close(&self) {
+        let mut inner = self.lock();
+        inner.closing = true;
+        for (live, ending) in inner.live.values_mut() {
+            ending.get_or_insert(Ending::Shutdown);
+            live.control.stop();
+        }
+    }
+
+    /// How many syncs still run.
+    pub fn running(&self) -> usize {
+        self.lock().live.len()
+    }
+}

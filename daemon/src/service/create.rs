@@ -1,0 +1,198 @@
+//! New jobs.
+
+use super::disks;
+use super::manager::{Inner, Manager};
+use crate::job::{self, Given, JobRecord, Refusal, Refused};
+use api::{Action, CreateJob, rules};
+use imagefmt::{Manifest, Store};
+use std::path::{Path, PathBuf};
+
+impl Manager {
+    /// Makes a job. A request that was made before with the same token is answered with the job that it made:
+    /// then the second value is false.
+    pub fn create(&self, request: &CreateJob) -> Refused<(String, bool)> {
+        job::check_name(&request.name)?;
+        if let Some(name) = self.repeated(&self.lock(), request)? {
+            return Ok((name, false));
+        }
+        // What a name or range forbids is found before a disk is opened or a store made.
+        let dry = Given {
+            store: PathBuf::new(),
+            disks: Vec::new(),
+        };
+        job::new_record(request, dry, &self.config, &self.now())?;
+        let store = self.store_of(request)?;
+        let chosen = self.chosen(&request.disks, request.all_disks, &store)?;
+        let given = Given {
+            disks: disks::describe(&chosen, &store)?,
+            store,
+        };
+        let record = job::new_record(request, given, &self.config, &self.now())?;
+        self.check_take_up(&self.lock(), &record)?;
+        let opened = imagefmt::open_or_create_store(&record.store, request.allow_network_fs)
+            .map_err(|error| Refusal::conflict(error.told()))?;
+        self.check_images(&opened, &record)?;
+        let name = record.name.clone();
+        {
+            let mut inner = self.lock();
+            if let Some(name) = self.repeated(&inner, request)? {
+                return Ok((name, false));
+            }
+            if inner.closing {
+                return Err(Refusal {
+                    kind: api::ErrorKind::Unavailable,
+                    message: "smcd is shutting down: ask again when it has started".to_owned(),
+                });
+            }
+            check_disks(&inner, &record)?;
+            self.check_take_up(&inner, &record)?;
+            inner.know_store(&record.store);
+            self.save(&mut inner, record, None)
+                .map_err(|error| Refusal::failed(&error))?;
+        }
+        self.leave_note(&name);
+        tracing::info!(job = name, "job is created");
+        Ok((name, true))
+    }
+
+    fn store_of(&self, request: &CreateJob) -> Refused<PathBuf> {
+        let Some(store) = &request.store else {
+            return Ok(self.config.store.clone());
+        };
+        if !Path::new(store).is_absolute() {
+            return Err(Refusal::invalid(format!(
+                "store {} is no absolute path: write it from / on",
+                store.escape_debug()
+            )));
+        }
+        Ok(store.into())
+    }
+
+    /// The job that the same request made before.
+    fn repeated(&self, inner: &Inner, request: &CreateJob) -> Refused<Option<String>> {
+        if let Some(token) = &request.client_token {
+            let same = |job: &&JobRecord| job.request.client_token.as_ref() == Some(token);
+            if let Some(job) = inner.jobs.values().find(same) {
+                if job.request == *request {
+                    return Ok(Some(job.name.clone()));
+                }
+                return Err(Refusal::conflict(format!(
+                    "client_token {token} made job {} with other parameters: a new job needs a new token",
+                    job.name
+                )));
+            }
+        }
+        match inner.jobs.get(&request.name) {
+            None => Ok(None),
+            Some(job) => Err(Refusal::conflict(format!(
+                "there is a job {} already ({}): choose another name, or delete it first",
+                job.name, job.status
+            ))),
+        }
+    }
+
+    /// The job to be taken up is over, and nobody else has taken it up.
+    fn check_take_up(&self, inner: &Inner, new: &JobRecord) -> Refused<()> {
+        let Some(from) = &new.take_up else { return Ok(()) };
+        let heirs = |job: &&JobRecord| {
+            job.take_up.as_ref() == Some(from) && job.store == new.store && job.name != new.name
+        };
+        if let Some(heir) = inner.jobs.values().find(heirs) {
+            return Err(Refusal::conflict(format!(
+                "job {from} was taken up before, by job {}: take up that one",
+                heir.name
+            )));
+        }
+        let Some(old) = inner.jobs.get(from) else {
+            // Its images may be in the store all the same: made by `smcd sync`, or by a job that was deleted.
+            return Ok(());
+        };
+        if !rules::allowed(old.status, Action::TakeUp) {
+            return Err(Refusal::state(from, old.status, Action::TakeUp));
+        }
+        if old.store != new.store {
+            return Err(Refusal::invalid(format!(
+                "the images of job {from} lie in {}: a job that takes it up has the same store",
+                old.store.display()
+            )));
+        }
+        Ok(())
+    }
+
+    /// What the store holds of this name, and of the job to be taken up.
+    fn check_images(&self, store: &Store, new: &JobRecord) -> Refused<()> {
+        if let Some(from) = &new.take_up {
+            let images = store.job(from).map_err(|error| Refusal::conflict(error.told()))?;
+            let Some(&newest) = images.sequences.last() else {
+                return Err(Refusal::conflict(format!(
+                    "job {from} has no image left to build on: create a job of its own instead"
+                )));
+            };
+            let manifest = store.manifest(&images.chain, newest);
+            check_disk_names(new, &manifest.map_err(|error| Refusal::conflict(error.told()))?)?;
+            return if *from == new.name {
+                Ok(())
+            } else {
+                self.check_unused(store, &new.name)
+            };
+        }
+        self.check_unused(store, &new.name)
+    }
+
+    /// Images of an unknown job of that name are not taken over by chance.
+    fn check_unused(&self, store: &Store, name: &str) -> Refused<()> {
+        let Ok(images) = store.job(name) else {
+            return Ok(());
+        };
+        if images.sequences.is_empty() {
+            return Ok(());
+        }
+        Err(Refusal::conflict(format!(
+            "store {} holds images of a job {name} that this smcd does not know: go on with them by --take-up {name}, \
+             or choose another name",
+            store.label()
+        )))
+    }
+}
+
+/// Every image of a chain has the same disks.
+fn check_disk_names(new: &JobRecord, newest: &Manifest) -> Refused<()> {
+    let names = |names: Vec<&String>| {
+        let mut names: Vec<String> = names.into_iter().cloned().collect();
+        names.sort();
+        names.join(", ")
+    };
+    let theirs = names(newest.disks.iter().map(|disk| &disk.name).collect());
+    let ours = names(new.disks.iter().map(|disk| &disk.name).collect());
+    if ours == theirs {
+        return Ok(());
+    }
+    Err(Refusal::invalid(format!(
+        "the images of job {} have disks {theirs}, and {ours} is given: a job that takes it up has the same ones, \
+         named alike (--disk NAME=DEV)",
+        newest.job
+    )))
+}
+
+/// A disk belongs to one unfinished job.
+fn check_disks(inner: &Inner, new: &JobRecord) -> Refused<()> {
+    for job in inner.jobs.values().filter(|job| job.status.is_unfinished()) {
+        for theirs in &job.disks {
+            let ours = new
+                .disks
+                .iter()
+                .find(|ours| disks::overlap(&ours.path, &theirs.path));
+            if let Some(ours) = ours {
+                return Err(Refusal::conflict(format!(
+                    "disk {} ({}) belongs to job {}, which is {}: a disk has one unfinished job. Complete or cancel \
+                     that one first",
+                    ours.name,
+                    ours.path.display(),
+                    job.name,
+                    job.status
+                )));
+            }
+        }
+    }
+    Ok(())
+}

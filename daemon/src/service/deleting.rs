@@ -1,0 +1,171 @@
+//! Deleting jobs, and their images where that is asked for.
+
+use super::manager::Manager;
+use crate::job::{JobRecord, Refusal, Refused};
+use api::{Action, Status};
+use imagefmt::{ErrorKind, Store};
+use std::sync::Arc;
+use std::thread;
+
+impl Manager {
+    /// Forgets a job. With `purge` its images go first, in the background; says whether the job is gone already.
+    ///
+    /// # Errors
+    /// With `purge`, when an image is in use: nothing has changed then.
+    pub fn delete(self: &Arc<Self>, name: &str, purge: bool) -> Refused<bool> {
+        if purge {
+            let job = self.job_for(&self.lock(), name, Action::Delete)?;
+            refuse_in_use(&job)?;
+        }
+        let job = {
+            let mut inner = self.lock();
+            let mut job = self.job_for(&inner, name, Action::Delete)?;
+            if purge {
+                job.status = Status::Deleting;
+                job.purge = true;
+                job.next_sync = None;
+                self.save(&mut inner, job.clone(), None)
+            } else {
+                self.forget(&mut inner, name)
+            }
+            .map_err(|error| Refusal::failed(&error))?;
+            job
+        };
+        if purge {
+            self.purge_in_background(job);
+        } else {
+            self.take_note_back(&job);
+            tracing::info!(job = name, "job is deleted; its images stay");
+        }
+        Ok(!purge)
+    }
+
+    /// Goes on with a job that is Deleting, unless somebody does already.
+    pub(super) fn purge_in_background(self: &Arc<Self>, job: JobRecord) {
+        if !self.lock().deleting.insert(job.name.clone()) {
+            return;
+        }
+        let (manager, name) = (self.clone(), job.name.clone());
+        let thread = thread::Builder::new().name(format!("purge {name}"));
+        let spawned = thread.spawn(move || {
+            manager.purge(&job);
+            manager.lock().deleting.remove(&job.name);
+        });
+        if let Err(error) = spawned {
+            tracing::error!(job = name, "no thread to delete its images: {error}");
+            self.lock().deleting.remove(&name);
+        }
+    }
+
+    /// Deletes the images of a job, and then the job; what is in the way is told, and tried again later.
+    fn purge(&self, job: &JobRecord) {
+        let name = &job.name;
+        match purge_images(job) {
+            Ok(count) => {
+                self.take_note_back(job);
+                let forgotten = self.forget(&mut self.lock(), name);
+                match forgotten {
+                    Ok(()) => tracing::info!(job = name, images = count, "job and images are deleted"),
+                    Err(error) => tracing::error!(job = name, "{error:#}"),
+                }
+            }
+            Err(error) => {
+                tracing::warn!(job = name, "its images are not all deleted yet: {}", error.told());
+                let mut inner = self.lock();
+                if let Some(mut job) = inner.jobs.get(name).cloned() {
+                    job.error = Some(format!("{}; it is tried again every minute", error.told()));
+                    if let Err(error) = self.save(&mut inner, job, None) {
+                        tracing::error!(job = name, "{error:#}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The job's store; nothing if it is no store any more.
+fn store_of(job: &JobRecord) -> imagefmt::Result<Option<Store>> {
+    match imagefmt::open_store(&job.store) {
+        Ok(store) => Ok(Some(store)),
+        Err(error) if error.kind() == ErrorKind::NotAStore => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes every image of a job; returns how many.
+fn purge_images(job: &JobRecord) -> imagefmt::Result<usize> {
+    let Some(store) = store_of(job)? else { return Ok(0) };
+    let images = match store.job(&job.name) {
+        Ok(images) => images,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    if is_unfinished_of(&store, &images.chain, &job.name)? {
+        store.discard_checkpoint(&images.chain)?;
+    }
+    for &sequence in &images.sequences {
+        match store.delete(&images.chain, sequence) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(images.sequences.len())
+}
+
+fn is_unfinished_of(store: &Store, chain: &str, job: &str) -> imagefmt::Result<bool> {
+    Ok(store
+        .unfinished(chain)?
+        .is_some_and(|unfinished| unfinished.job == job))
+}
+
+/// Drops what a sync of the job stored that did not become an image.
+pub fn discard(job: &JobRecord) {
+    let dropped = store_of(job).and_then(|store| {
+        let Some(store) = store else { return Ok(()) };
+        let chain = match store.job(&job.name) {
+            Ok(images) => images.chain,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if is_unfinished_of(&store, &chain, &job.name)? {
+            store.discard_checkpoint(&chain)?;
+        }
+        Ok(())
+    });
+    if let Err(error) = dropped {
+        tracing::warn!(
+            job = job.name,
+            "what its last sync stored stays until `smc-image gc`: {}",
+            error.told()
+        );
+    }
+}
+
+/// Refuses to delete images of which one is in use.
+fn refuse_in_use(job: &JobRecord) -> Refused<()> {
+    let failed = |error: imagefmt::Error| Refusal::failed(&error.into());
+    let Some(store) = store_of(job).map_err(failed)? else {
+        return Ok(());
+    };
+    let Ok(images) = store.job(&job.name) else {
+        return Ok(());
+    };
+    for &sequence in &images.sequences {
+        let label = job.label(sequence);
+        let holders = store.held_by(&images.chain, sequence).map_err(failed)?;
+        if !holders.is_empty() {
+            return Err(Refusal::conflict(format!(
+                "image {label} is in use by {}: its images can be deleted when nobody uses them",
+                holders.join(", ")
+            )));
+        }
+        let pins = store.pins(&images.chain, sequence).map_err(failed)?;
+        if let Some(pin) = pins.first() {
+            return Err(Refusal::conflict(format!(
+                "image {label} is pinned ({}): `smc-image unpin {label}` first",
+                pin.name
+            )));
+        }
+    }
+    Ok(())
+}

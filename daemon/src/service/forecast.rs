@@ -1,0 +1,202 @@
+//! How long the last sync would take if services were stopped now: from rates that were measured, never assumed.
+
+use super::written;
+use crate::clock::Moment;
+use crate::job::JobRecord;
+use crate::units::{as_f64, rate};
+use api::{Forecast, RunOutcome, RunView};
+use std::time::Duration;
+
+/// Looks at the newest runs (newest first); nothing before a sync has made an image.
+pub fn forecast(job: &JobRecord, runs: &[RunView], now: &Moment) -> Option<Forecast> {
+    let made: Vec<&RunView> = runs
+        .iter()
+        .filter(|run| run.outcome == RunOutcome::Succeeded && run.compare_rate_bytes > 0)
+        .collect();
+    let last = *made.first()?;
+    let compare_bytes = job.total_bytes();
+    let compare_rate = limited(last.compare_rate_bytes, job.bandwidth_limit_bytes);
+    let compare_seconds = seconds(compare_bytes, compare_rate);
+    let transfer_rate = transfer_rate(&made)?;
+    let change = change(job, &made, now);
+    let dirty_bytes = change.dirty_bytes.min(compare_bytes);
+    let transfer_seconds = seconds(dirty_bytes, transfer_rate);
+    let other_seconds = other(last);
+    Some(Forecast {
+        seconds: compare_seconds.max(transfer_seconds) + other_seconds,
+        compare_seconds,
+        transfer_seconds,
+        other_seconds,
+        compare_bytes,
+        dirty_bytes,
+        compare_rate_bytes: compare_rate,
+        transfer_rate_bytes: transfer_rate,
+        dirty_rate_bytes: change.rate_bytes,
+        basis: change.basis,
+    })
+}
+
+struct Change {
+    dirty_bytes: u64,
+    rate_bytes: u64,
+    basis: String,
+}
+
+/// What changed since the last image: by the kernel's count of what was written, where it counts, or else at the rate
+/// of the last two syncs.
+fn change(job: &JobRecord, made: &[&RunView], now: &Moment) -> Change {
+    let rate_bytes = dirty_rate(made);
+    let counted = job
+        .written
+        .as_ref()
+        .and_then(|before| written::between(before, &written::count(job, now)?));
+    if let Some(bytes) = counted {
+        return Change {
+            dirty_bytes: bytes,
+            rate_bytes,
+            basis: "reading at the last sync's rate; as changed counts every byte that the kernel says was written \
+                    since that sync began"
+                .to_owned(),
+        };
+    }
+    let since = now.wall.duration_since(made[0].started).as_secs().max(0);
+    let since = u64::try_from(since).unwrap_or(0);
+    Change {
+        dirty_bytes: rate_bytes.saturating_mul(since),
+        rate_bytes,
+        basis:
+            "reading at the last sync's rate; changes at the rate of the last two syncs, since the kernel's \
+                count does not reach back to the last one"
+                .to_owned(),
+    }
+}
+
+/// Bytes a second that changed between the starts of the last two syncs.
+fn dirty_rate(made: &[&RunView]) -> u64 {
+    let [last, before, ..] = made else { return 0 };
+    let span = last.started.duration_since(before.started).as_secs().max(1);
+    last.dirty_bytes / u64::try_from(span).unwrap_or(1)
+}
+
+/// Bytes of changes a second that were stored: the best of what was measured, as every sync also had to read.
+fn transfer_rate(made: &[&RunView]) -> Option<u64> {
+    let rate = |run: &&RunView| {
+        let time = seconds(run.compared_bytes, run.compare_rate_bytes);
+        per_second(run.dirty_bytes, time)
+    };
+    made.iter().filter_map(rate).max()
+}
+
+/// What a sync takes beside reading.
+fn other(run: &RunView) -> f64 {
+    let reading = seconds(run.compared_bytes, run.compare_rate_bytes);
+    (run.seconds.unwrap_or(0.0) - reading).max(0.0)
+}
+
+fn limited(rate: u64, limit: u64) -> u64 {
+    if limit == 0 { rate } else { rate.min(limit) }
+}
+
+fn seconds(bytes: u64, rate: u64) -> f64 {
+    if bytes == 0 {
+        return 0.0;
+    }
+    as_f64(bytes) / as_f64(rate.max(1))
+}
+
+fn per_second(bytes: u64, time: f64) -> Option<u64> {
+    if bytes == 0 || time <= 0.0 {
+        return None;
+    }
+    Some(rate(bytes, Duration::from_secs_f64(time.min(1e9))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::live::run_begun;
+    use super::*;
+    use crate::clock::{Clock, HandClock, later};
+    use crate::config::Config;
+    use crate::job::{DiskRecord, Given, new_record};
+    use api::RunType;
+
+    const MIB: u64 = 1 << 20;
+
+    fn job() -> JobRecord {
+        let request = api::CreateJob {
+            name: "web01".to_owned(),
+            ..Default::default()
+        };
+        let given = Given {
+            store: "/s".into(),
+            disks: vec![DiskRecord {
+                name: "vda".to_owned(),
+                path: "/nonexistent".into(),
+                size_bytes: 1000 * MIB,
+            }],
+        };
+        new_record(
+            &request,
+            given,
+            &Config::load(None).unwrap(),
+            &HandClock::new().now(),
+        )
+        .unwrap()
+    }
+
+    /// A run that began so long ago, compared 1000 MiB at 100 MiB/s and took 2 s beside that.
+    fn run(number: u64, began_ago: i64, dirty: u64, now: &Moment) -> RunView {
+        RunView {
+            outcome: RunOutcome::Succeeded,
+            seconds: Some(12.0),
+            compared_bytes: 1000 * MIB,
+            compare_rate_bytes: 100 * MIB,
+            dirty_bytes: dirty,
+            ..run_begun(number, RunType::Schedule, later(now.wall, -began_ago))
+        }
+    }
+
+    #[test]
+    fn nothing_is_foretold_before_there_is_an_image() {
+        let now = HandClock::new().now();
+        assert_eq!(forecast(&job(), &[], &now), None);
+    }
+
+    #[test]
+    fn reading_bounds_a_sync_of_few_changes() {
+        let now = HandClock::new().now();
+        // In the hour between the two, 36 MiB changed: in the 100 s since, 1 MiB or so.
+        let runs = [run(2, 100, 36 * MIB, &now), run(1, 3700, 1000 * MIB, &now)];
+        let told = forecast(&job(), &runs, &now).unwrap();
+        assert!((told.compare_seconds - 10.0).abs() < 0.01, "{told:?}");
+        assert!((told.other_seconds - 2.0).abs() < 0.01, "{told:?}");
+        assert!((told.seconds - 12.0).abs() < 0.01, "{told:?}");
+        assert_eq!(told.dirty_rate_bytes, 36 * MIB / 3600);
+        assert_eq!(told.transfer_rate_bytes / MIB, 100);
+        assert!(told.transfer_seconds < 0.1, "{told:?}");
+    }
+
+    #[test]
+    fn a_limit_and_a_busy_disk_make_it_longer() {
+        let now = HandClock::new().now();
+        let runs = [run(2, 3600, 1000 * MIB, &now), run(1, 7200, 1000 * MIB, &now)];
+        let mut limited = job();
+        limited.bandwidth_limit_bytes = 10 * MIB;
+        let told = forecast(&limited, &runs, &now).unwrap();
+        assert!((told.compare_seconds - 100.0).abs() < 0.1, "{told:?}");
+        assert!(told.dirty_bytes <= 1000 * MIB);
+        assert!(told.transfer_seconds > 9.0, "{told:?}");
+    }
+
+    #[test]
+    fn failed_runs_and_absurd_figures_are_survived() {
+        let now = HandClock::new().now();
+        let mut failed = run(3, 0, 5, &now);
+        failed.outcome = RunOutcome::Failed;
+        assert_eq!(forecast(&job(), &[failed], &now), None);
+        let mut odd = run(1, -1_000_000, u64::MAX, &now);
+        odd.compare_rate_bytes = u64::MAX;
+        odd.seconds = None;
+        let _ = forecast(&job(), &[odd.clone(), odd], &now);
+    }
+}

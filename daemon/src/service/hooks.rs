@@ -1,0 +1,335 @@
+//! Programs run around a sync, so that a database can flush or an application be told.
+//!
+//! Those of the hooks directory run for every job, in the order of their names, then the job's own one; afterwards
+//! the other way round. Each gets `pre` or `post` as its argument and what it is about in its environment. Its
+//! process group is killed when its time is over or the sync is stopped.
+
+use crate::job::JobRecord;
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{Read, Seek};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// When a hook runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Before the disks are opened.
+    Pre,
+    /// After the image is durable, or the sync has failed.
+    Post,
+}
+
+impl Stage {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Pre => "pre",
+            Self::Post => "post",
+        }
+    }
+}
+
+/// What hooks are told beside the job.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Number of the run.
+    pub run: u64,
+    /// `succeeded`, `failed`, ...: afterwards only.
+    pub outcome: String,
+    /// The image that was made.
+    pub image: String,
+}
+
+/// How often a hook is looked after.
+const LOOK_UP: Duration = Duration::from_millis(20);
+
+/// What is kept of a hook's output, for the message about its failure.
+const OUTPUT_KEPT: u64 = 2000;
+
+/// Runs all hooks of a stage. Before a sync, the first that fails is the end; afterwards, every one is run.
+///
+/// # Errors
+/// Name the hook, how it ended and what it wrote last.
+pub fn run(stage: Stage, dir: &Path, job: &JobRecord, told: &Told, stopped: &dyn Fn() -> bool) -> Result<()> {
+    let mut failures = Vec::new();
+    for path in programs(stage, dir, job)? {
+        let ended = run_one(stage, &path, job, told, stopped)
+            .with_context(|| format!("{} hook {}", stage.label(), path.display()));
+        match ended {
+            Ok(()) => {}
+            Err(error) if stage == Stage::Pre => return Err(error),
+            Err(error) => failures.push(format!("{error:#}")),
+        }
+    }
+    if failures.is_empty() {
+        return Ok(());
+    }
+    bail!("{}", failures.join("; "))
+}
+
+/// The programs of a stage, in order.
+fn programs(stage: Stage, dir: &Path, job: &JobRecord) -> Result<Vec<PathBuf>> {
+    let mut common = executables(dir).with_context(|| format!("list hooks in {}", dir.display()))?;
+    let own = match stage {
+        Stage::Pre => &job.hooks.pre,
+        Stage::Post => &job.hooks.post,
+    };
+    let own = own.iter().map(PathBuf::from);
+    Ok(match stage {
+        Stage::Pre => common.into_iter().chain(own).collect(),
+        Stage::Post => {
+            common.reverse();
+            own.chain(common).collect()
+        }
+    })
+}
+
+/// Executable files of a directory by name, as run-parts(8) would take them; none if it is not there.
+fn executables(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let good = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        let named = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().iter().all(good));
+        let runs = fs::metadata(&path)
+            .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0);
+        if named && runs {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn run_one(
+    stage: Stage,
+    path: &Path,
+    job: &JobRecord,
+    told: &Told,
+    stopped: &dyn Fn() -> bool,
+) -> Result<()> {
+    let mut output = tempfile_in_memory().context("make a place for its output")?;
+    let child = Command::new(path)
+        .arg(stage.label())
+        .envs(environment(stage, job, told))
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output.try_clone()?)
+        .process_group(0)
+        .spawn()
+        .context("cannot be run")?;
+    let limit = Duration::from_secs(job.hooks.timeout_seconds);
+    let ended = watch(child, limit, stopped);
+    let wrote = tail(&mut output);
+    match ended {
+        Watched::Ended(status) if status.success() => Ok(()),
+        Watched::Ended(status) => bail!("ended with {status}{wrote}"),
+        Watched::TimedOut => bail!("was killed after {} s{wrote}", limit.as_secs()),
+        Watched::Stopped => bail!("was killed, as the sync was stopped{wrote}"),
+        Watched::Lost(error) => Err(error).context("cannot be waited for"),
+    }
+}
+
+fn environment(stage: Stage, job: &JobRecord, told: &Told) -> Vec<(&'static str, OsString)> {
+    let disks: Vec<String> = job
+        .disks
+        .iter()
+        .map(|disk| format!("{}={}", disk.name, disk.path.display()))
+        .collect();
+    let mut environment: Vec<(&str, OsString)> = vec![
+        ("SMC_STAGE", stage.label().into()),
+        ("SMC_JOB", job.name.clone().into()),
+        ("SMC_RUN", told.run.to_string().into()),
+        ("SMC_STORE", job.store.clone().into()),
+        ("SMC_DISKS", disks.join(" ").into()),
+    ];
+    if stage == Stage::Post {
+        environment.push(("SMC_OUTCOME", told.outcome.clone().into()));
+        environment.push(("SMC_IMAGE", told.image.clone().into()));
+    }
+    environment
+}
+
+enum Watched {
+    Ended(ExitStatus),
+    TimedOut,
+    Stopped,
+    Lost(std::io::Error),
+}
+
+fn watch(mut child: Child, limit: Duration, stopped: &dyn Fn() -> bool) -> Watched {
+    let begun = Instant::now();
+    let why = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Watched::Ended(status),
+            Err(error) => break Watched::Lost(error),
+            Ok(None) if begun.elapsed() >= limit => break Watched::TimedOut,
+            Ok(None) if stopped() => break Watched::Stopped,
+            Ok(None) => std::thread::sleep(LOOK_UP),
+        }
+    };
+    // Its group has its number, and it has not been waited for: the number is nobody else's.
+    if let Ok(group) = i32::try_from(child.id()) {
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    }
+    // A process that was killed ends, unless it waits for a disk in the kernel: nobody waits for that here.
+    std::thread::spawn(move || child.wait());
+    why
+}
+
+/// A file that only its descriptor names.
+fn tempfile_in_memory() -> Result<fs::File> {
+    let fd = nix::sys::memfd::memfd_create(c"hook output", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
+    Ok(fs::File::from(fd))
+}
+
+/// The end of what a hook wrote, on one line.
+fn tail(output: &mut fs::File) -> String {
+    let len = output.metadata().map_or(0, |metadata| metadata.len());
+    let mut bytes = Vec::new();
+    let from = std::io::SeekFrom::Start(len.saturating_sub(OUTPUT_KEPT));
+    let read = output
+        .seek(from)
+        .and_then(|_| output.take(OUTPUT_KEPT).read_to_end(&mut bytes));
+    let text = String::from_utf8_lossy(&bytes);
+    let text = text.trim();
+    if read.is_err() || text.is_empty() {
+        return String::new();
+    }
+    format!(": {}", text.escape_debug())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, HandClock};
+    use crate::config::Config;
+    use crate::job::{Given, new_record};
+    use std::io::Write;
+
+    fn job(dir: &Path) -> JobRecord {
+        let request = api::CreateJob {
+            name: "web01".to_owned(),
+            ..Default::default()
+        };
+        let given = Given {
+            store: dir.to_owned(),
+            disks: Vec::new(),
+        };
+        new_record(
+            &request,
+            given,
+            &Config::load(None).unwrap(),
+            &HandClock::new().now(),
+        )
+        .unwrap()
+    }
+
+    fn script(path: &Path, text: &str) {
+        let mut file = fs::File::create(path).unwrap();
+        writeln!(file, "#!/bin/sh\n{text}").unwrap();
+        file.set_permissions(fs::Permissions::from_mode(0o755)).unwrap();
+        drop(file);
+    }
+
+    fn never() -> bool {
+        false
+    }
+
+    #[test]
+    fn hooks_run_in_order_and_back_and_know_what_it_is_about() {
+        let dir = tempfile::tempdir().unwrap();
+        let hooks = dir.path().join("hooks.d");
+        fs::create_dir(&hooks).unwrap();
+        let log = dir.path().join("log");
+        let say = format!(
+            "echo $(basename $0) $1 $SMC_JOB $SMC_OUTCOME >> {}",
+            log.display()
+        );
+        for name in ["20-b", "10-a", "30.bak"] {
+            script(&hooks.join(name), &say);
+        }
+        fs::write(hooks.join("README"), "no program").unwrap();
+        let own = dir.path().join("own");
+        script(&own, &say);
+        let mut job = job(dir.path());
+        job.hooks.pre = Some(own.display().to_string());
+        job.hooks.post = job.hooks.pre.clone();
+        let told = Told {
+            outcome: "succeeded".to_owned(),
+            ..Told::default()
+        };
+        run(Stage::Pre, &hooks, &job, &told, &never).unwrap();
+        run(Stage::Post, &hooks, &job, &told, &never).unwrap();
+        assert_eq!(
+            fs::read_to_string(log).unwrap(),
+            "10-a pre web01\n20-b pre web01\nown pre web01\nown post web01 succeeded\n20-b post web01 succeeded\n\
+             10-a post web01 succeeded\n"
+        );
+    }
+
+    #[test]
+    fn a_hook_that_fails_is_named_with_what_it_wrote() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("own");
+        script(&own, "echo the database is busy; exit 3");
+        let mut job = job(dir.path());
+        job.hooks.pre = Some(own.display().to_string());
+        let missing = dir.path().join("none");
+        let error = run(Stage::Pre, &missing, &job, &Told::default(), &never).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains("own") && text.contains("exit status: 3"), "{text}");
+        assert!(text.contains("the database is busy"), "{text}");
+    }
+
+    #[test]
+    fn a_hook_that_hangs_is_killed_with_its_children() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("own");
+        script(
+            &own,
+            &format!("echo $$ > {}/pid; sleep 1000 & sleep 1000", dir.path().display()),
+        );
+        let mut job = job(dir.path());
+        job.hooks.pre = Some(own.display().to_string());
+        job.hooks.timeout_seconds = 1;
+        let missing = dir.path().join("none");
+        let error = run(Stage::Pre, &missing, &job, &Told::default(), &never).unwrap_err();
+        assert!(format!("{error:#}").contains("killed after 1 s"));
+        let group = fs::read_to_string(dir.path().join("pid")).unwrap();
+        let group = Pid::from_raw(group.trim().parse().unwrap());
+        let begun = Instant::now();
+        while killpg(group, None).is_ok() {
+            assert!(
+                begun.elapsed() < Duration::from_secs(20),
+                "its group is still there"
+            );
+            std::thread::sleep(LOOK_UP);
+        }
+    }
+
+    #[test]
+    fn a_stopped_sync_does_not_wait_for_its_hook() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("own");
+        script(&own, "sleep 1000");
+        let mut job = job(dir.path());
+        job.hooks.pre = Some(own.display().to_string());
+        let missing = dir.path().join("none");
+        let error = run(Stage::Pre, &missing, &job, &Told::default(), &|| true).unwrap_err();
+        assert!(format!("{error:#}").contains("the sync was stopped"));
+    }
+}

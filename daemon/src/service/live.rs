@@ -1,0 +1,289 @@
+//! A sync while it runs: what is told to it, and what it tells.
+
+use crate::engine::Control;
+use crate::units::rate;
+use api::{Phase, Progress, RunOutcome, RunType, RunView};
+use jiff::Timestamp;
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Why a sync was asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// By the user, to go on later.
+    Stop,
+    /// By the user, for good.
+    Cancel,
+    /// The daemon ends; it goes on when that starts again.
+    Shutdown,
+}
+
+impl Ending {
+    /// As clients see it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Cancel => "cancel",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// A running sync.
+#[derive(Debug)]
+pub struct LiveRun {
+    /// Stops it, and paces its reading.
+    pub control: Control,
+    /// Its number among the job's runs.
+    pub number: u64,
+    begun: Instant,
+    started: Timestamp,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    phase: Phase,
+    image: Option<String>,
+    total_bytes: u64,
+    resumed: bool,
+    /// Of the disks that are done.
+    done: Counts,
+    current: Option<(String, Arc<changetrack::Progress>)>,
+    compare: Span,
+    samples: VecDeque<(Instant, Counts)>,
+}
+
+/// From the first read to the last.
+#[derive(Debug, Default)]
+struct Span {
+    from: Option<Instant>,
+    to: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Counts {
+    compared: u64,
+    dirty: u64,
+    stored: u64,
+}
+
+/// Rates are told over about this many seconds.
+const WINDOW: Duration = Duration::from_secs(5);
+const SAMPLE_EVERY: Duration = Duration::from_millis(500);
+
+impl LiveRun {
+    /// A run that begins now.
+    pub fn new(number: u64, started: Timestamp, bandwidth_limit: u64) -> Self {
+        Self {
+            control: Control::new(bandwidth_limit),
+            number,
+            begun: Instant::now(),
+            started,
+            seen: Mutex::new(Seen {
+                phase: Phase::Preparing,
+                image: None,
+                total_bytes: 0,
+                resumed: false,
+                done: Counts::default(),
+                current: None,
+                compare: Span::default(),
+                samples: VecDeque::new(),
+            }),
+        }
+    }
+
+    pub fn phase(&self, phase: Phase) {
+        let mut seen = self.seen();
+        seen.settle_disk();
+        match phase {
+            Phase::Comparing | Phase::Transferring => seen.compare.from = Some(Instant::now()),
+            Phase::Processing => seen.compare.to = Some(Instant::now()),
+            Phase::Preparing | Phase::Cleaning => {}
+        }
+        seen.phase = phase;
+    }
+
+    pub fn image(&self, label: &str, total_bytes: u64, resumed: bool) {
+        let mut seen = self.seen();
+        // A sync that starts afresh over a damaged checkpoint begins again.
+        seen.done = Counts::default();
+        seen.current = None;
+        seen.image = Some(label.to_owned());
+        seen.total_bytes = total_bytes;
+        seen.resumed = resumed;
+    }
+
+    pub fn disk(&self, name: &str, progress: &Arc<changetrack::Progress>) {
+        let mut seen = self.seen();
+        seen.settle_disk();
+        seen.current = Some((name.to_owned(), progress.clone()));
+    }
+
+    /// How long it has been running.
+    pub fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Bytes a second compared while it compared; 0 if it did not.
+    pub fn compare_rate(&self) -> u64 {
+        let seen = self.seen();
+        let Some(from) = seen.compare.from else { return 0 };
+        let to = seen.compare.to.unwrap_or_else(Instant::now);
+        rate(seen.counts().compared, to.saturating_duration_since(from))
+    }
+
+    /// Takes a sample for the rates, if the last one is old enough.
+    pub fn sample(&self) {
+        let now = Instant::now();
+        let mut seen = self.seen();
+        let fresh = |at: &Instant| now.saturating_duration_since(*at) < SAMPLE_EVERY;
+        if seen.samples.back().is_some_and(|(at, _)| fresh(at)) {
+            return;
+        }
+        let counts = seen.counts();
+        seen.samples.push_back((now, counts));
+        while seen
+            .samples
+            .front()
+            .is_some_and(|(at, _)| now.saturating_duration_since(*at) > WINDOW)
+        {
+            seen.samples.pop_front();
+        }
+    }
+
+    /// What is told of it now.
+    pub fn progress(&self) -> Progress {
+        let seen = self.seen();
+        let counts = seen.counts();
+        let (compare_rate, store_rate) = seen.rates(counts);
+        let left = seen.total_bytes.saturating_sub(counts.compared);
+        let reading = matches!(seen.phase, Phase::Comparing | Phase::Transferring);
+        Progress {
+            phase: seen.phase,
+            image: seen.image.clone(),
+            started: self.started,
+            elapsed_seconds: self.elapsed().as_secs_f64(),
+            disk: seen.current.as_ref().map(|(name, _)| name.clone()),
+            compared_bytes: counts.compared,
+            total_bytes: seen.total_bytes,
+            percent: percent(counts.compared, seen.total_bytes),
+            compare_rate_bytes: compare_rate,
+            dirty_bytes: counts.dirty,
+            stored_bytes: counts.stored,
+            store_rate_bytes: store_rate,
+            eta_seconds: (reading && compare_rate > 0).then(|| left.div_ceil(compare_rate)),
+            resumed: seen.resumed,
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seen {
+    fn counts(&self) -> Counts {
+        let Some((_, progress)) = &self.current else {
+            return self.done;
+        };
+        Counts {
+            compared: self.done.compared + progress.compared_bytes.load(Ordering::Relaxed),
+            dirty: self.done.dirty + progress.dirty_bytes.load(Ordering::Relaxed),
+            stored: self.done.stored + progress.stored_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The disk at hand is done.
+    fn settle_disk(&mut self) {
+        self.done = self.counts();
+        self.current = None;
+    }
+
+    /// Bytes a second compared and stored, over the last seconds.
+    fn rates(&self, now: Counts) -> (u64, u64) {
+        let Some((at, before)) = self.samples.front() else {
+            return (0, 0);
+        };
+        let span = at.elapsed();
+        (
+            rate(now.compared.saturating_sub(before.compared), span),
+            rate(now.stored.saturating_sub(before.stored), span),
+        )
+    }
+}
+
+/// From 0 to 100, with a tenth.
+fn percent(done: u64, total: u64) -> f64 {
+    if total == 0 {
+        return 0.0;
+    }
+    let tenths = u128::from(done.min(total)) * 1000 / u128::from(total);
+    f64::from(u32::try_from(tenths).unwrap_or(1000)) / 10.0
+}
+
+/// A run of which nothing is known yet but that it began.
+pub fn run_begun(number: u64, run_type: RunType, started: Timestamp) -> RunView {
+    RunView {
+        number,
+        run_type,
+        started,
+        finished: None,
+        seconds: None,
+        outcome: RunOutcome::Running,
+        image: None,
+        kind: None,
+        method: None,
+        consistency: None,
+        consistency_reason: None,
+        resumed: false,
+        compared_bytes: 0,
+        dirty_bytes: 0,
+        stored_bytes: 0,
+        compare_rate_bytes: 0,
+        disks: Vec::new(),
+        deleted: Vec::new(),
+        error: None,
+        warnings: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(compared: u64, dirty: u64, stored: u64) -> Arc<changetrack::Progress> {
+        let progress = changetrack::Progress::default();
+        progress.compared_bytes.store(compared, Ordering::Relaxed);
+        progress.dirty_bytes.store(dirty, Ordering::Relaxed);
+        progress.stored_bytes.store(stored, Ordering::Relaxed);
+        Arc::new(progress)
+    }
+
+    #[test]
+    fn disks_add_up() {
+        let live = LiveRun::new(1, Timestamp::UNIX_EPOCH, 0);
+        live.image("web01/1", 400, false);
+        live.phase(Phase::Comparing);
+        live.disk("vda", &progress(100, 50, 20));
+        live.disk("vdb", &progress(200, 10, 5));
+        let told = live.progress();
+        assert_eq!(
+            (told.compared_bytes, told.dirty_bytes, told.stored_bytes),
+            (300, 60, 25)
+        );
+        assert!((told.percent - 75.0).abs() < 0.01);
+        assert_eq!(told.disk.as_deref(), Some("vdb"));
+        live.phase(Phase::Processing);
+        assert_eq!(live.progress().compared_bytes, 300);
+        assert_eq!(live.progress().eta_seconds, None);
+    }
+
+    #[test]
+    fn shares_of_nothing_are_nothing() {
+        assert!(percent(5, 0).abs() < 0.01);
+        assert!((percent(7, 5) - 100.0).abs() < 0.01);
+    }
+}

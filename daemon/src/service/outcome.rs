@@ -1,0 +1,153 @@
+//! What a run's end makes of its job.
+
+use super::live::Ending;
+use crate::clock::{Deadline, Moment};
+use crate::job::JobRecord;
+use api::{RunOutcome, Status};
+use std::time::Duration;
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// With an image. A stop or cancel that came too late to prevent it is kept to all the same.
+    Image(Option<Ending>),
+    /// Without one, as it was asked to.
+    Asked(Ending),
+    /// Without one, for this reason.
+    Failed(String),
+}
+
+impl Ended {
+    /// As the run's history tells it.
+    pub fn outcome(&self) -> RunOutcome {
+        match self {
+            Self::Image(_) => RunOutcome::Succeeded,
+            Self::Asked(Ending::Stop) => RunOutcome::Stopped,
+            Self::Asked(Ending::Cancel) => RunOutcome::Canceled,
+            Self::Asked(Ending::Shutdown) => RunOutcome::Interrupted,
+            Self::Failed(_) => RunOutcome::Failed,
+        }
+    }
+}
+
+/// The job after a run.
+pub fn settle(mut job: JobRecord, ended: &Ended, now: &Moment) -> JobRecord {
+    if matches!(ended, Ended::Asked(Ending::Shutdown)) {
+        // As if the daemon had been killed: it goes on when it starts again.
+        return job;
+    }
+    job.run = None;
+    job.next_sync = None;
+    match ended {
+        Ended::Image(Some(Ending::Cancel)) | Ended::Asked(Ending::Cancel) => job.status = Status::Canceled,
+        Ended::Image(Some(Ending::Stop)) | Ended::Asked(_) => {
+            job.status = Status::Stopped;
+            job.completing = false;
+        }
+        Ended::Image(_) => after_image(&mut job, now),
+        Ended::Failed(reason) => {
+            job.status = Status::InError;
+            job.error = Some(reason.clone());
+        }
+    }
+    job
+}
+
+fn after_image(job: &mut JobRecord, now: &Moment) {
+    match job.schedule {
+        Some(schedule) if !job.completing => {
+            job.status = Status::Waiting;
+            let interval = Duration::from_secs(schedule.interval_seconds);
+            job.next_sync = Some(Deadline::after(now, interval));
+        }
+        _ => finish(job),
+    }
+}
+
+/// No more syncs.
+pub fn finish(job: &mut JobRecord) {
+    job.status = Status::Finished;
+    job.completing = false;
+    job.next_sync = None;
+    job.pending = api::PendingView::default();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, HandClock};
+    use crate::config::Config;
+    use crate::job::{Given, new_record};
+    use api::CreateJob;
+
+    fn running(automatic: bool, completing: bool, clock: &HandClock) -> JobRecord {
+        let request = CreateJob {
+            name: "web01".to_owned(),
+            automatic_incremental: automatic,
+            interval_seconds: automatic.then_some(3600),
+            max_images: automatic.then_some(3),
+            ..CreateJob::default()
+        };
+        let given = Given {
+            store: "/s".into(),
+            disks: Vec::new(),
+        };
+        let mut job = new_record(&request, given, &Config::load(None).unwrap(), &clock.now()).unwrap();
+        job.status = Status::Running;
+        job.completing = completing;
+        job
+    }
+
+    #[test]
+    fn every_end_of_a_run_leads_to_one_state() {
+        use Ending::{Cancel, Shutdown, Stop};
+        let failed = || Ended::Failed("no space".to_owned());
+        let rows = [
+            (true, false, Ended::Image(None), Status::Waiting),
+            (true, true, Ended::Image(None), Status::Finished),
+            (false, false, Ended::Image(None), Status::Finished),
+            (true, true, Ended::Image(Some(Stop)), Status::Stopped),
+            (true, false, Ended::Image(Some(Stop)), Status::Stopped),
+            (true, false, Ended::Image(Some(Cancel)), Status::Canceled),
+            (true, false, Ended::Image(Some(Shutdown)), Status::Waiting),
+            (true, false, Ended::Asked(Stop), Status::Stopped),
+            (true, false, Ended::Asked(Cancel), Status::Canceled),
+            (true, false, Ended::Asked(Shutdown), Status::Running),
+            (true, false, failed(), Status::InError),
+            (false, false, failed(), Status::InError),
+        ];
+        let clock = HandClock::new();
+        for (automatic, completing, ended, status) in rows {
+            let job = settle(running(automatic, completing, &clock), &ended, &clock.now());
+            assert_eq!(job.status, status, "{ended:?}");
+            assert_eq!(job.next_sync.is_some(), status == Status::Waiting, "{ended:?}");
+            assert_eq!(job.error.is_some(), status == Status::InError, "{ended:?}");
+        }
+    }
+
+    #[test]
+    fn a_last_sync_that_failed_stays_the_last_one_and_one_that_was_stopped_does_not() {
+        let clock = HandClock::new();
+        let failed = settle(
+            running(true, true, &clock),
+            &Ended::Failed("x".to_owned()),
+            &clock.now(),
+        );
+        assert!(failed.completing);
+        let stopped = settle(
+            running(true, true, &clock),
+            &Ended::Asked(Ending::Stop),
+            &clock.now(),
+        );
+        assert!(!stopped.completing);
+    }
+
+    #[test]
+    fn the_interval_counts_from_the_end_of_the_sync() {
+        let clock = HandClock::new();
+        clock.pass(Duration::from_secs(500));
+        let job = settle(running(true, false, &clock), &Ended::Image(None), &clock.now());
+        let next = job.next_sync.unwrap();
+        assert_eq!(next.remaining(&clock.now()), Duration::from_secs(3600));
+    }
+}

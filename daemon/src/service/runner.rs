@@ -1,0 +1,362 @@
+//! One sync of a job, in a thread of its own: hooks, image, retention, and what it comes to.
+
+use super::hooks::{self, Stage, Told};
+use super::live::{Ending, LiveRun, run_begun};
+use super::manager::{Inner, Manager};
+use super::outcome::{Ended, settle};
+use super::written;
+use crate::engine::{self, Observer, Synced};
+use crate::job::{ActiveRun, JobRecord};
+use anyhow::{Context, Result};
+use api::{Phase, RunDisk, RunOutcome, RunType, RunView, Status};
+use changetrack::Progress;
+use imagefmt::{Kind, Manifest, Method};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+impl Manager {
+    /// Makes a job Running and starts its sync. The caller has checked that the job's state allows it.
+    pub(super) fn launch(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        mut job: JobRecord,
+        run_type: RunType,
+    ) -> Result<()> {
+        job.runs += 1;
+        job.status = Status::Running;
+        job.error = None;
+        job.warnings.clear();
+        job.next_sync = None;
+        job.run = Some(ActiveRun {
+            number: job.runs,
+            run_type,
+            image: None,
+        });
+        let started = self.now().wall;
+        let run = run_begun(job.runs, run_type, started);
+        self.save(inner, job.clone(), Some(&run))?;
+        tracing::info!(job = job.name, run = run.number, kind = %run_type, "sync begins");
+        self.spawn(inner, job, run, Work::Sync)
+    }
+
+    /// A run that no thread could be had for: the job must not stay Running for ever.
+    fn give_up(&self, inner: &mut Inner, job: JobRecord, mut run: RunView, error: &anyhow::Error) {
+        let now = self.now();
+        let ended = Ended::Failed(format!("{error:#}"));
+        run.outcome = ended.outcome();
+        run.error = Some(format!("{error:#}"));
+        run.finished = Some(now.wall);
+        let job = settle(job, &ended, &now);
+        if let Err(error) = self.save(inner, job, Some(&run)) {
+            tracing::error!("{error:#}");
+        }
+    }
+
+    /// Starts the thread of a run that is written down already.
+    pub(super) fn spawn(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        job: JobRecord,
+        run: RunView,
+        work: Work,
+    ) -> Result<()> {
+        let live = Arc::new(LiveRun::new(run.number, run.started, job.bandwidth_limit_bytes));
+        inner.live.insert(job.name.clone(), (live.clone(), None));
+        let runner = Runner {
+            manager: self.clone(),
+            written: written::count(&job, &self.now()),
+            warnings: Mutex::default(),
+            in_use: AtomicBool::new(false),
+            job: job.clone(),
+            live,
+        };
+        let begun = run.clone();
+        let name = runner.job.name.clone();
+        let thread = thread::Builder::new().name(format!("sync {name}"));
+        if let Err(error) = thread.spawn(move || runner.run(run, work)) {
+            inner.live.remove(&name);
+            let error = anyhow::Error::from(error).context(format!("start the sync of job {name}"));
+            self.give_up(inner, job, begun, &error);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Notes which image a run makes, so that after a crash it is known whether it did.
+    fn note_image(&self, name: &str, sequence: u64) -> Result<()> {
+        let mut inner = self.lock();
+        let mut job = self.job(&inner, name)?;
+        if let Some(run) = &mut job.run {
+            run.image = Some(sequence);
+        }
+        self.save(&mut inner, job, None)
+    }
+
+    /// The image is there: what was modified counts from now on. Returns how many images are kept.
+    fn image_made(&self, name: &str) -> Result<Option<usize>> {
+        let mut inner = self.lock();
+        let mut job = self.job(&inner, name)?;
+        job.apply_pending();
+        let max = job.schedule.map(|schedule| schedule.max_images);
+        self.save(&mut inner, job, None)?;
+        Ok(max.and_then(|max| usize::try_from(max).ok()))
+    }
+}
+
+/// What a run has to do.
+#[derive(Debug)]
+pub enum Work {
+    /// All of it.
+    Sync,
+    /// The image is there, and the daemon ended before it was written down.
+    Conclude(Box<Manifest>),
+}
+
+struct Runner {
+    manager: Arc<Manager>,
+    /// As it was when the run began.
+    job: JobRecord,
+    live: Arc<LiveRun>,
+    /// How much had been written to the disks then.
+    written: Option<crate::job::WriteCounter>,
+    warnings: Mutex<Vec<String>>,
+    /// Whether images that should go stayed, as they are in use.
+    in_use: AtomicBool,
+}
+
+impl Runner {
+    /// The thread. Whatever happens in it, the job leaves Running.
+    fn run(self, mut run: RunView, work: Work) {
+        let name = self.job.name.clone();
+        let result = catch_unwind(AssertUnwindSafe(|| self.work(&mut run, work)));
+        let result = result.unwrap_or_else(|_| {
+            Err(anyhow::anyhow!(
+                "the sync ended by a bug in smcd, which its log shows; earlier images are as they were"
+            ))
+        });
+        self.conclude(run, result);
+        self.manager.leave_note(&name);
+    }
+
+    fn work(&self, run: &mut RunView, work: Work) -> Result<()> {
+        let made = match work {
+            Work::Sync => self.sync(),
+            Work::Conclude(manifest) => Ok(Synced {
+                manifest: *manifest,
+                resumed: false,
+            }),
+        };
+        if let Ok(synced) = &made {
+            self.describe(run, synced)?;
+        }
+        self.live.phase(Phase::Cleaning);
+        self.post_hooks(run, &made);
+        match made {
+            Ok(_) => self.retain(run),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Hooks, disks, image.
+    fn sync(&self) -> Result<Synced> {
+        let stopped = || self.live.control.is_stopped();
+        let dir = &self.manager.config.hooks_dir;
+        hooks::run(Stage::Pre, dir, &self.job, &self.told(), &stopped).context("the sync did not begin")?;
+        let request = self.job.sync_request(self.manager.config.checkpoint_every);
+        let disks = engine::open_all(&request.disks, &request.store)?;
+        let store = imagefmt::open_store(&request.store)
+            .with_context(|| format!("open store {}", request.store.display()))?;
+        engine::run(&store, &request, &disks, &self.live.control, self)
+    }
+
+    fn told(&self) -> Told {
+        Told {
+            run: self.live.number,
+            ..Told::default()
+        }
+    }
+
+    /// After the image, or what was to become one. What fails here is told, and changes nothing else.
+    fn post_hooks(&self, run: &RunView, made: &Result<Synced>) {
+        let outcome = match made {
+            Ok(_) => RunOutcome::Succeeded,
+            Err(_) if self.live.control.is_stopped() => RunOutcome::Stopped,
+            Err(_) => RunOutcome::Failed,
+        };
+        let told = Told {
+            outcome: outcome.to_string(),
+            image: run.image.clone().unwrap_or_default(),
+            ..self.told()
+        };
+        let dir = &self.manager.config.hooks_dir;
+        if let Err(error) = hooks::run(Stage::Post, dir, &self.job, &told, &|| false) {
+            self.warn(&format!("{error:#}"));
+        }
+    }
+
+    /// Deletes the earliest unused images beyond those to be kept.
+    fn retain(&self, run: &mut RunView) -> Result<()> {
+        let Some(max) = self.manager.image_made(&self.job.name)? else {
+            return Ok(());
+        };
+        let retained = imagefmt::open_store(&self.job.store)
+            .and_then(|store| engine::retain(&store, &self.job.name, max));
+        match retained {
+            Ok(retained) => {
+                self.in_use.store(retained.in_use, Ordering::Relaxed);
+                run.deleted = retained.deleted.into_iter().map(|gone| gone.image).collect();
+                retained.warnings.iter().for_each(|warning| self.warn(warning));
+            }
+            // The image is there: a store that cannot delete is no reason to call the sync failed.
+            Err(error) => self.warn(&format!("earlier images could not be deleted: {}", error.told())),
+        }
+        Ok(())
+    }
+
+    /// What the history tells of the image.
+    fn describe(&self, run: &mut RunView, synced: &Synced) -> Result<()> {
+        let manifest = &synced.manifest;
+        let cluster_size = manifest.cluster_size()?;
+        let full = manifest.kind == Kind::Full;
+        run.image = Some(self.job.label(manifest.sequence));
+        run.kind = Some(manifest.kind.to_string());
+        run.method = Some(if full { Method::Full } else { Method::Scan }.to_string());
+        run.consistency = Some(manifest.consistency.to_string());
+        run.consistency_reason = Some(manifest.consistency_reason.clone());
+        run.resumed = synced.resumed;
+        run.compare_rate_bytes = self.live.compare_rate();
+        run.compared_bytes = manifest.disks.iter().map(|disk| disk.compared_bytes).sum();
+        run.dirty_bytes = manifest.disks.iter().map(|disk| disk.dirty_bytes).sum();
+        run.stored_bytes = manifest.disks.iter().map(|disk| disk.stored_bytes).sum();
+        let disk = |disk: &imagefmt::DiskRecord| -> Result<RunDisk> {
+            Ok(RunDisk {
+                name: disk.name.clone(),
+                size_bytes: disk.size_bytes,
+                compared_bytes: disk.compared_bytes,
+                dirty_bytes: disk.dirty_bytes,
+                stored_bytes: disk.stored_bytes,
+                digest: disk.disk_digest(cluster_size)?.to_string(),
+            })
+        };
+        run.disks = manifest.disks.iter().map(disk).collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    /// Writes down what the run came to, and lets go of the job.
+    fn conclude(&self, mut run: RunView, result: Result<()>) {
+        let name = &self.job.name;
+        let now = self.manager.now();
+        run.finished = Some(now.wall);
+        run.seconds = Some(self.live.elapsed().as_secs_f64());
+        run.warnings = self
+            .warnings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let mut inner = self.manager.lock();
+        let ending = inner.live.get(name).and_then(|(_, ending)| *ending);
+        let ended = self.ended(result, ending);
+        run.outcome = ended.outcome();
+        if let Ended::Failed(reason) = &ended {
+            run.error = Some(reason.clone());
+        }
+        let Some(job) = inner.jobs.get(name).cloned() else {
+            inner.live.remove(name);
+            return;
+        };
+        let mut job = settle(job, &ended, &now);
+        self.update(&mut job, &run);
+        if let Err(error) = self.manager.save(&mut inner, job.clone(), Some(&run)) {
+            // The disk that holds the state is in trouble. In memory the job is what it is; when the daemon starts
+            // again, it finds the run going on and looks whether its image is there.
+            tracing::error!(job = name, "{error:#}");
+            job.warnings.push(format!("{error:#}"));
+            inner.jobs.insert(name.clone(), job);
+        }
+        inner.live.remove(name);
+        drop(inner);
+        if ended == Ended::Asked(Ending::Cancel) {
+            super::deleting::discard(&self.job);
+        }
+        log(name, &run);
+    }
+
+    /// What an ended run leaves in its job.
+    fn update(&self, job: &mut JobRecord, run: &RunView) {
+        job.warnings.clone_from(&run.warnings);
+        if run.outcome != RunOutcome::Succeeded {
+            return;
+        }
+        job.written.clone_from(&self.written);
+        job.excess = self.in_use.load(Ordering::Relaxed);
+        for disk in &mut job.disks {
+            if let Some(synced) = run.disks.iter().find(|synced| synced.name == disk.name) {
+                disk.size_bytes = synced.size_bytes;
+            }
+        }
+    }
+
+    fn ended(&self, result: Result<()>, ending: Option<Ending>) -> Ended {
+        let Err(error) = result else {
+            return Ended::Image(ending);
+        };
+        match ending {
+            Some(ending) if self.live.control.is_stopped() => {
+                if !engine::is_canceled(&error) {
+                    tracing::warn!(job = self.job.name, "while it was ended: {error:#}");
+                }
+                Ended::Asked(ending)
+            }
+            _ => Ended::Failed(format!("{error:#}")),
+        }
+    }
+}
+
+impl Observer for Runner {
+    type Shown = ();
+
+    fn phase(&self, phase: Phase) {
+        self.live.phase(phase);
+    }
+
+    fn image(&self, label: &str, total_bytes: u64, resumed_bytes: Option<u64>) {
+        self.live.image(label, total_bytes, resumed_bytes.is_some());
+        let sequence = label.rsplit_once('/').and_then(|(_, number)| number.parse().ok());
+        if let Some(sequence) = sequence
+            && let Err(error) = self.manager.note_image(&self.job.name, sequence)
+        {
+            tracing::error!(job = self.job.name, image = label, "{error:#}");
+        }
+    }
+
+    fn disk(&self, name: &str, _size_bytes: u64, progress: &Arc<Progress>) {
+        self.live.disk(name, progress);
+    }
+
+    fn warn(&self, text: &str) {
+        tracing::warn!(job = self.job.name, "{text}");
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        warnings.push(text.to_owned());
+    }
+}
+
+fn log(job: &str, run: &RunView) {
+    let image = run.image.as_deref().unwrap_or("-");
+    let seconds = run.seconds.unwrap_or(0.0);
+    match &run.error {
+        Some(error) => tracing::error!(job, run = run.number, seconds, "sync failed: {error}"),
+        None => tracing::info!(
+            job,
+            image,
+            run = run.number,
+            seconds,
+            compared_bytes = run.compared_bytes,
+            dirty_bytes = run.dirty_bytes,
+            stored_bytes = run.stored_bytes,
+            "sync {}",
+            run.outcome
+        ),
+    }
+}

@@ -1,0 +1,230 @@
+//! What happens by itself: starts, syncs, expiries, and what was left for later.
+//!
+//! The scheduler looks at all jobs again and again instead of setting timers: so a suspend, a clock that is set and a
+//! restart are nothing special. A job that is due several intervals late is due once.
+
+use super::manager::Manager;
+use crate::clock::{Deadline, Moment};
+use crate::engine;
+use crate::job::JobRecord;
+use api::{Action, Status};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often is tried again what was in the way.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// What a job is due for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    Start,
+    Sync,
+    Expire,
+}
+
+/// The scheduler's own memory.
+#[derive(Debug, Default)]
+pub struct Scheduler {
+    retry: Option<Deadline>,
+    /// Jobs that could not do what they were due for, and when they may try again.
+    held: BTreeMap<String, Deadline>,
+}
+
+impl Scheduler {
+    /// Looks at all jobs once.
+    pub fn tick(&mut self, manager: &Arc<Manager>) {
+        let now = manager.now();
+        let (jobs, live): (Vec<JobRecord>, Vec<_>) = {
+            let inner = manager.lock();
+            if inner.closing {
+                return;
+            }
+            let live = inner.live.values().map(|(live, _)| live.clone()).collect();
+            (inner.jobs.values().cloned().collect(), live)
+        };
+        live.iter().for_each(|run| run.sample());
+        for job in &jobs {
+            let held = self.held.get(&job.name).is_some_and(|until| !until.is_due(&now));
+            if let Some(due) = due(job, &now).filter(|_| !held) {
+                self.act(manager, job, due, &now);
+            }
+        }
+        if self.retry.as_ref().is_none_or(|retry| retry.is_due(&now)) {
+            self.retry = Some(Deadline::after(&now, RETRY));
+            jobs.iter().for_each(|job| manager.retry(job));
+        }
+    }
+
+    fn act(&mut self, manager: &Arc<Manager>, job: &JobRecord, due: Due, now: &Moment) {
+        let done = match due {
+            Due::Start => manager.begin_by_schedule(&job.name, Action::Start),
+            Due::Sync => manager.begin_by_schedule(&job.name, Action::Sync),
+            Due::Expire => manager.expire(&job.name),
+        };
+        self.held.remove(&job.name);
+        if let Err(refusal) = done {
+            // Somebody was faster, or the state cannot be written: it is due again some time later.
+            tracing::warn!(job = job.name, "{due:?} is due, and could not be done: {refusal}");
+            self.held.insert(job.name.clone(), Deadline::after(now, RETRY));
+        }
+    }
+}
+
+/// What a job is due for now. A running sync is left alone whatever the time.
+fn due(job: &JobRecord, now: &Moment) -> Option<Due> {
+    if job.status.is_unfinished() && job.status != Status::Running && job.expires.is_due(now) {
+        return Some(Due::Expire);
+    }
+    match job.status {
+        Status::Ready if job.start_at.is_some_and(|at| at <= now.wall) => Some(Due::Start),
+        Status::Waiting if job.next_sync.as_ref().is_some_and(|next| next.is_due(now)) => Some(Due::Sync),
+        _ => None,
+    }
+}
+
+impl Manager {
+    /// The job's valid time has passed.
+    fn expire(&self, name: &str) -> crate::job::Refused<()> {
+        {
+            let mut inner = self.lock();
+            let mut job = self.job(&inner, name)?;
+            if due(&job, &self.now()) != Some(Due::Expire) || inner.live.contains_key(name) {
+                return Ok(());
+            }
+            tracing::warn!(job = name, "job has expired; its images stay");
+            job.status = Status::Expired;
+            job.next_sync = None;
+            self.save(&mut inner, job, None)
+                .map_err(|error| crate::job::Refusal::failed(&error))?;
+        }
+        self.leave_note(name);
+        Ok(())
+    }
+
+    /// Tries again what was in the way: images in use that are too many, and jobs being deleted.
+    fn retry(self: &Arc<Self>, job: &JobRecord) {
+        if job.status == Status::Deleting {
+            return self.purge_in_background(job.clone());
+        }
+        if job.excess && job.status != Status::Running {
+            self.retain_again(job);
+        }
+    }
+
+    fn retain_again(&self, job: &JobRecord) {
+        let Some(schedule) = job.schedule else { return };
+        let max = usize::try_from(schedule.max_images).unwrap_or(usize::MAX);
+        let retained =
+            imagefmt::open_store(&job.store).and_then(|store| engine::retain(&store, &job.name, max));
+        let retained = match retained {
+            Ok(retained) if !retained.in_use => retained,
+            Ok(_) => return,
+            Err(error) => {
+                return tracing::warn!(job = job.name, "earlier images stay: {}", error.told());
+            }
+        };
+        for gone in &retained.deleted {
+            tracing::info!(
+                job = job.name,
+                image = gone.image,
+                "image is free now, and deleted"
+            );
+        }
+        let mut inner = self.lock();
+        let Some(mut job) = inner.jobs.get(&job.name).cloned() else {
+            return;
+        };
+        job.excess = false;
+        job.warnings = retained.warnings;
+        if let Err(error) = self.save(&mut inner, job, None) {
+            tracing::error!("{error:#}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, HandClock};
+    use crate::config::Config;
+    use crate::job::{Given, new_record};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn job(status: Status, clock: &HandClock) -> JobRecord {
+        let request = api::CreateJob {
+            name: "web01".to_owned(),
+            automatic_incremental: true,
+            interval_seconds: Some(6 * 3600),
+            max_images: Some(3),
+            ..Default::default()
+        };
+        let given = Given {
+            store: "/s".into(),
+            disks: Vec::new(),
+        };
+        let mut job = new_record(&request, given, &Config::load(None).unwrap(), &clock.now()).unwrap();
+        job.status = status;
+        job.next_sync = (status == Status::Waiting).then(|| Deadline::after(&clock.now(), 6 * HOUR));
+        job
+    }
+
+    #[test]
+    fn a_waiting_job_is_due_after_its_interval_and_no_other_job_is() {
+        for status in Status::ALL {
+            let clock = HandClock::new();
+            let job = job(status, &clock);
+            assert_eq!(due(&job, &clock.now()), None, "{status}");
+            clock.pass(6 * HOUR);
+            let expected = (status == Status::Waiting).then_some(Due::Sync);
+            assert_eq!(due(&job, &clock.now()), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_wall_clock_that_jumps_makes_nothing_due_and_puts_nothing_off() {
+        for jump in [366 * 86400, -366 * 86400] {
+            let clock = HandClock::new();
+            let job = job(Status::Waiting, &clock);
+            clock.set_wall(jump);
+            assert_eq!(due(&job, &clock.now()), None);
+            clock.pass(6 * HOUR);
+            assert_eq!(due(&job, &clock.now()), Some(Due::Sync));
+        }
+    }
+
+    #[test]
+    fn a_start_at_is_by_the_wall_clock() {
+        let clock = HandClock::new();
+        let mut job = job(Status::Ready, &clock);
+        job.start_at = Some(crate::clock::later(clock.now().wall, 7200));
+        clock.pass(HOUR);
+        assert_eq!(due(&job, &clock.now()), None);
+        clock.pass(HOUR);
+        assert_eq!(due(&job, &clock.now()), Some(Due::Start));
+    }
+
+    #[test]
+    fn an_unfinished_job_expires_unless_it_runs() {
+        for status in Status::ALL {
+            let clock = HandClock::new();
+            let job = job(status, &clock);
+            clock.pass(30 * 24 * HOUR);
+            let expires = status.is_unfinished() && status != Status::Running;
+            assert_eq!(
+                due(&job, &clock.now()),
+                expires.then_some(Due::Expire),
+                "{status}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_reboot_that_took_days_leads_to_one_sync() {
+        let clock = HandClock::new();
+        let job = job(Status::Waiting, &clock);
+        clock.reboot(72 * HOUR);
+        assert_eq!(due(&job, &clock.now()), Some(Due::Sync));
+    }
+}

@@ -1,0 +1,552 @@
+//! Every action in every state, actions at once, and what a restart finds: on the manager itself, with a clock set by
+//! hand and disks that are not there. Real syncs are run by the cross-crate tests.
+
+use super::live::{Ending, LiveRun};
+use super::{Manager, Scheduler, start};
+use crate::clock::{Clock, Deadline, HandClock};
+use crate::config::Config;
+use crate::job::{ActiveRun, DiskRecord, Given, JobRecord, Refused, new_record};
+use crate::state::JobNote;
+use api::{Action, CompleteJob, CreateJob, ErrorKind, ModifyJob, RunType, Status, rules};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A daemon without a socket.
+struct House {
+    dir: tempfile::TempDir,
+    clock: Arc<HandClock>,
+    manager: Arc<Manager>,
+}
+
+fn config(dir: &Path) -> Config {
+    Config {
+        store: dir.join("store"),
+        state_dir: dir.to_owned(),
+        hooks_dir: dir.join("hooks.d"),
+        ..Config::load(None).unwrap()
+    }
+}
+
+impl House {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(HandClock::new());
+        let manager = start(config(dir.path()), clock.clone()).unwrap();
+        Self { dir, clock, manager }
+    }
+
+    /// As after a kill: the old manager is gone, and nothing was said.
+    fn restart(self) -> Self {
+        let Self { dir, clock, manager } = self;
+        drop(manager);
+        let manager = start(config(dir.path()), clock.clone()).unwrap();
+        Self { dir, clock, manager }
+    }
+
+    fn request(&self, name: &str) -> CreateJob {
+        let disk = self.dir.path().join(format!("{name}.img"));
+        std::fs::write(&disk, vec![7; 100_000]).unwrap();
+        CreateJob {
+            name: name.to_owned(),
+            disks: vec![api::DiskRequest {
+                path: disk.display().to_string(),
+                name: Some("vda".to_owned()),
+            }],
+            automatic_incremental: true,
+            interval_seconds: Some(6 * 3600),
+            max_images: Some(3),
+            ..CreateJob::default()
+        }
+    }
+
+    /// A job that is in `status`, of a disk that is not there. A running one has no thread: it runs until it is ended.
+    fn job_in(&self, name: &str, status: Status) {
+        let given = Given {
+            store: self.dir.path().join("store"),
+            disks: vec![DiskRecord {
+                name: "vda".to_owned(),
+                path: self.dir.path().join("gone"),
+                size_bytes: 4096,
+            }],
+        };
+        let request = CreateJob {
+            name: name.to_owned(),
+            ..self.request("other")
+        };
+        let now = self.clock.now();
+        let mut job = new_record(&request, given, &self.manager.config, &now).unwrap();
+        job.status = status;
+        job.next_sync = (status == Status::Waiting).then(|| Deadline::after(&now, 6 * HOUR));
+        let mut inner = self.manager.lock();
+        if status == Status::Running {
+            job.runs = 1;
+            job.run = Some(ActiveRun {
+                number: 1,
+                run_type: RunType::Manual,
+                image: None,
+            });
+            let live = Arc::new(LiveRun::new(1, now.wall, 0));
+            inner.live.insert(name.to_owned(), (live, None));
+        }
+        self.manager.save(&mut inner, job, None).unwrap();
+    }
+
+    fn job(&self, name: &str) -> JobRecord {
+        self.manager.job(&self.manager.lock(), name).unwrap()
+    }
+
+    fn ask(&self, name: &str, action: Action) -> Refused<()> {
+        let modify = |change: ModifyJob| self.manager.modify(name, &change);
+        match action {
+            Action::Start => self.manager.start(name),
+            Action::Sync => self.manager.sync(name),
+            Action::ModifySchedule => modify(ModifyJob {
+                interval_seconds: Some(7200),
+                ..ModifyJob::default()
+            }),
+            Action::ModifySync => modify(ModifyJob {
+                compress_level: Some(1),
+                ..ModifyJob::default()
+            }),
+            Action::ModifyAny => modify(ModifyJob {
+                description: Some("new".to_owned()),
+                ..ModifyJob::default()
+            }),
+            Action::Stop => self.manager.stop(name),
+            Action::Cancel => self.manager.cancel(name),
+            Action::Complete => self.manager.complete(name, &CompleteJob::default()),
+            Action::TakeUp => {
+                let heir = CreateJob {
+                    take_up: Some(name.to_owned()),
+                    ..self.request("heir")
+                };
+                self.manager.create(&heir).map(drop)
+            }
+            Action::Delete => self.manager.delete(name, false).map(drop),
+        }
+    }
+
+    /// Waits until no sync runs.
+    fn settle(&self) {
+        let begun = Instant::now();
+        while self.manager.running() > 0 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "a sync does not end");
+            self.manager.wait(Duration::from_millis(5));
+        }
+    }
+}
+
+#[test]
+fn every_action_in_every_state_is_allowed_or_refused_as_the_table_says() {
+    for status in Status::ALL {
+        for action in Action::ALL {
+            let house = House::new();
+            house.job_in("web01", status);
+            let before = house.job("web01");
+            let answer = house.ask("web01", action);
+            let told = format!("{status} × {action:?}: {answer:?}");
+            match answer {
+                Ok(()) => assert!(rules::allowed(status, action), "{told}"),
+                // A job without images can be taken up by nobody, in whatever state it is.
+                Err(refusal) if rules::allowed(status, action) && action == Action::TakeUp => {
+                    assert!(refusal.message.contains("has no job web01"), "{told}");
+                }
+                Err(refusal) => {
+                    assert!(!rules::allowed(status, action), "{told}");
+                    assert_eq!(refusal.kind, ErrorKind::Conflict, "{told}");
+                    assert!(refusal.message.contains(&status.to_string()), "{told}");
+                    assert!(refusal.message.contains("web01"), "{told}");
+                    assert_eq!(house.job("web01"), before, "{told}: nothing has changed");
+                }
+            }
+            house.manager.lock().live.clear();
+        }
+    }
+}
+
+#[test]
+fn the_documentation_has_the_same_table() {
+    let text = include_str!("../../../docs/operations.md");
+    let cell = |status: Status, action: Action| {
+        if rules::allowed(status, action) {
+            "yes"
+        } else {
+            "–"
+        }
+    };
+    let heads: Vec<String> = Status::ALL.iter().map(Status::to_string).collect();
+    let head = format!("| action | {} |", heads.join(" | "));
+    assert!(text.contains(&head), "docs/operations.md has no line\n{head}");
+    for action in Action::ALL {
+        let cells: Vec<&str> = Status::ALL.iter().map(|&status| cell(status, action)).collect();
+        let row = format!("| {} | {} |", action.label(), cells.join(" | "));
+        assert!(text.contains(&row), "docs/operations.md has no line\n{row}");
+    }
+}
+
+#[test]
+fn an_unknown_job_is_told_with_those_that_there_are() {
+    let house = House::new();
+    house.job_in("web01", Status::Ready);
+    for action in Action::ALL {
+        if action == Action::TakeUp {
+            continue;
+        }
+        let refusal = house.ask("db\u{1b}[2J", action).unwrap_err();
+        assert_eq!(refusal.kind, ErrorKind::NotFound);
+        assert!(refusal.message.contains("there are web01"), "{refusal}");
+        assert!(!refusal.message.contains('\u{1b}'));
+    }
+}
+
+#[test]
+fn of_conflicting_actions_at_once_one_wins() {
+    for round in 0..20 {
+        let house = House::new();
+        house.job_in("web01", Status::Waiting);
+        let ask = |action: Action| {
+            let house = &house;
+            move || house.ask("web01", action)
+        };
+        let won: Vec<bool> = std::thread::scope(|scope| {
+            let actions = [
+                Action::Complete,
+                Action::Complete,
+                Action::Cancel,
+                Action::Delete,
+                Action::Complete,
+            ];
+            let asked: Vec<_> = actions
+                .into_iter()
+                .cycle()
+                .skip(round % 5)
+                .take(5)
+                .map(|action| scope.spawn(ask(action)))
+                .collect();
+            asked
+                .into_iter()
+                .map(|asked| asked.join().unwrap().is_ok())
+                .collect()
+        });
+        let known = house.manager.lock().jobs.get("web01").map(|job| job.status);
+        let ended = matches!(known, None | Some(Status::Finished | Status::Canceled));
+        assert!(ended, "{known:?} {won:?}");
+        // Complete and cancel exclude each other; deleting what has ended is possible behind either.
+        let wins = won.iter().filter(|&&won| won).count();
+        assert!(wins == 1 || (wins == 2 && known.is_none()), "{known:?} {won:?}");
+    }
+}
+
+#[test]
+fn a_sync_that_is_being_ended_takes_no_second_order() {
+    let house = House::new();
+    house.job_in("web01", Status::Running);
+    house.manager.stop("web01").unwrap();
+    for action in [Action::Stop, Action::Cancel] {
+        let refusal = house.ask("web01", action).unwrap_err();
+        assert!(refusal.message.contains("is being ended (stop)"), "{refusal}");
+    }
+    assert!(matches!(
+        house.manager.lock().live.get("web01"),
+        Some((_, Some(Ending::Stop)))
+    ));
+}
+
+#[test]
+fn a_shutdown_lets_nothing_begin() {
+    let house = House::new();
+    house.job_in("web01", Status::Waiting);
+    house.manager.close();
+    for action in [
+        Action::Sync,
+        Action::Stop,
+        Action::Complete,
+        Action::Delete,
+        Action::ModifyAny,
+    ] {
+        assert_eq!(
+            house.ask("web01", action).unwrap_err().kind,
+            ErrorKind::Unavailable,
+            "{action:?}"
+        );
+    }
+    let new = house.request("db");
+    assert_eq!(
+        house.manager.create(&new).unwrap_err().kind,
+        ErrorKind::Unavailable
+    );
+}
+
+#[test]
+fn a_repeated_create_with_its_token_is_the_same_job() {
+    let house = House::new();
+    let request = CreateJob {
+        client_token: Some("token-1".to_owned()),
+        ..house.request("web01")
+    };
+    assert_eq!(house.manager.create(&request), Ok(("web01".to_owned(), true)));
+    assert_eq!(house.manager.create(&request), Ok(("web01".to_owned(), false)));
+    let house = house.restart();
+    assert_eq!(house.manager.create(&request), Ok(("web01".to_owned(), false)));
+    let other = CreateJob {
+        max_images: Some(4),
+        ..request
+    };
+    let refusal = house.manager.create(&other).unwrap_err();
+    assert!(
+        refusal.message.contains("made job web01 with other parameters"),
+        "{refusal}"
+    );
+}
+
+#[test]
+fn a_disk_has_one_unfinished_job() {
+    let house = House::new();
+    let first = house.request("web01");
+    house.manager.create(&first).unwrap();
+    let second = CreateJob {
+        name: "web02".to_owned(),
+        ..first.clone()
+    };
+    let refusal = house.manager.create(&second).unwrap_err();
+    assert!(
+        refusal.message.contains("belongs to job web01, which is Ready"),
+        "{refusal}"
+    );
+    house.manager.cancel("web01").unwrap();
+    house.manager.create(&second).unwrap();
+    let again = house.manager.create(&first).unwrap_err();
+    assert!(
+        again.message.contains("there is a job web01 already (Canceled)"),
+        "{again}"
+    );
+}
+
+#[test]
+fn of_two_jobs_created_at_once_on_one_disk_one_is_made() {
+    for _ in 0..5 {
+        let house = House::new();
+        let request = |name: &str| CreateJob {
+            name: name.to_owned(),
+            ..house.request("disk")
+        };
+        let requests = [request("aa"), request("bb"), request("cc")];
+        let made = std::thread::scope(|scope| {
+            let asked: Vec<_> = requests
+                .iter()
+                .map(|request| scope.spawn(|| house.manager.create(request)))
+                .collect();
+            asked
+                .into_iter()
+                .map(|asked| asked.join().unwrap())
+                .filter(Result::is_ok)
+                .count()
+        });
+        assert_eq!(made, 1);
+    }
+}
+
+#[test]
+fn a_disk_that_vanished_leads_to_in_error_and_start_goes_on_when_it_is_back() {
+    let house = House::new();
+    let request = house.request("web01");
+    house.manager.create(&request).unwrap();
+    let disk = Path::new(&request.disks[0].path).to_owned();
+    let away = disk.with_extension("away");
+    std::fs::rename(&disk, &away).unwrap();
+    house.manager.start("web01").unwrap();
+    house.settle();
+    let job = house.job("web01");
+    assert_eq!(job.status, Status::InError);
+    let error = job.error.unwrap();
+    assert!(error.contains("web01.img"), "{error}");
+    std::fs::rename(&away, &disk).unwrap();
+    house.manager.start("web01").unwrap();
+    house.settle();
+    assert_eq!(house.job("web01").status, Status::Waiting);
+    let runs = house.manager.runs("web01", 10).unwrap();
+    let outcomes: Vec<_> = runs.iter().map(|run| run.outcome).collect();
+    assert_eq!(outcomes, [api::RunOutcome::Succeeded, api::RunOutcome::Failed]);
+}
+
+#[test]
+fn several_missed_intervals_lead_to_one_sync() {
+    let house = House::new();
+    house.manager.create(&house.request("web01")).unwrap();
+    house.manager.start("web01").unwrap();
+    house.settle();
+    house.clock.reboot(50 * HOUR);
+    let house = house.restart();
+    let mut scheduler = Scheduler::default();
+    for _ in 0..3 {
+        scheduler.tick(&house.manager);
+        house.settle();
+    }
+    assert_eq!(house.manager.runs("web01", 10).unwrap().len(), 2);
+    let left = house
+        .job("web01")
+        .next_sync
+        .unwrap()
+        .remaining(&house.clock.now());
+    assert_eq!(left, 6 * HOUR);
+}
+
+#[test]
+fn a_modified_interval_counts_after_the_next_sync() {
+    let house = House::new();
+    house.manager.create(&house.request("web01")).unwrap();
+    house.manager.start("web01").unwrap();
+    house.settle();
+    house.ask("web01", Action::ModifySchedule).unwrap();
+    let view = house.manager.show("web01").unwrap();
+    assert_eq!(view.interval_seconds, Some(6 * 3600));
+    assert_eq!(view.pending.interval_seconds, Some(7200));
+    assert_eq!(view.next.in_seconds, Some(6 * 3600));
+    house.clock.pass(6 * HOUR);
+    Scheduler::default().tick(&house.manager);
+    house.settle();
+    let view = house.manager.show("web01").unwrap();
+    assert_eq!(view.interval_seconds, Some(7200));
+    assert_eq!(view.pending, api::PendingView::default());
+    assert_eq!(view.next.in_seconds, Some(7200));
+}
+
+#[test]
+fn a_job_that_was_running_is_gone_on_with() {
+    let house = House::new();
+    house.manager.create(&house.request("web01")).unwrap();
+    {
+        let mut inner = house.manager.lock();
+        let mut job = house.manager.job(&inner, "web01").unwrap();
+        job.status = Status::Running;
+        job.runs = 1;
+        job.run = Some(ActiveRun {
+            number: 1,
+            run_type: RunType::Schedule,
+            image: None,
+        });
+        let run = super::run_begun(1, RunType::Schedule, job.created);
+        house.manager.save(&mut inner, job, Some(&run)).unwrap();
+    }
+    let house = house.restart();
+    house.settle();
+    assert_eq!(house.job("web01").status, Status::Waiting);
+    let runs = house.manager.runs("web01", 10).unwrap();
+    assert_eq!(runs[0].outcome, api::RunOutcome::Succeeded);
+    assert_eq!(runs[1].outcome, api::RunOutcome::Interrupted);
+    assert_eq!(runs[0].run_type, RunType::Schedule);
+}
+
+#[test]
+fn an_image_that_was_made_before_a_kill_is_counted_once() {
+    let house = House::new();
+    house.manager.create(&house.request("web01")).unwrap();
+    house.manager.start("web01").unwrap();
+    house.settle();
+    {
+        // As it was between the image's manifest and the word about it.
+        let mut inner = house.manager.lock();
+        let mut job = house.manager.job(&inner, "web01").unwrap();
+        job.status = Status::Running;
+        job.next_sync = None;
+        job.run = Some(ActiveRun {
+            number: 1,
+            run_type: RunType::Manual,
+            image: Some(1),
+        });
+        let run = super::run_begun(1, RunType::Manual, job.created);
+        house.manager.save(&mut inner, job, Some(&run)).unwrap();
+    }
+    let house = house.restart();
+    house.settle();
+    let view = house.manager.show("web01").unwrap();
+    assert_eq!(view.status, Status::Waiting);
+    assert_eq!(view.images, ["web01/1"]);
+    let runs = house.manager.runs("web01", 10).unwrap();
+    assert_eq!(runs.len(), 1);
+    assert_eq!(runs[0].outcome, api::RunOutcome::Succeeded);
+    assert_eq!(runs[0].image.as_deref(), Some("web01/1"));
+}
+
+#[test]
+fn a_lost_or_damaged_state_is_found_again_in_the_stores() {
+    for damage in [None, Some(&b"garbage"[..])] {
+        let house = House::new();
+        let elsewhere = house.dir.path().join("elsewhere");
+        let request = CreateJob {
+            store: Some(elsewhere.display().to_string()),
+            ..house.request("web01")
+        };
+        house.manager.create(&request).unwrap();
+        house.manager.start("web01").unwrap();
+        house.settle();
+        // The note is written by the run's thread, behind the run's end.
+        let noted = || {
+            imagefmt::open_store(&elsewhere)
+                .unwrap()
+                .note::<JobNote>("web01")
+                .unwrap()
+        };
+        let begun = Instant::now();
+        while noted().job.status != Status::Waiting {
+            assert!(begun.elapsed() < Duration::from_secs(30));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let before = house.job("web01");
+        let state = house.dir.path().join("state.db");
+        match damage {
+            None => std::fs::remove_file(&state).unwrap(),
+            Some(bytes) => std::fs::write(&state, bytes).unwrap(),
+        }
+        let house = house.restart();
+        let mut after = house.job("web01");
+        assert!(after.warnings.pop().unwrap().contains("found again in its store"));
+        assert_eq!(after, before);
+        assert_eq!(house.manager.runs("web01", 10).unwrap().len(), 1);
+        let warnings = house.manager.status().warnings;
+        assert!(
+            warnings
+                .iter()
+                .any(|warning| warning.contains("web01 was found again")),
+            "{warnings:?}"
+        );
+        assert_eq!(
+            warnings.iter().any(|warning| warning.contains("damaged")),
+            damage.is_some()
+        );
+    }
+}
+
+#[test]
+fn deleting_keeps_images_and_purging_does_not() {
+    let house = House::new();
+    house.manager.create(&house.request("web01")).unwrap();
+    house.manager.start("web01").unwrap();
+    house.settle();
+    assert_eq!(house.manager.delete("web01", false), Ok(true));
+    let store = imagefmt::open_store(&house.dir.path().join("store")).unwrap();
+    assert_eq!(store.job("web01").unwrap().sequences, [1]);
+    let again = house.request("web01");
+    let refusal = house.manager.create(&again).unwrap_err();
+    assert!(refusal.message.contains("--take-up web01"), "{refusal}");
+    let adopted = CreateJob {
+        take_up: Some("web01".to_owned()),
+        ..again
+    };
+    house.manager.create(&adopted).unwrap();
+    store.pin("web01", 1, "audit").unwrap();
+    let refusal = house.manager.delete("web01", true).unwrap_err();
+    assert!(refusal.message.contains("web01/1 is pinned (audit)"), "{refusal}");
+    store.unpin("web01", 1, Some("audit")).unwrap();
+    house.manager.delete("web01", true).unwrap();
+    let begun = Instant::now();
+    while house.manager.lock().jobs.contains_key("web01") {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(store.job("web01").unwrap().sequences, [0u64; 0]);
+    assert_eq!(store.notes().unwrap(), Vec::<String>::new());
+}

@@ -1,0 +1,239 @@
+//! What is told of jobs and of the daemon.
+
+use super::forecast::forecast;
+use super::manager::Manager;
+use crate::clock::Moment;
+use crate::job::{JobRecord, Refused};
+use api::{Event, ExportView, JobView, NextEvent, RunView, ServiceStatus, Status};
+use imagefmt::Store;
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Runs looked at for a forecast.
+const RUNS_SEEN: u32 = 10;
+
+impl Manager {
+    /// One job, as it is now.
+    pub fn show(&self, name: &str) -> Refused<JobView> {
+        let (job, runs, live) = {
+            let inner = self.lock();
+            let job = self.job(&inner, name)?;
+            (job, inner.runs(name, RUNS_SEEN), inner.live.get(name).cloned())
+        };
+        let now = self.now();
+        let mut view = view(&job, &runs, &now);
+        if let Some((live, ending)) = live {
+            view.progress = Some(live.progress());
+            view.ending = ending.map(|ending| ending.label().to_owned());
+        }
+        // The store is asked without the mutex: its disk may be slow.
+        view.images = images(&job);
+        Ok(view)
+    }
+
+    /// All jobs, by name.
+    pub fn list(&self) -> Vec<JobView> {
+        let names: Vec<String> = self.lock().jobs.keys().cloned().collect();
+        // One that is deleted meanwhile is not in the list.
+        names.iter().filter_map(|name| self.show(name).ok()).collect()
+    }
+
+    /// The daemon.
+    pub fn status(&self) -> ServiceStatus {
+        let inner = self.lock();
+        let now = self.now();
+        let mut jobs: BTreeMap<String, usize> = BTreeMap::new();
+        for job in inner.jobs.values() {
+            *jobs.entry(job.status.to_string()).or_default() += 1;
+        }
+        let soonest = inner
+            .jobs
+            .values()
+            .filter_map(|job| Some((job.next_sync.as_ref()?.remaining(&now), job)))
+            .min_by_key(|(remaining, _)| *remaining);
+        ServiceStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started: self.started,
+            config: self.config.file.as_ref().map(|file| file.display().to_string()),
+            store: self.config.store.display().to_string(),
+            jobs,
+            next_sync: soonest.map(|(left, job)| format!("{} in {}", job.name, span(left))),
+            warnings: inner.warnings.clone(),
+        }
+    }
+
+    /// Every image of every known store that is in use.
+    pub fn exports(&self) -> Vec<ExportView> {
+        let stores: BTreeSet<PathBuf> = {
+            let inner = self.lock();
+            let of_jobs = inner.jobs.values().map(|job| &job.store);
+            of_jobs.chain(inner.stores()).cloned().collect()
+        };
+        stores
+            .iter()
+            .filter_map(|path| imagefmt::open_store(path).ok())
+            .flat_map(|store| in_use(&store))
+            .collect()
+    }
+
+    /// Numbers for metrics: each job with its progress and newest run.
+    pub fn measured(&self) -> Vec<(JobRecord, Option<api::Progress>, Option<RunView>)> {
+        let inner = self.lock();
+        let measured = |job: &JobRecord| {
+            let progress = inner.live.get(&job.name).map(|(live, _)| live.progress());
+            (job.clone(), progress, inner.runs(&job.name, 1).pop())
+        };
+        inner.jobs.values().map(measured).collect()
+    }
+}
+
+fn view(job: &JobRecord, runs: &[RunView], now: &Moment) -> JobView {
+    let unfinished = job.status.is_unfinished();
+    JobView {
+        name: job.name.clone(),
+        description: job.description.clone(),
+        status: job.status,
+        ending: None,
+        completing: job.completing,
+        error: job.error.clone(),
+        warnings: job.warnings.clone(),
+        next: next_event(job, now),
+        progress: None,
+        forecast: unfinished.then(|| forecast(job, runs, now)).flatten(),
+        store: job.store.display().to_string(),
+        disks: job.disk_views(),
+        automatic_incremental: job.automatic_incremental,
+        interval_seconds: job.schedule.map(|schedule| schedule.interval_seconds),
+        max_images: job.schedule.map(|schedule| schedule.max_images),
+        pending: job.pending.clone(),
+        compress_level: job.compress_level,
+        bandwidth_limit_bytes: job.bandwidth_limit_bytes,
+        cluster_size_bytes: job.cluster_size_bytes,
+        hooks: job.hooks.clone(),
+        take_up: job.take_up.clone(),
+        created: job.created,
+        start_at: job.start_at,
+        valid_seconds: job.valid_seconds,
+        expires: unfinished.then(|| job.expires.wall(now)),
+        images: Vec::new(),
+        last_run: runs.first().cloned(),
+    }
+}
+
+/// Images of a job in its store; none where that cannot be read, which the next sync will say.
+fn images(job: &JobRecord) -> Vec<String> {
+    let images = imagefmt::open_store(&job.store).and_then(|store| store.job(&job.name));
+    let sequences = images.map(|images| images.sequences).unwrap_or_default();
+    sequences
+        .into_iter()
+        .map(|sequence| job.label(sequence))
+        .collect()
+}
+
+fn in_use(store: &Store) -> Vec<ExportView> {
+    let mut found = Vec::new();
+    for (job, images) in store.jobs().unwrap_or_default() {
+        for sequence in images.sequences {
+            let held_by = store.held_by(&images.chain, sequence).unwrap_or_default();
+            let pins = store.pins(&images.chain, sequence).unwrap_or_default();
+            if held_by.is_empty() && pins.is_empty() {
+                continue;
+            }
+            found.push(ExportView {
+                image: format!("{job}/{sequence}"),
+                store: store.label().to_owned(),
+                held_by,
+                pins: pins.into_iter().map(|pin| pin.name).collect(),
+            });
+        }
+    }
+    found
+}
+
+/// What happens to a job by itself.
+fn next_event(job: &JobRecord, now: &Moment) -> NextEvent {
+    let expiry = job.expires.remaining(now);
+    match job.status {
+        Status::Running => NextEvent {
+            event: Event::RunEnds,
+            at: None,
+            in_seconds: None,
+            text: if job.completing || job.schedule.is_none() {
+                "the job is Finished when this sync has ended".to_owned()
+            } else {
+                let interval = job
+                    .pending
+                    .interval_seconds
+                    .or(job.schedule.map(|s| s.interval_seconds));
+                let interval = Duration::from_secs(interval.unwrap_or(0));
+                format!("the next sync starts {} after this one has ended", span(interval))
+            },
+        },
+        Status::Waiting => timed(
+            Event::Sync,
+            job.next_sync.as_ref().map(|next| next.remaining(now)),
+            expiry,
+            now,
+        ),
+        Status::Ready => {
+            let left = job.start_at.map(|at| {
+                let seconds = at.duration_since(now.wall).as_secs();
+                Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+            });
+            match left {
+                Some(_) => timed(Event::Start, left, expiry, now),
+                None => NextEvent {
+                    text: "nothing until it is started; unless it is, it expires".to_owned(),
+                    ..timed(Event::Expire, None, expiry, now)
+                },
+            }
+        }
+        Status::Stopped | Status::InError => timed(Event::Expire, Some(expiry), expiry, now),
+        Status::Deleting => nothing("its images are being deleted, and then it is gone"),
+        Status::Finished => nothing("nothing: it is finished. A new job can take it up"),
+        Status::Canceled => nothing("nothing: it was given up. A new job can take it up"),
+        Status::Expired => nothing("nothing: its valid time has passed. A new job can take it up"),
+    }
+}
+
+/// What comes first: the event, or the job's expiry.
+fn timed(event: Event, left: Option<Duration>, expiry: Duration, now: &Moment) -> NextEvent {
+    let (event, left) = match left {
+        Some(left) if left < expiry => (event, left),
+        _ => (Event::Expire, expiry),
+    };
+    let what = match event {
+        Event::Start => "it starts",
+        Event::Sync => "the next sync starts",
+        Event::Expire | Event::RunEnds | Event::Nothing => {
+            "it expires unless it is started or completed before"
+        }
+    };
+    NextEvent {
+        event,
+        at: Some(after(now.wall, left)),
+        in_seconds: Some(left.as_secs()),
+        text: what.to_owned(),
+    }
+}
+
+fn nothing(text: &str) -> NextEvent {
+    NextEvent {
+        event: Event::Nothing,
+        at: None,
+        in_seconds: None,
+        text: text.to_owned(),
+    }
+}
+
+fn after(wall: Timestamp, left: Duration) -> Timestamp {
+    crate::clock::later(wall, i64::try_from(left.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// Whole seconds, as people write them.
+fn span(time: Duration) -> String {
+    humantime::format_duration(Duration::from_secs(time.as_secs())).to_string()
+}

@@ -1,0 +1,403 @@
+//! The service as people run it: `smcd` on a configuration of its own, asked through `smcctl` alone, with a clock that
+//! tests move.
+
+use crate::{Disk, code, program, stderr};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+use vm_tests::guard::{LoopDevice, ScratchDir};
+use vm_tests::process::wait_until;
+
+/// How long anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A daemon, its state, its store and its clock.
+#[derive(Debug)]
+pub struct Service {
+    daemon: Option<Child>,
+    elapsed_seconds: u64,
+    /// Everything lies in here.
+    pub dir: ScratchDir,
+}
+
+impl Service {
+    /// A running daemon that knows no job.
+    pub fn new(name: &str) -> Result<Self> {
+        Self::with_config(name, "")
+    }
+
+    /// The same, with more lines of configuration (before the first table).
+    pub fn with_config(name: &str, more: &str) -> Result<Self> {
+        let dir = ScratchDir::new(name)?;
+        let config = format!(
+            "store = {:?}\nstate_dir = {:?}\nsocket = {:?}\nhooks_dir = {:?}\ncheckpoint_every = \"0s\"\n{more}\n\
+             [laboratory]\nclock = {:?}\n",
+            dir.join("store"),
+            dir.join("state"),
+            dir.join("smcd.sock"),
+            dir.join("hooks.d"),
+            dir.join("clock"),
+        );
+        fs::write(dir.join("smcd.toml"), config)?;
+        fs::create_dir(dir.join("hooks.d"))?;
+        let mut service = Self {
+            daemon: None,
+            elapsed_seconds: 0,
+            dir,
+        };
+        service.start()?;
+        Ok(service)
+    }
+
+    /// Starts the daemon and waits until it answers.
+    pub fn start(&mut self) -> Result<()> {
+        let mut command = Command::new(program("smcd"));
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.join("log"))?;
+        command
+            .arg("--config")
+            .arg(self.dir.join("smcd.toml"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0);
+        self.daemon = Some(command.spawn().context("start smcd")?);
+        let answers = wait_until(PATIENCE, || {
+            let socket = self.dir.join("smcd.sock");
+            std::os::unix::net::UnixStream::connect(socket).is_ok() || self.has_ended()
+        });
+        answers.with_context(|| format!("smcd does not answer:\n{}", self.log()))?;
+        ensure!(!self.has_ended(), "smcd has ended:\n{}", self.log());
+        Ok(())
+    }
+
+    fn has_ended(&self) -> bool {
+        let Some(daemon) = &self.daemon else { return true };
+        let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.id())).unwrap_or_default();
+        // A zombie is one that nobody has waited for.
+        stat.rsplit(')')
+            .next()
+            .is_none_or(|rest| rest.trim_start().starts_with('Z'))
+    }
+
+    /// The daemon's process.
+    pub fn pid(&self) -> Result<Pid> {
+        let daemon = self.daemon.as_ref().context("smcd does not run")?;
+        Ok(Pid::from_raw(i32::try_from(daemon.id())?))
+    }
+
+    /// Kills the daemon as a power cut would: it has no say.
+    pub fn kill(&mut self) -> Result<()> {
+        let mut daemon = self.daemon.take().context("smcd does not run")?;
+        daemon.kill()?;
+        daemon.wait()?;
+        Ok(())
+    }
+
+    /// Asks the daemon to end, and waits for it.
+    pub fn terminate(&mut self) -> Result<()> {
+        kill(self.pid()?, Signal::SIGTERM)?;
+        let mut daemon = self.daemon.take().context("smcd does not run")?;
+        let status = daemon.wait()?;
+        ensure!(status.success(), "smcd ended with {status}:\n{}", self.log());
+        Ok(())
+    }
+
+    /// What the daemon has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    /// The store.
+    pub fn store(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+
+    /// A loop device of `size_bytes` zeros.
+    pub fn disk(&self, name: &str, size_bytes: u64) -> Result<Disk> {
+        let backing = self.dir.sparse_file(name, size_bytes)?;
+        let device = LoopDevice::attach(&backing)?;
+        Ok(Disk {
+            device,
+            backing,
+            size_bytes,
+        })
+    }
+
+    /// Lets time pass.
+    pub fn pass(&mut self, seconds: u64) -> Result<()> {
+        self.elapsed_seconds += seconds;
+        let temporary = self.dir.join("clock.new");
+        fs::write(
+            &temporary,
+            json!({ "elapsed_seconds": self.elapsed_seconds }).to_string(),
+        )?;
+        fs::rename(temporary, self.dir.join("clock"))?;
+        Ok(())
+    }
+
+    /// Runs `smcctl`.
+    pub fn ctl(&self, args: &[&str]) -> Result<Output> {
+        Command::new(program("smcctl"))
+            .arg("--socket")
+            .arg(self.dir.join("smcd.sock"))
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .context("run smcctl")
+    }
+
+    /// Runs `smcctl`, which must succeed, and returns what it printed.
+    pub fn ask(&self, args: &[&str]) -> Result<String> {
+        let output = self.ctl(args)?;
+        ensure!(
+            output.status.success(),
+            "smcctl {args:?}: {}\n{}",
+            stderr(&output),
+            self.log()
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Runs `smcctl`, which must refuse with this exit code, and returns its message.
+    pub fn refused(&self, expected: i32, args: &[&str]) -> Result<String> {
+        let output = self.ctl(args)?;
+        ensure!(code(&output) == expected, "smcctl {args:?}: {output:?}");
+        Ok(stderr(&output))
+    }
+
+    /// A job as `smcctl job show --json` tells it.
+    pub fn job(&self, name: &str) -> Result<Value> {
+        let text = self.ask(&["--json", "job", "show", name])?;
+        serde_json::from_str(&text).with_context(|| format!("parse {text}"))
+    }
+
+    /// A job's runs, newest first.
+    pub fn runs(&self, name: &str) -> Result<Vec<Value>> {
+        let text = self.ask(&["--json", "job", "history", name])?;
+        let parse = |line| serde_json::from_str(line).with_context(|| format!("parse {line}"));
+        text.lines().map(parse).collect()
+    }
+
+    /// Waits until a job tells what `wanted` looks for.
+    pub fn wait_for(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        let mut seen = Value::Null;
+        let mut failure = None;
+        let found = wait_until(PATIENCE, || match self.job(name) {
+            Ok(job) => {
+                seen = job;
+                wanted(&seen)
+            }
+            Err(error) => {
+                failure = Some(error);
+                true
+            }
+        });
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        found.with_context(|| format!("job {name} does not get to {what}: {seen:#}\n{}", self.log()))?;
+        Ok(seen)
+    }
+
+    /// Waits until a job is in a state.
+    pub fn wait_status(&self, name: &str, status: &str) -> Result<Value> {
+        self.wait_for(name, status, |job| {
+            job["status"] == status || (job["status"] == "InError" && status != "InError")
+        })
+        .and_then(|job| {
+            ensure!(job["status"] == status, "job {name}: {job:#}\n{}", self.log());
+            Ok(job)
+        })
+    }
+
+    /// The digests of an image and of a device, as `smc-image digest` prints them.
+    pub fn same_content(&self, image: &str, device: &Path) -> Result<()> {
+        let of_image = self.digest(image)?;
+        let of_device = self.digest(&device.display().to_string())?;
+        ensure!(
+            of_image == of_device,
+            "{image} is {of_image}, the device {of_device}"
+        );
+        Ok(())
+    }
+
+    fn digest(&self, what: &str) -> Result<String> {
+        let output = Command::new(program("smc-image"))
+            .arg("--store")
+            .arg(self.store())
+            .args(["digest", what])
+            .output()?;
+        ensure!(output.status.success(), "digest of {what}: {}", stderr(&output));
+        let text = String::from_utf8(output.stdout)?;
+        let digest = text.split_whitespace().find(|word| word.starts_with("smc1-"));
+        digest
+            .map(str::to_owned)
+            .with_context(|| format!("no digest in {text}"))
+    }
+
+    /// Verifies every image of the store.
+    pub fn verify(&self) -> Result<()> {
+        let output = Command::new(program("smc-image"))
+            .arg("--store")
+            .arg(self.store())
+            .arg("verify")
+            .output()?;
+        ensure!(output.status.success(), "verify: {}", stderr(&output));
+        Ok(())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+    }
+}
+
+/// A life of one job under kills: what it was at every step is known, so that it can be gone on with after each.
+#[derive(Debug)]
+pub struct Life {
+    /// The daemon.
+    pub service: Service,
+    disk: Disk,
+    seed: u64,
+    /// What of the log is of daemons that were killed.
+    logged: usize,
+    /// How often the daemon was killed.
+    pub kills: u32,
+    /// Kills that met a running sync.
+    pub in_sync: u32,
+}
+
+const LIFE_DISK: u64 = 24 << 20;
+const HOURS: u64 = 3600;
+
+impl Life {
+    /// A job that is created and not started.
+    pub fn new(name: &str, seed: u64) -> Result<Self> {
+        let service = Service::new(name)?;
+        let disk = service.disk("source", LIFE_DISK)?;
+        disk.write_noise(0, 12 << 20, seed)?;
+        let life = Self {
+            service,
+            disk,
+            seed,
+            logged: 0,
+            kills: 0,
+            in_sync: 0,
+        };
+        let device = format!("vda={}", life.disk.path().display());
+        life.service.ask(&[
+            "job",
+            "create",
+            "web01",
+            "--disk",
+            &device,
+            "--interval",
+            "6h",
+            "--max-images",
+            "3",
+        ])?;
+        Ok(life)
+    }
+
+    fn random(&mut self, below: u64) -> u64 {
+        self.seed = self
+            .seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.seed >> 33) % below
+    }
+
+    /// Kills the daemon at a random moment of the next `within` milliseconds, and starts it again.
+    fn kill_within(&mut self, within: u64) -> Result<()> {
+        let wait = self.random(within * 1000);
+        std::thread::sleep(Duration::from_micros(wait));
+        self.service.kill()?;
+        self.kills += 1;
+        let log = self.service.log();
+        let of_this_run = &log[self.logged.min(log.len())..];
+        let count = |what: &str| of_this_run.matches(what).count();
+        if count("sync begins") > count("sync succeeded") {
+            self.in_sync += 1;
+        }
+        self.logged = log.len();
+        self.service.start()
+    }
+
+    /// One whole life: a full sync, four by the clock, a stop and a start, the last one; with `kills` kills on the
+    /// way. It always ends the same.
+    pub fn live(&mut self, kills: u32) -> Result<()> {
+        let per_step = kills.div_ceil(6).max(1);
+        self.step(per_step, &["job", "start", "web01"], "Waiting", 1)?;
+        for round in 2..=5u64 {
+            let offset = self.random(LIFE_DISK / (1 << 20) - 4) << 20;
+            self.disk.write_noise(offset, 2 << 20, self.seed ^ round)?;
+            self.service.pass(6 * HOURS + 1)?;
+            self.step(per_step, &[], "Waiting", round)?;
+        }
+        self.step(
+            per_step,
+            &["job", "complete", "web01", "--last-sync"],
+            "Finished",
+            6,
+        )?;
+        self.check()
+    }
+
+    /// Asks for something, kills meanwhile, and waits until the job is where it should be, after this many syncs that
+    /// succeeded.
+    fn step(&mut self, kills: u32, ask: &[&str], status: &str, successes: u64) -> Result<()> {
+        if !ask.is_empty() {
+            self.service.ask(ask)?;
+        }
+        for _ in 0..kills {
+            let within = [8, 20, 60][usize::try_from(self.random(3))?];
+            self.kill_within(within)?;
+        }
+        let done = |job: &Value| job["status"] == status && job["last_run"]["outcome"] == "succeeded";
+        let runs = |service: &Service| -> Result<u64> {
+            let made = service.runs("web01")?;
+            let made = made.iter().filter(|run| run["outcome"] == "succeeded").count();
+            Ok(u64::try_from(made)?)
+        };
+        self.service.wait_for("web01", status, |job| {
+            done(job) && runs(&self.service).is_ok_and(|made| made >= successes)
+        })?;
+        let made = runs(&self.service)?;
+        ensure!(
+            made == successes,
+            "{made} syncs made an image where {successes} were asked for"
+        );
+        Ok(())
+    }
+
+    /// The end of every life.
+    fn check(&self) -> Result<()> {
+        let job = self.service.job("web01")?;
+        ensure!(job["status"] == "Finished", "{job:#}");
+        ensure!(
+            job["images"].as_array().is_some_and(|images| images.len() == 3),
+            "{job:#}"
+        );
+        self.service.same_content("web01/latest", self.disk.path())?;
+        self.service.verify()?;
+        let refusal = self.service.refused(1, &["job", "sync", "web01"])?;
+        ensure!(refusal.contains("Finished"), "{refusal}");
+        if self.service.store().join("web01/checkpoint.json").exists() {
+            bail!("an unfinished sync is left");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,386 @@
+//! A job's life through `smcctl` alone: with a clock that is moved, real syncs of a loop device, and kills.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use smc_tests::service::{Life, Service};
+use smc_tests::{code, program, stderr};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use vm_tests::guard::ScratchDir;
+use vm_tests::process::{Server, wait_until};
+
+const MIB: u64 = 1 << 20;
+const HOUR: u64 = 3600;
+
+/// Writes all over a device until it is dropped.
+fn busy_writer(device: &Path, log: &Path) -> Result<Server> {
+    let mut fio = Command::new("fio");
+    fio.args([
+        "--name=busy",
+        "--rw=randwrite",
+        "--bs=4k",
+        "--direct=1",
+        "--ioengine=psync",
+        "--size=16m",
+        "--time_based",
+        "--runtime=600",
+        "--rate_iops=500",
+    ])
+    .arg(format!("--filename={}", device.display()));
+    let writes = || {
+        let name = device.file_name().unwrap_or_default().to_string_lossy();
+        let stat = fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap_or_default();
+        stat.split_whitespace().nth(4).map(str::to_owned)
+    };
+    let before = writes();
+    let server = Server::start(&mut fio, log)?;
+    wait_until(Duration::from_secs(60), || writes() != before)?;
+    Ok(server)
+}
+
+fn images(job: &Value) -> Vec<&str> {
+    let images = job["images"].as_array().map(Vec::as_slice).unwrap_or_default();
+    images.iter().filter_map(Value::as_str).collect()
+}
+
+/// Lets one interval pass and waits for the sync that it leads to.
+fn next_sync(service: &mut Service, seconds: u64, runs: usize) -> Result<Value> {
+    service.pass(seconds)?;
+    service.wait_for("web01", "its next sync", |job| {
+        job["status"] == "Waiting" && job["last_run"]["number"] == runs
+    })
+}
+
+#[test]
+fn a_whole_life_through_smcctl() -> Result<()> {
+    let mut service = Service::new("life")?;
+    let disk = service.disk("source", 64 * MIB)?;
+    disk.write_noise(0, 40 << 20, 1)?;
+    let device = format!("vda={}", disk.path().display());
+    service.ask(&[
+        "job",
+        "create",
+        "web01",
+        "--disk",
+        &device,
+        "--interval",
+        "6h",
+        "--max-images",
+        "3",
+        "--description",
+        "the web server",
+    ])?;
+    // The full sync, while fio writes.
+    let busy = busy_writer(disk.path(), &service.dir.join("fio.log"))?;
+    service.ask(&["job", "start", "web01", "--wait"])?;
+    let job = service.wait_status("web01", "Waiting")?;
+    assert_eq!(job["last_run"]["consistency"], "fuzzy", "{job:#}");
+    drop(busy);
+    // Nothing happens before the interval has passed, and one sync when it has.
+    service.pass(6 * HOUR - 60)?;
+    assert_eq!(service.runs("web01")?.len(), 1);
+    disk.write_noise(3 * MIB, 1 << 20, 2)?;
+    let job = next_sync(&mut service, 61, 2)?;
+    assert_eq!(job["last_run"]["run_type"], "schedule");
+    assert_eq!(images(&job), ["web01/1", "web01/2"]);
+    service.same_content("web01/2", disk.path())?;
+
+    // A changed interval counts one sync later; both are shown until then.
+    service.ask(&["job", "modify", "web01", "--interval", "1h"])?;
+    let job = service.job("web01")?;
+    assert_eq!(job["interval_seconds"], 6 * HOUR);
+    assert_eq!(job["pending"]["interval_seconds"], HOUR);
+    service.pass(HOUR + 1)?;
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(service.runs("web01")?.len(), 2, "the old interval still counts");
+    let job = next_sync(&mut service, 5 * HOUR, 3)?;
+    assert_eq!(job["interval_seconds"], HOUR);
+    assert_eq!(job["pending"]["interval_seconds"], Value::Null);
+
+    // The earliest image is being served: the next one goes in its place.
+    let socket = service.dir.join("nbd.sock");
+    let mut serve = Command::new(program("smc-image"));
+    serve
+        .arg("--store")
+        .arg(service.store())
+        .args(["serve", "web01/1", "--socket"])
+        .arg(&socket);
+    let server = Server::start_on_socket(
+        &mut serve,
+        &socket,
+        &service.dir.join("nbd.log"),
+        Duration::from_secs(30),
+    )?;
+    disk.write_noise(9 * MIB, 1 << 20, 3)?;
+    let job = next_sync(&mut service, HOUR + 1, 4)?;
+    assert_eq!(images(&job), ["web01/1", "web01/3", "web01/4"], "{job:#}");
+    let warnings = job["warnings"].to_string();
+    ensure!(warnings.contains("in use by smc-image"), "{warnings}");
+    let exports = service.ask(&["exports"])?;
+    ensure!(exports.contains("web01/1"), "{exports}");
+    drop(server);
+    disk.write_noise(11 * MIB, 1 << 20, 4)?;
+    let job = next_sync(&mut service, HOUR + 1, 5)?;
+    assert_eq!(images(&job), ["web01/3", "web01/4", "web01/5"]);
+
+    stop_and_start(&service, &disk)?;
+
+    // The last sync, and what comes after it.
+    disk.write_noise(20 * MIB, 1 << 20, 5)?;
+    service.ask(&["job", "complete", "web01", "--last-sync", "--wait"])?;
+    let job = service.wait_status("web01", "Finished")?;
+    service.same_content("web01/latest", disk.path())?;
+    assert_eq!(images(&job).len(), 3);
+    let refusal = service.refused(1, &["job", "sync", "web01"])?;
+    ensure!(refusal.contains("job web01 is Finished"), "{refusal}");
+    service.pass(48 * HOUR)?;
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(service.job("web01")?["status"], "Finished");
+
+    // A new job goes on with its newest image.
+    service.ask(&[
+        "job",
+        "create",
+        "web02",
+        "--disk",
+        &device,
+        "--interval",
+        "1h",
+        "--max-images",
+        "2",
+        "--take-up",
+        "web01",
+    ])?;
+    disk.write_noise(30 * MIB, 1 << 20, 6)?;
+    service.ask(&["job", "start", "web02", "--wait"])?;
+    let job = service.wait_status("web02", "Waiting")?;
+    assert_eq!(job["last_run"]["kind"], "incremental", "{job:#}");
+    ensure!(job["last_run"]["dirty_bytes"].as_u64() < Some(4 * MIB), "{job:#}");
+    service.same_content("web02/latest", disk.path())?;
+    service.verify()
+}
+
+/// A sync is stopped in the middle, and gone on with.
+fn stop_and_start(service: &Service, disk: &smc_tests::Disk) -> Result<()> {
+    disk.write_noise(0, 32 << 20, 7)?;
+    service.ask(&["job", "modify", "web01", "--bandwidth-limit", "2MiB"])?;
+    service.ask(&["job", "sync", "web01"])?;
+    service.wait_for("web01", "the middle of a sync", |job| {
+        job["progress"]["stored_bytes"]
+            .as_u64()
+            .is_some_and(|bytes| bytes > 2 * MIB)
+    })?;
+    service.ask(&["job", "stop", "web01", "--wait"])?;
+    let job = service.wait_status("web01", "Stopped")?;
+    assert_eq!(job["last_run"]["outcome"], "stopped");
+    service.ask(&["job", "modify", "web01", "--bandwidth-limit", "0"])?;
+    service.ask(&["job", "start", "web01", "--wait"])?;
+    let job = service.wait_status("web01", "Waiting")?;
+    assert_eq!(job["last_run"]["resumed"], true, "{job:#}");
+    service.same_content("web01/latest", disk.path())
+}
+
+#[test]
+fn kills_at_random_moments_change_nothing() -> Result<()> {
+    for seed in [1, 2] {
+        let mut life = Life::new("life-kills", seed)?;
+        life.live(12).with_context(|| format!("seed {seed}"))?;
+        println!(
+            "seed {seed}: {} kills, {} of them in a sync",
+            life.kills, life.in_sync
+        );
+    }
+    Ok(())
+}
+
+/// A job whose full sync takes a minute, once it has begun to read.
+fn slow_sync(service: &Service) -> Result<smc_tests::Disk> {
+    let disk = service.disk("source", 64 * MIB)?;
+    disk.write_noise(0, 64 << 20, 1)?;
+    let device = format!("vda={}", disk.path().display());
+    service.ask(&[
+        "job",
+        "create",
+        "web01",
+        "--disk",
+        &device,
+        "--interval",
+        "6h",
+        "--max-images",
+        "3",
+        "--bandwidth-limit",
+        "1MiB",
+        "--start",
+    ])?;
+    service.wait_for("web01", "the middle of a sync", |job| {
+        job["progress"]["stored_bytes"]
+            .as_u64()
+            .is_some_and(|bytes| bytes > MIB)
+    })?;
+    Ok(disk)
+}
+
+#[test]
+fn sigterm_keeps_what_was_stored_and_a_restart_goes_on() -> Result<()> {
+    let mut service = Service::new("life-term")?;
+    let disk = slow_sync(&service)?;
+    let begun = Instant::now();
+    service.terminate()?;
+    ensure!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+    ensure!(
+        service.store().join("web01/checkpoint.json").exists(),
+        "{}",
+        service.log()
+    );
+    service.start()?;
+    let job = service.job("web01")?;
+    assert_eq!(job["status"], "Running");
+    service.ask(&["job", "modify", "web01", "--bandwidth-limit", "0"])?;
+    let job = service.wait_status("web01", "Waiting")?;
+    assert_eq!(job["last_run"]["resumed"], true);
+    let outcomes: Vec<Value> = service
+        .runs("web01")?
+        .iter()
+        .map(|run| run["outcome"].clone())
+        .collect();
+    assert_eq!(outcomes, ["succeeded", "interrupted"]);
+    service.same_content("web01/latest", disk.path())
+}
+
+#[test]
+fn a_limit_that_is_changed_reaches_the_sync_that_runs() -> Result<()> {
+    let service = Service::new("life-pace")?;
+    let disk = slow_sync(&service)?;
+    // At 1 MiB/s the rest would take a minute.
+    service.ask(&["job", "modify", "web01", "--bandwidth-limit", "0"])?;
+    let job = service.wait_status("web01", "Waiting")?;
+    ensure!(
+        job["last_run"]["seconds"]
+            .as_f64()
+            .is_some_and(|seconds| seconds < 50.0),
+        "{job:#}"
+    );
+    service.same_content("web01/latest", disk.path())
+}
+
+#[test]
+fn a_cancel_in_the_middle_leaves_nothing_but_images() -> Result<()> {
+    let service = Service::new("life-cancel")?;
+    let _disk = slow_sync(&service)?;
+    let refusal = service.refused(1, &["job", "delete", "web01"])?;
+    ensure!(refusal.contains("job web01 is Running"), "{refusal}");
+    service.ask(&["job", "cancel", "web01", "--wait"])?;
+    let job = service.wait_status("web01", "Canceled")?;
+    assert_eq!(images(&job), [""; 0]);
+    let checkpoint = service.store().join("web01/checkpoint.json");
+    wait_until(Duration::from_secs(30), || !checkpoint.exists())?;
+    service.ask(&["job", "delete", "web01"])?;
+    let refusal = service.refused(1, &["job", "show", "web01"])?;
+    ensure!(refusal.contains("there is no job web01"), "{refusal}");
+    Ok(())
+}
+
+#[test]
+fn a_full_store_is_in_error_until_there_is_room() -> Result<()> {
+    use smc_tests::crash::{Kind, StoreFs};
+    // The daemon goes first, then the filesystem that its store lies on.
+    let dir = ScratchDir::new("life-full-store")?;
+    let filesystem = StoreFs::new(&dir, Kind::Ext4, 96 * MIB)?;
+    let service = Service::new("life-full")?;
+    let disk = service.disk("source", 48 * MIB)?;
+    disk.write_noise(0, 48 << 20, 1)?;
+    let filler = filesystem.fill(24 * MIB)?;
+    let store = filesystem.path().join("store").display().to_string();
+    let device = format!("vda={}", disk.path().display());
+    service.ask(&[
+        "job",
+        "create",
+        "web01",
+        "--disk",
+        &device,
+        "--store",
+        &store,
+        "--interval",
+        "6h",
+        "--max-images",
+        "3",
+    ])?;
+    let output = service.ctl(&["job", "start", "web01", "--wait"])?;
+    assert_eq!(code(&output), 1);
+    ensure!(stderr(&output).contains("No space left"), "{}", stderr(&output));
+    let job = service.wait_status("web01", "InError")?;
+    ensure!(
+        job["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("No space left")),
+        "{job:#}"
+    );
+    fs::remove_file(filler)?;
+    service.ask(&["job", "start", "web01", "--wait"])?;
+    let job = service.wait_status("web01", "Waiting")?;
+    assert_eq!(
+        job["last_run"]["resumed"], true,
+        "what was stored is not stored again: {job:#}"
+    );
+    drop(service);
+    Ok(())
+}
+
+#[test]
+fn two_daemons_do_not_share_a_state_and_a_stale_socket_is_replaced() -> Result<()> {
+    let mut service = Service::new("life-two")?;
+    let second = |config: &Path| {
+        Command::new(program("smcd"))
+            .arg("--config")
+            .arg(config)
+            .stdin(Stdio::null())
+            .output()
+    };
+    let output = second(&service.dir.join("smcd.toml"))?;
+    assert_eq!(code(&output), 1);
+    ensure!(stderr(&output).contains("another smcd"), "{}", stderr(&output));
+    service.ask(&["status"])?;
+    service.kill()?;
+    ensure!(
+        service.dir.join("smcd.sock").exists(),
+        "it was killed and could not remove it"
+    );
+    service.start()?;
+    service.ask(&["status"])?;
+    let mode = fs::metadata(service.dir.join("smcd.sock"))?;
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777,
+        0o600
+    );
+    Ok(())
+}
+
+#[test]
+fn a_wrong_configuration_starts_nothing() -> Result<()> {
+    let service = Service::new("life-config")?;
+    let wrong = service.dir.join("wrong.toml");
+    fs::write(&wrong, "store = '/srv'\nstop_timeout = 'soon'\n")?;
+    for more in [&["--check-config"][..], &[]] {
+        let output = Command::new(program("smcd"))
+            .arg("--config")
+            .arg(&wrong)
+            .args(more)
+            .stdin(Stdio::null())
+            .output()?;
+        assert_eq!(code(&output), 2, "{output:?}");
+        ensure!(
+            stderr(&output).contains("wrong.toml:2: stop_timeout"),
+            "{}",
+            stderr(&output)
+        );
+    }
+    let output = Command::new(program("smcd"))
+        .arg("--config")
+        .arg(service.dir.join("smcd.toml"))
+        .arg("--check-config")
+        .output()?;
+    assert_eq!(code(&output), 0, "{output:?}");
+    Ok(())
+}
