@@ -14,7 +14,7 @@ BUILD_PACKAGES=(gcc libc6-dev pkg-config make)
 BPF_PACKAGES=(clang libbpf-dev)
 FILESYSTEM_PACKAGES=(util-linux mount e2fsprogs xfsprogs btrfs-progs fuse3)
 NBD_PACKAGES=(libnbd-bin nbdkit python3-libnbd fio)
-GUEST_PACKAGES=(busybox-static extlinux syslinux-common kmod xz-utils zstd)
+GUEST_PACKAGES=(busybox-static extlinux syslinux-common kmod xz-utils zstd bzip2 lz4)
 # Unpacked and not installed: the clients of the newer release, a dissector, and the kernel's client for a guest.
 NEWER_PACKAGES=(libnbd-bin python3-libnbd qemu-utils tshark nbd-client)
 # These two share a version, so that one does not conflict with the other's helper packages.

@@ -65,13 +65,29 @@ fn lock(state_dir: &Path) -> Result<Flock<File>> {
         .write(true)
         .open(&path)
         .with_context(|| format!("open {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+    lock_within(file, LOCK_PATIENCE).map_err(|errno| {
         anyhow::anyhow!(
             "{} is held by another smcd ({errno}): only one runs on a state directory. `systemctl status smcd` shows it",
             path.display()
         )
     })
 }
+
+/// A daemon that was killed while it started a hook leaves a child that holds the lock until it has become the hook.
+fn lock_within(mut file: File, patience: Duration) -> nix::Result<Flock<File>> {
+    let begun = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(held) => return Ok(held),
+            Err((_, errno)) if begun.elapsed() >= patience => return Err(errno),
+            Err((back, _)) => file = back,
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// How long another daemon's lock is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The socket that systemd passed, or one of our own.
 fn listener(path: &Path) -> Result<UnixListener> {
@@ -91,8 +107,12 @@ fn listener(path: &Path) -> Result<UnixListener> {
 /// Binds a socket for root alone; a stale one is replaced, a living one is not.
 fn bind(path: &Path) -> Result<UnixListener> {
     let shown = path.display();
-    if UnixStream::connect(path).is_ok() {
-        bail!("somebody answers at {shown} already: is another smcd running?");
+    let begun = Instant::now();
+    while UnixStream::connect(path).is_ok() {
+        if begun.elapsed() >= LOCK_PATIENCE {
+            bail!("somebody answers at {shown} already: is another smcd running?");
+        }
+        thread::sleep(Duration::from_millis(20));
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {

@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -70,13 +71,18 @@ impl Service {
             .stderr(log)
             .process_group(0);
         self.daemon = Some(command.spawn().context("start smcd")?);
-        let answers = wait_until(PATIENCE, || {
-            let socket = self.dir.join("smcd.sock");
-            std::os::unix::net::UnixStream::connect(socket).is_ok() || self.has_ended()
-        });
+        // For a moment, a child of a daemon that was killed may hold its socket: the pid tells who answers.
+        let answers = wait_until(PATIENCE, || self.has_ended() || self.answers());
         answers.with_context(|| format!("smcd does not answer:\n{}", self.log()))?;
         ensure!(!self.has_ended(), "smcd has ended:\n{}", self.log());
         Ok(())
+    }
+
+    fn answers(&self) -> bool {
+        let status = self.ask(&["--json", "status"]).unwrap_or_default();
+        let status: Value = serde_json::from_str(&status).unwrap_or_default();
+        let own = self.daemon.as_ref().map(Child::id);
+        own.is_some() && status["pid"].as_u64() == own.map(u64::from)
     }
 
     fn has_ended(&self) -> bool {
@@ -289,6 +295,10 @@ impl Life {
         let service = Service::new(name)?;
         let disk = service.disk("source", LIFE_DISK)?;
         disk.write_noise(0, 12 << 20, seed)?;
+        // The moment between an image and the word about it is too short to be met by chance.
+        let hook = service.dir.join("hooks.d/linger");
+        fs::write(&hook, "#!/bin/sh\n[ $1 = pre ] || sleep 0.03\n")?;
+        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))?;
         let life = Self {
             service,
             disk,
@@ -380,7 +390,17 @@ impl Life {
             made == successes,
             "{made} syncs made an image where {successes} were asked for"
         );
+        // A complete image that a restart did not count would be made twice.
+        let job = self.service.job("web01")?;
+        let kept = job["images"].as_array().map_or(0, Vec::len);
+        let expected = usize::try_from(successes.min(3))?;
+        ensure!(kept == expected, "{kept} images after {successes} syncs: {job:#}");
         Ok(())
+    }
+
+    /// Kills that met the moment between an image and the word about it.
+    pub fn concluded(&self) -> usize {
+        self.service.log().matches("its image is complete").count()
     }
 
     /// The end of every life.

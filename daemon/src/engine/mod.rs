@@ -11,7 +11,7 @@ mod sync;
 pub use control::Control;
 pub use disks::{SourceDisk, open_all};
 pub use retention::{DeletedImage, Retained, apply as retain};
-pub use sync::{Observer, Request, Synced, is_canceled, is_damage, run};
+pub use sync::{Observer, Request, Synced, is_busy, is_canceled, is_damage, run};
 
 use std::path::PathBuf;
 use std::str::FromStr;

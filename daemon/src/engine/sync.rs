@@ -117,6 +117,14 @@ pub fn is_damage(error: &anyhow::Error) -> bool {
         .any(|cause| cause.kind() == imagefmt::ErrorKind::Damaged)
 }
 
+/// Whether a sync failed because somebody else holds the chain. Nothing has been written then.
+pub fn is_busy(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<imagefmt::Error>())
+        .any(|cause| cause.kind() == imagefmt::ErrorKind::Busy)
+}
+
 /// A sync that was stopped between two disks.
 #[derive(Debug)]
 struct Stopped;

@@ -15,6 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 impl Manager {
     /// Makes a job Running and starts its sync. The caller has checked that the job's state allows it.
@@ -114,6 +115,9 @@ pub enum Work {
     Conclude(Box<Manifest>),
 }
 
+/// How long whoever holds the chain is waited for: a `gc`, or what a daemon that was killed had just begun to start.
+const BUSY_PATIENCE: Duration = Duration::from_secs(10);
+
 struct Runner {
     manager: Arc<Manager>,
     /// As it was when the run began.
@@ -168,7 +172,15 @@ impl Runner {
         let disks = engine::open_all(&request.disks, &request.store)?;
         let store = imagefmt::open_store(&request.store)
             .with_context(|| format!("open store {}", request.store.display()))?;
-        engine::run(&store, &request, &disks, &self.live.control, self)
+        let begun = Instant::now();
+        loop {
+            match engine::run(&store, &request, &disks, &self.live.control, self) {
+                Err(error) if engine::is_busy(&error) && begun.elapsed() < BUSY_PATIENCE && !stopped() => {
+                    thread::sleep(Duration::from_millis(100));
+                }
+                made => return made,
+            }
+        }
     }
 
     fn told(&self) -> Told {

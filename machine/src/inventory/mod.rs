@@ -31,7 +31,9 @@ pub(crate) const DEPTH_MAX: usize = 12;
 /// When the kernel's list of block devices cannot be read.
 pub fn disks(root: &Root, store_disks: &BTreeSet<String>) -> Result<DiskList> {
     let inventory = Inventory::read(root)?;
-    let listed = inventory.whole().map(|device| ListedDisk {
+    // A loop device without a file is no disk yet, and there are many of them.
+    let there = |device: &&Device| device.size_bytes > 0 || !device.name.starts_with("loop");
+    let listed = inventory.whole().filter(there).map(|device| ListedDisk {
         name: shown(&device.name),
         path: shown(&device.path()),
         size_bytes: device.size_bytes,

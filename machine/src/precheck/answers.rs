@@ -1,6 +1,6 @@
 //! What only the kernel can tell: asked once, changed by nothing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -8,6 +8,7 @@ use nix::sys::statvfs::statvfs;
 use nix::sys::utsname::uname;
 
 use crate::command::within;
+use crate::root::Root;
 
 /// A dead server behind a mount never answers.
 const SPACE_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -43,7 +44,8 @@ pub(crate) struct Answers {
 
 impl Answers {
     /// Asks the running kernel.
-    pub fn ask() -> Answers {
+    pub fn ask(root: &Root) -> Answers {
+        let root = root.clone();
         let name = uname().ok();
         let machine = name.as_ref().and_then(|name| name.machine().to_str());
         Answers {
@@ -52,7 +54,7 @@ impl Answers {
             io_uring: io_uring(),
             bpf: bpf(),
             clock_synchronized: clock_synchronized(),
-            space: Box::new(space),
+            space: Box::new(move |path| space(root.join(path))),
         }
     }
 }
@@ -93,8 +95,7 @@ fn clock_synchronized() -> Option<bool> {
 }
 
 /// Space of the filesystem of a path, or of its nearest ancestor that exists.
-fn space(path: &Path) -> Option<Space> {
-    let path = path.to_owned();
+fn space(path: PathBuf) -> Option<Space> {
     within(SPACE_TIMEOUT, move || {
         let found = path.ancestors().find_map(|path| statvfs(path).ok())?;
         let fragment = found.fragment_size();

@@ -7,6 +7,8 @@ use super::findings::Findings;
 use super::fstab;
 use crate::text::{list, natural_key, shown, size};
 
+const BOOT: &str = "/boot";
+
 /// How the files of kernels start in `/boot`.
 const IMAGES: [&str; 6] = [
     "vmlinuz-",
@@ -33,7 +35,12 @@ pub(super) struct Kernel {
 
 /// Kernels in `/boot` and in boot loaders' entries, the newest first.
 fn installed(case: &Case<'_>) -> Vec<Kernel> {
-    let files = case.root.names("/boot").into_iter();
+    let files = if case.is_behind_automount(BOOT) {
+        Vec::new()
+    } else {
+        case.root.names(BOOT)
+    };
+    let files = files.into_iter();
     let mut labels: BTreeSet<String> = files.filter_map(|file| label(&file)).collect();
     labels.extend(case.entries.iter().filter_map(|entry| {
         let file = entry.kernel.rsplit('/').next().unwrap_or_default();
@@ -91,6 +98,12 @@ pub(super) fn kernels(case: &Case<'_>) -> Vec<Kernel> {
 }
 
 pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
+    if case.is_behind_automount(BOOT) {
+        let found =
+            "the kernels in /boot could not be looked at: it is mounted only when somebody looks into it";
+        out.warning("kernel_image", found, "ls /boot, and check again");
+        return;
+    }
     kernel_image(case, out);
     room(case, out);
 }

@@ -63,6 +63,7 @@ fn built_in(case: &Case<'_>, kernel: &Kernel) -> BTreeSet<Driver> {
     ];
     let config = configs
         .iter()
+        .filter(|file| !case.is_behind_automount(file))
         .find_map(|file| case.root.text(file).ok())
         .unwrap_or_default();
     let configured = |driver: &Driver| {
@@ -183,7 +184,15 @@ fn without_initramfs(case: &Case<'_>, kernel: &Kernel, linux: &str, needed: &[Dr
     );
     // One file for kernel and initramfs, or a place unknown here.
     let unified = ["/boot/efi/EFI/Linux", "/efi/EFI/Linux", "/boot/EFI/Linux"].iter();
-    let mut unified = unified.filter(|directory| case.root.is_dir(directory));
+    let mut unified = unified.filter(|path| !case.is_behind_automount(path) && case.root.is_dir(path));
+    if case.is_behind_automount("/boot") {
+        let found = format!(
+            "whether {linux} has {} in its initramfs could not be found out",
+            words(needed)
+        );
+        out.warning("initramfs_virtio", found, "ls /boot, and check again");
+        return;
+    }
     match unified.next() {
         Some(directory) => out.warning(
             "initramfs_virtio",

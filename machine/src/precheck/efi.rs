@@ -1,6 +1,6 @@
 //! How firmware finds the boot loader: UEFI from its system partition, BIOS from a disk's first sector.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Case;
 use super::findings::Findings;
@@ -16,9 +16,19 @@ const MOUNT_POINTS: [&str; 4] = ["/boot/efi", "/efi", "/boot", "/boot/EFI"];
 /// Code in a boot sector ends where the disk's signature and the partitions begin.
 const BOOT_CODE_LEN: usize = 440;
 
+/// How long one disk's first sector may take, and those of all that do not answer.
 const SECTOR_TIMEOUT: Duration = Duration::from_millis(1000);
+const SECTORS_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
+    // Without a disk that is there, that has been told.
+    if !case
+        .chosen
+        .iter()
+        .any(|name| case.inventory.device(name).is_some())
+    {
+        return;
+    }
     if !case.root.is_dir("/sys/firmware/efi") {
         out.ok(
             "boot_mode",
@@ -38,10 +48,13 @@ pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
 /// A BIOS runs what is in the first sector.
 fn boot_code(case: &Case<'_>, out: &mut Findings) {
     let mut unread = Vec::new();
-    for name in &case.chosen {
-        let Some(device) = case.inventory.device(name) else {
+    let deadline = Instant::now() + SECTORS_TIMEOUT;
+    for device in case.chosen.iter().filter_map(|name| case.inventory.device(name)) {
+        let name = &device.name;
+        if Instant::now() >= deadline {
+            unread.push(shown(name));
             continue;
-        };
+        }
         match content::first_sector(case.root, &device.path(), SECTOR_TIMEOUT) {
             Some(sector) if has_boot_code(&sector) => {
                 out.ok(

@@ -13,9 +13,9 @@ use crate::text::{list, shown};
 /// Names in a list of what is there instead.
 const NAMES_MAX: usize = 16;
 
-/// Filesystem types of block devices that FIFREEZE cannot stop.
-const CANNOT_FREEZE: [&str; 11] = [
-    "vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "iso9660", "udf", "squashfs", "erofs", "minix",
+/// Filesystem types of block devices that are written to and that FIFREEZE cannot stop.
+const CANNOT_FREEZE: [&str; 8] = [
+    "vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "udf", "minix",
 ];
 
 /// Without these a system does not start.

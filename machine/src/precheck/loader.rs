@@ -86,14 +86,13 @@ fn parameters<'a>(options: &'a str, name: &'a str) -> impl Iterator<Item = &'a s
 pub(super) fn entries(case: &Case<'_>) -> Vec<Entry> {
     let mut entries = Vec::new();
     for (file, loader) in CONFIGS {
-        if !case.is_automount("/boot/efi") || !file.starts_with("/boot/efi") {
+        if !case.is_behind_automount(file) {
             let text = case.root.text(file).unwrap_or_default();
             parse_menu(&text, file, loader, &mut entries);
         }
     }
     for directory in ENTRY_DIRECTORIES {
-        let top = directory.trim_end_matches("/loader/entries");
-        if case.is_automount(top) {
+        if case.is_behind_automount(directory) {
             continue;
         }
         for file in case.root.files(directory, ".conf") {

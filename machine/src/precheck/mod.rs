@@ -47,9 +47,20 @@ pub struct PrecheckInput {
 
 /// Looks at everything that decides whether a copy of the chosen disks will start elsewhere, in a few seconds.
 ///
-/// What cannot be read or found out is a line too, so there is always an answer.
+/// What cannot be read or found out is a line too, so there is always an answer. The ids are stable:
+///
+/// - smcd itself: `privileges`, `container`, `architecture`, `kernel`, `io_uring`, `bpf`
+/// - disks: `disk`, `disk_left_out`, `volumes`, `mounts_outside`, `zfs`, `network_mounts`, `freeze`
+/// - store, if one is given: `store_disk`, `store_space`
+/// - firmware: `boot_mode`, `boot_sector`, `efi_partition`, `efi_fallback`, `secure_boot`
+/// - boot loader and kernels: `boot_loader`, `boot_root`, `grub_default`, `grub_device_map`, `kernel_image`,
+///   `boot_space`, `initramfs_virtio`, `virtio_net`
+/// - names of disks: `fstab`, `crypttab`, `mount_units`, `lvm_devices`, `lvm_filter`
+/// - the rest: `network_config`, `clock`, `hardware_clock`, `security_module`
+///
+/// There may be several lines with one id, and none where there is nothing to tell.
 pub fn precheck(root: &Root, input: &PrecheckInput) -> Precheck {
-    examine(root, input, &Answers::ask())
+    examine(root, input, &Answers::ask(root))
 }
 
 /// The same, with the kernel's answers given.
@@ -116,12 +127,10 @@ impl<'a> Case<'a> {
         case
     }
 
-    /// Whether something is to be mounted at the directory as soon as anyone looks into it. We do not: nothing is
-    /// to be changed.
-    fn is_automount(&self, directory: &str) -> bool {
-        let mut mounts = self.inventory.mounts.iter();
-        let top = mounts.rfind(|mount| mount.point == directory);
-        top.is_some_and(|mount| mount.fs_type == "autofs")
+    /// Whether looking there would mount something: nothing is to be changed, so nobody looks.
+    fn is_behind_automount(&self, path: &str) -> bool {
+        let mount = self.inventory.mount_above(path.as_ref());
+        mount.is_some_and(|mount| mount.fs_type == "autofs")
     }
 
     /// Words for a disk: `vda, 40 GiB`.

@@ -1,11 +1,16 @@
 //! The store: where it lies, and whether the images fit.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::Case;
 use super::findings::Findings;
 use crate::inventory::Cover;
 use crate::text::{list, shown, size};
+
+/// How long all mounted filesystems together may be asked for their space.
+const SPACES_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
     let Some(store) = &case.input.store else {
@@ -83,7 +88,7 @@ fn space(case: &Case<'_>, store: &Path, out: &mut Findings) {
 
 /// Bytes in files of mounted filesystems on the chosen disks, and bytes of these disks.
 fn need(case: &Case<'_>) -> (u64, u64) {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     let mounts = case.inventory.mounts.iter().filter(|mount| {
         let devices = &mount.devices;
         !devices.is_empty()
@@ -91,7 +96,10 @@ fn need(case: &Case<'_>) -> (u64, u64) {
             && case.inventory.cover_all(devices, &case.chosen) == Cover::All
             && seen.insert(devices)
     });
-    let used = mounts.filter_map(|mount| (case.answers.space)(Path::new(&mount.point)));
+    // Each one that does not answer takes its time.
+    let deadline = Instant::now() + SPACES_TIMEOUT;
+    let used = mounts.take_while(|_| Instant::now() < deadline);
+    let used = used.filter_map(|mount| (case.answers.space)(Path::new(&mount.point)));
     let used = used.fold(0u64, |sum, space| sum.saturating_add(space.used_bytes));
     let disks = case.chosen.iter().filter_map(|name| case.inventory.device(name));
     let total = disks.fold(0u64, |sum, disk| sum.saturating_add(disk.size_bytes));

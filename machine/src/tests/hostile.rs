@@ -110,8 +110,11 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// What to call something, and what puts it at a path.
+type Kind = (&'static str, fn(&Path));
+
 /// Puts each of `kinds` into the place of each file in turn.
-fn replace_each(kinds: &[(&str, fn(&Path))]) {
+fn replace_each(kinds: &[Kind]) {
     let tree = rich();
     survives(&tree, "nothing replaced");
     let files = files(tree.root().join("/").as_path());

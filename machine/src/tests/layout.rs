@@ -204,3 +204,17 @@ fn a_machine_without_sysfs_gets_an_answer() {
     tree.choose(&["vda"]);
     tree.expect("disk", Critical, "there is no disk vda");
 }
+
+#[test]
+fn nobody_looks_where_looking_would_mount() {
+    let mut tree = ready();
+    tree.mount("autofs", "systemd-1", "0:50", "/boot");
+    tree.expect("kernel_image", Warning, "ls /boot");
+    tree.expect("initramfs_virtio", Warning, "could not be found out | ls /boot");
+    tree.expect("boot_loader", Warning, "no configuration");
+    assert_eq!(tree.lines("boot_space"), []);
+    // Once it is mounted, anyone may.
+    tree.mount("ext4", "/dev/vda2", "254:2", "/boot");
+    tree.expect("kernel_image", Ok, "is installed");
+    tree.expect("initramfs_virtio", Ok, "has the drivers");
+}

@@ -68,7 +68,7 @@ fn located(case: &Case<'_>, path: &str) -> Option<String> {
         .flat_map(|path| {
             let readable = PARTITIONS
                 .iter()
-                .filter(|directory| !case.is_automount(directory));
+                .filter(|directory| !case.is_behind_automount(directory));
             readable.map(move |directory| format!("{directory}/{path}"))
         });
     places.find(|path| case.root.file_bytes(path).is_some())
@@ -88,14 +88,12 @@ fn usual(case: &Case<'_>, kernel: &Kernel) -> Vec<String> {
         format!("/lib/modules/{release}/initramfs.img"),
     ];
     if machine.len() == 32 && machine.chars().all(|c| c.is_ascii_hexdigit()) {
-        let partitions = PARTITIONS[1..]
-            .iter()
-            .filter(|directory| !case.is_automount(directory));
+        let partitions = PARTITIONS[1..].iter();
         places.extend(partitions.map(|directory| format!("{directory}/{machine}/{release}/initrd")));
     }
     places
         .into_iter()
-        .find(|path| case.root.file_bytes(path).is_some())
+        .find(|path| !case.is_behind_automount(path) && case.root.file_bytes(path).is_some())
         .into_iter()
         .collect()
 }

@@ -93,6 +93,7 @@ fn judge(case: &Case<'_>, profile: &Profile, out: &mut Findings) {
             shown(name)
         ));
     }
+    let is_bound = !reasons.is_empty();
     if profile.is_static {
         let name = profile.interface.as_deref().filter(|_| named.is_none());
         let name = name.map_or_else(String::new, |name| format!(" for {}", shown(name)));
@@ -102,17 +103,13 @@ fn judge(case: &Case<'_>, profile: &Profile, out: &mut Findings) {
         return;
     }
     let found = format!("{} {}", shown(&profile.file), list(reasons, 4));
-    out.warning("network_config", found, advice(profile));
+    out.warning("network_config", found, advice(profile, is_bound));
 }
 
-fn advice(profile: &Profile) -> String {
+/// What to do about a profile that is static, or bound to a name or address of this hardware.
+fn advice(profile: &Profile, is_bound: bool) -> String {
     let bound = match profile.kind {
-        _ if profile.for_address.is_none()
-            && profile.sets_address.is_none()
-            && profile.interface.is_none() =>
-        {
-            ""
-        }
+        _ if !is_bound => "",
         Kind::Ifupdown => "name the interface as it will be called (boot with net.ifnames=0 for eth0)",
         Kind::Ifcfg => "remove HWADDR= and MACADDR=, and boot with net.ifnames=0 or rename DEVICE=",
         Kind::Netplan => {

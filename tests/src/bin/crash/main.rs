@@ -35,10 +35,11 @@ fn main() -> Result<()> {
         life.live(13)
             .with_context(|| format!("life of seed {}", options.seed + seed))?;
         println!(
-            "life of seed {}: {} kills, {} of them in a sync; it ended as every life does",
+            "life of seed {}: {} kills, {} of them in a sync, {} behind its image; it ended as every life does",
             options.seed + seed,
             life.kills,
-            life.in_sync
+            life.in_sync,
+            life.concluded()
         );
     }
     let runs = [
