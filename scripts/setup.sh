@@ -4,19 +4,24 @@
 #
 # Safe to run again: it looks first and asks apt only for what is missing. The kernel is never
 # installed on this machine; its package is unpacked into a cache directory (SMC_TEST_CACHE). So are
-# NBD clients of a release new enough to know extended headers, with the libraries that they need.
+# NBD clients of a release new enough to know extended headers, with the libraries that they need. The root of a freshly
+# installed system, in which the package is tested, is made once by debootstrap and kept there too.
 set -euo pipefail
 
 CACHE=${SMC_TEST_CACHE:-/var/cache/smc-test}
 
-BUILD_PACKAGES=(gcc libc6-dev pkg-config make)
+# dpkg-dev finds out what the Debian package depends on.
+BUILD_PACKAGES=(gcc libc6-dev pkg-config make dpkg-dev)
 # The tracker's eBPF programs are C, compiled for the bpf target by changetrack's build script.
 BPF_PACKAGES=(clang libbpf-dev)
 FILESYSTEM_PACKAGES=(util-linux mount e2fsprogs xfsprogs btrfs-progs fuse3)
 NBD_PACKAGES=(libnbd-bin nbdkit python3-libnbd fio)
-GUEST_PACKAGES=(busybox-static extlinux syslinux-common kmod xz-utils zstd bzip2 lz4)
+GUEST_PACKAGES=(busybox-static debootstrap extlinux syslinux-common kmod xz-utils zstd bzip2 lz4)
 # Unpacked and not installed: the clients of the newer release, a dissector, and the kernel's client for a guest.
 NEWER_PACKAGES=(libnbd-bin python3-libnbd qemu-utils tshark nbd-client)
+# What a fresh system has beside the minimum, so that it boots with systemd.
+SYSTEM_PACKAGES=(systemd-sysv udev kmod dbus)
+SYSTEM_MIB=1536
 # These two share a version, so that one does not conflict with the other's helper packages.
 QEMU_PACKAGES=(qemu-system-x86 qemu-utils)
 
@@ -111,7 +116,16 @@ dependencies_of() {
         tr ',' '\n' | sed 's/|.*//; s/(.*//; s/ //g'
 }
 
-# Names a directory of its own on the cache's filesystem in WORK; it is gone when the script ends, however it ends.
+# One at a time: two checkouts on one machine share the cache.
+lock_cache() {
+    mkdir -p "$CACHE"
+    exec 9>"$CACHE/lock"
+    flock 9
+    # Whoever made these held the lock, and was killed.
+    rm -rf "$CACHE"/unpack.*
+}
+
+# Names a directory of its own on the cache's filesystem in WORK; it is gone when the script ends. The lock is held.
 WORK_DIRECTORIES=()
 trap 'rm -rf "${WORK_DIRECTORIES[@]}"' EXIT
 new_work_directory() {
@@ -149,10 +163,6 @@ finish_kernel_tree() {
 }
 
 unpack_kernel() {
-    mkdir -p "$CACHE"
-    # One at a time: two checkouts on one machine share the cache.
-    exec 9>"$CACHE/lock"
-    flock 9
     kernel_is_ready && return 0
     refresh_lists
     local image packages=() work deb
@@ -253,8 +263,6 @@ unpack_newer() {
     release=$(newer_release "$running")
     # Whatever is named here is what the tree is made of; a tree of something else is made again.
     wanted="$release: ${NEWER_PACKAGES[*]}"
-    exec 9>"$CACHE/lock"
-    flock 9
     [ "$(cat "$CACHE/newer/CONTENT" 2>/dev/null)" != "$wanted" ] || return 0
     say "unpacking NBD clients of $release into $CACHE (not installed)"
     new_work_directory
@@ -280,8 +288,64 @@ unpack_newer() {
     mv "$work/root" "$CACHE/newer"
 }
 
+# Prints where this machine gets RELEASE from, if it is something that debootstrap can read.
+mirror_of() {
+    apt-get indextargets --format '$(CODENAME)|$(SUITE)|$(ORIGIN)|$(REPO_URI)|$(COMPONENT)' 'Created-By: Packages' |
+        awk -F'|' -v release="$1" '
+            $1 == release && $2 !~ /-/ && $3 ~ /^(Debian|Ubuntu)$/ && $5 == "main" && $4 ~ /^(https?|file):/ {
+                print $4
+                exit
+            }'
+}
+
+# Runs debootstrap where its mounts and whatever it starts end with it, however it ends, and after 15 minutes in any case.
+bootstrap() {
+    local release=$1 root=$2 mirror=$3 http_proxy= https_proxy= include
+    eval "$(apt-config shell http_proxy Acquire::http::Proxy https_proxy Acquire::https::Proxy)"
+    [ "$http_proxy" = "" ] || export http_proxy
+    [ "$https_proxy" = "" ] || export https_proxy
+    include=$(IFS=,; printf '%s' "${SYSTEM_PACKAGES[*]}")
+    timeout --foreground --kill-after=10 900 \
+        unshare --mount --propagation private --pid --fork --kill-child --mount-proc \
+        debootstrap --variant=minbase --include="$include" "$release" "$root" "$mirror"
+}
+
+# Makes what debootstrap left into a system that boots from a disk with the label smc-debian and the cache's kernel.
+finish_system() {
+    local root=$1
+    rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,locale}/*
+    mkdir -p "$root/lib/modules"
+    cp -a "$CACHE"/kernel/lib/modules/. "$root/lib/modules/"
+    printf 'LABEL=smc-debian / ext4 defaults 0 1\n' >"$root/etc/fstab"
+    printf 'web01\n' >"$root/etc/hostname"
+}
+
+make_system() {
+    local release mirror wanted work
+    release=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
+    # A disk of something else is made again.
+    wanted="$release: ${SYSTEM_PACKAGES[*]}, kernel $(cat "$CACHE/kernel/VERSION"), $SYSTEM_MIB MiB"
+    [ "$(cat "$CACHE/debian/CONTENT" 2>/dev/null)" != "$wanted" ] || return 0
+    [ -n "$(mirror_of "$release")" ] || refresh_lists
+    mirror=$(mirror_of "$release")
+    [ -n "$mirror" ] || die "no apt source for $release that debootstrap can read (http, https or file)"
+    say "installing a fresh $release into $CACHE with debootstrap (a minute or two, once)"
+    new_work_directory
+    work=$WORK
+    quietly bootstrap "$release" "$work/root" "$mirror" || die "debootstrap failed (its last lines are above)"
+    finish_system "$work/root"
+    mkdir "$work/debian"
+    quietly mke2fs -q -t ext4 -L smc-debian -d "$work/root" "$work/debian/root.img" "${SYSTEM_MIB}M" ||
+        die "mke2fs could not make a disk of $release"
+    printf '%s\n' "$wanted" >"$work/debian/CONTENT"
+    rm -rf "$CACHE/debian"
+    mv "$work/debian" "$CACHE/debian"
+}
+
 check_machine
 install_packages
+lock_cache
 unpack_kernel
 unpack_newer
+make_system
 say "ready (guest kernel $(cat "$CACHE/kernel/VERSION"), clients $("$CACHE/newer/run" nbdinfo --version | head -n 1) in $CACHE)"

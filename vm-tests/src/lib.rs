@@ -6,6 +6,7 @@
 //! - [`process`]: child processes that end with us, deadlines, and Ctrl-C.
 //! - [`disk`]: [`disk::BootDisk`], a PC disk with boot loader, ext4 root, distribution kernel and payload.
 //! - [`qemu`]: [`qemu::boot`], one headless run on a throw-away overlay over an NBD export.
+//! - [`system`]: [`system::System`], a freshly installed Debian with systemd that runs a script, boot after boot.
 //!
 //! The tools and the guest kernel come from `scripts/setup.sh`.
 
@@ -17,5 +18,6 @@ pub mod kernel;
 pub mod payload;
 pub mod process;
 pub mod qemu;
+pub mod system;
 
 pub use error::{Error, ErrorKind, Result};

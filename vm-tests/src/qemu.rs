@@ -101,7 +101,13 @@ fn kvm_runs_a_guest() -> Result<bool> {
     let scratch = ScratchDir::new("smc-kvm-probe")?;
     let archive = initramfs::build(&kernel)?;
     let mut command = machine(Accelerator::Kvm, 128);
-    start_kernel(&mut command, &kernel, &scratch, &archive, "smc.probe")?;
+    KernelStart {
+        kernel: &kernel,
+        archive: &archive,
+        console: "ttyS0",
+        parameters: "smc.probe",
+    }
+    .add_to(&mut command, &scratch)?;
     match Guest::start(&mut command)?.watch(PROBE_TIMEOUT) {
         Ok(run) => Ok(run.console.contains("SMC-PROBE-OK")),
         Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
@@ -109,22 +115,27 @@ fn kvm_runs_a_guest() -> Result<bool> {
     }
 }
 
-/// Makes the machine start `kernel` with `archive`, which is written to `scratch`, and without a boot loader.
-fn start_kernel(
-    command: &mut Command,
-    kernel: &Kernel,
-    scratch: &ScratchDir,
-    archive: &[u8],
-    parameters: &str,
-) -> Result<()> {
-    let initrd = scratch.join("initramfs");
-    fs::write(&initrd, archive).context(|| format!("write {}", initrd.display()))?;
-    command.arg("-kernel").arg(kernel.image());
-    command.arg("-initrd").arg(&initrd);
-    command
-        .arg("-append")
-        .arg(format!("console=ttyS0 panic=-1 {parameters}"));
-    Ok(())
+/// How a machine starts without a boot loader.
+pub(crate) struct KernelStart<'a> {
+    pub(crate) kernel: &'a Kernel,
+    pub(crate) archive: &'a [u8],
+    /// The serial line that is the guest's console.
+    pub(crate) console: &'a str,
+    /// What else is on the kernel's command line.
+    pub(crate) parameters: &'a str,
+}
+
+impl KernelStart<'_> {
+    /// Makes `command` start like this; the archive is written to `scratch`.
+    pub(crate) fn add_to(&self, command: &mut Command, scratch: &ScratchDir) -> Result<()> {
+        let initrd = scratch.join("initramfs");
+        fs::write(&initrd, self.archive).context(|| format!("write {}", initrd.display()))?;
+        command.arg("-kernel").arg(self.kernel.image());
+        command.arg("-initrd").arg(&initrd);
+        let line = format!("console={} panic=-1 {}", self.console, self.parameters);
+        command.arg("-append").arg(line);
+        Ok(())
+    }
 }
 
 /// Runs a guest of `kernel` and the initramfs `archive` alone until it powers off, and returns its console.
@@ -144,7 +155,13 @@ pub fn run_initramfs(
     // Without a ROM: nothing boots from this card.
     command.args(["-netdev", "user,id=net0"]);
     command.args(["-device", "virtio-net-pci,netdev=net0,romfile="]);
-    start_kernel(&mut command, kernel, &scratch, archive, parameters)?;
+    KernelStart {
+        kernel,
+        archive,
+        console: "ttyS0",
+        parameters,
+    }
+    .add_to(&mut command, &scratch)?;
     let run = Guest::start(&mut command)?.watch(options.timeout)?;
     if run.console.is_empty() {
         let said = format!("the guest did not start ({})", run.end);
@@ -153,7 +170,7 @@ pub fn run_initramfs(
     Ok(run.console)
 }
 
-fn machine(accelerator: Accelerator, memory_mib: u32) -> Command {
+pub(crate) fn machine(accelerator: Accelerator, memory_mib: u32) -> Command {
     let mut command = Command::new(QEMU);
     command.args([
         "-no-user-config",
@@ -275,7 +292,7 @@ fn console_tail(console: &str) -> String {
 }
 
 /// A running QEMU; killed when dropped.
-struct Guest {
+pub(crate) struct Guest {
     child: Child,
     started: Instant,
     lines: Receiver<String>,
@@ -283,15 +300,18 @@ struct Guest {
 }
 
 /// A finished run.
-struct Run {
-    console: String,
+pub(crate) struct Run {
+    /// What was written to the first serial line.
+    pub(crate) console: String,
+    /// Whether we ended it, at the line that was waited for.
+    pub(crate) was_cut: bool,
     booted: Option<Duration>,
     total: Duration,
     end: String,
 }
 
 impl Guest {
-    fn start(command: &mut Command) -> Result<Self> {
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
         let started = Instant::now();
         let mut child = process::spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
         let (sender, lines) = channel();
@@ -321,9 +341,15 @@ impl Guest {
     }
 
     /// Follows the console until QEMU closes it.
-    fn watch(mut self, timeout: Duration) -> Result<Run> {
+    fn watch(self, timeout: Duration) -> Result<Run> {
+        self.watch_until(timeout, |_| false)
+    }
+
+    /// Follows the console until QEMU closes it, and kills QEMU at once at a line that `is_last`.
+    pub(crate) fn watch_until(mut self, timeout: Duration, is_last: impl Fn(&str) -> bool) -> Result<Run> {
         let mut console = String::new();
         let mut booted = None;
+        let mut was_cut = false;
         loop {
             match self.lines.recv_timeout(POLL) {
                 Ok(line) => {
@@ -332,6 +358,10 @@ impl Guest {
                     }
                     console += &line;
                     console.push('\n');
+                    if !was_cut && is_last(&line) {
+                        was_cut = true;
+                        self.child.kill().context(|| format!("kill {QEMU}"))?;
+                    }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -359,6 +389,7 @@ impl Guest {
         };
         Ok(Run {
             console,
+            was_cut,
             booted,
             total: self.started.elapsed(),
             end,
@@ -426,6 +457,7 @@ mod tests {
         let booted = Some(Duration::from_secs(2));
         Run {
             console: console.to_owned(),
+            was_cut: false,
             booted,
             total: Duration::from_secs(3),
             end: String::new(),
