@@ -8,7 +8,7 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint bench sweep crash fuzz clean
+.PHONY: help setup build deb demo test lint bench sweep crash fuzz clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -20,6 +20,9 @@ setup: ## install what is needed by apt-get, and unpack the guests' kernel
 
 build: setup ## build the programs (target/release)
 	$(CARGO) build --release --locked --workspace --bins
+
+deb: build ## make the Debian package (target/debian)
+	@bash scripts/deb.sh
 
 demo: build ## image a server twice, the second time while it is written to, and boot both images
 	@"$${CARGO_TARGET_DIR:-target}/release/demo"

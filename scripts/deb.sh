@@ -1,0 +1,169 @@
+#!/bin/bash
+# Makes the Debian package smc_VERSION_ARCHITECTURE.deb from programs that are built, and prints its path.
+#
+# usage: deb.sh [--bin-dir DIR] [--out DIR] [--version VERSION] [--fast]
+#   --bin-dir  where smcd, smcctl and smc-image are (target/release)
+#   --out      where the package goes (target/debian)
+#   --version  the package's version (that of the workspace)
+#   --fast     compress little: for tests
+#
+# The same sources and programs give the same package, byte for byte: times are those of the last commit, or
+# SOURCE_DATE_EPOCH. DEBFULLNAME and DEBEMAIL name whoever stands for it.
+set -euo pipefail
+umask 022
+export LC_ALL=C TZ=UTC
+
+SOURCE=$(cd "$(dirname "$0")/.." && pwd)
+PROGRAMS=(smcd smcctl smc-image)
+BIN_DIR=${CARGO_TARGET_DIR:-$SOURCE/target}/release
+OUT=${CARGO_TARGET_DIR:-$SOURCE/target}/debian
+VERSION=
+COMPRESS=(-Zxz)
+
+die() { printf 'deb: error: %s\n' "$*" >&2; exit 1; }
+
+while [ $# -gt 0 ]; do
+    case $1 in
+        --bin-dir | --out | --version) [ $# -ge 2 ] || die "$1 needs a value" ;;&
+        --bin-dir) BIN_DIR=$(cd "$2" && pwd); shift ;;
+        --out) OUT=$2; shift ;;
+        --version) VERSION=$2; shift ;;
+        --fast) COMPRESS=(-Zgzip -z1) ;;
+        *) die "unknown argument $1" ;;
+    esac
+    shift
+done
+
+workspace_version() {
+    sed -n '/^\[workspace\.package\]/,/^\[/ s/^version *= *"\(.*\)"/\1/p' "$SOURCE/Cargo.toml"
+}
+
+# Every file's time, and the changelog's. Sources that are no checkout take the newest of the package's own files.
+source_time() {
+    git -C "$SOURCE" log -1 --format=%ct 2>/dev/null ||
+        find "$SOURCE/packaging" -type f -printf '%Ts\n' | sort -n | tail -n 1
+}
+
+check_input() {
+    local tool program
+    for tool in dpkg-deb dpkg-shlibdeps strip gzip; do
+        command -v "$tool" >/dev/null || die "$tool not found: apt-get install dpkg-dev (or make setup)"
+    done
+    for program in "${PROGRAMS[@]}"; do
+        [ -x "$BIN_DIR/$program" ] || die "no $program in $BIN_DIR: build it first (make build)"
+    done
+    [[ $VERSION =~ ^[0-9][A-Za-z0-9.+~-]*$ ]] || die "not a version of a Debian package: '$VERSION'"
+}
+
+# put MODE FILE TARGET: TARGET is a path in the package.
+put() { install -D -m "$1" "$2" "$ROOT$3"; }
+
+put_programs() {
+    local program target
+    for program in "${PROGRAMS[@]}"; do
+        target=/usr/bin/$program
+        if [ "$program" = smcd ]; then target=/usr/sbin/$program; fi
+        put 755 "$BIN_DIR/$program" "$target"
+        # Names of functions stay, for the backtrace of a panic.
+        strip --strip-debug "$ROOT$target"
+    done
+}
+
+# The programs write their own pages and completions, so that those cannot differ from what the programs do.
+put_manuals() {
+    local program page pages=$WORK/man
+    for program in "${PROGRAMS[@]}"; do
+        mkdir -p "$pages/$program"
+        "$BIN_DIR/$program" man "$pages/$program" >/dev/null
+        for page in "$pages/$program"/*.[1-8]; do
+            [ -s "$page" ] || die "$program man wrote no page"
+            gzip -9n "$page"
+            put 644 "$page.gz" "/usr/share/man/man${page##*.}/${page##*/}.gz"
+        done
+    done
+}
+
+put_completions() {
+    local program shell target
+    for program in "${PROGRAMS[@]}"; do
+        for shell in bash zsh fish; do
+            case $shell in
+                bash) target=/usr/share/bash-completion/completions/$program ;;
+                zsh) target=/usr/share/zsh/vendor-completions/_$program ;;
+                fish) target=/usr/share/fish/vendor_completions.d/$program.fish ;;
+            esac
+            "$BIN_DIR/$program" completions "$shell" >"$WORK/completions"
+            [ -s "$WORK/completions" ] || die "$program completions $shell printed nothing"
+            put 644 "$WORK/completions" "$target"
+        done
+    done
+}
+
+put_configuration() {
+    put 644 "$SOURCE/packaging/smcd.service" /usr/lib/systemd/system/smcd.service
+    put 644 "$SOURCE/packaging/smcd.socket" /usr/lib/systemd/system/smcd.socket
+    put 644 "$SOURCE/packaging/smcd.toml" /etc/smc/smcd.toml
+    put 644 "$SOURCE/packaging/hooks.d/README" /etc/smc/hooks.d/README
+}
+
+put_documents() {
+    local document
+    for document in "$SOURCE/README.md" "$SOURCE"/docs/*.md; do
+        put 644 "$document" "/usr/share/doc/smc/${document##*/}"
+    done
+    put 644 "$SOURCE/packaging/debian/copyright" /usr/share/doc/smc/copyright
+    printf 'smc (%s) unstable; urgency=medium\n\n  * Built from the sources of %s.\n\n -- %s  %s\n' \
+        "$VERSION" "$VERSION" "$MAINTAINER" "$(date -R -d "@$SOURCE_DATE_EPOCH")" >"$WORK/changelog"
+    gzip -9n "$WORK/changelog"
+    put 644 "$WORK/changelog.gz" /usr/share/doc/smc/changelog.gz
+}
+
+# What the programs need of the distribution's libraries, in the versions of the machine that they were built on.
+depends() {
+    # The tool reads the control file of a source package.
+    printf 'Source: smc\n\nPackage: smc\nArchitecture: any\n' >"$WORK/debian/control"
+    (cd "$WORK" && dpkg-shlibdeps -O "$ROOT"/usr/sbin/* "$ROOT"/usr/bin/* | sed -n 's/^shlibs:Depends=//p')
+}
+
+put_control() {
+    local depends size script
+    mkdir "$ROOT/DEBIAN"
+    depends=$(depends)
+    [ -n "$depends" ] || die "dpkg-shlibdeps found nothing that the programs depend on"
+    size=$(find "$ROOT" -type f -printf '%s\n' | awk '{ kib += int(($1 + 1023) / 1024) } END { print kib }')
+    (cd "$ROOT" && find . -path ./DEBIAN -prune -o -type f -printf '%P\0' | sort -z | xargs -0 md5sum) >"$ROOT/DEBIAN/md5sums"
+    sed -e "s|@VERSION@|$VERSION|; s|@ARCHITECTURE@|$ARCHITECTURE|; s|@MAINTAINER@|$MAINTAINER|" \
+        -e "s|@INSTALLED_SIZE@|$size|; s|@DEPENDS@|$depends|" "$SOURCE/packaging/debian/control" >"$ROOT/DEBIAN/control"
+    put 644 "$SOURCE/packaging/debian/conffiles" /DEBIAN/conffiles
+    for script in postinst prerm postrm; do
+        put 755 "$SOURCE/packaging/debian/$script" "/DEBIAN/$script"
+    done
+}
+
+# Under a temporary name first: a package that is there is whole.
+build_package() {
+    local name=smc_${VERSION}_$ARCHITECTURE.deb
+    find "$ROOT" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+    mkdir -p "$OUT"
+    dpkg-deb --root-owner-group "${COMPRESS[@]}" --build "$ROOT" "$WORK/$name" >/dev/null
+    cp "$WORK/$name" "$OUT/.$name.new"
+    mv "$OUT/.$name.new" "$OUT/$name"
+    printf '%s\n' "$(cd "$OUT" && pwd)/$name"
+}
+
+VERSION=${VERSION:-$(workspace_version)}
+check_input
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(source_time)}
+ARCHITECTURE=$(dpkg --print-architecture)
+MAINTAINER="${DEBFULLNAME:-smc developers} <${DEBEMAIL:-smc@localhost}>"
+WORK=$(mktemp -d)
+trap 'rm -rf "$WORK"' EXIT
+ROOT=$WORK/debian/smc
+mkdir -p "$ROOT"
+put_programs
+put_manuals
+put_completions
+put_configuration
+put_documents
+put_control
+build_package
