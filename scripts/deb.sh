@@ -5,7 +5,7 @@
 #   --bin-dir  where smcd, smcctl and smc-image are (target/release)
 #   --out      where the package goes (target/debian)
 #   --version  the package's version (that of the workspace)
-#   --fast     compress little: for tests
+#   --fast     do not compress: for tests
 #
 # The same sources and programs give the same package, byte for byte: times are those of the last commit, or
 # SOURCE_DATE_EPOCH. DEBFULLNAME and DEBEMAIL name whoever stands for it.
@@ -28,7 +28,7 @@ while [ $# -gt 0 ]; do
         --bin-dir) BIN_DIR=$(cd "$2" && pwd); shift ;;
         --out) OUT=$2; shift ;;
         --version) VERSION=$2; shift ;;
-        --fast) COMPRESS=(-Zgzip -z1) ;;
+        --fast) COMPRESS=(-Znone) ;;
         *) die "unknown argument $1" ;;
     esac
     shift
