@@ -45,6 +45,10 @@ pub const TARGETS: [Target; 3] = [("bytes", bytes), ("sequence", sequence), ("se
 /// A server that does not answer for so long hangs.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// A client that does not listen fills the socket with replies, and then nothing that it says is taken any more. It
+/// leaves after so long, well before the server would drop it.
+const IMPATIENCE: Duration = Duration::from_millis(100);
+
 /// What a client says, and what else decides how the server fares.
 #[derive(Debug, Clone)]
 struct Session {
@@ -112,7 +116,8 @@ impl Session {
     fn run_over_socket(&self, length: usize, listens: bool) -> Outcome {
         let (client, stream) = UnixStream::pair().unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
-        client.set_write_timeout(Some(PATIENCE)).unwrap();
+        let patience = if listens { PATIENCE } else { IMPATIENCE };
+        client.set_write_timeout(Some(patience)).unwrap();
         let mut server = Server::new(Arc::new(World), world::limits()).unwrap();
         server.connect(stream);
         let running = thread::spawn(move || server.run());
