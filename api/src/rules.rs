@@ -126,7 +126,7 @@ impl Action {
 
     /// The states in which it is allowed.
     pub fn allowed_from(self) -> &'static [Status] {
-        use Status::{Canceled, Expired, Finished, InError, Ready, Running, Stopped, Waiting};
+        use Status::{Canceled, Deleting, Expired, Finished, InError, Ready, Running, Stopped, Waiting};
         match self {
             Self::Start => &[Ready, Stopped, InError],
             Self::Sync | Self::Complete => &[Waiting],
@@ -136,7 +136,10 @@ impl Action {
             Self::Stop => &[Running, Waiting],
             // Expired is not in the design: the images of a job that ran out of time would be of no more use.
             Self::TakeUp => &[Finished, Canceled, Expired],
-            Self::Delete => &[Ready, Waiting, Stopped, InError, Finished, Canceled, Expired],
+            // From Deleting it gives the purge up: a store that is gone for good must not keep its job.
+            Self::Delete => &[
+                Ready, Waiting, Stopped, InError, Finished, Canceled, Expired, Deleting,
+            ],
         }
     }
 }

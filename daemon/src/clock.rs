@@ -178,6 +178,20 @@ impl Deadline {
         }
     }
 
+    /// The same deadline, noted with what is left of it: after a reboot it is never further away than that.
+    pub fn noted(&self, now: &Moment) -> Self {
+        Self::after(now, self.remaining(now))
+    }
+
+    /// The same deadline in this boot, where only time counts in which the machine was on. What passed after it was noted
+    /// last is not known, and does not count.
+    pub fn anchored_by_measure(&self, now: &Moment) -> Self {
+        if *self.boot == *now.boot {
+            return self.clone();
+        }
+        Self::after(now, Duration::from_secs(self.span_seconds))
+    }
+
     /// What the wall clock shows then, if nobody sets it meanwhile.
     pub fn wall(&self, now: &Moment) -> Timestamp {
         let left = i64::try_from(self.remaining(now).as_secs()).unwrap_or(i64::MAX);
@@ -296,6 +310,32 @@ mod tests {
         clock.set_wall(-YEAR);
         clock.pass(6 * HOUR);
         assert!(anchored.is_due(&clock.now()));
+    }
+
+    #[test]
+    fn a_clock_that_is_lost_at_every_reboot_puts_a_noted_deadline_off_by_what_was_not_noted() {
+        let clock = HandClock::new();
+        let mut deadline = Deadline::after(&clock.now(), 6 * HOUR);
+        for boot in 1..=6 {
+            clock.pass(HOUR);
+            deadline = deadline.noted(&clock.now());
+            clock.set_wall(-YEAR);
+            clock.reboot(Duration::from_secs(60));
+            deadline = deadline.anchored(&clock.now());
+            assert_eq!(deadline.remaining(&clock.now()), (6 - boot) * HOUR);
+        }
+    }
+
+    #[test]
+    fn what_counts_only_while_the_machine_is_on_is_not_hurried_by_a_wall_clock() {
+        let clock = HandClock::new();
+        let deadline = Deadline::after(&clock.now(), 6 * HOUR);
+        clock.pass(HOUR);
+        let deadline = deadline.noted(&clock.now());
+        clock.set_wall(YEAR);
+        clock.reboot(HOUR);
+        let deadline = deadline.anchored_by_measure(&clock.now());
+        assert_eq!(deadline.remaining(&clock.now()), 5 * HOUR);
     }
 
     #[test]

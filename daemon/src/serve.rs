@@ -10,8 +10,8 @@ use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -27,7 +27,9 @@ pub fn run(config: Config) -> Result<()> {
     }
     make_dir(&config.state_dir)?;
     let _alone = lock(&config.state_dir)?;
-    let listener = listener(&config.socket)?;
+    let (listener, own) = listener(&config.socket)?;
+    // A thread that waits for a disk keeps the process's sockets: nobody must take those for a daemon that answers.
+    let own = own.then(|| listener.try_clone()).transpose()?;
     let clock = clock(&config);
     let stop_timeout = config.stop_timeout;
     let manager = service::start(config, clock)?;
@@ -37,6 +39,9 @@ pub fn run(config: Config) -> Result<()> {
     watch(&manager, &stop);
     tell(&[NotifyState::Stopping]);
     end(&manager, stop_timeout);
+    if let Some(own) = own {
+        let _ = nix::sys::socket::shutdown(own.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+    }
     Ok(())
 }
 
@@ -89,8 +94,8 @@ fn lock_within(mut file: File, patience: Duration) -> nix::Result<Flock<File>> {
 /// How long another daemon's lock is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The socket that systemd passed, or one of our own.
-fn listener(path: &Path) -> Result<UnixListener> {
+/// The socket that systemd passed, or one of our own, and whether it is.
+fn listener(path: &Path) -> Result<(UnixListener, bool)> {
     let mut passed = sd_notify::listen_fds().context("take the socket that systemd passed")?;
     if let Some(fd) = passed.next() {
         if passed.next().is_some() {
@@ -99,9 +104,9 @@ fn listener(path: &Path) -> Result<UnixListener> {
         // SAFETY: systemd gave this descriptor to this process alone, as LISTEN_PID says; nobody else in it knows of it,
         // and this happens once.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        return Ok(UnixListener::from(fd));
+        return Ok((UnixListener::from(fd), false));
     }
-    bind(path)
+    bind(path).map(|listener| (listener, true))
 }
 
 /// Binds a socket for root alone; a stale one is replaced, a living one is not.
@@ -113,6 +118,10 @@ fn bind(path: &Path) -> Result<UnixListener> {
             bail!("somebody answers at {shown} already: is another smcd running?");
         }
         thread::sleep(Duration::from_millis(20));
+    }
+    let there = fs::symlink_metadata(path);
+    if there.is_ok_and(|there| !there.file_type().is_socket()) {
+        bail!("{shown} is no socket: smcd does not replace it. Move it away, or set another `socket`");
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -139,7 +148,8 @@ fn serve(manager: &Arc<Manager>, listener: UnixListener) -> Result<()> {
     let router = http::router(manager.clone());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
-        .max_blocking_threads(16)
+        // A store that does not answer holds up those that ask for its jobs, and nobody else.
+        .max_blocking_threads(256)
         .thread_name("api")
         .enable_all()
         .build()

@@ -39,8 +39,12 @@ const LINGER: Duration = Duration::from_millis(200);
 /// How long a client gets to take its last replies once the grace time is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Memory that was granted, of the connection's share and of all.
-type Grant = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+/// Memory that was granted, of the connection's share and of all; of the latter nothing where it is the little that every
+/// connection has of its own.
+type Grant = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+
+/// What a connection that holds nothing is granted whatever others hold.
+const RESERVED_BYTES: u32 = 256 << 10;
 
 /// Bytes to send, and the memory they were granted.
 struct Outgoing {
@@ -421,20 +425,34 @@ impl Link {
     async fn grant(&self, bytes: usize) -> Option<Grant> {
         let permits = self.permits(bytes);
         let own = Arc::clone(&self.memory).acquire_many_owned(permits).await.ok()?;
+        if self.is_reserved(permits) {
+            return Some((own, None));
+        }
         let all = Arc::clone(&self.shared.memory)
             .acquire_many_owned(permits)
             .await
             .ok()?;
-        Some((own, all))
+        Some((own, Some(all)))
+    }
+
+    /// Whether what was just granted of the connection's own share is all that it holds, and little: that much every
+    /// connection has, whatever others hold of what all share. Clients that read nothing would starve it otherwise.
+    fn is_reserved(&self, permits: u32) -> bool {
+        let free = self.memory.available_permits();
+        let held = self.shared.limits.connection_memory_bytes.saturating_sub(free);
+        permits <= RESERVED_BYTES && u32::try_from(held).is_ok_and(|held| held <= permits)
     }
 
     fn grant_now(&self, bytes: usize) -> Option<Grant> {
         let permits = self.permits(bytes);
         let own = Arc::clone(&self.memory).try_acquire_many_owned(permits).ok()?;
+        if self.is_reserved(permits) {
+            return Some((own, None));
+        }
         let all = Arc::clone(&self.shared.memory)
             .try_acquire_many_owned(permits)
             .ok()?;
-        Some((own, all))
+        Some((own, Some(all)))
     }
 }
 

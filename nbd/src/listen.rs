@@ -125,13 +125,23 @@ impl Listener {
                 let (stream, _) = socket.accept()?;
                 // T18: a reply waits for no other packet.
                 stream.set_nodelay(true)?;
-                setsockopt(&stream, sockopt::KeepAlive, &true)?;
+                keep_alive(&stream)?;
                 let socket = Socket::Tcp(stream);
                 let tls = tls.clone();
                 Ok(Accepted { socket, tls })
             }
         }
     }
+}
+
+/// Finds out about clients whose machine is gone: they hold a place among the connections for two minutes, where the
+/// kernel's own pace would be two hours.
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &60)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &15)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &4)?;
+    Ok(())
 }
 
 /// The address family of a listening stream socket.

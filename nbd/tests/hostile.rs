@@ -319,6 +319,32 @@ fn clients_that_take_no_replies_are_dropped_and_their_memory_comes_back() {
 }
 
 #[test]
+fn clients_that_take_no_replies_do_not_starve_one_that_does() {
+    let limits = Limits {
+        // They are not dropped while this test runs.
+        stall: Duration::from_secs(600),
+        memory_bytes: 64 << 20,
+        connection_memory_bytes: 32 << 20,
+        ..Limits::default()
+    };
+    let server = with_limits(data(32 * MIB), limits);
+    let mut greedy: Vec<Raw> = (0..4)
+        .map(|_| Raw::transmitting(&server.socket(), false))
+        .collect();
+    for raw in &mut greedy {
+        (0..16).for_each(|cookie| raw.request(CMD_READ, cookie, 0, 32 << 20));
+    }
+    for _ in 0..3 {
+        let mut modest = Raw::transmitting(&server.socket(), false);
+        for cookie in 0..8 {
+            modest.request(CMD_READ, cookie, 4096 * cookie, 4096);
+            assert_eq!(modest.simple_reply(), (0, cookie));
+            assert_eq!(modest.take(4096).len(), 4096);
+        }
+    }
+}
+
+#[test]
 fn h13_t17_a_shutdown_is_told_to_those_who_ask() {
     let mut server = with_limits(
         data(MIB),

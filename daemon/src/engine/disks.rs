@@ -138,6 +138,23 @@ pub fn check_against(parent: &Image, disks: &[SourceDisk], accept_changed_disk: 
     Ok(())
 }
 
+/// Refuses a disk that is another one than the job was created for: before there is an image, that is all there is to
+/// compare it with.
+pub fn check_known(disk: &SourceDisk, known: &DiskIdentity, size_bytes: u64, job: &str) -> Result<()> {
+    let (name, path) = (&disk.meta.name, disk.device.path().display());
+    let difference = difference(known, &disk.meta.identity).or_else(|| {
+        let now = disk.meta.size_bytes;
+        (now < size_bytes).then(|| format!("it has {now} bytes and had {size_bytes}"))
+    });
+    match difference {
+        None => Ok(()),
+        Some(difference) => bail!(
+            "{path} is not the disk that job {job} was created for as {name}: {difference}. Check that it is the right \
+             device; if it is, modify accept_changed_disk, or create the job anew"
+        ),
+    }
+}
+
 /// What both are known by and differ in. What only one of them has says nothing.
 fn difference(known: &DiskIdentity, now: &DiskIdentity) -> Option<String> {
     let pairs = [

@@ -9,7 +9,7 @@ mod retention;
 mod sync;
 
 pub use control::Control;
-pub use disks::{SourceDisk, open_all};
+pub use disks::{SourceDisk, check_known, open_all};
 pub use retention::{DeletedImage, Retained, apply as retain};
 pub use sync::{Observer, Request, Synced, is_busy, is_canceled, is_damage, run};
 

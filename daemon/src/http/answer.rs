@@ -86,6 +86,9 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalB
         if bytes.is_empty() {
             return Ok(Self(T::default()));
         }
+        if !matches!(bytes.first(), Some(b'{' | b'n')) {
+            return Err(invalid("the body is to be a JSON object".to_owned()));
+        }
         let body: Option<T> = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
         Ok(Self(body.unwrap_or_default()))
     }

@@ -70,6 +70,7 @@ pub fn new_record(request: &CreateJob, given: Given, config: &Config, now: &Mome
         runs: 0,
         excess: false,
         purge: false,
+        synced: false,
         written: None,
         request: request.clone(),
     })
@@ -289,6 +290,7 @@ pub mod tests {
                 name: "vda".to_owned(),
                 path: "/dev/vda".into(),
                 size_bytes: 1 << 30,
+                identity: Default::default(),
             }],
         }
     }

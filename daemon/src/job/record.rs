@@ -3,7 +3,7 @@
 use crate::clock::Deadline;
 use crate::engine::{DiskArg, Request};
 use api::{CreateJob, DiskView, HooksView, PendingView, RunType, Status};
-use imagefmt::ClusterSize;
+use imagefmt::{ClusterSize, DiskIdentity};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -48,6 +48,9 @@ pub struct JobRecord {
     pub excess: bool,
     /// While Deleting: the images go too.
     pub purge: bool,
+    /// Whether a run has made an image.
+    #[serde(default)]
+    pub synced: bool,
     /// How much had been written to the disks when the last run that made an image began.
     pub written: Option<WriteCounter>,
     /// What was asked for, to tell a repeated request from another one.
@@ -60,6 +63,9 @@ pub struct DiskRecord {
     pub name: String,
     pub path: PathBuf,
     pub size_bytes: u64,
+    /// What it was known by when the job was created: a first sync has no image to compare it with.
+    #[serde(default)]
+    pub identity: DiskIdentity,
 }
 
 /// When and how many.
@@ -76,6 +82,38 @@ pub struct ActiveRun {
     pub run_type: RunType,
     /// The number of the image that it makes, once that is known.
     pub image: Option<u64>,
+    /// What was asked of it meanwhile.
+    #[serde(default)]
+    pub ending: Option<Ending>,
+    /// Whether the job was Waiting before: then what is in the way of this sync puts it off.
+    #[serde(default)]
+    pub from_waiting: bool,
+    /// How much had been written to the disks when it began.
+    #[serde(default)]
+    pub written: Option<WriteCounter>,
+}
+
+/// Why a sync was asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// By the user, to go on later.
+    Stop,
+    /// By the user, for good.
+    Cancel,
+    /// The daemon ends; it goes on when that starts again.
+    Shutdown,
+}
+
+impl Ending {
+    /// As clients see it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Cancel => "cancel",
+            Self::Shutdown => "shutdown",
+        }
+    }
 }
 
 /// The kernel's count of what was written to the disks, valid in one boot.

@@ -1,8 +1,8 @@
 //! What people ask of jobs that exist.
 
-use super::live::Ending;
 use super::manager::Manager;
 use super::outcome::finish;
+use crate::job::Ending;
 use crate::job::{self, JobRecord, Refusal, Refused};
 use api::{Action, CompleteJob, ModifyJob, RunType, Status};
 use std::sync::Arc;
@@ -34,10 +34,14 @@ impl Manager {
             let mut inner = self.lock();
             let mut job = self.job_for(&inner, name, action)?;
             change(&mut job);
-            self.launch(&mut inner, job, run_type)
-                .map_err(|error| Refusal::failed(&error))?;
+            let store = job.store.clone();
+            let launched = match concluded(action, &job) {
+                Some(manifest) => self.conclude_late(&mut inner, job, manifest),
+                None => self.launch(&mut inner, job, run_type),
+            };
+            launched.map_err(|error| Refusal::failed(&error))?;
+            self.leave_note(&store, name);
         }
-        self.leave_note(name);
         Ok(())
     }
 
@@ -55,7 +59,7 @@ impl Manager {
     }
 
     /// Stops syncing. A sync that runs keeps what it has stored, and is over some time after this.
-    pub fn stop(&self, name: &str) -> Refused<()> {
+    pub fn stop(self: &Arc<Self>, name: &str) -> Refused<()> {
         if self.end_run(name, Action::Stop, Ending::Stop)? {
             return Ok(());
         }
@@ -66,7 +70,7 @@ impl Manager {
     }
 
     /// Gives a job up. What a sync stored that did not become an image is dropped.
-    pub fn cancel(&self, name: &str) -> Refused<()> {
+    pub fn cancel(self: &Arc<Self>, name: &str) -> Refused<()> {
         if self.end_run(name, Action::Cancel, Ending::Cancel)? {
             return Ok(());
         }
@@ -80,20 +84,33 @@ impl Manager {
     }
 
     /// Asks a running sync to end; says whether there was one.
-    fn end_run(&self, name: &str, action: Action, ending: Ending) -> Refused<bool> {
+    fn end_run(self: &Arc<Self>, name: &str, action: Action, ending: Ending) -> Refused<bool> {
         let mut inner = self.lock();
-        self.job_for(&inner, name, action)?;
-        let Some((live, asked)) = inner.live.get_mut(name) else {
+        let mut job = self.job_for(&inner, name, action)?;
+        if !inner.live.contains_key(name) {
             return Ok(false);
-        };
-        *asked = Some(ending);
-        live.control.stop();
+        }
+        // Written down before it is answered: it counts after a kill too.
+        if let Some(run) = &mut job.run {
+            run.ending = Some(ending);
+        }
+        self.save(&mut inner, job, None)
+            .map_err(|error| Refusal::failed(&error))?;
+        if let Some((live, asked)) = inner.live.get_mut(name) {
+            *asked = Some(ending);
+            live.control.stop();
+        }
         tracing::info!(job = name, "sync is being ended: {}", ending.label());
         Ok(true)
     }
 
     /// Changes a job that no sync of runs.
-    fn change(&self, name: &str, action: Action, change: impl FnOnce(&mut JobRecord)) -> Refused<()> {
+    fn change(
+        self: &Arc<Self>,
+        name: &str,
+        action: Action,
+        change: impl FnOnce(&mut JobRecord),
+    ) -> Refused<()> {
         {
             let mut inner = self.lock();
             let mut job = self.job_for(&inner, name, action)?;
@@ -103,15 +120,16 @@ impl Manager {
                 )));
             }
             change(&mut job);
+            let store = job.store.clone();
             self.save(&mut inner, job, None)
                 .map_err(|error| Refusal::failed(&error))?;
+            self.leave_note(&store, name);
         }
-        self.leave_note(name);
         Ok(())
     }
 
     /// Changes parameters; a new bandwidth limit reaches a sync that runs.
-    pub fn modify(&self, name: &str, change: &ModifyJob) -> Refused<()> {
+    pub fn modify(self: &Arc<Self>, name: &str, change: &ModifyJob) -> Refused<()> {
         {
             let mut inner = self.lock();
             let job = self.job(&inner, name)?;
@@ -120,14 +138,14 @@ impl Manager {
                 self.job_for(&inner, name, Action::ModifyAny)?;
             }
             let changed = job::modify(&job, change, &self.config, &self.now())?;
-            let limit = changed.bandwidth_limit_bytes;
+            let (limit, store) = (changed.bandwidth_limit_bytes, changed.store.clone());
             self.save(&mut inner, changed, None)
                 .map_err(|error| Refusal::failed(&error))?;
             if let Some((live, _)) = inner.live.get(name) {
                 live.control.pace().set_limit(limit);
             }
+            self.leave_note(&store, name);
         }
-        self.leave_note(name);
         Ok(())
     }
 
@@ -145,4 +163,11 @@ impl Manager {
     pub fn running(&self) -> usize {
         self.lock().live.len()
     }
+}
+
+/// The image that an interrupted run had made while its store could not be read: `start` need not make it again.
+fn concluded(action: Action, job: &JobRecord) -> Option<imagefmt::Manifest> {
+    (action == Action::Start)
+        .then(|| super::recover::image_of(job).ok().flatten())
+        .flatten()
 }

@@ -6,11 +6,12 @@ use crate::job::{self, Given, JobRecord, Refusal, Refused};
 use api::{Action, CreateJob, rules};
 use imagefmt::{Manifest, Store};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 impl Manager {
     /// Makes a job. A request that was made before with the same token is answered with the job that it made:
     /// then the second value is false.
-    pub fn create(&self, request: &CreateJob) -> Refused<(String, bool)> {
+    pub fn create(self: &Arc<Self>, request: &CreateJob) -> Refused<(String, bool)> {
         job::check_name(&request.name)?;
         if let Some(name) = self.repeated(&self.lock(), request)? {
             return Ok((name, false));
@@ -28,7 +29,12 @@ impl Manager {
             store,
         };
         let record = job::new_record(request, given, &self.config, &self.now())?;
-        self.check_take_up(&self.lock(), &record)?;
+        {
+            // Looked at before a store is made for nothing, and again when it counts.
+            let inner = self.lock();
+            check_disks(&inner, &record)?;
+            self.check_take_up(&inner, &record)?;
+        }
         let opened = imagefmt::open_or_create_store(&record.store, request.allow_network_fs)
             .map_err(|error| Refusal::conflict(error.told()))?;
         self.check_images(&opened, &record)?;
@@ -46,11 +52,12 @@ impl Manager {
             }
             check_disks(&inner, &record)?;
             self.check_take_up(&inner, &record)?;
-            inner.know_store(&record.store);
+            let store = record.store.clone();
+            inner.know_store(&store);
             self.save(&mut inner, record, None)
                 .map_err(|error| Refusal::failed(&error))?;
+            self.leave_note(&store, &name);
         }
-        self.leave_note(&name);
         tracing::info!(job = name, "job is created");
         Ok((name, true))
     }
@@ -95,7 +102,10 @@ impl Manager {
     fn check_take_up(&self, inner: &Inner, new: &JobRecord) -> Refused<()> {
         let Some(from) = &new.take_up else { return Ok(()) };
         let heirs = |job: &&JobRecord| {
-            job.take_up.as_ref() == Some(from) && job.store == new.store && job.name != new.name
+            job.take_up.as_ref() == Some(from)
+                && job.store == new.store
+                && job.name != new.name
+                && job.name != *from
         };
         if let Some(heir) = inner.jobs.values().find(heirs) {
             return Err(Refusal::conflict(format!(
@@ -141,6 +151,15 @@ impl Manager {
 
     /// Images of an unknown job of that name are not taken over by chance.
     fn check_unused(&self, store: &Store, name: &str) -> Refused<()> {
+        let jobs = store.jobs().map_err(|error| Refusal::conflict(error.told()))?;
+        if let Some((heir, _)) = jobs
+            .iter()
+            .find(|(job, images)| images.chain == name && *job != name)
+        {
+            return Err(Refusal::conflict(format!(
+                "the images of job {heir} continue those that a job {name} began, under its name: choose another name"
+            )));
+        }
         let Ok(images) = store.job(name) else {
             return Ok(());
         };

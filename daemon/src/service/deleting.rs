@@ -1,6 +1,6 @@
 //! Deleting jobs, and their images where that is asked for.
 
-use super::manager::Manager;
+use super::manager::{Inner, Manager};
 use crate::job::{JobRecord, Refusal, Refused};
 use api::{Action, Status};
 use imagefmt::{ErrorKind, Store};
@@ -15,6 +15,7 @@ impl Manager {
     pub fn delete(self: &Arc<Self>, name: &str, purge: bool) -> Refused<bool> {
         if purge {
             let job = self.job_for(&self.lock(), name, Action::Delete)?;
+            refuse_needed(&self.lock(), &job)?;
             refuse_in_use(&job)?;
         }
         let job = {
@@ -34,7 +35,7 @@ impl Manager {
         if purge {
             self.purge_in_background(job);
         } else {
-            self.take_note_back(&job);
+            self.leave_note(&job.store, name);
             tracing::info!(job = name, "job is deleted; its images stay");
         }
         Ok(!purge)
@@ -42,8 +43,11 @@ impl Manager {
 
     /// Goes on with a job that is Deleting, unless somebody does already.
     pub(super) fn purge_in_background(self: &Arc<Self>, job: JobRecord) {
-        if !self.lock().deleting.insert(job.name.clone()) {
-            return;
+        {
+            let mut inner = self.lock();
+            if !is_still_deleting(&inner, &job) || !inner.deleting.insert(job.name.clone()) {
+                return;
+            }
         }
         let (manager, name) = (self.clone(), job.name.clone());
         let thread = thread::Builder::new().name(format!("purge {name}"));
@@ -58,21 +62,27 @@ impl Manager {
     }
 
     /// Deletes the images of a job, and then the job; what is in the way is told, and tried again later.
-    fn purge(&self, job: &JobRecord) {
+    fn purge(self: &Arc<Self>, job: &JobRecord) {
         let name = &job.name;
         match purge_images(job) {
             Ok(count) => {
-                self.take_note_back(job);
-                let forgotten = self.forget(&mut self.lock(), name);
-                match forgotten {
-                    Ok(()) => tracing::info!(job = name, images = count, "job and images are deleted"),
-                    Err(error) => tracing::error!(job = name, "{error:#}"),
+                {
+                    let mut inner = self.lock();
+                    if !is_still_deleting(&inner, job) {
+                        return;
+                    }
+                    if let Err(error) = self.forget(&mut inner, name) {
+                        return tracing::error!(job = name, "{error:#}");
+                    }
                 }
+                self.leave_note(&job.store, name);
+                tracing::info!(job = name, images = count, "job and images are deleted");
             }
             Err(error) => {
                 tracing::warn!(job = name, "its images are not all deleted yet: {}", error.told());
                 let mut inner = self.lock();
-                if let Some(mut job) = inner.jobs.get(name).cloned() {
+                let known = inner.jobs.get(name).filter(|_| is_still_deleting(&inner, job));
+                if let Some(mut job) = known.cloned() {
                     job.error = Some(format!("{}; it is tried again every minute", error.told()));
                     if let Err(error) = self.save(&mut inner, job, None) {
                         tracing::error!(job = name, "{error:#}");
@@ -92,9 +102,35 @@ fn store_of(job: &JobRecord) -> imagefmt::Result<Option<Store>> {
     }
 }
 
+/// Whether it is this job that is to go, and not a later one of its name.
+fn is_still_deleting(inner: &Inner, job: &JobRecord) -> bool {
+    let known = inner.jobs.get(&job.name);
+    known.is_some_and(|known| known.status == Status::Deleting && known.created == job.created)
+}
+
+/// Refuses to delete images that the first sync of another job is to build on.
+fn refuse_needed(inner: &Inner, job: &JobRecord) -> Refused<()> {
+    let waits = |heir: &&JobRecord| {
+        heir.take_up.as_ref() == Some(&job.name)
+            && heir.name != job.name
+            && heir.store == job.store
+            && heir.status.is_unfinished()
+            && !heir.synced
+    };
+    match inner.jobs.values().find(waits) {
+        None => Ok(()),
+        Some(heir) => Err(Refusal::conflict(format!(
+            "the first sync of job {} is to build on an image of job {}: purge it when that sync is done, or delete \
+             job {} first",
+            heir.name, job.name, heir.name
+        ))),
+    }
+}
+
 /// Deletes every image of a job; returns how many.
 fn purge_images(job: &JobRecord) -> imagefmt::Result<usize> {
-    let Some(store) = store_of(job)? else { return Ok(0) };
+    // A store that is not mounted has not been purged.
+    let store = imagefmt::open_store(&job.store)?;
     let images = match store.job(&job.name) {
         Ok(images) => images,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
@@ -116,6 +152,14 @@ fn is_unfinished_of(store: &Store, chain: &str, job: &str) -> imagefmt::Result<b
     Ok(store
         .unfinished(chain)?
         .is_some_and(|unfinished| unfinished.job == job))
+}
+
+/// The same, where nobody is to wait for the store.
+pub fn discard_in_background(job: JobRecord) {
+    let thread = thread::Builder::new().name("discard".to_owned());
+    if let Err(error) = thread.spawn(move || discard(&job)) {
+        tracing::warn!("no thread to drop what a sync stored: {error}");
+    }
 }
 
 /// Drops what a sync of the job stored that did not become an image.

@@ -91,6 +91,7 @@ fn record(disk: &SourceDisk) -> DiskRecord {
         name: disk.meta.name.clone(),
         path: lasting_path(disk),
         size_bytes: disk.meta.size_bytes,
+        identity: disk.meta.identity.clone(),
     }
 }
 

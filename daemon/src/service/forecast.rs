@@ -133,6 +133,7 @@ mod tests {
                 name: "vda".to_owned(),
                 path: "/nonexistent".into(),
                 size_bytes: 1000 * MIB,
+                identity: Default::default(),
             }],
         };
         new_record(

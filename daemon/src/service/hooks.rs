@@ -10,11 +10,12 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::ffi::OsString;
 use std::fs;
-use std::io::{Read, Seek};
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// When a hook runs.
@@ -50,7 +51,7 @@ pub struct Told {
 const LOOK_UP: Duration = Duration::from_millis(20);
 
 /// What is kept of a hook's output, for the message about its failure.
-const OUTPUT_KEPT: u64 = 2000;
+const OUTPUT_KEPT: usize = 2000;
 
 /// Runs all hooks of a stage. Before a sync, the first that fails is the end; afterwards, every one is run.
 ///
@@ -121,19 +122,20 @@ fn run_one(
     told: &Told,
     stopped: &dyn Fn() -> bool,
 ) -> Result<()> {
-    let mut output = tempfile_in_memory().context("make a place for its output")?;
+    let (reader, writer) = std::io::pipe().context("make a pipe for its output")?;
+    let wrote = collect(reader);
     let child = Command::new(path)
         .arg(stage.label())
         .envs(environment(stage, job, told))
         .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(output.try_clone()?)
+        .stdout(writer.try_clone()?)
+        .stderr(writer)
         .process_group(0)
         .spawn()
         .context("cannot be run")?;
     let limit = Duration::from_secs(job.hooks.timeout_seconds);
     let ended = watch(child, limit, stopped);
-    let wrote = tail(&mut output);
+    let wrote = tail(&wrote);
     match ended {
         Watched::Ended(status) if status.success() => Ok(()),
         Watched::Ended(status) => bail!("ended with {status}{wrote}"),
@@ -190,23 +192,31 @@ fn watch(mut child: Child, limit: Duration, stopped: &dyn Fn() -> bool) -> Watch
     why
 }
 
-/// A file that only its descriptor names.
-fn tempfile_in_memory() -> Result<fs::File> {
-    let fd = nix::sys::memfd::memfd_create(c"hook output", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
-    Ok(fs::File::from(fd))
+/// Reads what a hook writes, in a thread of its own, and keeps the end of it. A child that outlives the hook may hold
+/// the pipe for as long as it likes.
+fn collect(mut reader: std::io::PipeReader) -> Arc<Mutex<Vec<u8>>> {
+    let kept: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let end = kept.clone();
+    std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(len @ 1..) = reader.read(&mut piece) {
+            let mut end = end.lock().unwrap_or_else(PoisonError::into_inner);
+            end.extend_from_slice(&piece[..len]);
+            let surplus = end.len().saturating_sub(OUTPUT_KEPT);
+            end.drain(..surplus);
+        }
+    });
+    kept
 }
 
 /// The end of what a hook wrote, on one line.
-fn tail(output: &mut fs::File) -> String {
-    let len = output.metadata().map_or(0, |metadata| metadata.len());
-    let mut bytes = Vec::new();
-    let from = std::io::SeekFrom::Start(len.saturating_sub(OUTPUT_KEPT));
-    let read = output
-        .seek(from)
-        .and_then(|_| output.take(OUTPUT_KEPT).read_to_end(&mut bytes));
-    let text = String::from_utf8_lossy(&bytes);
+fn tail(kept: &Mutex<Vec<u8>>) -> String {
+    // What was written last may still be in the pipe.
+    std::thread::sleep(LOOK_UP);
+    let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    let text = String::from_utf8_lossy(&kept);
     let text = text.trim();
-    if read.is_err() || text.is_empty() {
+    if text.is_empty() {
         return String::new();
     }
     format!(": {}", text.escape_debug())
@@ -293,6 +303,26 @@ mod tests {
         let text = format!("{error:#}");
         assert!(text.contains("own") && text.contains("exit status: 3"), "{text}");
         assert!(text.contains("the database is busy"), "{text}");
+    }
+
+    #[test]
+    fn a_hook_that_writes_without_end_costs_little() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("own");
+        script(
+            &own,
+            "head -c 50000000 /dev/zero | tr '\\0' x; echo the end; exit 1",
+        );
+        let mut job = job(dir.path());
+        job.hooks.pre = Some(own.display().to_string());
+        let missing = dir.path().join("none");
+        let error = run(Stage::Pre, &missing, &job, &Told::default(), &never).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(
+            text.ends_with("the end") && text.len() < 3000,
+            "{} bytes",
+            text.len()
+        );
     }
 
     #[test]

@@ -9,28 +9,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Why a sync was asked to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// By the user, to go on later.
-    Stop,
-    /// By the user, for good.
-    Cancel,
-    /// The daemon ends; it goes on when that starts again.
-    Shutdown,
-}
-
-impl Ending {
-    /// As clients see it.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Cancel => "cancel",
-            Self::Shutdown => "shutdown",
-        }
-    }
-}
-
 /// A running sync.
 #[derive(Debug)]
 pub struct LiveRun {

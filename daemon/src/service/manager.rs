@@ -8,7 +8,7 @@ use crate::state::{JobNote, KnownStores, NOTE_RUNS, State};
 use anyhow::Context;
 use api::{Action, ErrorKind, RunView, rules};
 use jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,8 +20,8 @@ pub struct Manager {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) started: Timestamp,
     inner: Mutex<Inner>,
-    /// Held while a note is written to a store: one at a time, in the order of what they tell.
-    notes: Mutex<()>,
+    /// Jobs whose copy in their store is to be written, by store; a store that is here has a writer.
+    notes: Mutex<BTreeMap<PathBuf, BTreeSet<String>>>,
     /// Told whenever a job changes.
     changed: Condvar,
 }
@@ -32,9 +32,9 @@ pub(super) struct Inner {
     state: State,
     known: KnownStores,
     pub jobs: BTreeMap<String, JobRecord>,
-    pub live: BTreeMap<String, (Arc<LiveRun>, Option<super::live::Ending>)>,
+    pub live: BTreeMap<String, (Arc<LiveRun>, Option<crate::job::Ending>)>,
     /// Jobs whose images are being deleted by a thread.
-    pub deleting: std::collections::BTreeSet<String>,
+    pub deleting: BTreeSet<String>,
     /// The daemon ends: nothing begins any more.
     pub closing: bool,
     /// What the user should know of the daemon itself.
@@ -58,11 +58,11 @@ impl Manager {
                 known,
                 jobs: jobs.into_iter().map(|job| (job.name.clone(), job)).collect(),
                 live: BTreeMap::new(),
-                deleting: std::collections::BTreeSet::new(),
+                deleting: BTreeSet::new(),
                 closing: false,
                 warnings,
             }),
-            notes: Mutex::new(()),
+            notes: Mutex::default(),
             changed: Condvar::new(),
             config,
             clock,
@@ -107,32 +107,66 @@ impl Manager {
         Ok(())
     }
 
-    /// Puts a copy of what is known of a job into its store, for the day when the state is lost.
-    ///
-    /// It may wait for the store's disk, so the mutex is not held. A store that takes none is no reason to fail.
-    pub(super) fn leave_note(&self, name: &str) {
-        let _turn = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        let note = {
-            let inner = self.lock();
-            let Some(job) = inner.jobs.get(name).cloned() else {
-                return;
-            };
-            let runs = inner.state.runs(name, NOTE_RUNS).unwrap_or_default();
-            JobNote { job, runs }
-        };
-        let kept = imagefmt::open_store(&note.job.store).and_then(|store| store.put_note(name, &note));
-        if let Err(error) = kept {
-            tracing::warn!(job = name, "no copy of the job is kept in its store: {error}");
+    /// Brings the copy of a job in its store up to date, in the background: a store that does not answer holds up
+    /// nobody but the writer of its own notes. Each store has one at a time.
+    pub(super) fn leave_note(self: &Arc<Self>, store: &Path, name: &str) {
+        let mut waiting = self.notes();
+        let is_busy = waiting.contains_key(store);
+        waiting
+            .entry(store.to_owned())
+            .or_default()
+            .insert(name.to_owned());
+        if is_busy {
+            return;
+        }
+        let (manager, path) = (self.clone(), store.to_owned());
+        let thread = std::thread::Builder::new().name("notes".to_owned());
+        if let Err(error) = thread.spawn(move || manager.write_notes(&path)) {
+            tracing::warn!("no thread to write notes: {error}");
+            waiting.remove(store);
         }
     }
 
-    /// Takes the copy of a forgotten job out of its store.
-    pub(super) fn take_note_back(&self, job: &JobRecord) {
-        let _turn = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        let removed = imagefmt::open_store(&job.store).and_then(|store| store.remove_note(&job.name));
-        if let Err(error) = removed {
-            tracing::warn!(job = job.name, "its copy stays in its store: {error}");
+    /// Writes notes until none is waiting.
+    fn write_notes(&self, store: &Path) {
+        loop {
+            let next = {
+                let mut waiting = self.notes();
+                let next = waiting.get_mut(store).and_then(BTreeSet::pop_first);
+                if next.is_none() {
+                    waiting.remove(store);
+                }
+                next
+            };
+            let Some(name) = next else { return };
+            if let Err(error) = self.write_note(store, &name) {
+                tracing::warn!(
+                    job = name,
+                    "the copy of the job in its store is not up to date: {error}"
+                );
+            }
         }
+    }
+
+    /// As the job is now: a job that is gone, or lies in another store, has none.
+    fn write_note(&self, store: &Path, name: &str) -> imagefmt::Result<()> {
+        let note = {
+            let inner = self.lock();
+            let job = inner.jobs.get(name).filter(|job| job.store == store).cloned();
+            job.map(|job| JobNote {
+                host: crate::state::host(),
+                runs: inner.state.runs(name, NOTE_RUNS).unwrap_or_default(),
+                job,
+            })
+        };
+        match note {
+            Some(note) => imagefmt::open_store(store)?.put_note(name, &note),
+            None => imagefmt::open_store(store)?.remove_note(name),
+        }
+    }
+
+    fn notes(&self) -> MutexGuard<'_, BTreeMap<PathBuf, BTreeSet<String>>> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A job that allows an action.

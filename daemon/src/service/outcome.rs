@@ -1,10 +1,13 @@
 //! What a run's end makes of its job.
 
-use super::live::Ending;
 use crate::clock::{Deadline, Moment};
+use crate::job::Ending;
 use crate::job::JobRecord;
 use api::{RunOutcome, Status};
 use std::time::Duration;
+
+/// How long a sync is put off whose chain somebody else holds.
+const PUT_OFF: Duration = Duration::from_secs(60);
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +18,8 @@ pub enum Ended {
     Asked(Ending),
     /// Without one, for this reason.
     Failed(String),
+    /// Without one, since somebody else holds the chain: it is tried again soon.
+    PutOff(String),
 }
 
 impl Ended {
@@ -25,7 +30,7 @@ impl Ended {
             Self::Asked(Ending::Stop) => RunOutcome::Stopped,
             Self::Asked(Ending::Cancel) => RunOutcome::Canceled,
             Self::Asked(Ending::Shutdown) => RunOutcome::Interrupted,
-            Self::Failed(_) => RunOutcome::Failed,
+            Self::Failed(_) | Self::PutOff(_) => RunOutcome::Failed,
         }
     }
 }
@@ -45,6 +50,10 @@ pub fn settle(mut job: JobRecord, ended: &Ended, now: &Moment) -> JobRecord {
             job.completing = false;
         }
         Ended::Image(_) => after_image(&mut job, now),
+        Ended::PutOff(_) => {
+            job.status = Status::Waiting;
+            job.next_sync = Some(Deadline::after(now, PUT_OFF));
+        }
         Ended::Failed(reason) => {
             job.status = Status::InError;
             job.error = Some(reason.clone());
@@ -113,6 +122,7 @@ mod tests {
             (true, false, Ended::Asked(Stop), Status::Stopped),
             (true, false, Ended::Asked(Cancel), Status::Canceled),
             (true, false, Ended::Asked(Shutdown), Status::Running),
+            (true, false, Ended::PutOff("gc".to_owned()), Status::Waiting),
             (true, false, failed(), Status::InError),
             (false, false, failed(), Status::InError),
         ];

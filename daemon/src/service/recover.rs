@@ -2,13 +2,14 @@
 
 use super::live::run_begun;
 use super::manager::{Inner, Manager};
+use super::outcome::{Ended, settle};
 use super::runner::Work;
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
-use crate::job::JobRecord;
-use crate::state::{KnownStores, Opened, State, rebuild};
-use anyhow::{Context, Result};
-use api::{RunOutcome, RunView, Status};
+use crate::job::{Ending, JobRecord};
+use crate::state::{JobNote, KnownStores, Opened, State, rebuild};
+use anyhow::Result;
+use api::{RunView, Status};
 use imagefmt::Manifest;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -26,15 +27,77 @@ pub fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Manager>> {
             find_again(&mut state, &config, &now, Some(lost))?
         }
     };
-    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let mut warnings = warnings;
+    warnings.extend(stray(&mut state, &now)?);
     let mut jobs = state.jobs()?;
+    let elsewhere = state.is_of_another_host()?;
     for job in &mut jobs {
+        let before = job.clone();
         anchor(job, &now);
-        state.save(job, None)?;
+        if elsewhere {
+            hold(job);
+        }
+        if *job != before
+            && let Err(error) = state.save(job, None)
+        {
+            // A disk without room must not keep the schedule from going on.
+            tracing::error!(job = job.name, "{error:#}");
+        }
     }
+    if elsewhere {
+        warnings.push(
+            "this state was written on another machine: its jobs are Stopped until you start them here"
+                .to_owned(),
+        );
+        state.claim()?;
+    }
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let manager = Arc::new(Manager::new(config, clock, state, jobs, warnings));
-    go_on(&manager)?;
+    go_on(&manager);
     Ok(manager)
+}
+
+/// A job of another machine, or of this one before it was migrated, does nothing until somebody says so.
+fn hold(job: &mut JobRecord) {
+    let acts = job.status == Status::Ready && job.start_at.is_some()
+        || matches!(job.status, Status::Running | Status::Waiting);
+    if acts {
+        job.status = Status::Stopped;
+        job.next_sync = None;
+        job.start_at = None;
+        job.run = None;
+        job.warnings
+            .push("this job was of another machine: start it if it is to go on here".to_owned());
+    }
+}
+
+/// Stores that could not be looked through when the state was lost may be there now.
+fn stray(state: &mut State, now: &Moment) -> Result<Vec<String>> {
+    let unseen = state.unseen()?;
+    if unseen.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rebuilt = rebuild(unseen.iter(), now);
+    let known: BTreeSet<String> = state.jobs()?.into_iter().map(|job| job.name).collect();
+    let found: Vec<JobNote> = rebuilt
+        .jobs
+        .into_iter()
+        .filter(|note| !known.contains(&note.job.name))
+        .collect();
+    let mut warnings = rebuilt.warnings;
+    if !found.is_empty() {
+        warnings.push(found_again(&found));
+    }
+    state.fill(&found, &rebuilt.unseen)?;
+    Ok(warnings)
+}
+
+fn found_again(notes: &[JobNote]) -> String {
+    let names: Vec<&str> = notes.iter().map(|note| note.job.name.as_str()).collect();
+    format!(
+        "the state of {} was found again in the stores: check them with `smcctl job show`",
+        names.join(", ")
+    )
 }
 
 /// Fills a new database with what the stores know.
@@ -45,20 +108,22 @@ fn find_again(state: &mut State, config: &Config, now: &Moment, lost: Option<Str
         .chain(known.all())
         .cloned()
         .collect();
-    let rebuilt = rebuild(stores.iter(), now);
-    for note in &rebuilt.jobs {
-        state.save(&note.job, None)?;
-        for run in &note.runs {
-            state.save(&note.job, Some(run))?;
-        }
-    }
+    let mut rebuilt = rebuild(stores.iter(), now);
+    // A store that never was one is nothing lost; one that jobs had is.
+    rebuilt
+        .unseen
+        .retain(|store| known.all().contains(store) || config.stores.contains(store));
     let mut warnings: Vec<String> = lost.into_iter().collect();
-    if !rebuilt.jobs.is_empty() {
-        let names: Vec<&str> = rebuilt.jobs.iter().map(|note| note.job.name.as_str()).collect();
+    for store in &rebuilt.unseen {
         warnings.push(format!(
-            "the state of {} was found again in the stores: check them with `smcctl job show`",
-            names.join(", ")
+            "{} is no store now, and jobs had theirs there: mount it and restart smcd, which looks again",
+            store.display()
         ));
+    }
+    // All of it or nothing: a crash in between is as if it had not begun.
+    state.fill(&rebuilt.jobs, &rebuilt.unseen)?;
+    if !rebuilt.jobs.is_empty() {
+        warnings.push(found_again(&rebuilt.jobs));
     }
     warnings.extend(rebuilt.warnings);
     Ok(warnings)
@@ -66,64 +131,133 @@ fn find_again(state: &mut State, config: &Config, now: &Moment, lost: Option<Str
 
 /// What was set by the clocks of an earlier boot goes by those of this one from now on.
 fn anchor(job: &mut JobRecord, now: &Moment) {
-    job.expires = job.expires.anchored(now);
+    // The wall clock of a new boot may be wrong by years: it must not end a job for good.
+    job.expires = job.expires.anchored_by_measure(now);
     job.next_sync = job.next_sync.as_ref().map(|next| next.anchored(now));
 }
 
-fn go_on(manager: &Arc<Manager>) -> Result<()> {
+fn go_on(manager: &Arc<Manager>) {
     let jobs: Vec<JobRecord> = manager.lock().jobs.values().cloned().collect();
     for job in jobs {
         match job.status {
-            Status::Running => go_on_running(manager, job)?,
+            Status::Running => {
+                if let Err(error) = go_on_running(manager, &job.name) {
+                    // The scheduler tries again.
+                    tracing::error!(job = job.name, "{error:#}");
+                }
+            }
             Status::Deleting => manager.purge_in_background(job),
             // The daemon may have ended before what was stored was dropped.
-            Status::Canceled => super::deleting::discard(&job),
+            Status::Canceled => super::deleting::discard_in_background(job),
             _ => {}
         }
     }
-    Ok(())
 }
 
-/// A sync that was going on when the daemon ended: its image is there, or it is gone on with.
-fn go_on_running(manager: &Arc<Manager>, job: JobRecord) -> Result<()> {
+/// A sync that was going on when the daemon ended: its image is there, it was to end, or it is gone on with.
+pub fn go_on_running(manager: &Arc<Manager>, name: &str) -> Result<()> {
+    let job = manager.lock().jobs.get(name).cloned();
+    let Some(job) = job.filter(|job| job.status == Status::Running) else {
+        return Ok(());
+    };
+    // The store is asked without the mutex.
+    let made = image_of(&job);
     let mut inner = manager.lock();
-    let mut run = unfinished_run(&inner, &job)?;
-    if let Some(manifest) = image_of(&job) {
-        tracing::info!(
-            job = job.name,
-            image = job.label(manifest.sequence),
-            "its image is complete"
-        );
-        return manager.spawn(&mut inner, job, run, Work::Conclude(Box::new(manifest)));
+    if inner.closing || inner.live.contains_key(name) || inner.jobs.get(name) != Some(&job) {
+        return Ok(());
     }
-    run.outcome = RunOutcome::Interrupted;
-    run.finished = Some(manager.now().wall);
-    run.error = Some("smcd ended in the middle; the next run went on with it".to_owned());
-    manager.save(&mut inner, job.clone(), Some(&run))?;
-    tracing::info!(
-        job = job.name,
-        run = run.number,
-        "sync was interrupted; going on with it"
-    );
-    manager.launch(&mut inner, job, run.run_type)
+    let run = unfinished_run(&inner, &job);
+    let ending = job.run.as_ref().and_then(|run| run.ending);
+    match (made, ending) {
+        (Ok(Some(manifest)), _) => {
+            tracing::info!(
+                job = name,
+                image = job.label(manifest.sequence),
+                "its image is complete"
+            );
+            manager.spawn(&mut inner, job, run, Work::Conclude(Box::new(manifest)))
+        }
+        (Err(error), _) => {
+            // Whether the image was made shows when the store is there: `start` looks.
+            let kept = job.run.clone();
+            let reason = format!("its store cannot be read: {}", error.told());
+            let mut job = interrupt(manager, &mut inner, job, run, &Ended::Failed(reason))?;
+            job.run = kept;
+            manager.save(&mut inner, job, None)
+        }
+        (Ok(None), Some(ending @ (Ending::Stop | Ending::Cancel))) => {
+            let job = interrupt(manager, &mut inner, job, run, &Ended::Asked(ending))?;
+            if ending == Ending::Cancel {
+                super::deleting::discard_in_background(job);
+            }
+            Ok(())
+        }
+        (Ok(None), _) => {
+            let run_type = run.run_type;
+            interrupt(
+                manager,
+                &mut inner,
+                job.clone(),
+                run,
+                &Ended::Asked(Ending::Shutdown),
+            )?;
+            tracing::info!(job = name, "sync was interrupted; going on with it");
+            manager.launch(&mut inner, job, run_type)
+        }
+    }
 }
 
-fn unfinished_run(inner: &Inner, job: &JobRecord) -> Result<RunView> {
+/// Writes down what became of the run that was going on; returns the job as it is then.
+fn interrupt(
+    manager: &Manager,
+    inner: &mut Inner,
+    job: JobRecord,
+    mut run: RunView,
+    ended: &Ended,
+) -> Result<JobRecord> {
+    let now = manager.now();
+    run.outcome = ended.outcome();
+    run.finished = Some(now.wall);
+    run.error = match ended {
+        Ended::Failed(reason) => Some(reason.clone()),
+        Ended::Asked(Ending::Shutdown) => {
+            Some("smcd ended in the middle; the next run went on with it".to_owned())
+        }
+        _ => None,
+    };
+    let job = settle(job, ended, &now);
+    manager.save(inner, job.clone(), Some(&run))?;
+    Ok(job)
+}
+
+/// The run as it was begun. One that cannot be read must not keep its job from going on.
+fn unfinished_run(inner: &Inner, job: &JobRecord) -> RunView {
     let number = job.run.as_ref().map_or(job.runs, |run| run.number);
-    let known = inner
-        .run(&job.name, number)
-        .with_context(|| format!("read run {number} of job {}", job.name))?;
     let run_type = job.run.as_ref().map_or(api::RunType::Manual, |run| run.run_type);
-    Ok(known.unwrap_or_else(|| run_begun(number, run_type, job.created)))
+    let known = inner.run(&job.name, number).unwrap_or_else(|error| {
+        tracing::warn!(
+            job = job.name,
+            run = number,
+            "its record cannot be read: {error:#}"
+        );
+        None
+    });
+    known.unwrap_or_else(|| run_begun(number, run_type, job.created))
 }
 
-/// The image that the interrupted run made, if it came so far.
-fn image_of(job: &JobRecord) -> Option<Manifest> {
-    let sequence = job.run.as_ref()?.image?;
-    let store = imagefmt::open_store(&job.store).ok()?;
-    let images = store.job(&job.name).ok()?;
+/// The image that an interrupted run made, if it came so far.
+pub fn image_of(job: &JobRecord) -> imagefmt::Result<Option<Manifest>> {
+    let Some(sequence) = job.run.as_ref().and_then(|run| run.image) else {
+        return Ok(None);
+    };
+    let store = imagefmt::open_store(&job.store)?;
+    let images = match store.job(&job.name) {
+        Ok(images) => images,
+        Err(error) if error.kind() == imagefmt::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
     if !images.sequences.contains(&sequence) {
-        return None;
+        return Ok(None);
     }
-    store.manifest(&images.chain, sequence).ok()
+    store.manifest(&images.chain, sequence).map(Some)
 }

@@ -1,12 +1,12 @@
 //! One sync of a job, in a thread of its own: hooks, image, retention, and what it comes to.
 
 use super::hooks::{self, Stage, Told};
-use super::live::{Ending, LiveRun, run_begun};
+use super::live::{LiveRun, run_begun};
 use super::manager::{Inner, Manager};
 use super::outcome::{Ended, settle};
 use super::written;
-use crate::engine::{self, Observer, Synced};
-use crate::job::{ActiveRun, JobRecord};
+use crate::engine::{self, Observer, SourceDisk, Synced};
+use crate::job::{ActiveRun, Ending, JobRecord};
 use anyhow::{Context, Result};
 use api::{Phase, RunDisk, RunOutcome, RunType, RunView, Status};
 use changetrack::Progress;
@@ -25,21 +25,48 @@ impl Manager {
         mut job: JobRecord,
         run_type: RunType,
     ) -> Result<()> {
+        // A run that is gone on with inherits what the one before it was.
+        let from_waiting = match job.status {
+            Status::Running => job.run.as_ref().is_some_and(|run| run.from_waiting),
+            status => status == Status::Waiting && !job.completing,
+        };
         job.runs += 1;
         job.status = Status::Running;
         job.error = None;
         job.warnings.clear();
         job.next_sync = None;
+        let now = self.now();
         job.run = Some(ActiveRun {
             number: job.runs,
             run_type,
             image: None,
+            ending: None,
+            from_waiting,
+            written: written::count(&job, &now),
         });
-        let started = self.now().wall;
+        let started = now.wall;
         let run = run_begun(job.runs, run_type, started);
         self.save(inner, job.clone(), Some(&run))?;
         tracing::info!(job = job.name, run = run.number, kind = %run_type, "sync begins");
         self.spawn(inner, job, run, Work::Sync)
+    }
+
+    /// The image of an interrupted run turns out to be there: it is counted, and not made again.
+    pub(super) fn conclude_late(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        mut job: JobRecord,
+        manifest: Manifest,
+    ) -> Result<()> {
+        let number = job.run.as_ref().map_or(job.runs, |run| run.number);
+        let run_type = job.run.as_ref().map_or(RunType::Manual, |run| run.run_type);
+        let run = inner.run(&job.name, number)?;
+        let mut run = run.unwrap_or_else(|| run_begun(number, run_type, job.created));
+        run.error = None;
+        job.status = Status::Running;
+        job.error = None;
+        self.save(inner, job.clone(), None)?;
+        self.spawn(inner, job, run, Work::Conclude(Box::new(manifest)))
     }
 
     /// A run that no thread could be had for: the job must not stay Running for ever.
@@ -64,10 +91,11 @@ impl Manager {
         work: Work,
     ) -> Result<()> {
         let live = Arc::new(LiveRun::new(run.number, run.started, job.bandwidth_limit_bytes));
-        inner.live.insert(job.name.clone(), (live.clone(), None));
+        let ending = job.run.as_ref().and_then(|run| run.ending);
+        inner.live.insert(job.name.clone(), (live.clone(), ending));
         let runner = Runner {
             manager: self.clone(),
-            written: written::count(&job, &self.now()),
+            concluding: matches!(work, Work::Conclude(_)),
             warnings: Mutex::default(),
             in_use: AtomicBool::new(false),
             job: job.clone(),
@@ -100,8 +128,12 @@ impl Manager {
         let mut inner = self.lock();
         let mut job = self.job(&inner, name)?;
         job.apply_pending();
+        // It was for this disk: the next stranger is refused again.
+        job.accept_changed_disk = false;
         let max = job.schedule.map(|schedule| schedule.max_images);
-        self.save(&mut inner, job, None)?;
+        if let Err(error) = self.save(&mut inner, job, None) {
+            tracing::error!(job = name, "{error:#}");
+        }
         Ok(max.and_then(|max| usize::try_from(max).ok()))
     }
 }
@@ -123,8 +155,8 @@ struct Runner {
     /// As it was when the run began.
     job: JobRecord,
     live: Arc<LiveRun>,
-    /// How much had been written to the disks then.
-    written: Option<crate::job::WriteCounter>,
+    /// Whether the image was there before: then nothing about the sync's time is known.
+    concluding: bool,
     warnings: Mutex<Vec<String>>,
     /// Whether images that should go stayed, as they are in use.
     in_use: AtomicBool,
@@ -141,7 +173,7 @@ impl Runner {
             ))
         });
         self.conclude(run, result);
-        self.manager.leave_note(&name);
+        self.manager.leave_note(&self.job.store, &name);
     }
 
     fn work(&self, run: &mut RunView, work: Work) -> Result<()> {
@@ -152,8 +184,10 @@ impl Runner {
                 resumed: false,
             }),
         };
-        if let Ok(synced) = &made {
-            self.describe(run, synced)?;
+        if let Ok(synced) = &made
+            && let Err(error) = self.describe(run, synced)
+        {
+            self.warn(&format!("the image cannot be described: {error:#}"));
         }
         self.live.phase(Phase::Cleaning);
         self.post_hooks(run, &made);
@@ -172,6 +206,7 @@ impl Runner {
         let disks = engine::open_all(&request.disks, &request.store)?;
         let store = imagefmt::open_store(&request.store)
             .with_context(|| format!("open store {}", request.store.display()))?;
+        self.check_disks(&disks)?;
         let begun = Instant::now();
         loop {
             match engine::run(&store, &request, &disks, &self.live.control, self) {
@@ -181,6 +216,20 @@ impl Runner {
                 made => return made,
             }
         }
+    }
+
+    /// Before there is an image, the disks are compared with those that the job was created for.
+    fn check_disks(&self, disks: &[SourceDisk]) -> Result<()> {
+        if self.job.accept_changed_disk {
+            return Ok(());
+        }
+        for disk in disks {
+            let known = self.job.disks.iter().find(|known| known.name == disk.meta.name);
+            if let Some(known) = known.filter(|_| !self.job.synced) {
+                engine::check_known(disk, &known.identity, known.size_bytes, &self.job.name)?;
+            }
+        }
+        Ok(())
     }
 
     fn told(&self) -> Told {
@@ -194,6 +243,7 @@ impl Runner {
     fn post_hooks(&self, run: &RunView, made: &Result<Synced>) {
         let outcome = match made {
             Ok(_) => RunOutcome::Succeeded,
+            Err(_) if self.is_shutdown() => RunOutcome::Interrupted,
             Err(_) if self.live.control.is_stopped() => RunOutcome::Stopped,
             Err(_) => RunOutcome::Failed,
         };
@@ -203,9 +253,15 @@ impl Runner {
             ..self.told()
         };
         let dir = &self.manager.config.hooks_dir;
-        if let Err(error) = hooks::run(Stage::Post, dir, &self.job, &told, &|| false) {
+        // One that the daemon's end meets is run again when it starts.
+        let ends = || self.is_shutdown();
+        if let Err(error) = hooks::run(Stage::Post, dir, &self.job, &told, &ends) {
             self.warn(&format!("{error:#}"));
         }
+    }
+
+    fn is_shutdown(&self) -> bool {
+        self.manager.lock().closing
     }
 
     /// Deletes the earliest unused images beyond those to be kept.
@@ -222,7 +278,10 @@ impl Runner {
                 retained.warnings.iter().for_each(|warning| self.warn(warning));
             }
             // The image is there: a store that cannot delete is no reason to call the sync failed.
-            Err(error) => self.warn(&format!("earlier images could not be deleted: {}", error.told())),
+            Err(error) => {
+                self.in_use.store(true, Ordering::Relaxed);
+                self.warn(&format!("earlier images could not be deleted: {}", error.told()));
+            }
         }
         Ok(())
     }
@@ -261,7 +320,7 @@ impl Runner {
         let name = &self.job.name;
         let now = self.manager.now();
         run.finished = Some(now.wall);
-        run.seconds = Some(self.live.elapsed().as_secs_f64());
+        run.seconds = (!self.concluding).then(|| self.live.elapsed().as_secs_f64());
         run.warnings = self
             .warnings
             .lock()
@@ -271,15 +330,16 @@ impl Runner {
         let ending = inner.live.get(name).and_then(|(_, ending)| *ending);
         let ended = self.ended(result, ending);
         run.outcome = ended.outcome();
-        if let Ended::Failed(reason) = &ended {
+        if let Ended::Failed(reason) | Ended::PutOff(reason) = &ended {
             run.error = Some(reason.clone());
         }
         let Some(job) = inner.jobs.get(name).cloned() else {
             inner.live.remove(name);
             return;
         };
+        let written = job.run.as_ref().and_then(|run| run.written.clone());
         let mut job = settle(job, &ended, &now);
-        self.update(&mut job, &run);
+        self.update(&mut job, &run, written);
         if let Err(error) = self.manager.save(&mut inner, job.clone(), Some(&run)) {
             // The disk that holds the state is in trouble. In memory the job is what it is; when the daemon starts
             // again, it finds the run going on and looks whether its image is there.
@@ -296,12 +356,13 @@ impl Runner {
     }
 
     /// What an ended run leaves in its job.
-    fn update(&self, job: &mut JobRecord, run: &RunView) {
+    fn update(&self, job: &mut JobRecord, run: &RunView, written: Option<crate::job::WriteCounter>) {
         job.warnings.clone_from(&run.warnings);
         if run.outcome != RunOutcome::Succeeded {
             return;
         }
-        job.written.clone_from(&self.written);
+        job.synced = true;
+        job.written = written.or_else(|| written::count(job, &self.manager.now()));
         job.excess = self.in_use.load(Ordering::Relaxed);
         for disk in &mut job.disks {
             if let Some(synced) = run.disks.iter().find(|synced| synced.name == disk.name) {
@@ -320,6 +381,9 @@ impl Runner {
                     tracing::warn!(job = self.job.name, "while it was ended: {error:#}");
                 }
                 Ended::Asked(ending)
+            }
+            _ if engine::is_busy(&error) && self.job.run.as_ref().is_some_and(|run| run.from_waiting) => {
+                Ended::PutOff(format!("{error:#}"))
             }
             _ => Ended::Failed(format!("{error:#}")),
         }

@@ -15,6 +15,9 @@ use std::time::Duration;
 /// How often is tried again what was in the way.
 const RETRY: Duration = Duration::from_secs(60);
 
+/// How often is written down how far deadlines are away.
+const NOTE_EVERY: Duration = Duration::from_secs(600);
+
 /// What a job is due for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Due {
@@ -27,6 +30,7 @@ enum Due {
 #[derive(Debug, Default)]
 pub struct Scheduler {
     retry: Option<Deadline>,
+    noted: Option<Deadline>,
     /// Jobs that could not do what they were due for, and when they may try again.
     held: BTreeMap<String, Deadline>,
 }
@@ -53,6 +57,10 @@ impl Scheduler {
         if self.retry.as_ref().is_none_or(|retry| retry.is_due(&now)) {
             self.retry = Some(Deadline::after(&now, RETRY));
             jobs.iter().for_each(|job| manager.retry(job));
+        }
+        if self.noted.as_ref().is_none_or(|noted| noted.is_due(&now)) {
+            self.noted = Some(Deadline::after(&now, NOTE_EVERY));
+            jobs.iter().for_each(|job| manager.note_deadlines(job));
         }
     }
 
@@ -85,7 +93,7 @@ fn due(job: &JobRecord, now: &Moment) -> Option<Due> {
 
 impl Manager {
     /// The job's valid time has passed.
-    fn expire(&self, name: &str) -> crate::job::Refused<()> {
+    fn expire(self: &Arc<Self>, name: &str) -> crate::job::Refused<()> {
         {
             let mut inner = self.lock();
             let mut job = self.job(&inner, name)?;
@@ -95,20 +103,63 @@ impl Manager {
             tracing::warn!(job = name, "job has expired; its images stay");
             job.status = Status::Expired;
             job.next_sync = None;
+            let store = job.store.clone();
             self.save(&mut inner, job, None)
                 .map_err(|error| crate::job::Refusal::failed(&error))?;
+            self.leave_note(&store, name);
         }
-        self.leave_note(name);
         Ok(())
     }
 
     /// Tries again what was in the way: images in use that are too many, and jobs being deleted.
     fn retry(self: &Arc<Self>, job: &JobRecord) {
-        if job.status == Status::Deleting {
-            return self.purge_in_background(job.clone());
+        match job.status {
+            Status::Deleting => self.purge_in_background(job.clone()),
+            Status::Running => {
+                // One that could not be gone on with when the daemon started.
+                if let Err(error) = super::recover::go_on_running(self, &job.name) {
+                    tracing::warn!(job = job.name, "{error:#}");
+                }
+            }
+            _ if job.excess => self.retain_in_background(job.clone()),
+            _ => {}
         }
-        if job.excess && job.status != Status::Running {
-            self.retain_again(job);
+    }
+
+    /// A store that does not answer must not hold up the schedule.
+    fn retain_in_background(self: &Arc<Self>, job: JobRecord) {
+        if !self.lock().deleting.insert(job.name.clone()) {
+            return;
+        }
+        let (manager, name) = (self.clone(), job.name.clone());
+        let spawned = std::thread::Builder::new()
+            .name("retention".to_owned())
+            .spawn(move || {
+                manager.retain_again(&job);
+                manager.lock().deleting.remove(&job.name);
+            });
+        if let Err(error) = spawned {
+            tracing::error!(job = name, "no thread to delete its images: {error}");
+            self.lock().deleting.remove(&name);
+        }
+    }
+
+    /// Writes down how far deadlines are away: across a reboot, that is believed more than a wall clock that was set.
+    fn note_deadlines(&self, job: &JobRecord) {
+        let now = self.now();
+        let mut inner = self.lock();
+        let Some(mut job) = inner
+            .jobs
+            .get(&job.name)
+            .filter(|job| job.status.is_unfinished())
+            .cloned()
+        else {
+            return;
+        };
+        job.expires = job.expires.noted(&now);
+        job.next_sync = job.next_sync.as_ref().map(|next| next.noted(&now));
+        if let Err(error) = self.save(&mut inner, job, None) {
+            tracing::warn!("{error:#}");
         }
     }
 

@@ -27,6 +27,9 @@ impl Manager {
         if let Some((live, ending)) = live {
             view.progress = Some(live.progress());
             view.ending = ending.map(|ending| ending.label().to_owned());
+            if let Some(ending) = ending {
+                view.next.text = format!("this sync is being ended ({})", ending.label());
+            }
         }
         // The store is asked without the mutex: its disk may be slow.
         view.images = images(&job);
@@ -112,6 +115,7 @@ fn view(job: &JobRecord, runs: &[RunView], now: &Moment) -> JobView {
         compress_level: job.compress_level,
         bandwidth_limit_bytes: job.bandwidth_limit_bytes,
         cluster_size_bytes: job.cluster_size_bytes,
+        accept_changed_disk: job.accept_changed_disk,
         hooks: job.hooks.clone(),
         take_up: job.take_up.clone(),
         created: job.created,

@@ -1,5 +1,6 @@
 //! The database: two tables, each row a record as JSON beside what is looked up by.
 
+use super::JobNote;
 use crate::job::JobRecord;
 use anyhow::{Context, Result, bail};
 use api::RunView;
@@ -19,6 +20,12 @@ const MIGRATIONS: [&str; 1] = ["
         number INTEGER NOT NULL,
         record TEXT NOT NULL,
         PRIMARY KEY (job, number)
+    ) STRICT;
+    CREATE TABLE unseen_stores (
+        path TEXT PRIMARY KEY
+    ) STRICT;
+    CREATE TABLE host (
+        id TEXT NOT NULL
     ) STRICT;
 "];
 
@@ -51,7 +58,8 @@ impl State {
         let path = dir.join("state.db");
         let existed = path.exists();
         match Self::try_open(&path) {
-            Ok(state) if existed => Ok((state, Opened::Found)),
+            // One that has no host is one whose making was cut short.
+            Ok(state) if existed && state.host()?.is_some() => Ok((state, Opened::Found)),
             Ok(state) => Ok((state, Opened::New)),
             Err(error) if existed && is_damage(&error) => {
                 let kept = set_aside(&path)?;
@@ -137,6 +145,54 @@ impl State {
         Ok(())
     }
 
+    /// Fills a state that is new, or was, with what stores knew: all of it or nothing. `unseen` are stores that are to be
+    /// looked through later.
+    pub fn fill(&mut self, notes: &[JobNote], unseen: &[PathBuf]) -> Result<()> {
+        let transaction = self.connection.transaction()?;
+        for note in notes {
+            put_job(&transaction, &note.job)?;
+            for run in &note.runs {
+                put_run(&transaction, &note.job.name, run)?;
+            }
+        }
+        transaction.execute("DELETE FROM unseen_stores", [])?;
+        for store in unseen {
+            let path = store.to_string_lossy();
+            transaction.execute("INSERT OR IGNORE INTO unseen_stores (path) VALUES (?1)", [path])?;
+        }
+        put_host(&transaction)?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// Stores that are still to be looked through.
+    pub fn unseen(&self) -> Result<Vec<PathBuf>> {
+        let mut statement = self.connection.prepare("SELECT path FROM unseen_stores")?;
+        let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+        rows.map(|row| Ok(PathBuf::from(row?))).collect()
+    }
+
+    /// The machine that the state was written on.
+    fn host(&self) -> Result<Option<String>> {
+        let host = self
+            .connection
+            .query_row("SELECT id FROM host", [], |row| row.get(0));
+        Ok(host.optional()?)
+    }
+
+    /// Whether the state was written on another machine: a copy of this disk that was started elsewhere.
+    pub fn is_of_another_host(&self) -> Result<bool> {
+        Ok(self.host()?.is_some_and(|known| known != super::host()))
+    }
+
+    /// The state is this machine's from now on.
+    pub fn claim(&mut self) -> Result<()> {
+        let transaction = self.connection.transaction()?;
+        put_host(&transaction)?;
+        transaction.commit()?;
+        Ok(())
+    }
+
     /// Runs of a job, newest first.
     pub fn runs(&self, job: &str, limit: u32) -> Result<Vec<RunView>> {
         let mut statement = self
@@ -160,6 +216,12 @@ impl State {
             .map(|record| Ok(serde_json::from_str(&record)?))
             .transpose()
     }
+}
+
+fn put_host(transaction: &Transaction<'_>) -> Result<()> {
+    transaction.execute("DELETE FROM host", [])?;
+    transaction.execute("INSERT INTO host (id) VALUES (?1)", [super::host()])?;
+    Ok(())
 }
 
 fn put_job(transaction: &Transaction<'_>, job: &JobRecord) -> Result<()> {
@@ -264,6 +326,7 @@ mod tests {
         web.description = "changed".to_owned();
         state.save(&web, Some(&run(2))).unwrap();
         state.save(&job("db"), None).unwrap();
+        state.claim().unwrap();
         drop(state);
         let (mut state, opened) = State::open(dir.path()).unwrap();
         assert_eq!(opened, Opened::Found);
@@ -303,6 +366,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut state, _) = State::open(dir.path()).unwrap();
         state.save(&job("web01"), None).unwrap();
+        state.claim().unwrap();
         state
             .connection
             .execute("UPDATE jobs SET record = '{}'", [])

@@ -6,4 +6,4 @@ mod rebuild;
 
 pub use database::{Opened, State};
 pub use known::KnownStores;
-pub use rebuild::{JobNote, NOTE_RUNS, rebuild};
+pub use rebuild::{JobNote, NOTE_RUNS, host, rebuild};

@@ -1,16 +1,19 @@
 //! Every action in every state, actions at once, and what a restart finds: on the manager itself, with a clock set by
 //! hand and disks that are not there. Real syncs are run by the cross-crate tests.
 
-use super::live::{Ending, LiveRun};
+use super::live::LiveRun;
 use super::{Manager, Scheduler, start};
 use crate::clock::{Clock, Deadline, HandClock};
 use crate::config::Config;
+use crate::job::Ending;
 use crate::job::{ActiveRun, DiskRecord, Given, JobRecord, Refused, new_record};
 use crate::state::JobNote;
 use api::{Action, CompleteJob, CreateJob, ErrorKind, ModifyJob, RunType, Status, rules};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+mod crashes;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -70,6 +73,7 @@ impl House {
                 name: "vda".to_owned(),
                 path: self.dir.path().join("gone"),
                 size_bytes: 4096,
+                identity: Default::default(),
             }],
         };
         let request = CreateJob {
@@ -87,6 +91,9 @@ impl House {
                 number: 1,
                 run_type: RunType::Manual,
                 image: None,
+                ending: None,
+                from_waiting: false,
+                written: None,
             });
             let live = Arc::new(LiveRun::new(1, now.wall, 0));
             inner.live.insert(name.to_owned(), (live, None));
@@ -169,7 +176,7 @@ fn every_action_in_every_state_is_allowed_or_refused_as_the_table_says() {
 
 #[test]
 fn the_documentation_has_the_same_table() {
-    let text = include_str!("../../../docs/operations.md");
+    let text = include_str!("../../../../docs/operations.md");
     let cell = |status: Status, action: Action| {
         if rules::allowed(status, action) {
             "yes"
@@ -427,6 +434,9 @@ fn a_job_that_was_running_is_gone_on_with() {
             number: 1,
             run_type: RunType::Schedule,
             image: None,
+            ending: None,
+            from_waiting: false,
+            written: None,
         });
         let run = super::run_begun(1, RunType::Schedule, job.created);
         house.manager.save(&mut inner, job, Some(&run)).unwrap();
@@ -456,6 +466,9 @@ fn an_image_that_was_made_before_a_kill_is_counted_once() {
             number: 1,
             run_type: RunType::Manual,
             image: Some(1),
+            ending: None,
+            from_waiting: false,
+            written: None,
         });
         let run = super::run_begun(1, RunType::Manual, job.created);
         house.manager.save(&mut inner, job, Some(&run)).unwrap();

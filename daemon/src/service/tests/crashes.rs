@@ -1,0 +1,225 @@
+//! What a crash, a lost state, another machine or another disk must not lead to.
+
+use super::House;
+use crate::job::{ActiveRun, Ending};
+use crate::service::run_begun;
+use crate::state::{JobNote, State};
+use api::{ModifyJob, RunType, Status};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Waits until the note of a job in a store tells what is wanted.
+fn wait_for_note(store: &Path, name: &str, wanted: impl Fn(&JobNote) -> bool) {
+    let begun = Instant::now();
+    loop {
+        let note = imagefmt::open_store(store).and_then(|store| store.note::<JobNote>(name));
+        if note.is_ok_and(|note| wanted(&note)) {
+            return;
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "the note of {name} is not written"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A job that has one image and waits, and its store.
+fn waiting(house: &House, name: &str) -> PathBuf {
+    house.manager.create(&house.request(name)).unwrap();
+    house.manager.start(name).unwrap();
+    house.settle();
+    let store = house.dir.path().join("store");
+    wait_for_note(&store, name, |note| note.job.status == Status::Waiting);
+    store
+}
+
+fn lose_state(house: &House) {
+    std::fs::remove_file(house.dir.path().join("state.db")).unwrap();
+}
+
+#[test]
+fn a_first_sync_takes_no_other_disk_than_the_job_was_created_for() {
+    let house = House::new();
+    let request = house.request("web01");
+    house.manager.create(&request).unwrap();
+    std::fs::write(&request.disks[0].path, [1; 5000]).unwrap();
+    house.manager.start("web01").unwrap();
+    house.settle();
+    let error = house.job("web01").error.unwrap();
+    assert!(error.contains("it has 5000 bytes and had 100000"), "{error}");
+    assert!(error.contains("accept_changed_disk"), "{error}");
+}
+
+#[test]
+fn another_disk_is_accepted_once() {
+    let house = House::new();
+    waiting(&house, "web01");
+    let accept = ModifyJob {
+        accept_changed_disk: Some(true),
+        ..ModifyJob::default()
+    };
+    house.manager.modify("web01", &accept).unwrap();
+    assert!(house.manager.show("web01").unwrap().accept_changed_disk);
+    house.manager.sync("web01").unwrap();
+    house.settle();
+    assert!(!house.manager.show("web01").unwrap().accept_changed_disk);
+}
+
+#[test]
+fn an_order_to_end_that_was_answered_counts_after_a_kill() {
+    for (ending, status) in [
+        (Ending::Stop, Status::Stopped),
+        (Ending::Cancel, Status::Canceled),
+    ] {
+        let house = House::new();
+        house.job_in("web01", Status::Running);
+        match ending {
+            Ending::Cancel => house.manager.cancel("web01").unwrap(),
+            _ => house.manager.stop("web01").unwrap(),
+        }
+        std::fs::create_dir(house.dir.path().join("store")).unwrap();
+        imagefmt::open_or_create_store(&house.dir.path().join("store"), false).unwrap();
+        let house = house.restart();
+        house.settle();
+        assert_eq!(house.job("web01").status, status);
+    }
+}
+
+#[test]
+fn whether_an_image_was_made_is_decided_when_its_store_is_there() {
+    let house = House::new();
+    let store = waiting(&house, "web01");
+    {
+        let mut inner = house.manager.lock();
+        let mut job = house.manager.job(&inner, "web01").unwrap();
+        job.status = Status::Running;
+        job.run = Some(ActiveRun {
+            number: 1,
+            run_type: RunType::Manual,
+            image: Some(1),
+            ending: None,
+            from_waiting: false,
+            written: None,
+        });
+        let run = run_begun(1, RunType::Manual, job.created);
+        house.manager.save(&mut inner, job, Some(&run)).unwrap();
+    }
+    let away = house.dir.path().join("away");
+    std::fs::rename(&store, &away).unwrap();
+    let house = house.restart();
+    house.settle();
+    let job = house.job("web01");
+    assert_eq!(job.status, Status::InError);
+    assert!(job.error.unwrap().contains("store cannot be read"));
+    std::fs::rename(&away, &store).unwrap();
+    house.manager.start("web01").unwrap();
+    house.settle();
+    let view = house.manager.show("web01").unwrap();
+    assert_eq!(
+        (view.status, &*view.images),
+        (Status::Waiting, &["web01/1".to_owned()][..])
+    );
+    assert_eq!(house.manager.runs("web01", 10).unwrap().len(), 1);
+}
+
+#[test]
+fn a_store_that_was_away_when_the_state_was_lost_is_looked_through_later() {
+    let house = House::new();
+    let store = waiting(&house, "web01");
+    let away = house.dir.path().join("away");
+    std::fs::rename(&store, &away).unwrap();
+    lose_state(&house);
+    let house = house.restart();
+    let warnings = house.manager.status().warnings;
+    assert!(
+        warnings.iter().any(|warning| warning.contains("is no store now")),
+        "{warnings:?}"
+    );
+    assert!(house.manager.lock().jobs.is_empty());
+    std::fs::rename(&away, &store).unwrap();
+    let house = house.restart();
+    assert_eq!(house.job("web01").status, Status::Waiting);
+    let house = house.restart();
+    assert_eq!(house.manager.status().warnings, Vec::<String>::new());
+}
+
+#[test]
+fn a_rebuild_that_was_cut_short_is_begun_again() {
+    let house = House::new();
+    waiting(&house, "web01");
+    lose_state(&house);
+    let dir = house.dir.path().to_owned();
+    // As it was before the first job was filled in.
+    drop(State::open(&dir).unwrap());
+    let house = house.restart();
+    assert_eq!(house.job("web01").status, Status::Waiting);
+}
+
+#[test]
+fn the_jobs_of_another_machine_are_left_alone() {
+    let house = House::new();
+    let store = waiting(&house, "web01");
+    let opened = imagefmt::open_store(&store).unwrap();
+    let mut note: JobNote = opened.note("web01").unwrap();
+    note.host = "another machine".to_owned();
+    opened.put_note("web01", &note).unwrap();
+    lose_state(&house);
+    let house = house.restart();
+    assert!(house.manager.lock().jobs.is_empty());
+    let warnings = house.manager.status().warnings;
+    assert!(
+        warnings
+            .iter()
+            .any(|warning| warning.contains("is of another machine")),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn a_stale_look_at_a_job_deletes_nothing_of_a_later_one_of_its_name() {
+    let house = House::new();
+    let store = waiting(&house, "web01");
+    let mut stale = house.job("web01");
+    stale.status = Status::Deleting;
+    house.manager.purge_in_background(stale);
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!house.manager.lock().deleting.contains("web01"));
+    let images = imagefmt::open_store(&store).unwrap().job("web01").unwrap();
+    assert_eq!(images.sequences, [1]);
+}
+
+#[test]
+fn a_purge_of_a_store_that_is_not_there_is_not_done() {
+    let house = House::new();
+    let store = waiting(&house, "web01");
+    let away = house.dir.path().join("away");
+    std::fs::rename(&store, &away).unwrap();
+    assert_eq!(house.manager.delete("web01", true), Ok(false));
+    let begun = Instant::now();
+    while house.job("web01").error.is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(house.job("web01").status, Status::Deleting);
+    // A store that is gone for good does not keep its job.
+    assert_eq!(house.manager.delete("web01", false), Ok(true));
+}
+
+#[test]
+fn images_that_another_job_is_to_build_on_are_not_purged() {
+    let house = House::new();
+    waiting(&house, "web01");
+    house.manager.cancel("web01").unwrap();
+    let heir = api::CreateJob {
+        name: "web02".to_owned(),
+        take_up: Some("web01".to_owned()),
+        ..house.request("web01")
+    };
+    house.manager.create(&heir).unwrap();
+    let refusal = house.manager.delete("web01", true).unwrap_err();
+    assert!(refusal.message.contains("job web02 is to build on"), "{refusal}");
+    house.manager.start("web02").unwrap();
+    house.settle();
+    assert_eq!(house.manager.delete("web01", true), Ok(false));
+}
