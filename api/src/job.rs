@@ -188,6 +188,7 @@ pub struct JobView {
     /// Cluster size; absent until it is known for a job that takes up another one.
     pub cluster_size_bytes: Option<u32>,
     /// Whether the next sync takes a disk that is not the one that the job knows; an image that is made ends it.
+    #[serde(default)]
     pub accept_changed_disk: bool,
     /// Programs run around syncs.
     pub hooks: HooksView,

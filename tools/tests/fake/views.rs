@@ -42,6 +42,7 @@ pub fn waiting(name: &str) -> JobView {
         compress_level: 4,
         bandwidth_limit_bytes: 0,
         cluster_size_bytes: Some(65_536),
+        accept_changed_disk: false,
         hooks: HooksView {
             pre: None,
             post: None,

@@ -222,10 +222,14 @@ fn sync(job: &JobView) -> String {
     let clusters = job
         .cluster_size_bytes
         .map(|bytes| format!(", clusters of {}", size(bytes.into())));
+    let stranger = job
+        .accept_changed_disk
+        .then_some(", takes a changed disk for one image");
     format!(
-        "{limit}, compression level {}{}",
+        "{limit}, compression level {}{}{}",
         job.compress_level,
-        clusters.unwrap_or_default()
+        clusters.unwrap_or_default(),
+        stranger.unwrap_or_default()
     )
 }
 
