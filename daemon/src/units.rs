@@ -11,6 +11,11 @@ pub fn rate(bytes: u64, span: Duration) -> u64 {
     u64::try_from(u128::from(bytes) * 1000 / millis).unwrap_or(u64::MAX)
 }
 
+/// How long `bytes` take at so many a second; a rate that is not known counts as one byte.
+pub fn seconds(bytes: u64, rate: u64) -> f64 {
+    as_f64(bytes) / as_f64(rate.max(1))
+}
+
 /// A count as a float: exact up to 2^53, rounded above.
 pub fn as_f64(count: u64) -> f64 {
     let (high, low) = (count >> 32, count & 0xffff_ffff);

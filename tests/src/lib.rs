@@ -65,13 +65,7 @@ impl Bench {
 
     /// A loop device of `size_bytes` zeros.
     pub fn disk(&self, name: &str, size_bytes: u64) -> Result<Disk> {
-        let backing = self.dir.sparse_file(name, size_bytes)?;
-        let device = LoopDevice::attach(&backing)?;
-        Ok(Disk {
-            device,
-            backing,
-            size_bytes,
-        })
+        Disk::new(&self.dir, name, size_bytes)
     }
 
     /// Runs `smcd sync` for `web01` with these disks and returns what `--json` printed.
@@ -136,6 +130,17 @@ impl Bench {
 }
 
 impl Disk {
+    /// A loop device of `size_bytes` zeros, over a file of this name in `dir`.
+    pub fn new(dir: &ScratchDir, name: &str, size_bytes: u64) -> Result<Self> {
+        let backing = dir.sparse_file(name, size_bytes)?;
+        let device = LoopDevice::attach(&backing)?;
+        Ok(Self {
+            device,
+            backing,
+            size_bytes,
+        })
+    }
+
     /// Path of the device.
     pub fn path(&self) -> &Path {
         self.device.path()

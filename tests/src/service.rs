@@ -12,7 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
-use vm_tests::guard::{LoopDevice, ScratchDir};
+use vm_tests::guard::ScratchDir;
 use vm_tests::process::wait_until;
 
 /// How long anything may take on a busy machine.
@@ -129,13 +129,7 @@ impl Service {
 
     /// A loop device of `size_bytes` zeros.
     pub fn disk(&self, name: &str, size_bytes: u64) -> Result<Disk> {
-        let backing = self.dir.sparse_file(name, size_bytes)?;
-        let device = LoopDevice::attach(&backing)?;
-        Ok(Disk {
-            device,
-            backing,
-            size_bytes,
-        })
+        Disk::new(&self.dir, name, size_bytes)
     }
 
     /// Lets time pass.

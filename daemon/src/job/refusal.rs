@@ -31,6 +31,14 @@ impl Refusal {
         Self::new(ErrorKind::Failed, format!("{error:#}"))
     }
 
+    /// The daemon ends, and nothing begins any more.
+    pub fn shutting_down() -> Self {
+        Self::new(
+            ErrorKind::Unavailable,
+            "smcd is shutting down: ask again when it has started",
+        )
+    }
+
     /// No such job.
     pub fn no_job<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> Self {
         let known: Vec<&str> = known.map(String::as_str).collect();

@@ -2,9 +2,10 @@
 
 use super::manager::Manager;
 use super::outcome::finish;
-use crate::job::Ending;
-use crate::job::{self, JobRecord, Refusal, Refused};
+use super::recover::image_of;
+use crate::job::{self, Ending, JobRecord, Refusal, Refused};
 use api::{Action, CompleteJob, ModifyJob, RunType, Status};
+use imagefmt::Manifest;
 use std::sync::Arc;
 
 impl Manager {
@@ -30,19 +31,29 @@ impl Manager {
         run_type: RunType,
         change: impl FnOnce(&mut JobRecord),
     ) -> Refused<()> {
-        {
-            let mut inner = self.lock();
-            let mut job = self.job_for(&inner, name, action)?;
-            change(&mut job);
-            let store = job.store.clone();
-            let launched = match concluded(action, &job) {
-                Some(manifest) => self.conclude_late(&mut inner, job, manifest),
-                None => self.launch(&mut inner, job, run_type),
-            };
-            launched.map_err(|error| Refusal::failed(&error))?;
-            self.leave_note(&store, name);
-        }
+        let made = self.made_before(name, action);
+        let mut inner = self.lock();
+        let mut job = self.job_for(&inner, name, action)?;
+        change(&mut job);
+        let store = job.store.clone();
+        let of_run = job.run.as_ref().and_then(|run| run.image);
+        let launched = match made.filter(|made| Some(made.sequence) == of_run) {
+            Some(manifest) => self.conclude_late(&mut inner, job, manifest),
+            None => self.launch(&mut inner, job, run_type),
+        };
+        launched.map_err(|error| Refusal::failed(&error))?;
+        self.leave_note(&store, name);
         Ok(())
+    }
+
+    /// The image that an interrupted run had made while its store could not be read: `start` need not make it again.
+    /// The store is asked without the mutex.
+    fn made_before(&self, name: &str, action: Action) -> Option<Manifest> {
+        if action != Action::Start {
+            return None;
+        }
+        let job = self.job(&self.lock(), name).ok()?;
+        image_of(&job).ok().flatten()
     }
 
     /// Finishes a job, after a last sync if asked for.
@@ -111,41 +122,36 @@ impl Manager {
         action: Action,
         change: impl FnOnce(&mut JobRecord),
     ) -> Refused<()> {
-        {
-            let mut inner = self.lock();
-            let mut job = self.job_for(&inner, name, action)?;
-            if inner.live.contains_key(name) {
-                return Err(Refusal::conflict(format!(
-                    "a sync of job {name} has begun meanwhile: ask again"
-                )));
-            }
-            change(&mut job);
-            let store = job.store.clone();
-            self.save(&mut inner, job, None)
-                .map_err(|error| Refusal::failed(&error))?;
-            self.leave_note(&store, name);
+        let mut inner = self.lock();
+        let mut job = self.job_for(&inner, name, action)?;
+        if inner.live.contains_key(name) {
+            return Err(Refusal::conflict(format!(
+                "a sync of job {name} has begun meanwhile: ask again"
+            )));
         }
+        change(&mut job);
+        let store = job.store.clone();
+        self.save(&mut inner, job, None)
+            .map_err(|error| Refusal::failed(&error))?;
+        self.leave_note(&store, name);
         Ok(())
     }
 
     /// Changes parameters; a new bandwidth limit reaches a sync that runs.
     pub fn modify(self: &Arc<Self>, name: &str, change: &ModifyJob) -> Refused<()> {
-        {
-            let mut inner = self.lock();
-            let job = self.job(&inner, name)?;
-            if inner.closing {
-                // The same words as for every other action.
-                self.job_for(&inner, name, Action::ModifyAny)?;
-            }
-            let changed = job::modify(&job, change, &self.config, &self.now())?;
-            let (limit, store) = (changed.bandwidth_limit_bytes, changed.store.clone());
-            self.save(&mut inner, changed, None)
-                .map_err(|error| Refusal::failed(&error))?;
-            if let Some((live, _)) = inner.live.get(name) {
-                live.control.pace().set_limit(limit);
-            }
-            self.leave_note(&store, name);
+        let mut inner = self.lock();
+        let job = self.job(&inner, name)?;
+        if inner.closing {
+            return Err(Refusal::shutting_down());
         }
+        let changed = job::modify(&job, change, &self.config, &self.now())?;
+        let (limit, store) = (changed.bandwidth_limit_bytes, changed.store.clone());
+        self.save(&mut inner, changed, None)
+            .map_err(|error| Refusal::failed(&error))?;
+        if let Some((live, _)) = inner.live.get(name) {
+            live.control.pace().set_limit(limit);
+        }
+        self.leave_note(&store, name);
         Ok(())
     }
 
@@ -163,11 +169,4 @@ impl Manager {
     pub fn running(&self) -> usize {
         self.lock().live.len()
     }
-}
-
-/// The image that an interrupted run had made while its store could not be read: `start` need not make it again.
-fn concluded(action: Action, job: &JobRecord) -> Option<imagefmt::Manifest> {
-    (action == Action::Start)
-        .then(|| super::recover::image_of(job).ok().flatten())
-        .flatten()
 }

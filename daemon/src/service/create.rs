@@ -45,10 +45,7 @@ impl Manager {
                 return Ok((name, false));
             }
             if inner.closing {
-                return Err(Refusal {
-                    kind: api::ErrorKind::Unavailable,
-                    message: "smcd is shutting down: ask again when it has started".to_owned(),
-                });
+                return Err(Refusal::shutting_down());
             }
             check_disks(&inner, &record)?;
             self.check_take_up(&inner, &record)?;

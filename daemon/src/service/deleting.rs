@@ -43,16 +43,18 @@ impl Manager {
 
     /// Goes on with a job that is Deleting, unless somebody does already.
     pub(super) fn purge_in_background(self: &Arc<Self>, job: JobRecord) {
-        {
-            let mut inner = self.lock();
-            if !is_still_deleting(&inner, &job) || !inner.deleting.insert(job.name.clone()) {
-                return;
-            }
+        self.delete_in_background(job, Self::purge);
+    }
+
+    /// Deletes images in a thread, as a store that does not answer must not hold up whoever asks: one thread a job.
+    pub(super) fn delete_in_background(self: &Arc<Self>, job: JobRecord, work: fn(&Arc<Self>, &JobRecord)) {
+        if !self.lock().deleting.insert(job.name.clone()) {
+            return;
         }
         let (manager, name) = (self.clone(), job.name.clone());
-        let thread = thread::Builder::new().name(format!("purge {name}"));
+        let thread = thread::Builder::new().name(format!("delete {name}"));
         let spawned = thread.spawn(move || {
-            manager.purge(&job);
+            work(&manager, &job);
             manager.lock().deleting.remove(&job.name);
         });
         if let Err(error) = spawned {
@@ -64,6 +66,10 @@ impl Manager {
     /// Deletes the images of a job, and then the job; what is in the way is told, and tried again later.
     fn purge(self: &Arc<Self>, job: &JobRecord) {
         let name = &job.name;
+        // Whoever asked may have looked some time ago.
+        if !is_still_deleting(&self.lock(), job) {
+            return;
+        }
         match purge_images(job) {
             Ok(count) => {
                 {

@@ -4,7 +4,7 @@ use super::manager::Manager;
 use super::written::written;
 use crate::engine::{self, SourceDisk};
 use crate::job::{Refusal, Refused};
-use crate::units::{as_f64, rate, share, times};
+use crate::units::{rate, seconds, share, times};
 use anyhow::{Context, Result};
 use api::{DiskEstimate, Estimate, EstimateRequest, StoreEstimate, limits};
 use blockio::{ReadOptions, SequentialReader, SequentialWriter, WriteOptions};
@@ -30,10 +30,10 @@ const WRITE_MAX: u64 = 1 << 30;
 
 /// Reads from the disks and writes to the store for some seconds each, and says what syncs would take.
 pub fn estimate(manager: &Manager, request: &EstimateRequest) -> Refused<Estimate> {
-    let seconds = request.seconds.unwrap_or(SECONDS_DEFAULT);
-    if !(1..=SECONDS_MAX).contains(&seconds) {
+    let tried = request.seconds.unwrap_or(SECONDS_DEFAULT);
+    if !(1..=SECONDS_MAX).contains(&tried) {
         return Err(Refusal::invalid(format!(
-            "seconds {seconds} is out of range: 1 to {SECONDS_MAX}"
+            "seconds {tried} is out of range: 1 to {SECONDS_MAX}"
         )));
     }
     let level = request.compress_level.unwrap_or(changetrack::COMPRESS_LEVEL);
@@ -54,7 +54,7 @@ pub fn estimate(manager: &Manager, request: &EstimateRequest) -> Refused<Estimat
     }
     let chosen = manager.chosen(&request.disks, request.all_disks, &store)?;
     let opened = engine::open_all(&chosen, &store).map_err(|error| Refusal::invalid(format!("{error:#}")))?;
-    let time = Duration::from_secs(seconds.into());
+    let time = Duration::from_secs(tried.into());
     let measured = measure(&opened, &store, level, time).map_err(|error| Refusal::failed(&error))?;
     Ok(conclude(&opened, &measured))
 }
@@ -241,19 +241,19 @@ fn conclude(disks: &[SourceDisk], measured: &Measured) -> Estimate {
     let stored_bytes: u64 = estimates.iter().map(stored_of).sum();
     let reading: f64 = estimates
         .iter()
-        .map(|disk| time_of(disk.size_bytes, disk.read_rate_bytes))
+        .map(|disk| seconds(disk.size_bytes, disk.read_rate_bytes))
         .sum();
     let computing: f64 = pairs()
         .map(|(disk, sampled)| compute_seconds(disk, sampled))
         .sum();
-    let writing = time_of(stored_bytes, measured.store.write_rate_bytes);
+    let writing = seconds(stored_bytes, measured.store.write_rate_bytes);
     let hourly = disks
         .iter()
         .map(|disk| hourly(disk.device.path()))
         .sum::<Option<u64>>();
     let stored_share = share(stored_bytes, total_bytes);
     let change = hourly.map_or(0.0, |bytes| {
-        time_of(
+        seconds(
             times(bytes.min(total_bytes), stored_share),
             measured.store.write_rate_bytes,
         )
@@ -296,15 +296,7 @@ fn compute_seconds(disk: &SourceDisk, sampled: &Sampled) -> f64 {
     if one == 0 {
         return 0.0;
     }
-    time_of(data, one.saturating_mul(cores as u64))
-}
-
-fn time_of(bytes: u64, rate: u64) -> f64 {
-    if bytes == 0 {
-        0.0
-    } else {
-        as_f64(bytes) / as_f64(rate.max(1))
-    }
+    seconds(data, one.saturating_mul(cores as u64))
 }
 
 /// Bytes written to a device in an hour, on average since boot.

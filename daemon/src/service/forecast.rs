@@ -3,7 +3,7 @@
 use super::written;
 use crate::clock::Moment;
 use crate::job::JobRecord;
-use crate::units::{as_f64, rate};
+use crate::units::{rate, seconds};
 use api::{Forecast, RunOutcome, RunView};
 use std::time::Duration;
 
@@ -95,13 +95,6 @@ fn other(run: &RunView) -> f64 {
 
 fn limited(rate: u64, limit: u64) -> u64 {
     if limit == 0 { rate } else { rate.min(limit) }
-}
-
-fn seconds(bytes: u64, rate: u64) -> f64 {
-    if bytes == 0 {
-        return 0.0;
-    }
-    as_f64(bytes) / as_f64(rate.max(1))
 }
 
 fn per_second(bytes: u64, time: f64) -> Option<u64> {

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::job::{JobRecord, Refusal, Refused};
 use crate::state::{JobNote, KnownStores, NOTE_RUNS, State};
 use anyhow::Context;
-use api::{Action, ErrorKind, RunView, rules};
+use api::{Action, RunView, rules};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -172,10 +172,7 @@ impl Manager {
     /// A job that allows an action.
     pub(super) fn job_for(&self, inner: &Inner, name: &str, action: Action) -> Refused<JobRecord> {
         if inner.closing {
-            return Err(Refusal {
-                kind: ErrorKind::Unavailable,
-                message: "smcd is shutting down: ask again when it has started".to_owned(),
-            });
+            return Err(Refusal::shutting_down());
         }
         let job = self.job(inner, name)?;
         if !rules::allowed(job.status, action) {

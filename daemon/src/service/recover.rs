@@ -207,8 +207,8 @@ pub fn go_on_running(manager: &Arc<Manager>, name: &str) -> Result<()> {
     }
 }
 
-/// Writes down what became of the run that was going on; returns the job as it is then.
-fn interrupt(
+/// Writes down what became of a run that has no thread; returns the job as it is then.
+pub fn interrupt(
     manager: &Manager,
     inner: &mut Inner,
     job: JobRecord,
@@ -231,7 +231,7 @@ fn interrupt(
 }
 
 /// The run as it was begun. One that cannot be read must not keep its job from going on.
-fn unfinished_run(inner: &Inner, job: &JobRecord) -> RunView {
+pub fn unfinished_run(inner: &Inner, job: &JobRecord) -> RunView {
     let number = job.run.as_ref().map_or(job.runs, |run| run.number);
     let run_type = job.run.as_ref().map_or(api::RunType::Manual, |run| run.run_type);
     let known = inner.run(&job.name, number).unwrap_or_else(|error| {

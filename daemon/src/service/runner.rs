@@ -4,6 +4,7 @@ use super::hooks::{self, Stage, Told};
 use super::live::{LiveRun, run_begun};
 use super::manager::{Inner, Manager};
 use super::outcome::{Ended, settle};
+use super::recover::{interrupt, unfinished_run};
 use super::written;
 use crate::engine::{self, Observer, SourceDisk, Synced};
 use crate::job::{ActiveRun, Ending, JobRecord};
@@ -58,28 +59,12 @@ impl Manager {
         mut job: JobRecord,
         manifest: Manifest,
     ) -> Result<()> {
-        let number = job.run.as_ref().map_or(job.runs, |run| run.number);
-        let run_type = job.run.as_ref().map_or(RunType::Manual, |run| run.run_type);
-        let run = inner.run(&job.name, number)?;
-        let mut run = run.unwrap_or_else(|| run_begun(number, run_type, job.created));
+        let mut run = unfinished_run(inner, &job);
         run.error = None;
         job.status = Status::Running;
         job.error = None;
         self.save(inner, job.clone(), None)?;
         self.spawn(inner, job, run, Work::Conclude(Box::new(manifest)))
-    }
-
-    /// A run that no thread could be had for: the job must not stay Running for ever.
-    fn give_up(&self, inner: &mut Inner, job: JobRecord, mut run: RunView, error: &anyhow::Error) {
-        let now = self.now();
-        let ended = Ended::Failed(format!("{error:#}"));
-        run.outcome = ended.outcome();
-        run.error = Some(format!("{error:#}"));
-        run.finished = Some(now.wall);
-        let job = settle(job, &ended, &now);
-        if let Err(error) = self.save(inner, job, Some(&run)) {
-            tracing::error!("{error:#}");
-        }
     }
 
     /// Starts the thread of a run that is written down already.
@@ -107,7 +92,11 @@ impl Manager {
         if let Err(error) = thread.spawn(move || runner.run(run, work)) {
             inner.live.remove(&name);
             let error = anyhow::Error::from(error).context(format!("start the sync of job {name}"));
-            self.give_up(inner, job, begun, &error);
+            // The job must not stay Running for ever.
+            let ended = Ended::Failed(format!("{error:#}"));
+            if let Err(error) = interrupt(self, inner, job, begun, &ended) {
+                tracing::error!("{error:#}");
+            }
             return Err(error);
         }
         Ok(())
@@ -220,12 +209,12 @@ impl Runner {
 
     /// Before there is an image, the disks are compared with those that the job was created for.
     fn check_disks(&self, disks: &[SourceDisk]) -> Result<()> {
-        if self.job.accept_changed_disk {
+        if self.job.synced || self.job.accept_changed_disk {
             return Ok(());
         }
         for disk in disks {
             let known = self.job.disks.iter().find(|known| known.name == disk.meta.name);
-            if let Some(known) = known.filter(|_| !self.job.synced) {
+            if let Some(known) = known {
                 engine::check_known(disk, &known.identity, known.size_bytes, &self.job.name)?;
             }
         }

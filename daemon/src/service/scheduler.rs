@@ -121,26 +121,8 @@ impl Manager {
                     tracing::warn!(job = job.name, "{error:#}");
                 }
             }
-            _ if job.excess => self.retain_in_background(job.clone()),
+            _ if job.excess => self.delete_in_background(job.clone(), Self::retain_again),
             _ => {}
-        }
-    }
-
-    /// A store that does not answer must not hold up the schedule.
-    fn retain_in_background(self: &Arc<Self>, job: JobRecord) {
-        if !self.lock().deleting.insert(job.name.clone()) {
-            return;
-        }
-        let (manager, name) = (self.clone(), job.name.clone());
-        let spawned = std::thread::Builder::new()
-            .name("retention".to_owned())
-            .spawn(move || {
-                manager.retain_again(&job);
-                manager.lock().deleting.remove(&job.name);
-            });
-        if let Err(error) = spawned {
-            tracing::error!(job = name, "no thread to delete its images: {error}");
-            self.lock().deleting.remove(&name);
         }
     }
 
@@ -163,7 +145,7 @@ impl Manager {
         }
     }
 
-    fn retain_again(&self, job: &JobRecord) {
+    fn retain_again(self: &Arc<Self>, job: &JobRecord) {
         let Some(schedule) = job.schedule else { return };
         let max = usize::try_from(schedule.max_images).unwrap_or(usize::MAX);
         let retained =
