@@ -13,16 +13,19 @@
 mod forge;
 mod input;
 
-use crate::codec::{cluster_len_fits, decode_cluster, decompress};
-use crate::digest::{DIGEST_LEN, cluster_digest, damaged_digest, frame_check, header_check, seal_check};
-use crate::geometry::{ClusterSize, Geometry};
-use crate::id::Uuid;
-use crate::layer::{HEADER_LEN, LayerEntry, LayerIdentity, LayerTable};
-use crate::manifest::Manifest;
-use crate::name::{ImageRef, check_name};
-use crate::node::{NODE_PLAIN_LEN, Node, NodeId, closing_check};
-use crate::pointer::{Codec, Place, Pointer};
-use crate::{Digest, sealed};
+use crate::Digest;
+use crate::format::codec::{cluster_len_fits, decode_cluster, decompress};
+use crate::format::digest::{
+    DIGEST_LEN, cluster_digest, damaged_digest, frame_check, header_check, seal_check,
+};
+use crate::format::geometry::{ClusterSize, Geometry};
+use crate::format::id::Uuid;
+use crate::format::layer::{HEADER_LEN, LayerEntry, LayerIdentity, LayerTable};
+use crate::format::manifest::Manifest;
+use crate::format::name::{ImageRef, check_name};
+use crate::format::node::{NODE_PLAIN_LEN, Node, NodeId, closing_check};
+use crate::format::pointer::{Codec, Place, Pointer};
+use crate::format::sealed;
 use forge::{Forge, digest_of_children, examine};
 use input::Input;
 use zerocopy::IntoBytes;

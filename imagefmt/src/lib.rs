@@ -6,77 +6,47 @@
 
 #![deny(clippy::big_endian_bytes, clippy::host_endian_bytes)]
 
-mod builder;
-mod cache;
-mod chain;
-mod checkpoint;
-mod codec;
-mod delete;
-mod diff;
-mod digest;
-mod dir;
-mod disk_read;
-mod disk_writer;
 mod error;
+mod format;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
-mod gc;
-mod geometry;
-mod holders;
-mod id;
-mod image;
-mod int;
-mod jobs;
-mod layer;
-mod manifest;
-#[cfg(any(test, feature = "fuzzing"))]
-#[allow(clippy::unwrap_used, reason = "only tests and fuzzers have it")]
-mod memory;
-mod name;
-mod node;
-mod notes;
-mod paths;
-mod pins;
-mod pointer;
+mod read;
 mod reclaim;
-mod recover;
-mod roots;
-mod sealed;
 mod storage;
 mod store;
-mod sync;
 #[cfg(test)]
 mod tests;
-mod tree;
-mod verdict;
 mod verify;
+mod write;
 
-pub use builder::{BuildStats, ClusterUpdate};
-pub use codec::{Content, SECTOR_LEN, compress_cluster, encode_damaged};
-pub use delete::Reclaimed;
-pub use diff::Change;
-pub use digest::{Digest, DiskDigest, DiskHasher, cluster_digest, is_zero};
-pub use dir::DirStorage;
-pub use disk_read::TryRead;
-pub use disk_writer::{Comparison, DiskMeta, DiskSink, DiskWriter};
 pub use error::{Error, ErrorKind, Result};
-pub use geometry::{ClusterSize, FANOUT, Geometry};
-pub use id::Uuid;
-pub use image::{Disk, Extent, Image};
-pub use jobs::JobImages;
-pub use layer::{LayerEntry, LayerTable};
-pub use manifest::{Consistency, DiskIdentity, DiskRecord, Kind, LayerRecord, Manifest, Method, ParentRef};
-pub use name::{ImageRef, Which, check_name};
-pub use node::{Node, NodeId};
-pub use pins::{PIN_NAME, Pin};
-pub use pointer::{Codec, Place, Pointer};
+pub use format::codec::{Content, SECTOR_LEN, compress_cluster, encode_damaged};
+pub use format::digest::{Digest, DiskDigest, DiskHasher, cluster_digest, is_zero};
+pub use format::geometry::{ClusterSize, FANOUT, Geometry};
+pub use format::id::Uuid;
+pub use format::layer::{LayerEntry, LayerTable};
+pub use format::manifest::{
+    Consistency, DiskIdentity, DiskRecord, Kind, LayerRecord, Manifest, Method, ParentRef,
+};
+pub use format::name::{ImageRef, Which, check_name};
+pub use format::node::{Node, NodeId};
+pub use format::pointer::{Codec, Place, Pointer};
+pub use read::bytes::TryRead;
+pub use read::diff::Change;
+pub use read::image::{Disk, Extent, Image};
+pub use read::tree::{Run, Tree};
+pub use reclaim::delete::Reclaimed;
+pub use storage::dir::DirStorage;
 pub use storage::{LayerAppend, LayerRead, Lock, LockMode, Storage};
+pub use store::jobs::JobImages;
+pub use store::pins::{PIN_NAME, Pin};
 pub use store::{Chain, Store};
-pub use sync::ImageWriter;
-pub use tree::{Run, Tree};
-pub use verdict::{Against, Complete, Damage, Samples, Span, Stopped, Verdict, VerdictState};
+pub use verify::verdict::{Against, Complete, Damage, Samples, Span, Stopped, Verdict, VerdictState};
 pub use verify::{Finding, Position, Resume, Sample, Scope, Verified, Verifier, VerifyPlan, VerifyProgress};
+pub use write::builder::{BuildStats, ClusterUpdate};
+pub use write::disk_writer::{Comparison, DiskMeta, DiskSink, DiskWriter};
+pub use write::sync::ImageWriter;
 
 use std::path::Path;
 use std::sync::Arc;

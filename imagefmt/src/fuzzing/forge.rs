@@ -1,17 +1,17 @@
 //! A store in memory that can be changed anywhere, with the checks of what was changed made right again.
 
 use super::input::Input;
-use crate::codec::decompress;
-use crate::digest::{DIGEST_LEN, cluster_digest, frame_check, header_check, node_digest};
-use crate::geometry::{ClusterSize, FANOUT, Geometry, child_index};
-use crate::layer::HEADER_LEN;
-use crate::memory::MemoryStorage;
-use crate::node::{NODE_PLAIN_LEN, NodeId, closing_check};
-use crate::paths::{layer_path, manifest_path};
-use crate::pointer::RawPointer;
+use crate::format::codec::decompress;
+use crate::format::digest::{DIGEST_LEN, cluster_digest, frame_check, header_check, node_digest};
+use crate::format::geometry::{ClusterSize, FANOUT, Geometry, child_index};
+use crate::format::layer::HEADER_LEN;
+use crate::format::node::{NODE_PLAIN_LEN, NodeId, closing_check};
+use crate::format::pointer::RawPointer;
+use crate::storage::memory::MemoryStorage;
+use crate::storage::paths::{layer_path, manifest_path};
 use crate::{
     Codec, Digest, Disk, DiskDigest, DiskHasher, ErrorKind, Image, Pointer, Storage, Store, Verifier,
-    VerifyPlan, sealed,
+    VerifyPlan, format::sealed,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! A fuzzer's bytes as numbers and choices; past their end there are zeros.
 
-use crate::pointer::RawPointer;
+use crate::format::pointer::RawPointer;
 
 pub(super) struct Input<'a>(pub &'a [u8]);
 

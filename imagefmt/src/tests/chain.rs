@@ -2,7 +2,7 @@
 
 use super::model::Model;
 use super::support::*;
-use crate::memory::MemoryStorage;
+use crate::storage::memory::MemoryStorage;
 use crate::{
     ClusterSize, Consistency, Disk, DiskHasher, Error, Image, Kind, Manifest, Store, Verifier, cluster_digest,
 };

@@ -2,7 +2,7 @@
 
 use super::model::Model;
 use super::support::*;
-use crate::memory::MemoryStorage;
+use crate::storage::memory::MemoryStorage;
 use crate::{ClusterSize, ErrorKind, Store};
 use std::collections::BTreeSet;
 
@@ -209,7 +209,7 @@ fn a_chain_record_that_went_back_in_time_or_was_lost_is_mended() {
         let value: serde_json::Value = serde_json::from_str(text.split("blake3:").next().unwrap()).unwrap();
         let mut value = value;
         value["next_layer"] = 1.into();
-        vec![Some(crate::sealed::seal(&value).unwrap()), None]
+        vec![Some(crate::format::sealed::seal(&value).unwrap()), None]
     };
     let mut model = history[1].clone();
     model.set(7, random_bytes(7, 16384));

@@ -3,9 +3,9 @@
 
 use super::model::Model;
 use super::support::*;
-use crate::memory::MemoryStorage;
-use crate::paths::layer_of;
-use crate::pointer::Place;
+use crate::format::pointer::Place;
+use crate::storage::memory::MemoryStorage;
+use crate::storage::paths::layer_of;
 use crate::storage::{BLOCK_LEN, Storage};
 use crate::{ClusterSize, Consistency, Disk, Error, ErrorKind, Image, Manifest, Reclaimed, Result, Store};
 use std::collections::{BTreeMap, BTreeSet};
@@ -167,7 +167,7 @@ impl Chain {
 
 fn blocks(place: &Place) -> impl Iterator<Item = (u32, u64)> + use<> {
     let layer = place.layer;
-    crate::reclaim::blocks(place).map(move |block| (layer, block))
+    crate::reclaim::walk::blocks(place).map(move |block| (layer, block))
 }
 
 /// Pushes all of the disk, with checkpoints; ends behind `stop` clusters, if that is given, without an image.

@@ -1,10 +1,10 @@
 //! docs/format.md and the code say the same: its byte tables and test vectors are read and compared here.
 
 use super::model::Model;
-use crate::digest::{FRAME_CHECK_LEN, frame_check, node_digest, seal_check};
-use crate::layer::{HEADER_LEN, LayerIdentity, RawHeader};
-use crate::node::{NODE_PLAIN_LEN, NODE_STORED_MAX, Node, closing_check};
-use crate::pointer::{POINTER_LEN, Place, RawPointer};
+use crate::format::digest::{FRAME_CHECK_LEN, frame_check, node_digest, seal_check};
+use crate::format::layer::{HEADER_LEN, LayerIdentity, RawHeader};
+use crate::format::node::{NODE_PLAIN_LEN, NODE_STORED_MAX, Node, closing_check};
+use crate::format::pointer::{POINTER_LEN, Place, RawPointer};
 use crate::{ClusterSize, Codec, NodeId, Pointer, Uuid, cluster_digest};
 use std::mem::offset_of;
 use zerocopy::IntoBytes;

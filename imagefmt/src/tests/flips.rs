@@ -5,8 +5,8 @@
 
 use super::model::Model;
 use super::support::*;
-use crate::layer::{HEADER_LEN, LayerIdentity};
-use crate::memory::MemoryStorage;
+use crate::format::layer::{HEADER_LEN, LayerIdentity};
+use crate::storage::memory::MemoryStorage;
 use crate::{ClusterSize, ErrorKind, Store};
 use std::ops::Range;
 use std::sync::Arc;

@@ -2,15 +2,16 @@
 
 use super::model::Model;
 use super::support::*;
-use crate::layer::HEADER_LEN;
-use crate::memory::MemoryStorage;
-use crate::node::{Node, closing_check};
-use crate::pointer::{Place, RawPointer};
+use crate::format::layer::HEADER_LEN;
+use crate::format::node::{Node, closing_check};
+use crate::format::pointer::{Place, RawPointer};
+use crate::format::sealed;
+use crate::storage::memory::MemoryStorage;
 use crate::{
     ClusterSize, Codec, Digest, DiskDigest, Error, ErrorKind, Geometry, Image, NodeId, Pointer, Result,
     Store, Uuid,
 };
-use crate::{cluster_digest, compress_cluster, sealed};
+use crate::{cluster_digest, compress_cluster};
 use serde_json::{Value, json};
 use zerocopy::IntoBytes;
 

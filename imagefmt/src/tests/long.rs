@@ -1,11 +1,11 @@
 //! A layer that reaches its greatest length, without the bytes.
 
 use super::support::*;
-use crate::builder::{Builder, LayerSource};
-use crate::cache::ChainFiles;
-use crate::layer::{LAYER_LEN_MAX, LayerFiles, LayerIdentity, LayerWriter};
-use crate::memory::MemoryStorage;
+use crate::format::layer::{LAYER_LEN_MAX, LayerFiles, LayerIdentity, LayerWriter};
+use crate::read::cache::ChainFiles;
+use crate::storage::memory::MemoryStorage;
 use crate::storage::{LayerAppend, LayerRead, Lock, LockMode, Storage};
+use crate::write::builder::{Builder, LayerSource};
 use crate::{ClusterSize, ClusterUpdate, Codec, Digest, Geometry, Result, Uuid};
 use std::ops::Range;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 use super::model::Model;
 use super::support::*;
 use crate::cluster_digest;
-use crate::memory::MemoryStorage;
+use crate::storage::memory::MemoryStorage;
 use crate::{
     ClusterSize, ClusterUpdate, Codec, Consistency, Digest, Error, ErrorKind, ImageWriter, Result, Store,
 };

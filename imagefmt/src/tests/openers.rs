@@ -4,11 +4,11 @@
 use super::hostile::{Forge, LAYER, MANIFEST, SIZE, full_text, pointer};
 use super::model::Model;
 use super::support::*;
-use crate::digest::{header_check, seal_check};
-use crate::layer::{HEADER_LEN, RawHeader};
-use crate::memory::MemoryStorage;
-use crate::node::NODE_STORED_MAX;
-use crate::pointer::Place;
+use crate::format::digest::{header_check, seal_check};
+use crate::format::layer::{HEADER_LEN, RawHeader};
+use crate::format::node::NODE_STORED_MAX;
+use crate::format::pointer::Place;
+use crate::storage::memory::MemoryStorage;
 use crate::{ClusterSize, Codec, Digest, ErrorKind, Result, Store};
 use serde_json::{Value, json};
 use std::thread;

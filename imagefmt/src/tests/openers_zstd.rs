@@ -2,8 +2,8 @@
 
 use super::hostile::{Forge, SIZE, pointer};
 use super::support::*;
-use crate::codec::decompress;
-use crate::digest::frame_check;
+use crate::format::codec::decompress;
+use crate::format::digest::frame_check;
 use crate::{Codec, ErrorKind, cluster_digest};
 
 const MAGIC: [u8; 4] = 0xfd2f_b528u32.to_le_bytes();

@@ -2,7 +2,7 @@
 
 use super::model::Model;
 use super::support::*;
-use crate::memory::MemoryStorage;
+use crate::storage::memory::MemoryStorage;
 use crate::{
     ClusterSize, ClusterUpdate, Codec, Consistency, Disk, Error, ErrorKind, Store, TryRead, encode_damaged,
     open_or_create_store,

@@ -1,8 +1,8 @@
 //! Stores in memory, and images written into them from models.
 
 use super::model::Model;
-use crate::memory::MemoryStorage;
-use crate::pointer::Place;
+use crate::format::pointer::Place;
+use crate::storage::memory::MemoryStorage;
 use crate::{
     ClusterUpdate, Codec, Comparison, Consistency, Disk, DiskIdentity, DiskMeta, DiskRecord, DiskSink, Error,
     Finding, Image, ImageWriter, Manifest, Method, NodeId, Pointer, Result, Store, Verifier, VerifyPlan,

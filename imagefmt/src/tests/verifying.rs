@@ -2,7 +2,7 @@
 
 use super::model::Model;
 use super::support::*;
-use crate::memory::MemoryStorage;
+use crate::storage::memory::MemoryStorage;
 use crate::{
     ClusterSize, ErrorKind, Finding, Image, Sample, Scope, Span, Store, Verdict, VerdictState, Verified,
     Verifier, VerifyPlan,

@@ -1,11 +1,11 @@
 //! Reading and checking what a walk has found: stored pieces that lie behind one another, with one read.
 
 use super::finding::{Problem, note};
-use crate::codec::check_cluster;
 use crate::error::{Error, Result, Within};
-use crate::int::to_usize;
-use crate::pointer::{Place, Pointer};
-use crate::tree::Tree;
+use crate::format::codec::check_cluster;
+use crate::format::int::to_usize;
+use crate::format::pointer::{Place, Pointer};
+use crate::read::tree::Tree;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Mutex, PoisonError};
@@ -169,8 +169,8 @@ pub(super) fn work(tree: &Tree, runs: &Mutex<Receiver<Run>>, problems: &Sender<V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::Digest;
-    use crate::pointer::Codec;
+    use crate::format::digest::Digest;
+    use crate::format::pointer::Codec;
 
     fn cluster(layer: u32, offset: u64, len: u32) -> Piece {
         let place = Place { layer, offset, len };

@@ -1,0 +1,323 @@
+//! The manifest: the small JSON file that makes an image exist.
+
+use crate::error::{Error, Result, Within};
+use crate::format::digest::{Digest, DiskDigest};
+use crate::format::geometry::{ClusterSize, Geometry};
+use crate::format::id::Uuid;
+use crate::format::layer::{HEADER_LEN, LayerEntry, LayerTable};
+use crate::format::name::{SHOWN_MAX, printable};
+use crate::format::pointer::{Codec, Place, Pointer, STORED_LEN_MAX};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+
+/// Whether an image was made from nothing or from the one before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Everything was read and stored.
+    Full,
+    /// Only what differs from the parent was stored.
+    Incremental,
+}
+
+/// How the changes of a disk were found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Nothing to compare with: the whole disk was taken.
+    Full,
+    /// The whole disk was read and compared by digest.
+    Scan,
+    /// The kernel's block layer was watched.
+    Tracked,
+}
+
+/// What an image is as a point in time (design: "One point in time, without a snapshot module").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Consistency {
+    /// Read while writes may have gone on: a base for the next sync.
+    Fuzzy,
+    /// Like after a power cut.
+    Crash,
+    /// All filesystems were frozen together.
+    Filesystem,
+    /// Nothing was written from the first read to after the last.
+    Offline,
+}
+
+macro_rules! lowercase_display {
+    ($($type:ty),*) => {$(
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&format!("{self:?}").to_lowercase())
+            }
+        }
+    )*};
+}
+lowercase_display!(Kind, Method, Consistency);
+
+/// An image's manifest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of the format: 1.
+    pub format: u32,
+    /// Features that a reader must know; of many, the first.
+    #[serde(default, deserialize_with = "crate::format::sealed::words")]
+    pub incompatible: Vec<String>,
+    /// Features that a reader may ignore; of many, the first.
+    #[serde(default, deserialize_with = "crate::format::sealed::words")]
+    pub compatible: Vec<String>,
+    /// Id of the chain.
+    pub chain: Uuid,
+    /// The job that made the image.
+    pub job: String,
+    /// The image's number: later images of a chain have higher ones.
+    pub sequence: u64,
+    /// Id of the image.
+    pub id: Uuid,
+    /// The image that this one was made from.
+    pub parent: Option<ParentRef>,
+    /// When the sync began.
+    pub started: Timestamp,
+    /// When its last disk had been read.
+    pub finished: Timestamp,
+    /// Full or incremental.
+    pub kind: Kind,
+    /// What it is as a point in time.
+    pub consistency: Consistency,
+    /// Why the class is no better.
+    #[serde(default)]
+    pub consistency_reason: String,
+    /// Cluster size of all disks in bytes.
+    pub cluster_size: u32,
+    /// The disks.
+    pub disks: Vec<DiskRecord>,
+    /// Every layer that a disk of this image points into.
+    pub layers: Vec<LayerRecord>,
+}
+
+/// The image that another was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParentRef {
+    /// Its number.
+    pub sequence: u64,
+    /// Its id.
+    pub id: Uuid,
+}
+
+/// One disk of an image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// Name within the job.
+    pub name: String,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Logical block size at the source in bytes.
+    pub logical_block_size: u32,
+    /// What the source's disk could be known by.
+    #[serde(default)]
+    pub identity: DiskIdentity,
+    /// Pointer to the root node; absent for a disk of zeros.
+    pub root: Option<RootRecord>,
+    /// Digest of the whole disk, 64 hexadecimal digits.
+    pub digest: String,
+    /// How its changes were found.
+    pub method: Method,
+    /// Why that way.
+    #[serde(default)]
+    pub method_reason: String,
+    /// Bytes read and compared with the parent.
+    pub compared_bytes: u64,
+    /// Bytes in clusters that differ from the parent.
+    pub dirty_bytes: u64,
+    /// Bytes written to layers for them.
+    pub stored_bytes: u64,
+}
+
+/// What a disk can be known by; whatever is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskIdentity {
+    /// Serial number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// World wide name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wwn: Option<String>,
+    /// Id that device-mapper or md gave.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// File behind a loop device, or the file itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backing_file: Option<String>,
+    /// Model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Number of the partition; none for a whole disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partition: Option<u32>,
+    /// The kernel's sequence number of the device, unique within a boot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diskseq: Option<u64>,
+}
+
+/// Pointer to a root node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootRecord {
+    digest: String,
+    codec: u8,
+    layer: u32,
+    offset: u64,
+    length: u32,
+}
+
+/// One layer that an image points into.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// Its id within the chain.
+    pub id: u32,
+    /// Its random id.
+    pub uuid: Uuid,
+    /// The disk that it belongs to.
+    pub disk: String,
+    /// Committed length in bytes.
+    pub length: u64,
+    /// Bytes that this image points to.
+    pub referenced: u64,
+    /// This image's sync wrote it, and every byte of it is header, pointed to by this image, or zero.
+    #[serde(default)]
+    pub packed: bool,
+}
+
+impl RootRecord {
+    pub(crate) fn new(root: &Pointer) -> Option<Self> {
+        (!root.is_null()).then(|| Self {
+            digest: root.digest.to_string(),
+            codec: root.codec as u8,
+            layer: root.place.layer,
+            offset: root.place.offset,
+            length: root.place.len,
+        })
+    }
+
+    fn pointer(&self) -> Result<Pointer> {
+        let digest =
+            Digest::from_hex(&self.digest).ok_or_else(|| Error::damaged("field root.digest is no digest"))?;
+        let codec = match self.codec {
+            1 => Codec::Raw,
+            2 => Codec::Zstd,
+            other => return Err(Error::damaged(format!("field root.codec is {other}"))),
+        };
+        if self.length == 0 || self.length > STORED_LEN_MAX || self.offset > i64::MAX as u64 / 2 {
+            return Err(Error::damaged("field root.length or root.offset is out of range"));
+        }
+        let place = Place {
+            layer: self.layer,
+            offset: self.offset,
+            len: self.length,
+        };
+        Ok(Pointer { digest, codec, place })
+    }
+}
+
+impl DiskRecord {
+    /// Pointer to the root node.
+    pub(crate) fn root(&self) -> Result<Pointer> {
+        self.root.as_ref().map_or(Ok(Pointer::NULL), RootRecord::pointer)
+    }
+
+    /// The disk's digest as recorded.
+    pub fn disk_digest(&self, cluster_size: ClusterSize) -> Result<DiskDigest> {
+        let digest =
+            Digest::from_hex(&self.digest).ok_or_else(|| Error::damaged("field digest is no digest"))?;
+        Ok(DiskDigest { cluster_size, digest })
+    }
+}
+
+impl Manifest {
+    /// Checks all that can be checked without opening a layer.
+    pub(crate) fn check(&self, sequence: u64) -> Result<()> {
+        self.check_fields(sequence).map_err(Error::into_damage)
+    }
+
+    fn check_fields(&self, sequence: u64) -> Result<()> {
+        if self.sequence != sequence {
+            return Err(Error::damaged(format!(
+                "field sequence is {}: this is another image's",
+                self.sequence
+            )));
+        }
+        if self.disks.is_empty() {
+            return Err(Error::damaged("field disks is empty"));
+        }
+        crate::format::name::check_name("job", &self.job).within(|| "field job".to_owned())?;
+        let cluster_size = self.cluster_size()?;
+        let mut disks = HashSet::new();
+        for disk in &self.disks {
+            if !disks.insert(disk.name.as_str()) {
+                return Err(Error::damaged(format!("field disks names {} twice", disk.name)));
+            }
+            self.check_disk(disk, cluster_size)
+                .within(|| format!("disk {}", printable(&disk.name, SHOWN_MAX)))?;
+        }
+        let mut layers = HashSet::new();
+        self.layers
+            .iter()
+            .try_for_each(|layer| check_layer(layer, &disks, layers.insert(layer.id)))
+    }
+
+    fn check_disk(&self, disk: &DiskRecord, cluster_size: ClusterSize) -> Result<()> {
+        crate::format::name::check_name("disk", &disk.name)?;
+        let geometry = Geometry::new(disk.size_bytes, cluster_size)?;
+        let root = disk.root()?;
+        if disk.disk_digest(cluster_size)? != DiskDigest::new(geometry, root.digest) {
+            return Err(Error::damaged("field digest does not follow from size and root"));
+        }
+        Ok(())
+    }
+
+    /// Cluster size of all disks.
+    pub fn cluster_size(&self) -> Result<ClusterSize> {
+        ClusterSize::from_bytes(self.cluster_size.into()).within(|| "field cluster_size".to_owned())
+    }
+
+    /// The layers of each disk: its tree points into no others. One pass, however many there are of both.
+    pub(crate) fn layer_tables(&self) -> HashMap<&str, LayerTable> {
+        let mut tables: HashMap<&str, LayerTable> = HashMap::new();
+        for layer in &self.layers {
+            let entry = LayerEntry {
+                uuid: layer.uuid,
+                len: layer.length,
+                referenced: layer.referenced,
+            };
+            tables.entry(&layer.disk).or_default().insert(layer.id, entry);
+        }
+        tables
+    }
+
+    /// The record of a disk.
+    pub fn disk(&self, name: &str) -> Option<&DiskRecord> {
+        self.disks.iter().find(|disk| disk.name == name)
+    }
+}
+
+fn check_layer(layer: &LayerRecord, disks: &HashSet<&str>, is_new: bool) -> Result<()> {
+    let what = if !disks.contains(layer.disk.as_str()) {
+        "belongs to a disk that the image does not have"
+    } else if !is_new {
+        "is listed twice"
+    } else if layer.length < HEADER_LEN as u64 || layer.length > i64::MAX as u64 {
+        "has an impossible length"
+    } else if layer.referenced > layer.length {
+        "is referenced by more bytes than it has"
+    } else {
+        return Ok(());
+    };
+    Err(Error::damaged(format!(
+        "field layers: layer {:08x} {what}",
+        layer.id
+    )))
+}

@@ -1,0 +1,182 @@
+//! Opened images and their disks: what readers hold.
+
+use crate::error::{Error, ErrorKind, Result, Within};
+use crate::format::digest::DiskDigest;
+use crate::format::geometry::Geometry;
+use crate::format::manifest::Manifest;
+use crate::read::cache::ChainFiles;
+use crate::read::tree::{Run, Tree};
+use crate::storage::Lock;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// An image, opened and locked against deletion for as long as it or one of its disks lives.
+#[derive(Debug, Clone)]
+pub struct Image {
+    chain: String,
+    manifest: Arc<Manifest>,
+    disks: Vec<Disk>,
+}
+
+/// One disk of an image. Cheap to clone; safe to read from many threads.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    label: Arc<str>,
+    name: Arc<str>,
+    tree: Tree,
+    _lock: Arc<Lock>,
+}
+
+/// A piece of a disk of one kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// Whether the image stores anything for it; what is not stored reads as zeros.
+    pub data: bool,
+}
+
+impl Image {
+    pub(crate) fn new(
+        chain: &str,
+        manifest: Manifest,
+        files: &Arc<ChainFiles>,
+        lock: &Arc<Lock>,
+    ) -> Result<Self> {
+        let cluster_size = manifest.cluster_size()?;
+        let mut tables = manifest.layer_tables();
+        let disk = |record: &crate::format::manifest::DiskRecord| {
+            let label = format!("{}/{}:{}", manifest.job, manifest.sequence, record.name);
+            let geometry = Geometry::new(record.size_bytes, cluster_size)?;
+            let layers = Arc::new(tables.remove(record.name.as_str()).unwrap_or_default());
+            let tree = Tree::new(geometry, record.root()?, layers, files.clone()).within(|| label.clone())?;
+            Ok(Disk {
+                label: label.into(),
+                name: record.name.as_str().into(),
+                tree,
+                _lock: lock.clone(),
+            })
+        };
+        let disks = manifest.disks.iter().map(disk).collect::<Result<_>>()?;
+        Ok(Self {
+            chain: chain.to_owned(),
+            manifest: Arc::new(manifest),
+            disks,
+        })
+    }
+
+    /// The image's manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Name of the chain that holds it.
+    pub fn chain(&self) -> &str {
+        &self.chain
+    }
+
+    /// How people write it: `web01/7`.
+    pub fn label(&self) -> String {
+        format!("{}/{}", self.manifest.job, self.manifest.sequence)
+    }
+
+    /// All disks.
+    pub fn disks(&self) -> &[Disk] {
+        &self.disks
+    }
+
+    /// The disk of this name, or the only one where none is named.
+    pub fn disk(&self, name: Option<&str>) -> Result<&Disk> {
+        let names = || {
+            self.disks
+                .iter()
+                .map(|disk| &*disk.name)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        match (name, self.disks.as_slice()) {
+            (Some(name), disks) => disks.iter().find(|disk| &*disk.name == name).ok_or_else(|| {
+                let label = self.label();
+                Error::new(
+                    ErrorKind::NotFound,
+                    format!("image {label} has no disk {name}; it has {}", names()),
+                )
+            }),
+            (None, [disk]) => Ok(disk),
+            (None, _) => {
+                let label = self.label();
+                let first = &self.disks[0].name;
+                Err(Error::invalid(format!(
+                    "image {label} has several disks: name one of {}, as in {label}:{first}",
+                    names()
+                )))
+            }
+        }
+    }
+}
+
+impl Disk {
+    /// How people write it: `web01/7:vda`.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The disk's name within its image.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Size and cluster size.
+    pub fn geometry(&self) -> Geometry {
+        self.tree.geometry()
+    }
+
+    /// Size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.geometry().size_bytes()
+    }
+
+    /// The disk's tree.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Digest of the disk's content, as its root gives it.
+    pub fn digest(&self) -> DiskDigest {
+        self.tree.digest()
+    }
+
+    /// What lies in `length` bytes from `offset` on: at most `max` extents, which may end early.
+    pub fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>> {
+        let end = offset.saturating_add(length).min(self.size_bytes());
+        let mut extents: Vec<Extent> = Vec::new();
+        if offset >= end || max == 0 {
+            return Ok(extents);
+        }
+        let geometry = self.geometry();
+        let clusters = geometry.cluster_at(offset)..geometry.cluster_at(end - 1) + 1;
+        let walked = self.tree.walk(clusters, &mut |run| {
+            let (range, data) = match run {
+                Run::Zero(range) => (range, false),
+                Run::Data(index, _) => (index..index + 1, true),
+            };
+            let start = geometry.cluster_offset(range.start).max(offset);
+            let stop = geometry.cluster_offset(range.end).min(end);
+            let full = extents.len() == max;
+            match extents.last_mut() {
+                Some(last) if last.data == data => last.length += stop - start,
+                _ if full => return ControlFlow::Break(()),
+                _ => extents.push(Extent {
+                    offset: start,
+                    length: stop - start,
+                    data,
+                }),
+            }
+            ControlFlow::Continue(())
+        });
+        walked.within(|| self.label.to_string())?;
+        Ok(extents)
+    }
+}

@@ -1,0 +1,279 @@
+//! Deleting an image: no data is copied, it costs what differs, and no crash can hurt a survivor.
+//!
+//! ```text
+//! rename N.json to N.deleting; fsync images/      now it is gone, for good
+//! punch dead clusters; fdatasync                  each layer
+//! punch dead nodes; fdatasync                     each layer
+//! unlink layers that nothing lists                as the chain's writer
+//! unlink N.deleting
+//! ```
+//!
+//! Whoever writes next repeats what a crash cut short.
+
+use crate::error::{Error, ErrorKind, Result, Within};
+use crate::format::manifest::Manifest;
+use crate::format::sealed;
+use crate::read::image::Image;
+use crate::reclaim::roots::Roots;
+use crate::reclaim::walk;
+use crate::storage::paths::{
+    DROPPED_CHECKPOINT, deleting_path, dropped_checkpoint_path, image_file, images_dir, layer_path,
+    layers_dir, manifest_path, reclaim_lock_path, writer_lock_path,
+};
+use crate::storage::{Lock, LockMode, Storage};
+use crate::store::{Chain, Store};
+
+/// What giving back space came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reclaimed {
+    /// Bytes that the chain's layers take less than before.
+    pub freed_bytes: u64,
+    /// Layers that are gone.
+    pub removed_layers: usize,
+    /// What was kept although it may be free, and why.
+    pub kept: Vec<String>,
+    /// Why not all is freed yet. The next sync or `gc` goes on with it.
+    pub unfinished: Option<String>,
+}
+
+/// Whether the caller is the chain's writer: only that one removes layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writer {
+    /// It holds the writer lock.
+    Us,
+    /// It may be somebody else, or nobody.
+    Unknown,
+}
+
+impl Store {
+    /// Deletes an image and gives back the space that only it held. Once it is durably gone, this succeeds.
+    ///
+    /// # Errors
+    /// Of kind `InUse`, naming who holds it, when the image is being read or is pinned; nothing has changed
+    /// then. `NotFound` when there is no such image.
+    pub fn delete(&self, chain: &str, sequence: u64) -> Result<Reclaimed> {
+        if !self.sequences(chain)?.contains(&sequence) {
+            let what = format!("there is no image {chain}/{sequence}");
+            return Err(Error::new(ErrorKind::NotFound, what));
+        }
+        let storage = self.storage();
+        let path = manifest_path(chain, sequence);
+        let _reclaim = self.lock_reclaim(chain)?;
+        self.check_unpinned(chain, sequence)?;
+        let image = storage
+            .lock(&path, LockMode::Exclusive)
+            .map_err(|error| self.in_use(error, chain, sequence))?;
+        let mut reclaimed = Reclaimed::default();
+        // With the image would go the knowledge that a checkpoint led to it; a damaged one leads nowhere, and
+        // would keep everything from being freed.
+        if !self.checkpoint_is_of_use(chain)? && self.drop_checkpoint(chain)? {
+            self.finish(chain, Dead::Checkpoint, Writer::Unknown, &mut reclaimed)?;
+        }
+        storage
+            .rename(&path, &deleting_path(chain, sequence))
+            .and_then(|()| storage.sync_dir(&images_dir(chain)))
+            .within(|| format!("delete image {chain}/{sequence}"))?;
+        drop(image);
+        if let Err(error) = self.finish(chain, Dead::Image(sequence), Writer::Unknown, &mut reclaimed) {
+            reclaimed.unfinished = Some(error.told());
+        }
+        Ok(reclaimed)
+    }
+
+    /// Waits for the lock under which roots are changed and space is given back.
+    pub(crate) fn lock_reclaim(&self, chain: &str) -> Result<Lock> {
+        let lock = self.storage().lock_waiting(&reclaim_lock_path(chain));
+        lock.within(|| format!("lock chain {chain}"))
+    }
+
+    fn in_use(&self, error: Error, chain: &str, sequence: u64) -> Error {
+        if error.kind() != ErrorKind::Busy {
+            return error.within(format!("delete image {chain}/{sequence}"));
+        }
+        let holders = self.storage().holders(&manifest_path(chain, sequence));
+        let by = if holders.is_empty() {
+            String::new()
+        } else {
+            format!(" by {}", holders.join(", "))
+        };
+        let what = format!("image {chain}/{sequence} is in use{by}: it can be deleted when nobody reads it");
+        Error::new(ErrorKind::InUse, what)
+    }
+
+    /// The images and the unfinished sync that a crash left half deleted.
+    pub(crate) fn dead(&self, chain: &str) -> Result<Vec<Dead>> {
+        let names = self.storage().list(&images_dir(chain))?;
+        let mut dead: Vec<Dead> = names
+            .iter()
+            .filter_map(|name| image_file(name))
+            .filter(|(_, extension)| *extension == "deleting")
+            .map(|(sequence, _)| Dead::Image(sequence))
+            .collect();
+        dead.sort_unstable();
+        if self
+            .storage()
+            .list(chain)?
+            .iter()
+            .any(|name| name == DROPPED_CHECKPOINT)
+        {
+            dead.push(Dead::Checkpoint);
+        }
+        Ok(dead)
+    }
+
+    /// Frees what a deleted image or dropped checkpoint held, and lets go of its name.
+    ///
+    /// The caller holds the reclaim lock.
+    pub(crate) fn finish(
+        &self,
+        chain: &str,
+        dead: Dead,
+        writer: Writer,
+        reclaimed: &mut Reclaimed,
+    ) -> Result<()> {
+        let path = dead.path(chain);
+        let readers = self.chain(chain)?;
+        // A sync of these that failed before may have left names that are seen but not durable.
+        self.storage().sync_dir(&images_dir(chain))?;
+        self.storage().sync_dir(chain)?;
+        let roots = Roots::collect(self, &readers)?;
+        match self.open_dead(&readers, &path) {
+            Ok(_) if !roots.unread.is_empty() => {
+                // What they point to is unknown. The name stays, so that a later writer tries again.
+                reclaimed.kept.extend(roots.unread_reasons());
+                return Ok(());
+            }
+            Ok(image) => self.free(&image, &roots, writer, reclaimed)?,
+            Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+            Err(error) => {
+                let error = error.told();
+                reclaimed.kept.push(format!(
+                    "{path} cannot be read, so what only it held is left to `gc`: {error}"
+                ));
+            }
+        }
+        self.remove_beside(chain, dead)?;
+        self.storage().remove(&path)
+    }
+
+    fn open_dead(&self, readers: &Chain, path: &str) -> Result<Image> {
+        let manifest: Manifest = sealed::read(&**self.storage(), path)?;
+        manifest.check(manifest.sequence).within(|| path.to_owned())?;
+        readers.open(manifest, Lock::new(()))
+    }
+
+    /// Gives back what only `dead` held: pieces of layers that others list, and whole layers.
+    pub(crate) fn free(
+        &self,
+        dead: &Image,
+        roots: &Roots,
+        writer: Writer,
+        reclaimed: &mut Reclaimed,
+    ) -> Result<()> {
+        let storage = &**self.storage();
+        let freed = walk::free_shared(storage, dead, roots)?;
+        reclaimed.freed_bytes += freed.bytes;
+        reclaimed.kept.extend(freed.kept);
+        let listed = roots.layers();
+        let alone: Vec<u32> = dead
+            .manifest()
+            .layers
+            .iter()
+            .map(|layer| layer.id)
+            .filter(|layer| !listed.contains_key(layer))
+            .collect();
+        // While somebody else writes, layers are emptied; whoever writes next removes them.
+        let ours = match writer {
+            Writer::Us => Some(None),
+            Writer::Unknown => lock_writer(storage, dead.chain()).ok().map(Some),
+        };
+        match ours {
+            Some(_lock) => self.remove_layers(dead.chain(), &alone, reclaimed),
+            None => self.empty_layers(dead.chain(), &alone, reclaimed),
+        }
+    }
+
+    /// Removes layers that nothing lists, as the chain's writer.
+    pub(crate) fn remove_layers(&self, chain: &str, layers: &[u32], reclaimed: &mut Reclaimed) -> Result<()> {
+        let storage = self.storage();
+        for &layer in layers {
+            let path = layer_path(chain, layer);
+            match storage
+                .allocated(&path)
+                .and_then(|bytes| storage.remove(&path).map(|()| bytes))
+            {
+                Ok(bytes) => {
+                    reclaimed.freed_bytes += bytes;
+                    reclaimed.removed_layers += 1;
+                }
+                // A crash came after it was removed.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if layers.is_empty() {
+            return Ok(());
+        }
+        storage.sync_dir(&layers_dir(chain))
+    }
+
+    fn empty_layers(&self, chain: &str, layers: &[u32], reclaimed: &mut Reclaimed) -> Result<()> {
+        for &layer in layers {
+            let path = layer_path(chain, layer);
+            match walk::free_from(&**self.storage(), &path, 0) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                freed => reclaimed.freed_bytes += freed?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what was said about an image that is gone.
+    fn remove_beside(&self, chain: &str, dead: Dead) -> Result<()> {
+        let Dead::Image(gone) = dead else { return Ok(()) };
+        let dir = images_dir(chain);
+        for name in self.storage().list(&dir)? {
+            if image_file(&name)
+                .is_some_and(|(sequence, extension)| sequence == gone && extension != "deleting")
+            {
+                self.storage().remove(&format!("{dir}/{name}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is being deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Dead {
+    Image(u64),
+    Checkpoint,
+}
+
+impl Dead {
+    fn path(self, chain: &str) -> String {
+        match self {
+            Self::Image(sequence) => deleting_path(chain, sequence),
+            Self::Checkpoint => dropped_checkpoint_path(chain),
+        }
+    }
+}
+
+/// Tries to become the chain's writer.
+pub(crate) fn lock_writer(storage: &dyn Storage, chain: &str) -> Result<Lock> {
+    let path = writer_lock_path(chain);
+    storage.lock(&path, LockMode::ExclusiveCreate).map_err(|error| {
+        if error.kind() != ErrorKind::Busy {
+            return error.within(format!("lock job {chain}"));
+        }
+        let holders = storage.holders(&path);
+        let by = if holders.is_empty() {
+            "another process".to_owned()
+        } else {
+            holders.join(", ")
+        };
+        error.within(format!(
+            "job {chain} is being synced or cleaned up by {by}: wait until it is done"
+        ))
+    })
+}

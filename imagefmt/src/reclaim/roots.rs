@@ -1,0 +1,95 @@
+//! The roots of a chain: everything that still needs what it points to.
+
+use crate::error::{Error, ErrorKind, Result, Within};
+use crate::format::manifest::Manifest;
+use crate::format::sealed;
+use crate::read::image::Image;
+use crate::storage::Lock;
+use crate::storage::paths::checkpoint_path;
+use crate::store::{Chain, Store};
+use std::collections::BTreeMap;
+
+/// The images of a chain and its unfinished sync, as the holder of the reclaim lock finds them.
+#[derive(Debug)]
+pub(crate) struct Roots {
+    /// Those that can be opened. No lock is held on them: the reclaim lock keeps them where they are.
+    pub images: Vec<Image>,
+    /// Those that cannot, by name, and why. What they point to is unknown, so nothing may be freed.
+    pub unread: Vec<(String, Error)>,
+}
+
+impl Roots {
+    /// Collects the roots of `chain`, whose reclaim lock the caller holds.
+    ///
+    /// The checkpoint comes first: should it become an image meanwhile, that one is found as well.
+    pub fn collect(store: &Store, chain: &Chain) -> Result<Self> {
+        let mut roots = Self {
+            images: Vec::new(),
+            unread: Vec::new(),
+        };
+        let name = chain.name();
+        if let Some(found) = read_checkpoint(store, name).transpose() {
+            roots.add(chain, "the unfinished sync".to_owned(), found);
+        }
+        for sequence in store.sequences(name)? {
+            let label = format!("image {name}/{sequence}");
+            roots.add(chain, label, store.manifest(name, sequence));
+        }
+        Ok(roots)
+    }
+
+    fn add(&mut self, chain: &Chain, label: String, manifest: Result<Manifest>) {
+        match manifest.and_then(|manifest| chain.open(manifest, Lock::new(()))) {
+            Ok(image) => self.images.push(image),
+            Err(error) => self.unread.push((label, error)),
+        }
+    }
+
+    /// Why nothing may be freed, where a root cannot be opened.
+    pub fn unread_reasons(&self) -> impl Iterator<Item = String> {
+        let reason = |(label, error): &(String, Error)| {
+            let told = error.told();
+            format!("all that {label} may still need: it cannot be read ({told})")
+        };
+        self.unread.iter().map(reason)
+    }
+
+    /// Every layer that a root lists, with the id of it that each means.
+    pub fn layers(&self) -> BTreeMap<u32, ListedLayer> {
+        let mut layers: BTreeMap<u32, ListedLayer> = BTreeMap::new();
+        for record in self.images.iter().flat_map(|image| &image.manifest().layers) {
+            let listed = layers.entry(record.id).or_insert(ListedLayer {
+                uuid: record.uuid,
+                len: record.length,
+                agreed: true,
+            });
+            listed.len = listed.len.max(record.length);
+            listed.agreed &= listed.uuid == record.uuid;
+        }
+        layers
+    }
+}
+
+/// What the roots say of one layer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ListedLayer {
+    /// Its random id.
+    pub uuid: crate::format::id::Uuid,
+    /// Committed length in bytes.
+    pub len: u64,
+    /// Whether all roots mean the same layer; if not, the store is damaged and nothing in it is freed.
+    pub agreed: bool,
+}
+
+/// The manifest of the unfinished sync, where there is one.
+pub(crate) fn read_checkpoint(store: &Store, chain: &str) -> Result<Option<Manifest>> {
+    let path = checkpoint_path(chain);
+    match sealed::read::<Manifest>(&**store.storage(), &path) {
+        Ok(manifest) => {
+            manifest.check(manifest.sequence).within(|| path)?;
+            Ok(Some(manifest))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}

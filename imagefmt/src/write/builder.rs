@@ -1,0 +1,383 @@
+//! The one writing operation: (parent root, clusters in ascending order) to new root.
+//!
+//! Groups go to the layer as they come: the changed clusters of a leaf, then the leaf; a higher node
+//! follows its last changed child. Subtrees without a change are referenced, never rewritten.
+
+use crate::error::{Error, Result};
+use crate::format::digest::Digest;
+use crate::format::geometry::{Geometry, parent_index, slot};
+use crate::format::layer::{LAYER_LEN_MAX, LayerEntry, LayerTable, LayerWriter};
+use crate::format::node::{Node, NodeId, closing_check};
+use crate::format::pointer::{Codec, Place, Pointer};
+use crate::read::cache::ChainFiles;
+use crate::read::tree::Tree;
+use std::sync::Arc;
+
+/// Gives the builder its layers, with ids that were never used before.
+pub(crate) trait LayerSource {
+    fn create(&mut self) -> Result<LayerWriter>;
+}
+
+/// A changed cluster as the builder stores it.
+#[derive(Debug, Clone, Copy)]
+pub struct ClusterUpdate<'a> {
+    /// Index of the cluster on the disk.
+    pub index: u64,
+    /// Digest of its content.
+    pub digest: Digest,
+    /// How `stored` stands for it.
+    pub codec: Codec,
+    /// The bytes to store; empty when the codec is null.
+    pub stored: &'a [u8],
+}
+
+/// What a build changed and wrote.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BuildStats {
+    /// Plain bytes of the clusters whose content is new.
+    pub dirty_bytes: u64,
+    /// Bytes written to layers, headers, nodes and padding included.
+    pub stored_bytes: u64,
+}
+
+/// A finished tree.
+#[derive(Debug)]
+pub(crate) struct Built {
+    pub root: Pointer,
+    pub layers: LayerTable,
+    /// Ids of the layers that this build wrote and in which nothing it wrote is superseded.
+    pub packed: Vec<u32>,
+    pub stats: BuildStats,
+}
+
+#[derive(Debug)]
+struct OpenNode {
+    index: u64,
+    node: Node,
+}
+
+/// Builds a disk's tree on top of its parent's.
+#[derive(Debug)]
+pub(crate) struct Builder {
+    geometry: Geometry,
+    /// The tree as it was at the start, or at the last checkpoint.
+    parent: Option<Tree>,
+    files: Arc<ChainFiles>,
+    writer: Option<LayerWriter>,
+    /// The changed node being filled, for each level.
+    open: Vec<Option<OpenNode>>,
+    root: Pointer,
+    layers: LayerTable,
+    packed: Vec<u32>,
+    next: u64,
+    /// The parent's short last cluster: on a disk that grew it holds more than before.
+    outgrown: Option<u64>,
+    stats: BuildStats,
+}
+
+impl Builder {
+    /// A builder for a disk of `geometry`, on top of `parent` or of nothing. `files` are the chain's.
+    pub fn new(geometry: Geometry, parent: Option<Tree>, files: Arc<ChainFiles>) -> Result<Self> {
+        let mut builder = Self {
+            geometry,
+            parent: None,
+            files,
+            writer: None,
+            open: (0..geometry.height()).map(|_| None).collect(),
+            root: Pointer::NULL,
+            layers: LayerTable::default(),
+            packed: Vec::new(),
+            next: 0,
+            outgrown: None,
+            stats: BuildStats::default(),
+        };
+        if let Some(parent) = parent {
+            builder.start_from(parent)?;
+        }
+        Ok(builder)
+    }
+
+    fn start_from(&mut self, parent: Tree) -> Result<()> {
+        let old = parent.geometry();
+        if old.cluster_size() != self.geometry.cluster_size() {
+            return Err(Error::invalid("the parent image has another cluster size"));
+        }
+        if old.size_bytes() > self.geometry.size_bytes() {
+            return Err(Error::invalid("the disk is smaller than in the parent image"));
+        }
+        self.layers = parent.layers().clone();
+        self.root = parent.root();
+        if old.size_bytes() < self.geometry.size_bytes() {
+            let last = old.cluster_count() - 1;
+            let short = old.cluster_len(last) < self.geometry.cluster_len(last);
+            if short && !parent.cluster(last)?.is_null() {
+                self.outgrown = Some(last);
+            }
+        }
+        if old.height() < self.geometry.height() && !self.root.is_null() {
+            // The old root becomes child 0 of a new node above it, whether or not anything changes.
+            let mut node = Node::null();
+            *node.child_mut(0) = self.root;
+            self.open[usize::from(old.height())] = Some(OpenNode { index: 0, node });
+            self.root = Pointer::NULL;
+        }
+        self.parent = Some(parent);
+        Ok(())
+    }
+
+    /// Takes the next cluster; indices must ascend. One that is as in the parent is not stored again.
+    pub fn push(&mut self, update: &ClusterUpdate<'_>, source: &mut dyn LayerSource) -> Result<()> {
+        self.check(update)?;
+        self.next = update.index + 1;
+        if self.outgrown == Some(update.index) {
+            self.outgrown = None;
+        }
+        let leaf = parent_index(update.index);
+        let old = match &self.open[0] {
+            Some(open) if open.index == leaf => open.node.children()[slot(update.index)],
+            _ => self.parent_cluster(update.index)?,
+        };
+        if old.digest == update.digest {
+            return Ok(());
+        }
+        self.close_nodes_before(leaf, source)?;
+        self.open_node(0, leaf, source)?;
+        let new = self.store_cluster(update, source)?;
+        self.stats.dirty_bytes += self.geometry.cluster_len(update.index) as u64;
+        self.set_child(0, update.index, new)
+    }
+
+    fn check(&self, update: &ClusterUpdate<'_>) -> Result<()> {
+        let plain_len = self.geometry.cluster_len(update.index);
+        if update.index < self.next || plain_len == 0 {
+            let (index, next) = (update.index, self.next);
+            return Err(Error::invalid(format!(
+                "cluster {index} comes where {next} or a later one is due"
+            )));
+        }
+        let fits = crate::format::codec::cluster_len_fits(update.codec, update.stored.len(), plain_len);
+        if !fits || update.digest.is_null() != (update.codec == Codec::Null) {
+            return Err(Error::invalid(format!(
+                "cluster {} has a codec that does not fit it",
+                update.index
+            )));
+        }
+        Ok(())
+    }
+
+    fn parent_cluster(&self, index: u64) -> Result<Pointer> {
+        match &self.parent {
+            Some(parent) if index < parent.geometry().cluster_count() => parent.cluster(index),
+            _ => Ok(Pointer::NULL),
+        }
+    }
+
+    fn store_cluster(&mut self, update: &ClusterUpdate<'_>, source: &mut dyn LayerSource) -> Result<Pointer> {
+        if update.codec == Codec::Null {
+            return Ok(Pointer::NULL);
+        }
+        let writer = self.writer(source)?;
+        writer.begin_piece()?;
+        if update.codec == Codec::Raw {
+            writer.align()?;
+        }
+        let place = writer.append(update.stored)?;
+        Ok(Pointer {
+            digest: update.digest,
+            codec: update.codec,
+            place,
+        })
+    }
+
+    /// Makes node `index` of `level` the open one, closing the one that was.
+    fn open_node(&mut self, level: u8, index: u64, source: &mut dyn LayerSource) -> Result<()> {
+        if self.open[usize::from(level)]
+            .as_ref()
+            .is_some_and(|open| open.index == index)
+        {
+            return Ok(());
+        }
+        self.close_node(level, source)?;
+        let node = match &self.parent {
+            Some(parent) if level < parent.geometry().height() => {
+                (*parent.node(NodeId { level, index })?).clone()
+            }
+            _ => Node::null(),
+        };
+        self.open[usize::from(level)] = Some(OpenNode { index, node });
+        if level == 0 {
+            self.start_group()?;
+        }
+        Ok(())
+    }
+
+    /// A group lies in one layer and starts on a block.
+    fn start_group(&mut self) -> Result<()> {
+        if self
+            .writer
+            .as_ref()
+            .is_some_and(|writer| writer.position() >= LAYER_LEN_MAX)
+        {
+            self.close_layer()?;
+        }
+        // A layer that is yet to be created starts with a whole block, its header.
+        self.writer.as_mut().map_or(Ok(()), LayerWriter::align)
+    }
+
+    /// Stores the open nodes that `leaf` is not below, lowest first: each follows its last changed child.
+    fn close_nodes_before(&mut self, leaf: u64, source: &mut dyn LayerSource) -> Result<()> {
+        let mut index = leaf;
+        for level in 0..self.geometry.height() {
+            if self.open[usize::from(level)]
+                .as_ref()
+                .is_some_and(|open| open.index != index)
+            {
+                self.close_node(level, source)?;
+            }
+            index = parent_index(index);
+        }
+        Ok(())
+    }
+
+    /// Stores the open node of `level` and points its parent node to it.
+    fn close_node(&mut self, level: u8, source: &mut dyn LayerSource) -> Result<()> {
+        let Some(open) = self.open[usize::from(level)].take() else {
+            return Ok(());
+        };
+        let new = self.store_node(
+            source,
+            NodeId {
+                level,
+                index: open.index,
+            },
+            &open.node,
+        )?;
+        if level + 1 == self.geometry.height() {
+            let old = std::mem::replace(&mut self.root, new);
+            return self.account(&old, &new);
+        }
+        self.open_node(level + 1, parent_index(open.index), source)?;
+        self.set_child(level + 1, open.index, new)
+    }
+
+    fn store_node(&mut self, source: &mut dyn LayerSource, id: NodeId, node: &Node) -> Result<Pointer> {
+        let digest = node.digest();
+        if digest.is_null() {
+            return Ok(Pointer::NULL);
+        }
+        let (codec, mut block) = node.encode();
+        let writer = self.writer(source)?;
+        writer.begin_piece()?;
+        let check = closing_check(&block, &writer.uuid().bytes(), writer.position(), id);
+        block.extend_from_slice(&check.0);
+        Ok(Pointer {
+            digest,
+            codec,
+            place: writer.append(&block)?,
+        })
+    }
+
+    /// Points the open node of `level` to a new child.
+    fn set_child(&mut self, level: u8, index: u64, new: Pointer) -> Result<()> {
+        let Some(open) = &mut self.open[usize::from(level)] else {
+            return Err(Error::invalid("a child was set in a node that is not open"));
+        };
+        let old = std::mem::replace(open.node.child_mut(slot(index)), new);
+        self.account(&old, &new)
+    }
+
+    /// Keeps count of the bytes that the image points to in each layer.
+    fn account(&mut self, old: &Pointer, new: &Pointer) -> Result<()> {
+        if !old.is_null() {
+            let Place { layer, len, .. } = old.place;
+            let entry = self.layers.entry_mut(layer)?;
+            entry.referenced = entry.referenced.checked_sub(len.into()).ok_or_else(|| {
+                Error::damaged(format!(
+                    "the parent's manifest counts too few bytes in layer {layer:08x}"
+                ))
+            })?;
+        }
+        if !new.is_null() {
+            self.layers.entry_mut(new.place.layer)?.referenced += u64::from(new.place.len);
+        }
+        Ok(())
+    }
+
+    /// The layer being written; the first is created when there is something to write.
+    fn writer(&mut self, source: &mut dyn LayerSource) -> Result<&mut LayerWriter> {
+        if self.writer.is_none() {
+            let writer = source.create()?;
+            let entry = LayerEntry {
+                uuid: writer.uuid(),
+                len: 0,
+                referenced: 0,
+            };
+            self.layers.insert(writer.id(), entry);
+            self.packed.push(writer.id());
+            self.writer = Some(writer);
+        }
+        self.writer
+            .as_mut()
+            .ok_or_else(|| Error::invalid("no layer is open"))
+    }
+
+    fn close_layer(&mut self) -> Result<()> {
+        let Some(mut writer) = self.writer.take() else {
+            return Ok(());
+        };
+        writer.sync()?;
+        self.layers.entry_mut(writer.id())?.len = writer.position();
+        self.stats.stored_bytes += writer.position();
+        Ok(())
+    }
+
+    /// Stores what is open and makes it durable, so that what came so far can be found again by its root;
+    /// then it goes on from there. `None` while that cannot be described: on a disk that grew, until the
+    /// cluster that was its short last one has come.
+    pub fn checkpoint(&mut self, source: &mut dyn LayerSource) -> Result<Option<Built>> {
+        if self.outgrown.is_some() {
+            return Ok(None);
+        }
+        self.close_nodes(source)?;
+        if let Some(writer) = &mut self.writer {
+            writer.sync()?;
+            self.layers.entry_mut(writer.id())?.len = writer.position();
+            // The nodes just stored will be superseded: not every byte of this layer will be pointed to.
+            self.packed.retain(|&id| id != writer.id());
+        }
+        let layers = Arc::new(self.layers.clone());
+        let tree = Tree::new(self.geometry, self.root, layers, self.files.clone())?;
+        self.parent = Some(tree);
+        Ok(Some(self.built()))
+    }
+
+    fn close_nodes(&mut self, source: &mut dyn LayerSource) -> Result<()> {
+        (0..self.geometry.height()).try_for_each(|level| self.close_node(level, source))
+    }
+
+    /// The tree as it is; nothing is open.
+    fn built(&self) -> Built {
+        let mut built = Built {
+            root: self.root,
+            layers: self.layers.clone(),
+            packed: self.packed.clone(),
+            stats: self.stats,
+        };
+        built.stats.stored_bytes += self.writer.as_ref().map_or(0, LayerWriter::position);
+        built.layers.drop_unreferenced();
+        built.packed.retain(|&id| built.layers.entry(id).is_ok());
+        built
+    }
+
+    /// Stores what is still open and makes all layers durable.
+    pub fn finish(mut self, source: &mut dyn LayerSource) -> Result<Built> {
+        if let Some(index) = self.outgrown {
+            return Err(Error::invalid(format!(
+                "cluster {index} grew with the disk but was not given anew"
+            )));
+        }
+        self.close_nodes(source)?;
+        self.close_layer()?;
+        Ok(self.built())
+    }
+}

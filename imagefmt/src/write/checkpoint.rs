@@ -1,0 +1,189 @@
+//! Checkpoints: what an unfinished sync has stored, as an image without a name.
+//!
+//! A chain has at most one. It is replaced while the sync goes on, and gone when the image exists. The next
+//! sync takes it for the base to compare with, so what is stored already is not stored again.
+
+use crate::error::{Error, ErrorKind, Result, Within};
+use crate::format::manifest::{Consistency, DiskRecord, LayerRecord, Manifest};
+use crate::format::sealed;
+use crate::read::image::Image;
+use crate::reclaim::delete::{Dead, Reclaimed, Writer, lock_writer};
+use crate::reclaim::roots::{Roots, read_checkpoint};
+use crate::reclaim::walk::free_from;
+use crate::storage::Lock;
+use crate::storage::paths::{checkpoint_path, dropped_checkpoint_path, layer_path, layers_dir};
+use crate::store::{Chain, Store};
+use crate::write::sync::ImageWriter;
+
+impl Store {
+    /// What the unfinished sync of a chain has stored so far, where there is one: a manifest of the disks
+    /// that were begun. Its number is the one that the image would have got.
+    pub fn unfinished(&self, chain: &str) -> Result<Option<Manifest>> {
+        let found = read_checkpoint(self, chain).within(|| format!("unfinished sync of {chain}"))?;
+        let newest = self.sequences(chain)?.last().copied();
+        // Once there is an image of this number or a later one, the sync was finished.
+        Ok(found.filter(|manifest| newest.is_none_or(|newest| newest < manifest.sequence)))
+    }
+
+    /// Drops what the unfinished sync of a chain has stored, and gives its space back.
+    ///
+    /// # Errors
+    /// Of kind `Busy` while a sync runs, `NotFound` when there is nothing unfinished.
+    pub fn discard_checkpoint(&self, chain: &str) -> Result<Reclaimed> {
+        let _writer = lock_writer(&**self.storage(), chain)?;
+        let _reclaim = self.lock_reclaim(chain)?;
+        let mut reclaimed = Reclaimed::default();
+        if !self.drop_checkpoint(chain)? {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("job {chain} has no unfinished sync"),
+            ));
+        }
+        if let Err(error) = self.finish(chain, Dead::Checkpoint, Writer::Us, &mut reclaimed) {
+            reclaimed.unfinished = Some(error.told());
+        }
+        Ok(reclaimed)
+    }
+
+    /// Takes the unfinished sync's name away, durably; says whether there was one.
+    pub(crate) fn drop_checkpoint(&self, chain: &str) -> Result<bool> {
+        match self
+            .storage()
+            .rename(&checkpoint_path(chain), &dropped_checkpoint_path(chain))
+        {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            renamed => renamed?,
+        }
+        self.storage().sync_dir(chain)?;
+        Ok(true)
+    }
+
+    /// The unfinished sync to go on with; none if it is damaged, as then there is nothing to go on with.
+    pub(crate) fn resumable(&self, readers: &Chain) -> Result<Option<Image>> {
+        let opened = self.unfinished(readers.name()).and_then(|found| {
+            found
+                .map(|manifest| readers.open(manifest, Lock::new(())))
+                .transpose()
+        });
+        match opened {
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                tracing::warn!(%error, "an unfinished sync is damaged: start afresh");
+                Ok(None)
+            }
+            opened => opened,
+        }
+    }
+}
+
+impl ImageWriter {
+    /// Adds what the sync that is gone on with has stored of disks whose turn has not come yet.
+    pub(crate) fn keep_resumed(&self, disks: &mut Vec<DiskRecord>, layers: &mut Vec<LayerRecord>) {
+        let Some(resumed) = &self.resumed else { return };
+        for disk in &resumed.manifest().disks {
+            if disks.iter().all(|begun| begun.name != disk.name) {
+                disks.push(disk.clone());
+                let of_disk = resumed
+                    .manifest()
+                    .layers
+                    .iter()
+                    .filter(|layer| layer.disk == disk.name);
+                layers.extend(of_disk.cloned());
+            }
+        }
+    }
+
+    /// Replaces the chain's checkpoint, and gives back what only the one before held.
+    pub(crate) fn save_checkpoint(&mut self, disks: Vec<DiskRecord>, layers: Vec<LayerRecord>) -> Result<()> {
+        let manifest = self.describe(disks, layers, Consistency::Fuzzy, "unfinished")?;
+        manifest.check(manifest.sequence)?;
+        let chain = &self.source.chain;
+        let storage = &*self.source.storage;
+        storage.sync_dir(&layers_dir(chain))?;
+        let _reclaim = self.store.lock_reclaim(chain)?;
+        let path = checkpoint_path(chain);
+        let temporary = sealed::write_temporary(storage, &path, &manifest)?;
+        // If this fails, either checkpoint may be found: giving up must then take nothing from either.
+        self.named = true;
+        sealed::put_in_place(storage, chain, &temporary, &path)
+            .within(|| format!("checkpoint of {}", self.label()))?;
+        self.named = false;
+        // The one that was resumed stays as it is until the end: it is what the disk is compared with.
+        if let Some(before) = self.saved.replace(manifest) {
+            self.free_checkpoint(before);
+        }
+        Ok(())
+    }
+
+    /// Gives back what only a checkpoint of this sync held. The caller holds the reclaim lock.
+    fn free_checkpoint(&self, before: Manifest) {
+        let freed = self
+            .readers
+            .open(before, Lock::new(()))
+            .and_then(|image| self.free(&image));
+        if let Err(error) = freed {
+            tracing::warn!(error = %error.told(), "what an earlier checkpoint held is left to gc");
+        }
+    }
+
+    fn free(&self, image: &Image) -> Result<()> {
+        let roots = Roots::collect(&self.store, &self.readers)?;
+        if !roots.unread.is_empty() {
+            return Ok(());
+        }
+        self.store
+            .free(image, &roots, Writer::Us, &mut Reclaimed::default())
+    }
+
+    /// Drops the checkpoints that led to an image that exists now. The caller holds the reclaim lock.
+    ///
+    /// Should this fail, the next writer finds that they led to it.
+    pub(crate) fn forget_checkpoints(&self) {
+        let chain = &self.source.chain;
+        let forgotten = self.store.drop_checkpoint(chain).and_then(|dropped| {
+            if dropped {
+                let mut reclaimed = Reclaimed::default();
+                self.store
+                    .finish(chain, Dead::Checkpoint, Writer::Us, &mut reclaimed)?;
+            }
+            self.free_resumed()
+        });
+        if let Err(error) = forgotten {
+            tracing::warn!(error = %error.told(), "the checkpoint of a finished sync is left to the next one");
+        }
+    }
+
+    /// Gives back what only the checkpoint held that this sync began from and has replaced.
+    fn free_resumed(&self) -> Result<()> {
+        match &self.resumed {
+            Some(resumed) if self.saved.is_some() => self.free(resumed),
+            _ => Ok(()),
+        }
+    }
+
+    /// Leaves the chain as the last checkpoint describes it: what was stored since is of no use.
+    pub(crate) fn give_up(&self) {
+        let storage = &*self.source.storage;
+        for &layer in &self.source.created {
+            let path = layer_path(&self.source.chain, layer);
+            let listed = self
+                .saved
+                .iter()
+                .flat_map(|saved| &saved.layers)
+                .find(|listed| listed.id == layer);
+            let left = match listed {
+                Some(listed) => free_from(storage, &path, listed.length).map(drop),
+                None => storage.remove(&path),
+            };
+            if let Err(error) = left {
+                tracing::debug!(%path, %error, "leave a layer of the sync that failed");
+            }
+        }
+        let freed = self
+            .store
+            .lock_reclaim(&self.source.chain)
+            .and_then(|_reclaim| self.free_resumed());
+        if let Err(error) = freed {
+            tracing::debug!(%error, "leave what an earlier checkpoint held");
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Writing an image: clusters in ascending order, nodes above them, layers, and the manifest at the end.
+
+pub(crate) mod builder;
+pub(crate) mod checkpoint;
+pub(crate) mod disk_writer;
+pub(crate) mod sync;
