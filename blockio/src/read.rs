@@ -29,7 +29,7 @@ const DEPTH_MAX: usize = 4096;
 const RETRIES_MAX: u32 = 100;
 
 /// How often a reader that is held back looks up whether it is to stop, or may read faster now.
-const PACE_LOOK_UP: Duration = Duration::from_millis(50);
+const PACE_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What to read and in which portions.
 #[derive(Debug, Clone)]
@@ -356,7 +356,7 @@ impl Engine {
                 if self.ring.in_flight() > 0 {
                     return;
                 }
-                thread::sleep(delay.min(PACE_LOOK_UP));
+                thread::sleep(delay.min(PACE_POLL_INTERVAL));
                 continue;
             }
             let free = match self.ring.in_flight() {

@@ -41,7 +41,7 @@ pub const COMPRESS_LEVEL: i32 = 4;
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// How often a stage that waits looks up whether it is to stop.
-const LOOK_UP: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Default for ScanOptions {
     fn default() -> Self {
@@ -83,7 +83,7 @@ pub trait Sink {
     fn push(&mut self, update: &ClusterUpdate<'_>) -> imagefmt::Result<()>;
 
     /// Called behind every chunk of the disk, changed or not: a checkpoint must not wait for the next change.
-    fn pass(&mut self) -> imagefmt::Result<()> {
+    fn chunk_done(&mut self) -> imagefmt::Result<()> {
         Ok(())
     }
 }
@@ -164,7 +164,7 @@ fn work(
     stop: &AtomicBool,
 ) {
     let _guard = PanicGuard(sender);
-    step_back();
+    lower_priority();
     while let Some(chunk) = next(chunks, stop) {
         let examined = match chunk {
             Ok(chunk) => examiner.examine(chunk).map_err(Error::from),
@@ -178,7 +178,7 @@ fn work(
 
 /// Lets everything else go first: the thread that keeps the reads in flight, the kernel's own, and whatever
 /// the server is there for. With as many workers as cores, a scan is a tenth faster for it.
-fn step_back() {
+fn lower_priority() {
     const NICE: libc::c_int = 10;
     // SAFETY: takes no pointers; 0 is the calling thread (setpriority(2), "C library/kernel differences").
     // Being nicer is never refused, and if it were, the scan would only be slower.
@@ -188,7 +188,7 @@ fn step_back() {
 /// The next item of a channel, or `None` when it has closed or `stop` is set.
 fn next<T>(channel: &Receiver<T>, stop: &AtomicBool) -> Option<T> {
     loop {
-        match channel.recv_timeout(LOOK_UP) {
+        match channel.recv_timeout(POLL_INTERVAL) {
             Ok(item) => return Some(item),
             Err(RecvTimeoutError::Timeout) if !stop.load(Ordering::Relaxed) => {}
             Err(_) => return None,
@@ -230,7 +230,7 @@ fn store(
                 stored_bytes += update.stored.len() as u64;
                 dirty_bytes += geometry.cluster_len(update.index) as u64;
             }
-            sink.pass()?;
+            sink.chunk_done()?;
             due += 1;
             compared_bytes += chunk.len() as u64;
             progress

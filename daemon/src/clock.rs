@@ -29,7 +29,7 @@ pub trait Clock: Send + Sync + Debug {
     fn now(&self) -> Moment;
 
     /// How long the scheduler may sleep before it looks again: a clock that is driven moves at any time.
-    fn look_up(&self) -> Duration;
+    fn poll_interval(&self) -> Duration;
 }
 
 /// The machine's clocks.
@@ -59,7 +59,7 @@ impl Clock for SystemClock {
         }
     }
 
-    fn look_up(&self) -> Duration {
+    fn poll_interval(&self) -> Duration {
         // A deadline is met to the second; this also bounds what a suspend or a set clock can delay.
         Duration::from_secs(1)
     }
@@ -67,7 +67,7 @@ impl Clock for SystemClock {
 
 /// The machine's clocks, moved by what a file says: hours pass in no time. For laboratories and tests.
 #[derive(Debug)]
-pub struct LaboratoryClock {
+pub struct TestClock {
     system: SystemClock,
     file: PathBuf,
     last: Mutex<Shift>,
@@ -85,7 +85,7 @@ pub struct Shift {
     pub reboots: u32,
 }
 
-impl LaboratoryClock {
+impl TestClock {
     /// A clock that is moved by this file; one that is not there moves nothing.
     pub fn new(file: PathBuf) -> Self {
         Self {
@@ -107,7 +107,7 @@ impl LaboratoryClock {
     }
 }
 
-impl Clock for LaboratoryClock {
+impl Clock for TestClock {
     fn now(&self) -> Moment {
         let shift = self.shift();
         let now = self.system.now();
@@ -121,7 +121,7 @@ impl Clock for LaboratoryClock {
         }
     }
 
-    fn look_up(&self) -> Duration {
+    fn poll_interval(&self) -> Duration {
         Duration::from_millis(10)
     }
 }
@@ -256,7 +256,7 @@ impl Clock for HandClock {
         self.0.lock().unwrap().clone()
     }
 
-    fn look_up(&self) -> Duration {
+    fn poll_interval(&self) -> Duration {
         Duration::from_millis(1)
     }
 }
@@ -341,7 +341,7 @@ mod tests {
     #[test]
     fn a_laboratory_moves_its_clock_by_a_file() {
         let dir = tempfile::tempdir().unwrap();
-        let clock = LaboratoryClock::new(dir.path().join("clock"));
+        let clock = TestClock::new(dir.path().join("clock"));
         let before = clock.now();
         let shift = r#"{"elapsed_seconds": 7200, "wall_jump_seconds": -3600, "reboots": 2}"#;
         fs::write(dir.path().join("clock"), shift).unwrap();

@@ -35,7 +35,7 @@ pub struct Config {
     /// The shortest interval of a job.
     pub min_interval: Duration,
     /// A file that moves the clock.
-    pub laboratory_clock: Option<PathBuf>,
+    pub test_clock: Option<PathBuf>,
 }
 
 /// The file as it is written. What has a range knows its place, so that errors can name it.
@@ -111,7 +111,7 @@ impl Config {
                 *limits::INTERVAL.start(),
                 seconds(1)..=*limits::INTERVAL.start(),
             )?,
-            laboratory_clock: match raw.laboratory.clock {
+            test_clock: match raw.laboratory.clock {
                 Some(clock) => Some(reader.path("laboratory.clock", Some(clock), "")?),
                 None => None,
             },
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(config.stores, [PathBuf::from("/mnt/a")]);
         assert_eq!(config.stop_timeout, Duration::from_secs(60));
         assert_eq!(config.min_interval, Duration::from_secs(1));
-        assert_eq!(config.laboratory_clock, Some("/tmp/clock".into()));
+        assert_eq!(config.test_clock, Some("/tmp/clock".into()));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The service as systemd sees it: its socket, its watchdog, and its end.
 
-use crate::clock::{Clock, LaboratoryClock, SystemClock};
+use crate::clock::{Clock, SystemClock, TestClock};
 use crate::config::Config;
 use crate::http;
 use crate::service::{self, Manager, Scheduler};
@@ -46,11 +46,11 @@ pub fn run(config: Config) -> Result<()> {
 }
 
 fn clock(config: &Config) -> Arc<dyn Clock> {
-    match &config.laboratory_clock {
+    match &config.test_clock {
         None => Arc::new(SystemClock::new()),
         Some(file) => {
             tracing::warn!(file = %file.display(), "this is a laboratory: a file moves the clock");
-            Arc::new(LaboratoryClock::new(file.clone()))
+            Arc::new(TestClock::new(file.clone()))
         }
     }
 }
@@ -184,12 +184,12 @@ fn watch(manager: &Arc<Manager>, stop: &AtomicBool) {
             fed = Instant::now();
             tell(&[NotifyState::Watchdog]);
         }
-        manager.wait(LOOK_UP.min(manager.look_up()));
+        manager.wait(POLL_INTERVAL.min(manager.poll_interval()));
     }
 }
 
 /// How often a signal to end is looked for.
-const LOOK_UP: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Lets syncs keep what they have stored, for so long. A thread that waits for a disk that does not answer is not
 /// waited for: it ends with the process.

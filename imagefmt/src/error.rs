@@ -102,7 +102,7 @@ impl Error {
     }
 
     /// The error with all its causes, on one line.
-    pub fn told(&self) -> String {
+    pub fn full_message(&self) -> String {
         let mut text = self.to_string();
         let mut source = self.source();
         while let Some(cause) = source {

@@ -231,7 +231,7 @@ impl Overlay {
             shard.insert(cluster, entry);
             self.touch();
         } else {
-            self.space.give_back(vec![entry.slot]);
+            self.space.release(vec![entry.slot]);
         }
         result
     }
@@ -349,7 +349,7 @@ impl Overlay {
         }
         drop(zeros);
         drop(shards);
-        self.space.give_back(unused);
+        self.space.release(unused);
         remembered
     }
 
@@ -516,9 +516,8 @@ impl Drop for Overlay {
     fn drop(&mut self) {
         let shards = self.shards.iter_mut().map(|shard| shard.get_mut());
         let entries = shards.flat_map(|shard| std::mem::take(shard.unwrap_or_else(PoisonError::into_inner)));
-        self.space
-            .give_back(entries.map(|(_, entry)| entry.slot).collect());
-        self.space.ranges.give_back(read(&self.zeros).len());
+        self.space.release(entries.map(|(_, entry)| entry.slot).collect());
+        self.space.ranges.release(read(&self.zeros).len());
     }
 }
 

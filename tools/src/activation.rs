@@ -88,7 +88,7 @@ mod tests {
             (UnixStream::pair().unwrap().0.into(), "does not listen"),
         ];
         for (fd, complaint) in wrong {
-            let said = crate::exit::told(&checked(fd).unwrap_err());
+            let said = crate::exit::full_message(&checked(fd).unwrap_err());
             assert!(said.contains(complaint) && said.contains("descriptor"), "{said}");
         }
     }

@@ -2,7 +2,7 @@
 
 use imagefmt::ErrorKind;
 use std::process::ExitCode;
-pub use tools::exit::{Advise, told};
+pub use tools::exit::{Advise, full_message};
 
 /// Something in the store is not as it was written.
 pub const DAMAGED: u8 = 3;
@@ -38,7 +38,7 @@ mod tests {
             .context("restore")
             .unwrap_err();
         assert!(is_damage(&error));
-        assert_eq!(told(&error), "restore: read: cluster 7");
+        assert_eq!(full_message(&error), "restore: read: cluster 7");
         assert!(!is_damage(&anyhow::anyhow!("no space")));
     }
 }

@@ -33,7 +33,7 @@ impl Sink for Checkpointed<'_, '_> {
         self.sink.push(update)
     }
 
-    fn pass(&mut self) -> imagefmt::Result<()> {
+    fn chunk_done(&mut self) -> imagefmt::Result<()> {
         if self.last.elapsed() >= self.every {
             self.sink.checkpoint()?;
             self.last = Instant::now();

@@ -55,7 +55,7 @@ pub fn apply(store: &Store, job: &str, max_images: usize) -> Result<Retained> {
                 retained.in_use = true;
                 retained
                     .warnings
-                    .push(format!("{} (it goes with a later sync)", error.told()));
+                    .push(format!("{} (it goes with a later sync)", error.full_message()));
             }
             Err(error) if error.kind() == ErrorKind::NotFound => excess -= 1,
             Err(error) => return Err(error),

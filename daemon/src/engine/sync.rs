@@ -155,7 +155,7 @@ impl<O: Observer> Job<'_, O> {
             Some(from) => self.store.take_up(&request.job, from, &names)?,
             None => self.store.begin(&request.job, request.cluster_size, &names)?,
         };
-        for (sequence, error) in image.passed_over() {
+        for (sequence, error) in image.skipped_images() {
             self.observer.warn(&format!(
                 "image {}/{sequence} is damaged; comparing with an earlier one: {error}",
                 request.job

@@ -14,13 +14,18 @@ use std::time::Duration;
 
 /// What was found out before a job is made: its disks, opened and checked.
 #[derive(Debug)]
-pub struct Given {
+pub struct ResolvedInput {
     pub store: PathBuf,
     pub disks: Vec<DiskRecord>,
 }
 
 /// Makes a job in Ready of what was asked for.
-pub fn new_record(request: &CreateJob, given: Given, config: &Config, now: &Moment) -> Refused<JobRecord> {
+pub fn new_record(
+    request: &CreateJob,
+    given: ResolvedInput,
+    config: &Config,
+    now: &Moment,
+) -> Refused<JobRecord> {
     check_name(&request.name)?;
     check_description(&request.description)?;
     check_token(request.client_token.as_deref())?;
@@ -68,7 +73,7 @@ pub fn new_record(request: &CreateJob, given: Given, config: &Config, now: &Mome
         completing: false,
         run: None,
         runs: 0,
-        excess: false,
+        retention_pending: false,
         purge: false,
         synced: false,
         written: None,
@@ -283,8 +288,8 @@ pub mod tests {
         }
     }
 
-    pub fn given() -> Given {
-        Given {
+    pub fn resolved_input() -> ResolvedInput {
+        ResolvedInput {
             store: "/srv/store".into(),
             disks: vec![DiskRecord {
                 name: "vda".to_owned(),
@@ -301,7 +306,7 @@ pub mod tests {
 
     fn made(request: &CreateJob) -> Refused<JobRecord> {
         let config = Config::load(None).unwrap();
-        new_record(request, given(), &config, &HandClock::new().now())
+        new_record(request, resolved_input(), &config, &HandClock::new().now())
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod modify;
 mod record;
 mod refusal;
 
-pub use create::{Given, check_name, new_record};
+pub use create::{ResolvedInput, check_name, new_record};
 pub use modify::modify;
 pub use record::{ActiveRun, DiskRecord, Ending, JobRecord, WriteCounter};
 pub use refusal::{Refusal, Refused};

@@ -137,7 +137,7 @@ mod tests {
 
     fn job(status: Status, clock: &HandClock) -> JobRecord {
         let config = Config::load(None).unwrap();
-        let mut job = new_record(&create::good(), create::given(), &config, &clock.now()).unwrap();
+        let mut job = new_record(&create::good(), create::resolved_input(), &config, &clock.now()).unwrap();
         job.status = status;
         job
     }

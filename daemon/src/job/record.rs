@@ -45,7 +45,8 @@ pub struct JobRecord {
     /// Number of the last run.
     pub runs: u64,
     /// There are more images than are to be kept, since they were in use.
-    pub excess: bool,
+    #[serde(alias = "excess")]
+    pub retention_pending: bool,
     /// While Deleting: the images go too.
     pub purge: bool,
     /// Whether a run has made an image.

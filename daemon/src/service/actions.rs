@@ -42,7 +42,7 @@ impl Manager {
             None => self.launch(&mut inner, job, run_type),
         };
         launched.map_err(|error| Refusal::failed(&error))?;
-        self.leave_note(&store, name);
+        self.queue_note(&store, name);
         Ok(())
     }
 
@@ -133,7 +133,7 @@ impl Manager {
         let store = job.store.clone();
         self.save(&mut inner, job, None)
             .map_err(|error| Refusal::failed(&error))?;
-        self.leave_note(&store, name);
+        self.queue_note(&store, name);
         Ok(())
     }
 
@@ -151,7 +151,7 @@ impl Manager {
         if let Some((live, _)) = inner.live.get(name) {
             live.control.pace().set_limit(limit);
         }
-        self.leave_note(&store, name);
+        self.queue_note(&store, name);
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use super::disks;
 use super::manager::{Inner, Manager};
-use crate::job::{self, Given, JobRecord, Refusal, Refused};
+use crate::job::{self, JobRecord, Refusal, Refused, ResolvedInput};
 use api::{Action, CreateJob, rules};
 use imagefmt::{Manifest, Store};
 use std::path::{Path, PathBuf};
@@ -17,14 +17,14 @@ impl Manager {
             return Ok((name, false));
         }
         // What a name or range forbids is found before a disk is opened or a store made.
-        let dry = Given {
+        let dry = ResolvedInput {
             store: PathBuf::new(),
             disks: Vec::new(),
         };
         job::new_record(request, dry, &self.config, &self.now())?;
         let store = self.store_of(request)?;
         let chosen = self.chosen(&request.disks, request.all_disks, &store)?;
-        let given = Given {
+        let given = ResolvedInput {
             disks: disks::describe(&chosen, &store)?,
             store,
         };
@@ -36,7 +36,7 @@ impl Manager {
             self.check_take_up(&inner, &record)?;
         }
         let opened = imagefmt::open_or_create_store(&record.store, request.allow_network_fs)
-            .map_err(|error| Refusal::conflict(error.told()))?;
+            .map_err(|error| Refusal::conflict(error.full_message()))?;
         self.check_images(&opened, &record)?;
         let name = record.name.clone();
         {
@@ -50,10 +50,10 @@ impl Manager {
             check_disks(&inner, &record)?;
             self.check_take_up(&inner, &record)?;
             let store = record.store.clone();
-            inner.know_store(&store);
+            inner.remember_store(&store);
             self.save(&mut inner, record, None)
                 .map_err(|error| Refusal::failed(&error))?;
-            self.leave_note(&store, &name);
+            self.queue_note(&store, &name);
         }
         tracing::info!(job = name, "job is created");
         Ok((name, true))
@@ -98,16 +98,16 @@ impl Manager {
     /// The job to be taken up is over, and nobody else has taken it up.
     fn check_take_up(&self, inner: &Inner, new: &JobRecord) -> Refused<()> {
         let Some(from) = &new.take_up else { return Ok(()) };
-        let heirs = |job: &&JobRecord| {
+        let is_successor = |job: &&JobRecord| {
             job.take_up.as_ref() == Some(from)
                 && job.store == new.store
                 && job.name != new.name
                 && job.name != *from
         };
-        if let Some(heir) = inner.jobs.values().find(heirs) {
+        if let Some(successor) = inner.jobs.values().find(is_successor) {
             return Err(Refusal::conflict(format!(
                 "job {from} was taken up before, by job {}: take up that one",
-                heir.name
+                successor.name
             )));
         }
         let Some(old) = inner.jobs.get(from) else {
@@ -129,14 +129,19 @@ impl Manager {
     /// What the store holds of this name, and of the job to be taken up.
     fn check_images(&self, store: &Store, new: &JobRecord) -> Refused<()> {
         if let Some(from) = &new.take_up {
-            let images = store.job(from).map_err(|error| Refusal::conflict(error.told()))?;
+            let images = store
+                .job(from)
+                .map_err(|error| Refusal::conflict(error.full_message()))?;
             let Some(&newest) = images.sequences.last() else {
                 return Err(Refusal::conflict(format!(
                     "job {from} has no image left to build on: create a job of its own instead"
                 )));
             };
             let manifest = store.manifest(&images.chain, newest);
-            check_disk_names(new, &manifest.map_err(|error| Refusal::conflict(error.told()))?)?;
+            check_disk_names(
+                new,
+                &manifest.map_err(|error| Refusal::conflict(error.full_message()))?,
+            )?;
             return if *from == new.name {
                 Ok(())
             } else {
@@ -148,13 +153,15 @@ impl Manager {
 
     /// Images of an unknown job of that name are not taken over by chance.
     fn check_unused(&self, store: &Store, name: &str) -> Refused<()> {
-        let jobs = store.jobs().map_err(|error| Refusal::conflict(error.told()))?;
-        if let Some((heir, _)) = jobs
+        let jobs = store
+            .jobs()
+            .map_err(|error| Refusal::conflict(error.full_message()))?;
+        if let Some((successor, _)) = jobs
             .iter()
             .find(|(job, images)| images.chain == name && *job != name)
         {
             return Err(Refusal::conflict(format!(
-                "the images of job {heir} continue those that a job {name} began, under its name: choose another name"
+                "the images of job {successor} continue those that a job {name} began, under its name: choose another name"
             )));
         }
         let Ok(images) = store.job(name) else {

@@ -35,7 +35,7 @@ impl Manager {
         if purge {
             self.purge_in_background(job);
         } else {
-            self.leave_note(&job.store, name);
+            self.queue_note(&job.store, name);
             tracing::info!(job = name, "job is deleted; its images stay");
         }
         Ok(!purge)
@@ -81,15 +81,22 @@ impl Manager {
                         return tracing::error!(job = name, "{error:#}");
                     }
                 }
-                self.leave_note(&job.store, name);
+                self.queue_note(&job.store, name);
                 tracing::info!(job = name, images = count, "job and images are deleted");
             }
             Err(error) => {
-                tracing::warn!(job = name, "its images are not all deleted yet: {}", error.told());
+                tracing::warn!(
+                    job = name,
+                    "its images are not all deleted yet: {}",
+                    error.full_message()
+                );
                 let mut inner = self.lock();
                 let known = inner.jobs.get(name).filter(|_| is_still_deleting(&inner, job));
                 if let Some(mut job) = known.cloned() {
-                    job.error = Some(format!("{}; it is tried again every minute", error.told()));
+                    job.error = Some(format!(
+                        "{}; it is tried again every minute",
+                        error.full_message()
+                    ));
                     if let Err(error) = self.save(&mut inner, job, None) {
                         tracing::error!(job = name, "{error:#}");
                     }
@@ -116,19 +123,19 @@ fn is_still_deleting(inner: &Inner, job: &JobRecord) -> bool {
 
 /// Refuses to delete images that the first sync of another job is to build on.
 fn refuse_needed(inner: &Inner, job: &JobRecord) -> Refused<()> {
-    let waits = |heir: &&JobRecord| {
-        heir.take_up.as_ref() == Some(&job.name)
-            && heir.name != job.name
-            && heir.store == job.store
-            && heir.status.is_unfinished()
-            && !heir.synced
+    let waits = |successor: &&JobRecord| {
+        successor.take_up.as_ref() == Some(&job.name)
+            && successor.name != job.name
+            && successor.store == job.store
+            && successor.status.is_unfinished()
+            && !successor.synced
     };
     match inner.jobs.values().find(waits) {
         None => Ok(()),
-        Some(heir) => Err(Refusal::conflict(format!(
+        Some(successor) => Err(Refusal::conflict(format!(
             "the first sync of job {} is to build on an image of job {}: purge it when that sync is done, or delete \
              job {} first",
-            heir.name, job.name, heir.name
+            successor.name, job.name, successor.name
         ))),
     }
 }
@@ -186,7 +193,7 @@ pub fn discard(job: &JobRecord) {
         tracing::warn!(
             job = job.name,
             "what its last sync stored stays until `smc-image gc`: {}",
-            error.told()
+            error.full_message()
         );
     }
 }

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, HandClock, later};
     use crate::config::Config;
-    use crate::job::{DiskRecord, Given, new_record};
+    use crate::job::{DiskRecord, ResolvedInput, new_record};
     use api::RunType;
 
     const MIB: u64 = 1 << 20;
@@ -120,7 +120,7 @@ mod tests {
             name: "web01".to_owned(),
             ..Default::default()
         };
-        let given = Given {
+        let given = ResolvedInput {
             store: "/s".into(),
             disks: vec![DiskRecord {
                 name: "vda".to_owned(),

@@ -1,4 +1,4 @@
-//! Programs run around a sync, so that a database can flush or an application be told.
+//! Programs run around a sync, so that a database can flush or an application be env.
 //!
 //! Those of the hooks directory run for every job, in the order of their names, then the job's own one; afterwards
 //! the other way round. Each gets `pre` or `post` as its argument and what it is about in its environment. Its
@@ -36,9 +36,9 @@ impl Stage {
     }
 }
 
-/// What hooks are told beside the job.
+/// What hooks are env beside the job.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct HookEnv {
     /// Number of the run.
     pub run: u64,
     /// `succeeded`, `failed`, ...: afterwards only.
@@ -48,7 +48,7 @@ pub struct Told {
 }
 
 /// How often a hook is looked after.
-const LOOK_UP: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What is kept of a hook's output, for the message about its failure.
 const OUTPUT_KEPT: usize = 2000;
@@ -57,10 +57,16 @@ const OUTPUT_KEPT: usize = 2000;
 ///
 /// # Errors
 /// Name the hook, how it ended and what it wrote last.
-pub fn run(stage: Stage, dir: &Path, job: &JobRecord, told: &Told, stopped: &dyn Fn() -> bool) -> Result<()> {
+pub fn run(
+    stage: Stage,
+    dir: &Path,
+    job: &JobRecord,
+    env: &HookEnv,
+    stopped: &dyn Fn() -> bool,
+) -> Result<()> {
     let mut failures = Vec::new();
     for path in programs(stage, dir, job)? {
-        let ended = run_one(stage, &path, job, told, stopped)
+        let ended = run_one(stage, &path, job, env, stopped)
             .with_context(|| format!("{} hook {}", stage.label(), path.display()));
         match ended {
             Ok(()) => {}
@@ -119,14 +125,14 @@ fn run_one(
     stage: Stage,
     path: &Path,
     job: &JobRecord,
-    told: &Told,
+    env: &HookEnv,
     stopped: &dyn Fn() -> bool,
 ) -> Result<()> {
     let (reader, writer) = std::io::pipe().context("make a pipe for its output")?;
     let wrote = collect(reader);
     let child = Command::new(path)
         .arg(stage.label())
-        .envs(environment(stage, job, told))
+        .envs(environment(stage, job, env))
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
         .stderr(writer)
@@ -145,7 +151,7 @@ fn run_one(
     }
 }
 
-fn environment(stage: Stage, job: &JobRecord, told: &Told) -> Vec<(&'static str, OsString)> {
+fn environment(stage: Stage, job: &JobRecord, env: &HookEnv) -> Vec<(&'static str, OsString)> {
     let disks: Vec<String> = job
         .disks
         .iter()
@@ -154,13 +160,13 @@ fn environment(stage: Stage, job: &JobRecord, told: &Told) -> Vec<(&'static str,
     let mut environment: Vec<(&str, OsString)> = vec![
         ("SMC_STAGE", stage.label().into()),
         ("SMC_JOB", job.name.clone().into()),
-        ("SMC_RUN", told.run.to_string().into()),
+        ("SMC_RUN", env.run.to_string().into()),
         ("SMC_STORE", job.store.clone().into()),
         ("SMC_DISKS", disks.join(" ").into()),
     ];
     if stage == Stage::Post {
-        environment.push(("SMC_OUTCOME", told.outcome.clone().into()));
-        environment.push(("SMC_IMAGE", told.image.clone().into()));
+        environment.push(("SMC_OUTCOME", env.outcome.clone().into()));
+        environment.push(("SMC_IMAGE", env.image.clone().into()));
     }
     environment
 }
@@ -180,7 +186,7 @@ fn watch(mut child: Child, limit: Duration, stopped: &dyn Fn() -> bool) -> Watch
             Err(error) => break Watched::Lost(error),
             Ok(None) if begun.elapsed() >= limit => break Watched::TimedOut,
             Ok(None) if stopped() => break Watched::Stopped,
-            Ok(None) => std::thread::sleep(LOOK_UP),
+            Ok(None) => std::thread::sleep(POLL_INTERVAL),
         }
     };
     // Its group has its number, and it has not been waited for: the number is nobody else's.
@@ -212,7 +218,7 @@ fn collect(mut reader: std::io::PipeReader) -> Arc<Mutex<Vec<u8>>> {
 /// The end of what a hook wrote, on one line.
 fn tail(kept: &Mutex<Vec<u8>>) -> String {
     // What was written last may still be in the pipe.
-    std::thread::sleep(LOOK_UP);
+    std::thread::sleep(POLL_INTERVAL);
     let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
     let text = String::from_utf8_lossy(&kept);
     let text = text.trim();
@@ -227,7 +233,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, HandClock};
     use crate::config::Config;
-    use crate::job::{Given, new_record};
+    use crate::job::{ResolvedInput, new_record};
     use std::io::Write;
 
     fn job(dir: &Path) -> JobRecord {
@@ -235,7 +241,7 @@ mod tests {
             name: "web01".to_owned(),
             ..Default::default()
         };
-        let given = Given {
+        let given = ResolvedInput {
             store: dir.to_owned(),
             disks: Vec::new(),
         };
@@ -278,12 +284,12 @@ mod tests {
         let mut job = job(dir.path());
         job.hooks.pre = Some(own.display().to_string());
         job.hooks.post = job.hooks.pre.clone();
-        let told = Told {
+        let env = HookEnv {
             outcome: "succeeded".to_owned(),
-            ..Told::default()
+            ..HookEnv::default()
         };
-        run(Stage::Pre, &hooks, &job, &told, &never).unwrap();
-        run(Stage::Post, &hooks, &job, &told, &never).unwrap();
+        run(Stage::Pre, &hooks, &job, &env, &never).unwrap();
+        run(Stage::Post, &hooks, &job, &env, &never).unwrap();
         assert_eq!(
             fs::read_to_string(log).unwrap(),
             "10-a pre web01\n20-b pre web01\nown pre web01\nown post web01 succeeded\n20-b post web01 succeeded\n\
@@ -299,7 +305,7 @@ mod tests {
         let mut job = job(dir.path());
         job.hooks.pre = Some(own.display().to_string());
         let missing = dir.path().join("none");
-        let error = run(Stage::Pre, &missing, &job, &Told::default(), &never).unwrap_err();
+        let error = run(Stage::Pre, &missing, &job, &HookEnv::default(), &never).unwrap_err();
         let text = format!("{error:#}");
         assert!(text.contains("own") && text.contains("exit status: 3"), "{text}");
         assert!(text.contains("the database is busy"), "{text}");
@@ -316,7 +322,7 @@ mod tests {
         let mut job = job(dir.path());
         job.hooks.pre = Some(own.display().to_string());
         let missing = dir.path().join("none");
-        let error = run(Stage::Pre, &missing, &job, &Told::default(), &never).unwrap_err();
+        let error = run(Stage::Pre, &missing, &job, &HookEnv::default(), &never).unwrap_err();
         let text = format!("{error:#}");
         assert!(
             text.ends_with("the end") && text.len() < 3000,
@@ -337,7 +343,7 @@ mod tests {
         job.hooks.pre = Some(own.display().to_string());
         job.hooks.timeout_seconds = 1;
         let missing = dir.path().join("none");
-        let error = run(Stage::Pre, &missing, &job, &Told::default(), &never).unwrap_err();
+        let error = run(Stage::Pre, &missing, &job, &HookEnv::default(), &never).unwrap_err();
         assert!(format!("{error:#}").contains("killed after 1 s"));
         let group = fs::read_to_string(dir.path().join("pid")).unwrap();
         let group = Pid::from_raw(group.trim().parse().unwrap());
@@ -347,7 +353,7 @@ mod tests {
                 begun.elapsed() < Duration::from_secs(20),
                 "its group is still there"
             );
-            std::thread::sleep(LOOK_UP);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -359,7 +365,7 @@ mod tests {
         let mut job = job(dir.path());
         job.hooks.pre = Some(own.display().to_string());
         let missing = dir.path().join("none");
-        let error = run(Stage::Pre, &missing, &job, &Told::default(), &|| true).unwrap_err();
+        let error = run(Stage::Pre, &missing, &job, &HookEnv::default(), &|| true).unwrap_err();
         assert!(format!("{error:#}").contains("the sync was stopped"));
     }
 }

@@ -80,8 +80,8 @@ impl Manager {
     }
 
     /// How long the clock lets the scheduler sleep.
-    pub fn look_up(&self) -> Duration {
-        self.clock.look_up()
+    pub fn poll_interval(&self) -> Duration {
+        self.clock.poll_interval()
     }
 
     /// Sleeps for `time`, or until a job changes.
@@ -109,7 +109,7 @@ impl Manager {
 
     /// Brings the copy of a job in its store up to date, in the background: a store that does not answer holds up
     /// nobody but the writer of its own notes. Each store has one at a time.
-    pub(super) fn leave_note(self: &Arc<Self>, store: &Path, name: &str) {
+    pub(super) fn queue_note(self: &Arc<Self>, store: &Path, name: &str) {
         let mut waiting = self.notes();
         let is_busy = waiting.contains_key(store);
         waiting
@@ -230,7 +230,7 @@ impl Inner {
     }
 
     /// Remembers that jobs have a store.
-    pub fn know_store(&mut self, store: &Path) {
+    pub fn remember_store(&mut self, store: &Path) {
         if let Err(error) = self.known.add(store) {
             tracing::warn!("the list of stores cannot be kept: {error:#}");
         }

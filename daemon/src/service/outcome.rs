@@ -19,7 +19,7 @@ pub enum Ended {
     /// Without one, for this reason.
     Failed(String),
     /// Without one, since somebody else holds the chain: it is tried again soon.
-    PutOff(String),
+    Deferred(String),
 }
 
 impl Ended {
@@ -30,13 +30,13 @@ impl Ended {
             Self::Asked(Ending::Stop) => RunOutcome::Stopped,
             Self::Asked(Ending::Cancel) => RunOutcome::Canceled,
             Self::Asked(Ending::Shutdown) => RunOutcome::Interrupted,
-            Self::Failed(_) | Self::PutOff(_) => RunOutcome::Failed,
+            Self::Failed(_) | Self::Deferred(_) => RunOutcome::Failed,
         }
     }
 }
 
 /// The job after a run.
-pub fn settle(mut job: JobRecord, ended: &Ended, now: &Moment) -> JobRecord {
+pub fn conclude(mut job: JobRecord, ended: &Ended, now: &Moment) -> JobRecord {
     if matches!(ended, Ended::Asked(Ending::Shutdown)) {
         // As if the daemon had been killed: it goes on when it starts again.
         return job;
@@ -50,7 +50,7 @@ pub fn settle(mut job: JobRecord, ended: &Ended, now: &Moment) -> JobRecord {
             job.completing = false;
         }
         Ended::Image(_) => after_image(&mut job, now),
-        Ended::PutOff(_) => {
+        Ended::Deferred(_) => {
             job.status = Status::Waiting;
             job.next_sync = Some(Deadline::after(now, PUT_OFF));
         }
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, HandClock};
     use crate::config::Config;
-    use crate::job::{Given, new_record};
+    use crate::job::{ResolvedInput, new_record};
     use api::CreateJob;
 
     fn running(automatic: bool, completing: bool, clock: &HandClock) -> JobRecord {
@@ -97,7 +97,7 @@ mod tests {
             max_images: automatic.then_some(3),
             ..CreateJob::default()
         };
-        let given = Given {
+        let given = ResolvedInput {
             store: "/s".into(),
             disks: Vec::new(),
         };
@@ -122,13 +122,13 @@ mod tests {
             (true, false, Ended::Asked(Stop), Status::Stopped),
             (true, false, Ended::Asked(Cancel), Status::Canceled),
             (true, false, Ended::Asked(Shutdown), Status::Running),
-            (true, false, Ended::PutOff("gc".to_owned()), Status::Waiting),
+            (true, false, Ended::Deferred("gc".to_owned()), Status::Waiting),
             (true, false, failed(), Status::InError),
             (false, false, failed(), Status::InError),
         ];
         let clock = HandClock::new();
         for (automatic, completing, ended, status) in rows {
-            let job = settle(running(automatic, completing, &clock), &ended, &clock.now());
+            let job = conclude(running(automatic, completing, &clock), &ended, &clock.now());
             assert_eq!(job.status, status, "{ended:?}");
             assert_eq!(job.next_sync.is_some(), status == Status::Waiting, "{ended:?}");
             assert_eq!(job.error.is_some(), status == Status::InError, "{ended:?}");
@@ -138,13 +138,13 @@ mod tests {
     #[test]
     fn a_last_sync_that_failed_stays_the_last_one_and_one_that_was_stopped_does_not() {
         let clock = HandClock::new();
-        let failed = settle(
+        let failed = conclude(
             running(true, true, &clock),
             &Ended::Failed("x".to_owned()),
             &clock.now(),
         );
         assert!(failed.completing);
-        let stopped = settle(
+        let stopped = conclude(
             running(true, true, &clock),
             &Ended::Asked(Ending::Stop),
             &clock.now(),
@@ -156,7 +156,7 @@ mod tests {
     fn the_interval_counts_from_the_end_of_the_sync() {
         let clock = HandClock::new();
         clock.pass(Duration::from_secs(500));
-        let job = settle(running(true, false, &clock), &Ended::Image(None), &clock.now());
+        let job = conclude(running(true, false, &clock), &Ended::Image(None), &clock.now());
         let next = job.next_sync.unwrap();
         assert_eq!(next.remaining(&clock.now()), Duration::from_secs(3600));
     }

@@ -2,7 +2,7 @@
 
 use super::live::run_begun;
 use super::manager::{Inner, Manager};
-use super::outcome::{Ended, settle};
+use super::outcome::{Ended, conclude};
 use super::runner::Work;
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
@@ -21,21 +21,21 @@ pub fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Manager>> {
     let (mut state, opened) = State::open(&config.state_dir)?;
     let warnings = match opened {
         Opened::Found => Vec::new(),
-        Opened::New => find_again(&mut state, &config, &now, None)?,
+        Opened::New => rebuild_state(&mut state, &config, &now, None)?,
         Opened::Damaged(kept, why) => {
             let lost = format!("the state was damaged ({why}) and is kept as {}", kept.display());
-            find_again(&mut state, &config, &now, Some(lost))?
+            rebuild_state(&mut state, &config, &now, Some(lost))?
         }
     };
     let mut warnings = warnings;
-    warnings.extend(stray(&mut state, &now)?);
+    warnings.extend(rebuild_unseen(&mut state, &now)?);
     let mut jobs = state.jobs()?;
     let elsewhere = state.is_of_another_host()?;
     for job in &mut jobs {
         let before = job.clone();
         anchor(job, &now);
         if elsewhere {
-            hold(job);
+            stop_foreign(job);
         }
         if *job != before
             && let Err(error) = state.save(job, None)
@@ -53,12 +53,12 @@ pub fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Manager>> {
     }
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let manager = Arc::new(Manager::new(config, clock, state, jobs, warnings));
-    go_on(&manager);
+    resume_all(&manager);
     Ok(manager)
 }
 
 /// A job of another machine, or of this one before it was migrated, does nothing until somebody says so.
-fn hold(job: &mut JobRecord) {
+fn stop_foreign(job: &mut JobRecord) {
     let acts = job.status == Status::Ready && job.start_at.is_some()
         || matches!(job.status, Status::Running | Status::Waiting);
     if acts {
@@ -72,7 +72,7 @@ fn hold(job: &mut JobRecord) {
 }
 
 /// Stores that could not be looked through when the state was lost may be there now.
-fn stray(state: &mut State, now: &Moment) -> Result<Vec<String>> {
+fn rebuild_unseen(state: &mut State, now: &Moment) -> Result<Vec<String>> {
     let unseen = state.unseen()?;
     if unseen.is_empty() {
         return Ok(Vec::new());
@@ -86,13 +86,13 @@ fn stray(state: &mut State, now: &Moment) -> Result<Vec<String>> {
         .collect();
     let mut warnings = rebuilt.warnings;
     if !found.is_empty() {
-        warnings.push(found_again(&found));
+        warnings.push(rebuilt_notice(&found));
     }
     state.fill(&found, &rebuilt.unseen)?;
     Ok(warnings)
 }
 
-fn found_again(notes: &[JobNote]) -> String {
+fn rebuilt_notice(notes: &[JobNote]) -> String {
     let names: Vec<&str> = notes.iter().map(|note| note.job.name.as_str()).collect();
     format!(
         "the state of {} was found again in the stores: check them with `smcctl job show`",
@@ -101,7 +101,12 @@ fn found_again(notes: &[JobNote]) -> String {
 }
 
 /// Fills a new database with what the stores know.
-fn find_again(state: &mut State, config: &Config, now: &Moment, lost: Option<String>) -> Result<Vec<String>> {
+fn rebuild_state(
+    state: &mut State,
+    config: &Config,
+    now: &Moment,
+    lost: Option<String>,
+) -> Result<Vec<String>> {
     let known = KnownStores::open(&config.state_dir);
     let stores: BTreeSet<PathBuf> = std::iter::once(&config.store)
         .chain(&config.stores)
@@ -123,7 +128,7 @@ fn find_again(state: &mut State, config: &Config, now: &Moment, lost: Option<Str
     // All of it or nothing: a crash in between is as if it had not begun.
     state.fill(&rebuilt.jobs, &rebuilt.unseen)?;
     if !rebuilt.jobs.is_empty() {
-        warnings.push(found_again(&rebuilt.jobs));
+        warnings.push(rebuilt_notice(&rebuilt.jobs));
     }
     warnings.extend(rebuilt.warnings);
     Ok(warnings)
@@ -136,12 +141,12 @@ fn anchor(job: &mut JobRecord, now: &Moment) {
     job.next_sync = job.next_sync.as_ref().map(|next| next.anchored(now));
 }
 
-fn go_on(manager: &Arc<Manager>) {
+fn resume_all(manager: &Arc<Manager>) {
     let jobs: Vec<JobRecord> = manager.lock().jobs.values().cloned().collect();
     for job in jobs {
         match job.status {
             Status::Running => {
-                if let Err(error) = go_on_running(manager, &job.name) {
+                if let Err(error) = resume_running(manager, &job.name) {
                     // The scheduler tries again.
                     tracing::error!(job = job.name, "{error:#}");
                 }
@@ -155,7 +160,7 @@ fn go_on(manager: &Arc<Manager>) {
 }
 
 /// A sync that was going on when the daemon ended: its image is there, it was to end, or it is gone on with.
-pub fn go_on_running(manager: &Arc<Manager>, name: &str) -> Result<()> {
+pub fn resume_running(manager: &Arc<Manager>, name: &str) -> Result<()> {
     let job = manager.lock().jobs.get(name).cloned();
     let Some(job) = job.filter(|job| job.status == Status::Running) else {
         return Ok(());
@@ -180,7 +185,7 @@ pub fn go_on_running(manager: &Arc<Manager>, name: &str) -> Result<()> {
         (Err(error), _) => {
             // Whether the image was made shows when the store is there: `start` looks.
             let kept = job.run.clone();
-            let reason = format!("its store cannot be read: {}", error.told());
+            let reason = format!("its store cannot be read: {}", error.full_message());
             let mut job = interrupt(manager, &mut inner, job, run, &Ended::Failed(reason))?;
             job.run = kept;
             manager.save(&mut inner, job, None)
@@ -225,7 +230,7 @@ pub fn interrupt(
         }
         _ => None,
     };
-    let job = settle(job, ended, &now);
+    let job = conclude(job, ended, &now);
     manager.save(inner, job.clone(), Some(&run))?;
     Ok(job)
 }

@@ -1,9 +1,9 @@
 //! One sync of a job, in a thread of its own: hooks, image, retention, and what it comes to.
 
-use super::hooks::{self, Stage, Told};
+use super::hooks::{self, HookEnv, Stage};
 use super::live::{LiveRun, run_begun};
 use super::manager::{Inner, Manager};
-use super::outcome::{Ended, settle};
+use super::outcome::{Ended, conclude};
 use super::recover::{interrupt, unfinished_run};
 use super::written;
 use crate::engine::{self, Observer, SourceDisk, Synced};
@@ -162,7 +162,7 @@ impl Runner {
             ))
         });
         self.conclude(run, result);
-        self.manager.leave_note(&self.job.store, &name);
+        self.manager.queue_note(&self.job.store, &name);
     }
 
     fn work(&self, run: &mut RunView, work: Work) -> Result<()> {
@@ -190,7 +190,8 @@ impl Runner {
     fn sync(&self) -> Result<Synced> {
         let stopped = || self.live.control.is_stopped();
         let dir = &self.manager.config.hooks_dir;
-        hooks::run(Stage::Pre, dir, &self.job, &self.told(), &stopped).context("the sync did not begin")?;
+        hooks::run(Stage::Pre, dir, &self.job, &self.hook_env(), &stopped)
+            .context("the sync did not begin")?;
         let request = self.job.sync_request(self.manager.config.checkpoint_every);
         let disks = engine::open_all(&request.disks, &request.store)?;
         let store = imagefmt::open_store(&request.store)
@@ -221,10 +222,10 @@ impl Runner {
         Ok(())
     }
 
-    fn told(&self) -> Told {
-        Told {
+    fn hook_env(&self) -> HookEnv {
+        HookEnv {
             run: self.live.number,
-            ..Told::default()
+            ..HookEnv::default()
         }
     }
 
@@ -236,15 +237,15 @@ impl Runner {
             Err(_) if self.live.control.is_stopped() => RunOutcome::Stopped,
             Err(_) => RunOutcome::Failed,
         };
-        let told = Told {
+        let env = HookEnv {
             outcome: outcome.to_string(),
             image: run.image.clone().unwrap_or_default(),
-            ..self.told()
+            ..self.hook_env()
         };
         let dir = &self.manager.config.hooks_dir;
         // One that the daemon's end meets is run again when it starts.
         let ends = || self.is_shutdown();
-        if let Err(error) = hooks::run(Stage::Post, dir, &self.job, &told, &ends) {
+        if let Err(error) = hooks::run(Stage::Post, dir, &self.job, &env, &ends) {
             self.warn(&format!("{error:#}"));
         }
     }
@@ -269,7 +270,10 @@ impl Runner {
             // The image is there: a store that cannot delete is no reason to call the sync failed.
             Err(error) => {
                 self.in_use.store(true, Ordering::Relaxed);
-                self.warn(&format!("earlier images could not be deleted: {}", error.told()));
+                self.warn(&format!(
+                    "earlier images could not be deleted: {}",
+                    error.full_message()
+                ));
             }
         }
         Ok(())
@@ -319,7 +323,7 @@ impl Runner {
         let ending = inner.live.get(name).and_then(|(_, ending)| *ending);
         let ended = self.ended(result, ending);
         run.outcome = ended.outcome();
-        if let Ended::Failed(reason) | Ended::PutOff(reason) = &ended {
+        if let Ended::Failed(reason) | Ended::Deferred(reason) = &ended {
             run.error = Some(reason.clone());
         }
         let Some(job) = inner.jobs.get(name).cloned() else {
@@ -327,7 +331,7 @@ impl Runner {
             return;
         };
         let written = job.run.as_ref().and_then(|run| run.written.clone());
-        let mut job = settle(job, &ended, &now);
+        let mut job = conclude(job, &ended, &now);
         self.update(&mut job, &run, written);
         if let Err(error) = self.manager.save(&mut inner, job.clone(), Some(&run)) {
             // The disk that holds the state is in trouble. In memory the job is what it is; when the daemon starts
@@ -352,7 +356,7 @@ impl Runner {
         }
         job.synced = true;
         job.written = written.or_else(|| written::count(job, &self.manager.now()));
-        job.excess = self.in_use.load(Ordering::Relaxed);
+        job.retention_pending = self.in_use.load(Ordering::Relaxed);
         for disk in &mut job.disks {
             if let Some(synced) = run.disks.iter().find(|synced| synced.name == disk.name) {
                 disk.size_bytes = synced.size_bytes;
@@ -372,7 +376,7 @@ impl Runner {
                 Ended::Asked(ending)
             }
             _ if engine::is_busy(&error) && self.job.run.as_ref().is_some_and(|run| run.from_waiting) => {
-                Ended::PutOff(format!("{error:#}"))
+                Ended::Deferred(format!("{error:#}"))
             }
             _ => Ended::Failed(format!("{error:#}")),
         }

@@ -106,7 +106,7 @@ impl Manager {
             let store = job.store.clone();
             self.save(&mut inner, job, None)
                 .map_err(|error| crate::job::Refusal::failed(&error))?;
-            self.leave_note(&store, name);
+            self.queue_note(&store, name);
         }
         Ok(())
     }
@@ -117,11 +117,11 @@ impl Manager {
             Status::Deleting => self.purge_in_background(job.clone()),
             Status::Running => {
                 // One that could not be gone on with when the daemon started.
-                if let Err(error) = super::recover::go_on_running(self, &job.name) {
+                if let Err(error) = super::recover::resume_running(self, &job.name) {
                     tracing::warn!(job = job.name, "{error:#}");
                 }
             }
-            _ if job.excess => self.delete_in_background(job.clone(), Self::retain_again),
+            _ if job.retention_pending => self.delete_in_background(job.clone(), Self::retain_again),
             _ => {}
         }
     }
@@ -154,7 +154,7 @@ impl Manager {
             Ok(retained) if !retained.in_use => retained,
             Ok(_) => return,
             Err(error) => {
-                return tracing::warn!(job = job.name, "earlier images stay: {}", error.told());
+                return tracing::warn!(job = job.name, "earlier images stay: {}", error.full_message());
             }
         };
         for gone in &retained.deleted {
@@ -168,7 +168,7 @@ impl Manager {
         let Some(mut job) = inner.jobs.get(&job.name).cloned() else {
             return;
         };
-        job.excess = false;
+        job.retention_pending = false;
         job.warnings = retained.warnings;
         if let Err(error) = self.save(&mut inner, job, None) {
             tracing::error!("{error:#}");
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, HandClock};
     use crate::config::Config;
-    use crate::job::{Given, new_record};
+    use crate::job::{ResolvedInput, new_record};
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -193,7 +193,7 @@ mod tests {
             max_images: Some(3),
             ..Default::default()
         };
-        let given = Given {
+        let given = ResolvedInput {
             store: "/s".into(),
             disks: Vec::new(),
         };

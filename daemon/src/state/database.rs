@@ -299,7 +299,7 @@ mod tests {
             client_token: Some(format!("token-{name}")),
             ..Default::default()
         };
-        let given = crate::job::Given {
+        let given = crate::job::ResolvedInput {
             store: "/srv/store".into(),
             disks: Vec::new(),
         };

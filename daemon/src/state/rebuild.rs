@@ -54,7 +54,7 @@ pub fn rebuild<'a>(stores: impl Iterator<Item = &'a PathBuf>, now: &Moment) -> R
     let mut found: BTreeMap<String, JobNote> = BTreeMap::new();
     for path in stores {
         for mut note in read_store(path, &mut rebuilt) {
-            settle(&mut note.job, path, now);
+            adapt(&mut note.job, path, now);
             match found.get(&note.job.name) {
                 Some(other) if other.job.created >= note.job.created => {}
                 _ => drop(found.insert(note.job.name.clone(), note)),
@@ -81,7 +81,7 @@ fn read_store(path: &Path, rebuilt: &mut Rebuilt) -> Vec<JobNote> {
         Err(error) => {
             rebuilt.unseen.push(path.to_owned());
             if error.kind() != imagefmt::ErrorKind::NotAStore {
-                let warning = format!("store {shown} cannot be looked through: {}", error.told());
+                let warning = format!("store {shown} cannot be looked through: {}", error.full_message());
                 rebuilt.warnings.push(warning);
             }
             return Vec::new();
@@ -100,14 +100,14 @@ fn read_store(path: &Path, rebuilt: &mut Rebuilt) -> Vec<JobNote> {
             )),
             Err(error) => rebuilt
                 .warnings
-                .push(format!("job {name} in {shown} cannot be found again: {}", error.told())),
+                .push(format!("job {name} in {shown} cannot be found again: {}", error.full_message())),
         }
     }
     notes
 }
 
 /// What a note says may be older than what happened last, and its store may have been moved.
-fn settle(job: &mut JobRecord, store: &Path, now: &Moment) {
+fn adapt(job: &mut JobRecord, store: &Path, now: &Moment) {
     job.store = store.to_owned();
     job.expires = job.expires.anchored_by_measure(now);
     job.next_sync = job.next_sync.as_ref().map(|next| next.anchored(now));

@@ -75,7 +75,7 @@ impl Store {
             .within(|| format!("delete image {chain}/{sequence}"))?;
         drop(image);
         if let Err(error) = self.finish(chain, Dead::Image(sequence), Writer::Unknown, &mut reclaimed) {
-            reclaimed.unfinished = Some(error.told());
+            reclaimed.unfinished = Some(error.full_message());
         }
         Ok(reclaimed)
     }
@@ -146,7 +146,7 @@ impl Store {
             Ok(image) => self.free(&image, &roots, writer, reclaimed)?,
             Err(error) if error.kind() == ErrorKind::Io => return Err(error),
             Err(error) => {
-                let error = error.told();
+                let error = error.full_message();
                 reclaimed.kept.push(format!(
                     "{path} cannot be read, so what only it held is left to `gc`: {error}"
                 ));

@@ -37,7 +37,7 @@ impl Store {
         let _writer = lock_writer(&**self.storage(), chain)?;
         let _reclaim = self.lock_reclaim(chain)?;
         let mut reclaimed = Reclaimed::default();
-        self.mend(chain, &mut reclaimed)?;
+        self.repair(chain, &mut reclaimed)?;
         self.remove_left_beside(chain)?;
         let readers = self.chain(chain)?;
         let roots = Roots::collect(self, &readers)?;
@@ -103,7 +103,9 @@ impl Store {
         });
         let Some(disk) = readers else { return Ok(()) };
         if let Err(error) = disk.tree().check_layer_header(id) {
-            reclaimed.kept.push(format!("layer {id:08x}: {}", error.told()));
+            reclaimed
+                .kept
+                .push(format!("layer {id:08x}: {}", error.full_message()));
             return Ok(());
         }
         let path = layer_path(chain, id);
@@ -163,7 +165,11 @@ impl Marks {
             let tree = disk.tree();
             let marked = self.subtree(tree, tree.root_id(), &tree.root(), before.map(Tree::root), before);
             if let Err(error) = marked {
-                kept.push(format!("all that {} may hold: {}", disk.label(), error.told()));
+                kept.push(format!(
+                    "all that {} may hold: {}",
+                    disk.label(),
+                    error.full_message()
+                ));
                 unknown.extend(tree.layers().iter().map(|(id, _)| id));
             }
         }

@@ -16,15 +16,15 @@ impl Store {
     pub(crate) fn recover(&self, chain: &str) -> Result<Reclaimed> {
         let _reclaim = self.lock_reclaim(chain)?;
         let mut reclaimed = Reclaimed::default();
-        if let Err(error) = self.mend(chain, &mut reclaimed) {
-            reclaimed.unfinished = Some(error.told());
-            tracing::warn!(chain, error = %error.told(), "what a crash left could not be cleared away");
+        if let Err(error) = self.repair(chain, &mut reclaimed) {
+            reclaimed.unfinished = Some(error.full_message());
+            tracing::warn!(chain, error = %error.full_message(), "what a crash left could not be cleared away");
         }
         Ok(reclaimed)
     }
 
     /// As [`recover`](Self::recover), for a caller that also holds the reclaim lock.
-    pub(crate) fn mend(&self, chain: &str, reclaimed: &mut Reclaimed) -> Result<()> {
+    pub(crate) fn repair(&self, chain: &str, reclaimed: &mut Reclaimed) -> Result<()> {
         // Whoever gave these names may have failed to make them durable: nothing is freed before they are.
         self.storage().sync_dir(&images_dir(chain))?;
         self.storage().sync_dir(chain)?;
@@ -41,7 +41,7 @@ impl Store {
             return Ok(());
         }
         self.remove_unlisted(chain, &roots, reclaimed)?;
-        self.cut_tails(chain, &roots, reclaimed)
+        self.truncate_uncommitted(chain, &roots, reclaimed)
     }
 
     /// Whether there is no checkpoint, or one of a sync that is not finished and can be gone on with.
@@ -82,7 +82,7 @@ impl Store {
     }
 
     /// Gives back what a killed sync stored behind its last checkpoint.
-    fn cut_tails(&self, chain: &str, roots: &Roots, reclaimed: &mut Reclaimed) -> Result<()> {
+    fn truncate_uncommitted(&self, chain: &str, roots: &Roots, reclaimed: &mut Reclaimed) -> Result<()> {
         let Some(unfinished) = self.unfinished(chain)? else {
             return Ok(());
         };

@@ -48,7 +48,7 @@ impl Roots {
     /// Why nothing may be freed, where a root cannot be opened.
     pub fn unread_reasons(&self) -> impl Iterator<Item = String> {
         let reason = |(label, error): &(String, Error)| {
-            let told = error.told();
+            let told = error.full_message();
             format!("all that {label} may still need: it cannot be read ({told})")
         };
         self.unread.iter().map(reason)

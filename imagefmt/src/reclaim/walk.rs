@@ -1,10 +1,10 @@
-//! Giving back what only one root pointed to.
+//! Frees what only one root pointed to.
 //!
 //! The dead root's tree is walked against all surviving ones at the same positions. What counts is the place
 //! of a piece, not its digest. Only where the dead root has a piece of its own does the walk descend, so its
 //! cost follows the difference.
 //!
-//! A block is given back when no surviving piece has a byte in it. All pieces in a block belong to the path
+//! A block is freed when no surviving piece has a byte in it. All pieces in a block belong to the path
 //! of one leaf (docs/format.md, "Groups"): clusters of that leaf, the leaf, nodes above it. Hence a dead
 //! cluster shares its blocks with clusters in other versions of its own leaf and with nodes on its own path,
 //! and a dead node's first block holds nothing but what is below that very node. Nodes *behind* a dead node
@@ -23,10 +23,10 @@ use crate::storage::{BLOCK_LEN, Storage};
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
-/// Ranges gathered before they are given back: bounds memory, and few calls for many ranges.
+/// Ranges gathered before they are freed: bounds memory, and few calls for many ranges.
 const RANGES_MAX: usize = 1 << 16;
 
-/// What giving back did.
+/// What freeing came to.
 #[derive(Debug, Default)]
 pub(crate) struct Freed {
     /// Bytes that the layers take less than before.
@@ -35,7 +35,7 @@ pub(crate) struct Freed {
     pub kept: Vec<String>,
 }
 
-/// Gives back what `dead` points to and no root does, in layers that a root lists.
+/// Frees what `dead` points to and no root does, in layers that a root lists.
 ///
 /// First clusters, then nodes, each durable: after a crash the nodes are there to find the clusters by again.
 pub(crate) fn free_shared(storage: &dyn Storage, dead: &Image, roots: &Roots) -> Result<Freed> {
@@ -53,11 +53,11 @@ pub(crate) fn free_shared(storage: &dyn Storage, dead: &Image, roots: &Roots) ->
         let layers = disk.tree().layers();
         let shared = |layer: u32| may_touch(layer, layers, &listed);
         if layers.iter().any(|(layer, _)| shared(layer)) {
-            let back = GiveBack::new(storage, dead.chain(), disk.tree());
+            let reclaimer = Reclaimer::new(storage, dead.chain(), disk.tree());
             let survivors: Vec<&Tree> = survivors.iter().map(Disk::tree).collect();
-            let mut walk = Walk::new(disk.tree(), survivors, &shared, back);
+            let mut walk = Walk::new(disk.tree(), survivors, &shared, reclaimer);
             walk.run()?;
-            freed.bytes += walk.back.freed_bytes;
+            freed.bytes += walk.reclaimer.freed_bytes;
             freed.kept.append(&mut walk.kept);
         }
     }
@@ -77,20 +77,20 @@ pub(crate) fn blocks(place: &Place) -> Range<u64> {
     place.offset / BLOCK_LEN..place.end().div_ceil(BLOCK_LEN)
 }
 
-/// Gives ranges of a layer back, durably, and says how many bytes it takes less than before.
+/// Frees ranges of a layer, durably; returns how many bytes it takes less than before.
 pub(crate) fn free_ranges(storage: &dyn Storage, path: &str, dead: &[Range<u64>]) -> Result<u64> {
     let before = storage.allocated(path)?;
     storage.reclaim(path, dead)?;
     Ok(before.saturating_sub(storage.allocated(path)?))
 }
 
-/// Gives back everything in a layer from an offset on.
+/// Frees everything in a layer from an offset on.
 pub(crate) fn free_from(storage: &dyn Storage, path: &str, offset: u64) -> Result<u64> {
     free_ranges(storage, path, std::slice::from_ref(&(offset..u64::MAX)))
 }
 
-/// Blocks on their way to be given back.
-struct GiveBack<'a> {
+/// Blocks that are to be freed.
+struct Reclaimer<'a> {
     storage: &'a dyn Storage,
     chain: &'a str,
     files: &'a LayerFiles,
@@ -100,7 +100,7 @@ struct GiveBack<'a> {
     freed_bytes: u64,
 }
 
-impl<'a> GiveBack<'a> {
+impl<'a> Reclaimer<'a> {
     fn new(storage: &'a dyn Storage, chain: &'a str, dead: &'a Tree) -> Self {
         Self {
             storage,
@@ -134,7 +134,7 @@ impl<'a> GiveBack<'a> {
         self.count = 0;
         for (layer, ranges) in std::mem::take(&mut self.pending) {
             match self.flush_layer(layer, &merged(ranges)) {
-                // A layer that is gone has nothing to give back, and a foreign one is none of ours.
+                // A layer that is gone has nothing to free, and a foreign one is none of ours.
                 Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => {
                     tracing::warn!(layer, %error, "leave a layer as it is");
                 }
@@ -190,7 +190,7 @@ struct Walk<'a> {
     survivors: Vec<&'a Tree>,
     /// Whether holes may be made in a layer.
     may_touch: &'a dyn Fn(u32) -> bool,
-    back: GiveBack<'a>,
+    reclaimer: Reclaimer<'a>,
     /// Dead nodes from the root to here.
     path: Vec<DeadNode>,
     /// Dead nodes' blocks: they go last.
@@ -203,13 +203,13 @@ impl<'a> Walk<'a> {
         dead: &'a Tree,
         survivors: Vec<&'a Tree>,
         may_touch: &'a dyn Fn(u32) -> bool,
-        back: GiveBack<'a>,
+        reclaimer: Reclaimer<'a>,
     ) -> Self {
         Self {
             dead,
             survivors,
             may_touch,
-            back,
+            reclaimer,
             path: Vec::new(),
             nodes: Vec::new(),
             kept: Vec::new(),
@@ -222,11 +222,11 @@ impl<'a> Walk<'a> {
             Ok(survivors) => self.node(id, &self.dead.root(), &survivors)?,
             Err(error) => self.keep(id, &error),
         }
-        self.back.flush()?;
+        self.reclaimer.flush()?;
         for (layer, blocks) in std::mem::take(&mut self.nodes) {
-            self.back.add(layer, blocks)?;
+            self.reclaimer.add(layer, blocks)?;
         }
-        self.back.flush()
+        self.reclaimer.flush()
     }
 
     fn at_root(&self) -> Result<Vec<Survivor>> {
@@ -249,7 +249,7 @@ impl<'a> Walk<'a> {
         let node = match self.dead.load_uncached(id, pointer) {
             Ok(node) => node,
             Err(error) => {
-                // Given back before a crash, or damaged: then `gc` finds what is below.
+                // Freed before a crash, or damaged: then `gc` finds what is below.
                 tracing::debug!(%error, "a node of what is being deleted cannot be read");
                 self.lives(&pointer.place);
                 return Ok(());
@@ -318,7 +318,7 @@ impl<'a> Walk<'a> {
                 self.lives(&cluster.place);
             } else if (self.may_touch)(cluster.place.layer) {
                 let free = self.without_nodes(&cluster.place, trimmed(&cluster.place, &edges));
-                self.back.add(cluster.place.layer, free)?;
+                self.reclaimer.add(cluster.place.layer, free)?;
             }
         }
         Ok(())

@@ -185,7 +185,7 @@ fn a_sync_passes_over_an_image_that_cannot_be_opened() {
     assert_eq!(writer.parent().unwrap().manifest().sequence, 1);
     assert_eq!(
         writer
-            .passed_over()
+            .skipped_images()
             .iter()
             .map(|(sequence, _)| *sequence)
             .collect::<Vec<_>>(),
@@ -197,7 +197,7 @@ fn a_sync_passes_over_an_image_that_cannot_be_opened() {
     assert_eq!(findings(&store, "job", 3), NOTHING);
 }
 
-/// Layer ids come from chain.json. One that went back in time, or was lost, is mended from what is there.
+/// Layer ids come from chain.json. One that went back in time, or was lost, is repaired from what is there.
 #[test]
 fn a_chain_record_that_went_back_in_time_or_was_lost_is_mended() {
     let (storage, store, history) = two_images();

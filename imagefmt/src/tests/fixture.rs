@@ -174,7 +174,7 @@ fn write_web(store: &Store, expected: &mut Value) {
     write(store, expected, "web", &[("vda", &vda), ("vdb", &vdb)]);
 }
 
-/// Three images of job `db`: one disk, all zero, then with a short last cluster that is damaged, then mended.
+/// Three images of job `db`: one disk, all zero, then with a short last cluster that is damaged, then repaired.
 fn write_db(store: &Store, expected: &mut Value) {
     let mut sda = Source::new(2 * CLUSTER + 1300);
     write(store, expected, "db", &[("sda", &sda)]);

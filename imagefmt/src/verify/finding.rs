@@ -53,7 +53,7 @@ impl Problem {
         Self {
             clusters,
             cause: error.cause().to_owned(),
-            what: error.told(),
+            what: error.full_message(),
         }
     }
 

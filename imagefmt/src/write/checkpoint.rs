@@ -40,7 +40,7 @@ impl Store {
             ));
         }
         if let Err(error) = self.finish(chain, Dead::Checkpoint, Writer::Us, &mut reclaimed) {
-            reclaimed.unfinished = Some(error.told());
+            reclaimed.unfinished = Some(error.full_message());
         }
         Ok(reclaimed)
     }
@@ -121,7 +121,7 @@ impl ImageWriter {
             .open(before, Lock::new(()))
             .and_then(|image| self.free(&image));
         if let Err(error) = freed {
-            tracing::warn!(error = %error.told(), "what an earlier checkpoint held is left to gc");
+            tracing::warn!(error = %error.full_message(), "what an earlier checkpoint held is left to gc");
         }
     }
 
@@ -148,7 +148,7 @@ impl ImageWriter {
             self.free_resumed()
         });
         if let Err(error) = forgotten {
-            tracing::warn!(error = %error.told(), "the checkpoint of a finished sync is left to the next one");
+            tracing::warn!(error = %error.full_message(), "the checkpoint of a finished sync is left to the next one");
         }
     }
 

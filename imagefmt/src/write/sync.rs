@@ -32,7 +32,7 @@ pub struct ImageWriter {
     parent: Option<Image>,
     /// The unfinished sync that this one goes on with.
     pub(crate) resumed: Option<Image>,
-    passed_over: PassedOver,
+    skipped_images: PassedOver,
     sequence: u64,
     begun: bool,
     started: Timestamp,
@@ -128,9 +128,9 @@ fn check_disks(job: &str, of_job: &[String], given: &[String]) -> Result<()> {
 impl ImageWriter {
     fn new(store: &Store, chain: &str, job: &str, record: ChainRecord, lock: Lock) -> Result<Self> {
         let readers = store.chain(chain)?;
-        let (parent, mut passed_over) = newest_readable(store, &readers)?;
-        if parent.is_none() && !passed_over.is_empty() {
-            let (_, error) = passed_over.swap_remove(0);
+        let (parent, mut skipped_images) = newest_readable(store, &readers)?;
+        if parent.is_none() && !skipped_images.is_empty() {
+            let (_, error) = skipped_images.swap_remove(0);
             return Err(error.within(format!("every image of job {job} is damaged: sync to a new job")));
         }
         let resumed = store.resumable(&readers)?;
@@ -153,7 +153,7 @@ impl ImageWriter {
                 .as_ref()
                 .map_or_else(Timestamp::now, |resumed| resumed.manifest().started),
             resumed,
-            passed_over,
+            skipped_images,
             begun: false,
             disks: Vec::new(),
             layers: Vec::new(),
@@ -179,8 +179,8 @@ impl ImageWriter {
     }
 
     /// Newer images that could not be used as the parent, and why.
-    pub fn passed_over(&self) -> &[(u64, Error)] {
-        &self.passed_over
+    pub fn skipped_images(&self) -> &[(u64, Error)] {
+        &self.skipped_images
     }
 
     /// Cluster size of the chain.
@@ -219,8 +219,8 @@ impl ImageWriter {
     /// Mends what a crash left, and takes the image's number: raised and durable before it is used.
     fn start(&mut self) -> Result<()> {
         self.begun = true;
-        let mended = self.store.recover(&self.source.chain)?;
-        for kept in &mended.kept {
+        let repaired = self.store.recover(&self.source.chain)?;
+        for kept in &repaired.kept {
             tracing::warn!(chain = %self.source.chain, "kept: {kept}");
         }
         self.source.record.next_sequence = self

@@ -28,7 +28,7 @@ pub(crate) struct Space {
 pub(crate) type SpaceOf = Box<dyn Fn(&Path) -> Option<Space>>;
 
 /// What the kernel answered.
-pub(crate) struct Answers {
+pub(crate) struct KernelFacts {
     pub effective_uid: u32,
     /// The machine's hardware name: `x86_64`.
     pub architecture: String,
@@ -42,13 +42,13 @@ pub(crate) struct Answers {
     pub space: SpaceOf,
 }
 
-impl Answers {
+impl KernelFacts {
     /// Asks the running kernel.
-    pub fn ask(root: &Root) -> Answers {
+    pub fn ask(root: &Root) -> KernelFacts {
         let root = root.clone();
         let name = uname().ok();
         let machine = name.as_ref().and_then(|name| name.machine().to_str());
-        Answers {
+        KernelFacts {
             effective_uid: nix::unistd::geteuid().as_raw(),
             architecture: machine.unwrap_or(std::env::consts::ARCH).to_owned(),
             io_uring: io_uring(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::Case;
+use super::Context;
 use super::findings::Findings;
 use super::fstab;
 use crate::text::{list, natural_key, shown, size};
@@ -34,7 +34,7 @@ pub(super) struct Kernel {
 }
 
 /// Kernels in `/boot` and in boot loaders' entries, the newest first.
-fn installed(case: &Case<'_>) -> Vec<Kernel> {
+fn installed(case: &Context<'_>) -> Vec<Kernel> {
     let files = if case.is_behind_automount(BOOT) {
         Vec::new()
     } else {
@@ -61,7 +61,7 @@ fn label(file: &str) -> Option<String> {
 }
 
 /// A kernel by its label. Arch and Alpine name files by the package, which the modules' directory knows or ends with.
-fn kernel(case: &Case<'_>, label: &str) -> Kernel {
+fn kernel(case: &Context<'_>, label: &str) -> Kernel {
     let has_modules = case.root.is_dir(format!("/lib/modules/{label}"));
     let release = if has_modules {
         None
@@ -81,7 +81,7 @@ fn kernel(case: &Case<'_>, label: &str) -> Kernel {
 }
 
 /// The kernels whose start matters: the one that runs, and the newest, which most boot loaders start.
-pub(super) fn kernels(case: &Case<'_>) -> Vec<Kernel> {
+pub(super) fn kernels(case: &Context<'_>) -> Vec<Kernel> {
     let installed = installed(case);
     let running = installed.iter().find(|kernel| kernel.is_running).cloned();
     let newest = installed.first().cloned();
@@ -97,7 +97,7 @@ pub(super) fn kernels(case: &Case<'_>) -> Vec<Kernel> {
     }
 }
 
-pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
+pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     if case.is_behind_automount(BOOT) {
         let found =
             "the kernels in /boot could not be looked at: it is mounted only when somebody looks into it";
@@ -108,7 +108,7 @@ pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
     room(case, out);
 }
 
-fn kernel_image(case: &Case<'_>, out: &mut Findings) {
+fn kernel_image(case: &Context<'_>, out: &mut Findings) {
     let installed = installed(case);
     let release = shown(&case.release);
     let names = list(installed.iter().map(|kernel| shown(&kernel.label)), 4);
@@ -142,12 +142,12 @@ fn kernel_image(case: &Case<'_>, out: &mut Findings) {
     }
 }
 
-fn is_mounted(case: &Case<'_>, point: &str) -> bool {
+fn is_mounted(case: &Context<'_>, point: &str) -> bool {
     case.inventory.mounts.iter().any(|mount| mount.point == point)
 }
 
 /// Room in `/boot` for one more initramfs of the size of the largest.
-fn room(case: &Case<'_>, out: &mut Findings) {
+fn room(case: &Context<'_>, out: &mut Findings) {
     let files = case
         .root
         .names("/boot")

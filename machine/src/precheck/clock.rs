@@ -1,9 +1,9 @@
 //! The clock: what certificates, logs and the times of images go by.
 
-use super::Case;
+use super::Context;
 use super::findings::Findings;
 
-pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
+pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     match case.answers.clock_synchronized {
         Some(true) => out.ok("clock", "the clock is synchronized"),
         Some(false) => out.warning(
@@ -21,7 +21,7 @@ pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
 }
 
 /// The third line of adjtime(5) says what the hardware clock shows. Cloud machines start with UTC.
-fn hardware_clock(case: &Case<'_>, out: &mut Findings) {
+fn hardware_clock(case: &Context<'_>, out: &mut Findings) {
     let adjtime = case.root.text("/etc/adjtime").unwrap_or_default();
     if adjtime.lines().nth(2).is_some_and(|line| line.trim() == "LOCAL") {
         out.warning(

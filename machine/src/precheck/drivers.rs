@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::Case;
+use super::Context;
 use super::boot::{Kernel, kernels};
 use super::findings::Findings;
 use super::initramfs::{self, Listing};
@@ -37,7 +37,7 @@ const LIST_MAX_BYTES: u64 = 16 << 20;
 /// How long all initramfs together may be looked at.
 const TIMEOUT: Duration = Duration::from_secs(8);
 
-pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
+pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     let deadline = Instant::now() + TIMEOUT;
     for kernel in kernels(case) {
         let built_in = built_in(case, &kernel);
@@ -47,7 +47,7 @@ pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
 }
 
 /// Drivers that are part of the kernel: by its list, its configuration, or, if it runs, by what runs.
-fn built_in(case: &Case<'_>, kernel: &Kernel) -> BTreeSet<Driver> {
+fn built_in(case: &Context<'_>, kernel: &Kernel) -> BTreeSet<Driver> {
     let release = &kernel.release;
     let listed = case
         .root
@@ -82,7 +82,7 @@ fn built_in(case: &Case<'_>, kernel: &Kernel) -> BTreeSet<Driver> {
 }
 
 /// Drivers whose files are among the kernel's modules. None where the list cannot be read.
-fn modules(case: &Case<'_>, kernel: &Kernel) -> Option<BTreeSet<Driver>> {
+fn modules(case: &Context<'_>, kernel: &Kernel) -> Option<BTreeSet<Driver>> {
     let text = case
         .root
         .text_up_to(
@@ -102,7 +102,7 @@ fn modules(case: &Case<'_>, kernel: &Kernel) -> Option<BTreeSet<Driver>> {
 }
 
 fn disk_drivers(
-    case: &Case<'_>,
+    case: &Context<'_>,
     kernel: &Kernel,
     built_in: &BTreeSet<Driver>,
     deadline: Instant,
@@ -152,7 +152,7 @@ fn words(drivers: &[Driver]) -> String {
 }
 
 fn unknown(
-    case: &Case<'_>,
+    case: &Context<'_>,
     kernel: &Kernel,
     place: &str,
     problem: &str,
@@ -170,7 +170,13 @@ fn unknown(
     out.warning("initramfs_virtio", found, advice);
 }
 
-fn without_initramfs(case: &Case<'_>, kernel: &Kernel, linux: &str, needed: &[Driver], out: &mut Findings) {
+fn without_initramfs(
+    case: &Context<'_>,
+    kernel: &Kernel,
+    linux: &str,
+    needed: &[Driver],
+    out: &mut Findings,
+) {
     if needed.is_empty() {
         out.ok(
             "initramfs_virtio",
@@ -211,7 +217,7 @@ fn without_initramfs(case: &Case<'_>, kernel: &Kernel, linux: &str, needed: &[Dr
 }
 
 fn lacking(
-    case: &Case<'_>,
+    case: &Context<'_>,
     kernel: &Kernel,
     place: &str,
     listing: &Listing,
@@ -271,7 +277,7 @@ fn names(drivers: &[Driver]) -> Vec<&'static str> {
 }
 
 /// The network comes up after the root is mounted, so the driver need not be in the initramfs.
-fn network_driver(case: &Case<'_>, kernel: &Kernel, built_in: &BTreeSet<Driver>, out: &mut Findings) {
+fn network_driver(case: &Context<'_>, kernel: &Kernel, built_in: &BTreeSet<Driver>, out: &mut Findings) {
     let linux = format!("Linux {}", shown(&kernel.label));
     if built_in.contains(&VIRTIO_NET) {
         out.ok("virtio_net", format!("{linux} has virtio_net built in"));

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::Case;
+use super::Context;
 use super::findings::Findings;
 use crate::inventory::{Cover, Device, content};
 use crate::text::{list, shown};
@@ -20,7 +20,7 @@ const BOOT_CODE_LEN: usize = 440;
 const SECTOR_TIMEOUT: Duration = Duration::from_millis(1000);
 const SECTORS_TIMEOUT: Duration = Duration::from_secs(2);
 
-pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
+pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     // Without a disk that is there, that has been told.
     if !case
         .chosen
@@ -46,7 +46,7 @@ pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
 }
 
 /// A BIOS runs what is in the first sector.
-fn boot_code(case: &Case<'_>, out: &mut Findings) {
+fn boot_code(case: &Context<'_>, out: &mut Findings) {
     let mut unread = Vec::new();
     let deadline = Instant::now() + SECTORS_TIMEOUT;
     for device in case.chosen.iter().filter_map(|name| case.inventory.device(name)) {
@@ -89,7 +89,7 @@ fn has_boot_code(sector: &[u8; 512]) -> bool {
     sector.ends_with(&[0x55, 0xaa]) && sector[..BOOT_CODE_LEN].iter().any(|byte| *byte != 0)
 }
 
-fn system_partition(case: &Case<'_>, out: &mut Findings) {
+fn system_partition(case: &Context<'_>, out: &mut Findings) {
     let is_chosen = |device: &&Device| case.inventory.cover(&device.name, &case.chosen) == Cover::All;
     let typed = case.inventory.all().filter(is_chosen).find(|device| {
         let entry = device.content.entry_type.as_deref();
@@ -113,7 +113,7 @@ fn system_partition(case: &Case<'_>, out: &mut Findings) {
 }
 
 /// Where a system partition of the chosen disks is mounted, and its name.
-fn mounted<'a>(case: &Case<'a>) -> Option<(&'static str, String)> {
+fn mounted<'a>(case: &Context<'a>) -> Option<(&'static str, String)> {
     MOUNT_POINTS.iter().find_map(|point| {
         let mut mounts = case.inventory.mounts.iter().rev();
         let mount = mounts.find(|mount| mount.point == *point && mount.fs_type == "vfat")?;
@@ -124,7 +124,7 @@ fn mounted<'a>(case: &Case<'a>) -> Option<(&'static str, String)> {
 }
 
 /// Firmware that does not know the machine yet starts what lies at the path for removable media.
-fn fallback(case: &Case<'_>, point: &str, out: &mut Findings) {
+fn fallback(case: &Context<'_>, point: &str, out: &mut Findings) {
     let is_32_bit = case
         .root
         .attribute("/sys/firmware/efi/fw_platform_size")
@@ -153,7 +153,7 @@ fn fallback(case: &Case<'_>, point: &str, out: &mut Findings) {
 }
 
 /// A path on a filesystem that knows no case, wherever that is mounted.
-fn find_ignoring_case(case: &Case<'_>, directory: &str, names: &[&str]) -> Option<String> {
+fn find_ignoring_case(case: &Context<'_>, directory: &str, names: &[&str]) -> Option<String> {
     names.iter().try_fold(directory.to_owned(), |path, name| {
         let entries = case.root.names(&path);
         let entry = entries.iter().find(|entry| entry.eq_ignore_ascii_case(name))?;
@@ -162,7 +162,7 @@ fn find_ignoring_case(case: &Case<'_>, directory: &str, names: &[&str]) -> Optio
 }
 
 /// The variable has four bytes of attributes, then 1 for on.
-fn secure_boot(case: &Case<'_>, out: &mut Findings) {
+fn secure_boot(case: &Context<'_>, out: &mut Findings) {
     let variable = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
     let value = case.root.bytes_up_to(variable, 64).ok();
     let found = match value.as_deref().and_then(|bytes| bytes.get(4)) {

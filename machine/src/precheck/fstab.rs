@@ -2,13 +2,13 @@
 
 use api::Level;
 
-use super::Case;
+use super::Context;
 use super::findings::{Findings, cause};
 use super::names::Stability;
 use crate::error::ErrorKind;
 use crate::text::{shown, unescape};
 
-pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
+pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     table(case, out);
     encrypted(case, out);
     units(case, out);
@@ -52,19 +52,19 @@ fn unquoted(device: &str) -> String {
     device.replace('"', "")
 }
 
-fn lines(case: &Case<'_>) -> Vec<Line> {
+fn lines(case: &Context<'_>) -> Vec<Line> {
     let text = case.root.text("/etc/fstab").unwrap_or_default();
     text.lines().filter_map(Line::parse).collect()
 }
 
 /// Whether fstab requires something to be mounted there at boot.
-pub(super) fn requires(case: &Case<'_>, point: &str) -> bool {
+pub(super) fn requires(case: &Context<'_>, point: &str) -> bool {
     lines(case)
         .iter()
         .any(|line| line.point == point && line.is_required())
 }
 
-fn table(case: &Case<'_>, out: &mut Findings) {
+fn table(case: &Context<'_>, out: &mut Findings) {
     if let Err(error) = case.root.text("/etc/fstab") {
         match error.kind() {
             ErrorKind::NotFound => out.ok("fstab", "there is no /etc/fstab"),
@@ -95,7 +95,7 @@ fn table(case: &Case<'_>, out: &mut Findings) {
 
 /// Adds a line if a device's name will be another one elsewhere.
 fn judge(
-    case: &Case<'_>,
+    case: &Context<'_>,
     out: &mut Findings,
     id: &'static str,
     device: &str,
@@ -118,7 +118,7 @@ fn judge(
 }
 
 /// What to write in place of a device's name.
-pub(super) fn by_uuid(case: &Case<'_>, device: &str) -> String {
+pub(super) fn by_uuid(case: &Context<'_>, device: &str) -> String {
     let name = case.inventory.resolved_name(case.root, device);
     let known = name.and_then(|name| case.inventory.device(&name)?.content.fs_uuid.clone());
     match known {
@@ -131,7 +131,7 @@ pub(super) fn by_uuid(case: &Case<'_>, device: &str) -> String {
 }
 
 /// crypttab(5): the second field is the encrypted device.
-fn encrypted(case: &Case<'_>, out: &mut Findings) {
+fn encrypted(case: &Context<'_>, out: &mut Findings) {
     let Ok(text) = case.root.text("/etc/crypttab") else {
         return;
     };
@@ -157,7 +157,7 @@ fn encrypted(case: &Case<'_>, out: &mut Findings) {
 }
 
 /// Units of the administrator that mount by a name: `What=/dev/sdb1`.
-fn units(case: &Case<'_>, out: &mut Findings) {
+fn units(case: &Context<'_>, out: &mut Findings) {
     let directory = "/etc/systemd/system";
     let files = [".mount", ".swap"].map(|suffix| case.root.files(directory, suffix));
     for file in files.iter().flatten() {

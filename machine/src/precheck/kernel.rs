@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 
-use super::Case;
+use super::Context;
 use super::findings::Findings;
 use crate::text::shown;
 
@@ -14,7 +14,7 @@ const CAP_SYS_ADMIN: u32 = 21;
 
 const SLOWER: &str = "without it every sync reads the disks whole, which is right but slower";
 
-pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
+pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     privileges(case, out);
     container(case, out);
     architecture(case, out);
@@ -23,7 +23,7 @@ pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
     bpf(case, out);
 }
 
-fn privileges(case: &Case<'_>, out: &mut Findings) {
+fn privileges(case: &Context<'_>, out: &mut Findings) {
     let uid = case.answers.effective_uid;
     if uid != 0 {
         out.critical(
@@ -46,7 +46,7 @@ fn privileges(case: &Case<'_>, out: &mut Findings) {
     }
 }
 
-fn container(case: &Case<'_>, out: &mut Findings) {
+fn container(case: &Context<'_>, out: &mut Findings) {
     let marks = ["/run/systemd/container", "/.dockerenv", "/run/.containerenv"];
     match marks.iter().find(|mark| case.root.exists(mark)) {
         Some(mark) => out.warning(
@@ -58,7 +58,7 @@ fn container(case: &Case<'_>, out: &mut Findings) {
     }
 }
 
-fn architecture(case: &Case<'_>, out: &mut Findings) {
+fn architecture(case: &Context<'_>, out: &mut Findings) {
     let architecture = shown(&case.answers.architecture);
     let found = format!("the machine is {architecture}: where it goes must be {architecture} too");
     match case.answers.architecture.as_str() {
@@ -71,7 +71,7 @@ fn architecture(case: &Case<'_>, out: &mut Findings) {
     }
 }
 
-fn release(case: &Case<'_>, out: &mut Findings) {
+fn release(case: &Context<'_>, out: &mut Findings) {
     let release = shown(&case.release);
     match parse_release(&case.release) {
         Some(version) if version >= TRACKER_RELEASE => out.ok("kernel", format!("Linux {release}")),
@@ -94,7 +94,7 @@ fn parse_release(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-fn io_uring(case: &Case<'_>, out: &mut Findings) {
+fn io_uring(case: &Context<'_>, out: &mut Findings) {
     let Err(errno) = case.answers.io_uring else {
         out.ok("io_uring", "an io_uring can be set up");
         return;
@@ -123,7 +123,7 @@ fn io_uring(case: &Case<'_>, out: &mut Findings) {
     }
 }
 
-fn bpf(case: &Case<'_>, out: &mut Findings) {
+fn bpf(case: &Context<'_>, out: &mut Findings) {
     let lockdown = case
         .root
         .text("/sys/kernel/security/lockdown")
@@ -149,7 +149,7 @@ fn bpf(case: &Case<'_>, out: &mut Findings) {
 }
 
 /// What confines programs: told because a copy starts with the same.
-pub(super) fn check_security_module(case: &Case<'_>, out: &mut Findings) {
+pub(super) fn check_security_module(case: &Context<'_>, out: &mut Findings) {
     let enforcing = case.root.attribute("/sys/fs/selinux/enforce");
     let apparmor = case.root.attribute("/sys/module/apparmor/parameters/enabled");
     let found = match (enforcing.as_deref(), apparmor.as_deref()) {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use api::limits::DISKS_MAX;
 
-use super::Case;
+use super::Context;
 use super::findings::Findings;
 use super::fstab;
 use crate::inventory::{Cover, Mount};
@@ -21,7 +21,7 @@ const CANNOT_FREEZE: [&str; 8] = [
 /// Without these a system does not start.
 const SYSTEM: [&str; 7] = ["/", "/usr", "/var", "/etc", "/boot", "/boot/efi", "/efi"];
 
-pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
+pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     disks(case, out);
     others(case, out);
     volumes(case, out);
@@ -32,7 +32,7 @@ pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
     freeze(case, out);
 }
 
-fn disks(case: &Case<'_>, out: &mut Findings) {
+fn disks(case: &Context<'_>, out: &mut Findings) {
     for name in &case.chosen {
         disk(case, name, out);
     }
@@ -49,7 +49,7 @@ fn disks(case: &Case<'_>, out: &mut Findings) {
     }
 }
 
-fn disk(case: &Case<'_>, name: &str, out: &mut Findings) {
+fn disk(case: &Context<'_>, name: &str, out: &mut Findings) {
     let Some(device) = case.inventory.device(name) else {
         let there = case.inventory.whole().filter(|disk| disk.size_bytes > 0);
         let there = list(there.map(|disk| shown(&disk.name)), NAMES_MAX);
@@ -73,7 +73,7 @@ fn disk(case: &Case<'_>, name: &str, out: &mut Findings) {
 }
 
 /// Disks with content that are not migrated.
-fn others(case: &Case<'_>, out: &mut Findings) {
+fn others(case: &Context<'_>, out: &mut Findings) {
     let stores = &case.input.store_disks;
     let is_disk = |name: &str| !case.chosen.contains(name);
     for device in case
@@ -103,7 +103,7 @@ fn others(case: &Case<'_>, out: &mut Findings) {
 }
 
 /// What needs several disks of which not all are chosen.
-fn volumes(case: &Case<'_>, out: &mut Findings) {
+fn volumes(case: &Context<'_>, out: &mut Findings) {
     for volume in case.inventory.volumes() {
         if case.inventory.cover_all(&volume.members, &case.chosen) != Cover::Part {
             continue;
@@ -132,7 +132,7 @@ fn volumes(case: &Case<'_>, out: &mut Findings) {
 }
 
 /// Mounted filesystems on disks that are not migrated.
-fn outside(case: &Case<'_>, out: &mut Findings) {
+fn outside(case: &Context<'_>, out: &mut Findings) {
     let mut seen = BTreeSet::new();
     for mount in &case.inventory.mounts {
         let devices = &mount.devices;
@@ -150,7 +150,7 @@ fn outside(case: &Case<'_>, out: &mut Findings) {
     }
 }
 
-fn outside_line(case: &Case<'_>, mount: &Mount, out: &mut Findings) {
+fn outside_line(case: &Context<'_>, mount: &Mount, out: &mut Findings) {
     let point = shown(&mount.point);
     let devices = list(mount.devices.iter().map(|name| shown(name)), 4);
     let found = format!(
@@ -181,7 +181,7 @@ fn outside_line(case: &Case<'_>, mount: &Mount, out: &mut Findings) {
     }
 }
 
-fn swaps_outside(case: &Case<'_>, out: &mut Findings) {
+fn swaps_outside(case: &Context<'_>, out: &mut Findings) {
     for swap in case.inventory.swaps.iter().filter(|swap| !swap.is_file) {
         let Some(device) = case.inventory.name_at(&swap.path) else {
             continue;
@@ -200,7 +200,7 @@ fn swaps_outside(case: &Case<'_>, out: &mut Findings) {
 }
 
 /// The kernel does not tell which disks a ZFS pool lies on.
-fn zfs(case: &Case<'_>, out: &mut Findings) {
+fn zfs(case: &Context<'_>, out: &mut Findings) {
     let Some(mount) = case.inventory.mounts.iter().find(|mount| mount.fs_type == "zfs") else {
         return;
     };
@@ -225,7 +225,7 @@ fn zfs(case: &Case<'_>, out: &mut Findings) {
     }
 }
 
-fn network_mounts(case: &Case<'_>, out: &mut Findings) {
+fn network_mounts(case: &Context<'_>, out: &mut Findings) {
     let mut seen = BTreeSet::new();
     for mount in case.inventory.mounts.iter().filter(|mount| mount.is_network()) {
         if !seen.insert(&mount.point) {
@@ -245,7 +245,7 @@ fn network_mounts(case: &Case<'_>, out: &mut Findings) {
 }
 
 /// What cannot be stopped for a moment is synced, and its state is right if nobody writes to it meanwhile.
-fn freeze(case: &Case<'_>, out: &mut Findings) {
+fn freeze(case: &Context<'_>, out: &mut Findings) {
     let on_chosen = |mount: &&Mount| case.inventory.cover_all(&mount.devices, &case.chosen) != Cover::None;
     let (cannot, can): (Vec<&Mount>, Vec<&Mount>) = case
         .inventory

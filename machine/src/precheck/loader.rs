@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use api::Level;
 
-use super::Case;
+use super::Context;
 use super::findings::Findings;
 use super::fstab::by_uuid;
 use super::names::Stability;
@@ -83,7 +83,7 @@ fn parameters<'a>(options: &'a str, name: &'a str) -> impl Iterator<Item = &'a s
 }
 
 /// Everything that boot loaders may start.
-pub(super) fn entries(case: &Case<'_>) -> Vec<Entry> {
+pub(super) fn entries(case: &Context<'_>) -> Vec<Entry> {
     let mut entries = Vec::new();
     for (file, loader) in CONFIGS {
         if !case.is_behind_automount(file) {
@@ -182,14 +182,14 @@ fn first_word(line: &str) -> (&str, &str) {
     line.split_once(|c: char| c.is_whitespace()).unwrap_or((line, ""))
 }
 
-pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
+pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     found_loader(case, out);
     root_names(case, out);
     grub_default(case, out);
     device_map(case, out);
 }
 
-fn found_loader(case: &Case<'_>, out: &mut Findings) {
+fn found_loader(case: &Context<'_>, out: &mut Findings) {
     let loaders: BTreeSet<String> = case
         .entries
         .iter()
@@ -220,7 +220,7 @@ fn place(file: &str) -> String {
 }
 
 /// Every `root=` and `resume=` on command lines, with the file that has it.
-fn root_names(case: &Case<'_>, out: &mut Findings) {
+fn root_names(case: &Context<'_>, out: &mut Findings) {
     let mut lines: Vec<(String, String)> = case
         .entries
         .iter()
@@ -267,7 +267,7 @@ fn after_assignment(line: &str) -> &str {
     }
 }
 
-fn root_name(case: &Case<'_>, file: &str, name: &str, device: &str, out: &mut Findings) {
+fn root_name(case: &Context<'_>, file: &str, name: &str, device: &str, out: &mut Findings) {
     let found = format!("{} has {name}{}", shown(file), shown(device));
     let (level, found) = match (Stability::of(device), name) {
         (Stability::Stable, _) => return,
@@ -293,7 +293,7 @@ fn root_name(case: &Case<'_>, file: &str, name: &str, device: &str, out: &mut Fi
 }
 
 /// GRUB's scripts can be told to name the root by its device.
-fn grub_default(case: &Case<'_>, out: &mut Findings) {
+fn grub_default(case: &Context<'_>, out: &mut Findings) {
     let text = case.root.text("/etc/default/grub").unwrap_or_default();
     let disabled = text.lines().any(|line| {
         let (key, value) = line.trim().split_once('=').unwrap_or(("", ""));
@@ -310,7 +310,7 @@ fn grub_default(case: &Case<'_>, out: &mut Findings) {
 }
 
 /// Lines such as `(hd0) /dev/sda`: only grub-install reads them, and fails where the device is not there.
-fn device_map(case: &Case<'_>, out: &mut Findings) {
+fn device_map(case: &Context<'_>, out: &mut Findings) {
     for file in ["/boot/grub/device.map", "/boot/grub2/device.map"] {
         let text = case.root.text(file).unwrap_or_default();
         let names = text

@@ -1,6 +1,6 @@
 //! LVM's own lists of disks: a PV on a disk that is not listed is not used.
 
-use super::Case;
+use super::Context;
 use super::findings::Findings;
 use super::names::Stability;
 use crate::text::shown;
@@ -8,7 +8,7 @@ use crate::text::shown;
 const DEVICES_FILE: &str = "/etc/lvm/devices/system.devices";
 const CONFIG: &str = "/etc/lvm/lvm.conf";
 
-pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
+pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     if case.inventory.volume_groups().is_empty() {
         return;
     }
@@ -17,7 +17,7 @@ pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
 }
 
 /// Lines such as `IDTYPE=sys_wwid IDNAME=naa.5000 DEVNAME=/dev/sda2 PVID=…`: numbers of the disk's hardware.
-fn devices_file(case: &Case<'_>, out: &mut Findings) {
+fn devices_file(case: &Context<'_>, out: &mut Findings) {
     let text = case.root.text(DEVICES_FILE).unwrap_or_default();
     // These types go by what is written on the disks below.
     let by_content = ["IDTYPE=lvmlv_uuid", "IDTYPE=md_uuid", "IDTYPE=crypt_uuid"];
@@ -38,7 +38,7 @@ fn devices_file(case: &Case<'_>, out: &mut Findings) {
 }
 
 /// `filter = [ "a|/dev/sda.*|", "r|.*|" ]`.
-fn filters(case: &Case<'_>, out: &mut Findings) {
+fn filters(case: &Context<'_>, out: &mut Findings) {
     let text = case.root.text(CONFIG).unwrap_or_default();
     for line in text.lines() {
         let Some((key, value)) = line.split_once('=') else {

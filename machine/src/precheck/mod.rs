@@ -1,7 +1,7 @@
 //! Whether the machine is ready to be migrated and to boot elsewhere.
 //!
 //! Each module looks at one matter and adds lines. They read files through [`Root`] and ask the kernel nothing
-//! themselves: what only it can tell is in [`Answers`].
+//! themselves: what only it can tell is in [`KernelFacts`].
 
 mod answers;
 mod boot;
@@ -27,7 +27,7 @@ use api::Precheck;
 use crate::inventory::Inventory;
 use crate::root::Root;
 use crate::text::shown;
-pub(crate) use answers::Answers;
+pub(crate) use answers::KernelFacts;
 #[cfg(test)]
 pub(crate) use answers::Space;
 use findings::Findings;
@@ -60,11 +60,11 @@ pub struct PrecheckInput {
 ///
 /// There may be several lines with one id, and none where there is nothing to tell.
 pub fn precheck(root: &Root, input: &PrecheckInput) -> Precheck {
-    examine(root, input, &Answers::ask(root))
+    examine(root, input, &KernelFacts::ask(root))
 }
 
 /// The same, with the kernel's answers given.
-pub(crate) fn examine(root: &Root, input: &PrecheckInput, answers: &Answers) -> Precheck {
+pub(crate) fn examine(root: &Root, input: &PrecheckInput, answers: &KernelFacts) -> Precheck {
     let mut out = Findings::default();
     let inventory = Inventory::read(root).unwrap_or_else(|error| {
         let found = format!(
@@ -74,7 +74,7 @@ pub(crate) fn examine(root: &Root, input: &PrecheckInput, answers: &Answers) -> 
         out.critical("disk", found, "mount sysfs at /sys");
         Inventory::default()
     });
-    let case = Case::new(root, input, answers, inventory);
+    let case = Context::new(root, input, answers, inventory);
     for check in CHECKS {
         check(&case, &mut out);
     }
@@ -82,7 +82,7 @@ pub(crate) fn examine(root: &Root, input: &PrecheckInput, answers: &Answers) -> 
 }
 
 /// In the order in which people read the lines.
-const CHECKS: [fn(&Case<'_>, &mut Findings); 12] = [
+const CHECKS: [fn(&Context<'_>, &mut Findings); 12] = [
     kernel::check,
     layout::check,
     store::check,
@@ -98,10 +98,10 @@ const CHECKS: [fn(&Case<'_>, &mut Findings); 12] = [
 ];
 
 /// What all checks look at.
-struct Case<'a> {
+struct Context<'a> {
     root: &'a Root,
     input: &'a PrecheckInput,
-    answers: &'a Answers,
+    answers: &'a KernelFacts,
     inventory: Inventory,
     /// Names of the disks to migrate.
     chosen: BTreeSet<String>,
@@ -111,10 +111,10 @@ struct Case<'a> {
     entries: Vec<loader::Entry>,
 }
 
-impl<'a> Case<'a> {
-    fn new(root: &'a Root, input: &'a PrecheckInput, answers: &'a Answers, inventory: Inventory) -> Self {
+impl<'a> Context<'a> {
+    fn new(root: &'a Root, input: &'a PrecheckInput, answers: &'a KernelFacts, inventory: Inventory) -> Self {
         let chosen = chosen(input, &inventory);
-        let mut case = Case {
+        let mut case = Context {
             root,
             input,
             answers,

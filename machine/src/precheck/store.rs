@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::Case;
+use super::Context;
 use super::findings::Findings;
 use crate::inventory::Cover;
 use crate::text::{list, shown, size};
@@ -12,7 +12,7 @@ use crate::text::{list, shown, size};
 /// How long all mounted filesystems together may be asked for their space.
 const SPACES_TIMEOUT: Duration = Duration::from_secs(3);
 
-pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
+pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     let Some(store) = &case.input.store else {
         return;
     };
@@ -20,7 +20,7 @@ pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
     space(case, store, out);
 }
 
-fn place(case: &Case<'_>, store: &Path, out: &mut Findings) {
+fn place(case: &Context<'_>, store: &Path, out: &mut Findings) {
     let below = case.input.store_disks.iter();
     let chosen = below.filter(|name| case.inventory.cover(name, &case.chosen) == Cover::All);
     let chosen: Vec<String> = chosen.map(|name| shown(name)).collect();
@@ -43,7 +43,7 @@ fn place(case: &Case<'_>, store: &Path, out: &mut Findings) {
     );
 }
 
-fn space(case: &Case<'_>, store: &Path, out: &mut Findings) {
+fn space(case: &Context<'_>, store: &Path, out: &mut Findings) {
     let shown_store = shown(&store.to_string_lossy());
     let Some(space) = (case.answers.space)(store) else {
         let found = format!("how much space the store {shown_store} has could not be found out");
@@ -87,7 +87,7 @@ fn space(case: &Case<'_>, store: &Path, out: &mut Findings) {
 }
 
 /// Bytes in files of mounted filesystems on the chosen disks, and bytes of these disks.
-fn need(case: &Case<'_>) -> (u64, u64) {
+fn need(case: &Context<'_>) -> (u64, u64) {
     let mut seen = BTreeSet::new();
     let mounts = case.inventory.mounts.iter().filter(|mount| {
         let devices = &mount.devices;

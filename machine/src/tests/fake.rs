@@ -11,7 +11,7 @@ use api::{Check, Level, Precheck};
 
 use crate::Root;
 use crate::inventory::disks;
-use crate::precheck::{Answers, PrecheckInput, Space, examine};
+use crate::precheck::{KernelFacts, PrecheckInput, Space, examine};
 
 pub const RELEASE: &str = "6.1.0-18-amd64";
 pub const ESP_TYPE: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
@@ -20,7 +20,7 @@ const GIB: u64 = 1 << 30;
 /// A tree that goes away with this, and what the kernel answers beside it.
 pub struct Tree {
     directory: tempfile::TempDir,
-    pub answers: Answers,
+    pub answers: KernelFacts,
     pub input: PrecheckInput,
     mounts: Vec<String>,
 }
@@ -144,12 +144,12 @@ impl Tree {
     }
 
     /// Changes what the kernel answers.
-    pub fn answer(&mut self, change: fn(&mut Answers)) -> &mut Self {
+    pub fn answer(&mut self, change: fn(&mut KernelFacts)) -> &mut Self {
         change(&mut self.answers);
         self
     }
 
-    /// Answers every question for space alike.
+    /// KernelFacts every question for space alike.
     pub fn space(&mut self, used_bytes: u64, available_bytes: u64) -> &mut Self {
         let space = Space {
             used_bytes,
@@ -222,14 +222,14 @@ impl Tree {
 }
 
 /// A kernel that can do everything.
-fn answers() -> Answers {
+fn answers() -> KernelFacts {
     let space = Space {
         used_bytes: 2 * GIB,
         available_bytes: 100 * GIB,
         free_inodes: Some(1000),
         read_only: false,
     };
-    Answers {
+    KernelFacts {
         effective_uid: 0,
         architecture: "x86_64".to_owned(),
         io_uring: Ok(()),

@@ -22,9 +22,9 @@ fn uefi() -> Tree {
 fn firmware() {
     let found = uefi().examine();
     assert_eq!(found.worst(), Ok, "{found:#?}");
-    type Case = (fn(&mut Tree) -> &mut Tree, &'static str, Level, &'static str);
+    type Context = (fn(&mut Tree) -> &mut Tree, &'static str, Level, &'static str);
     const VARIABLE: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
-    let cases: [Case; 9] = [
+    let cases: [Context; 9] = [
         (|t| t, "boot_mode", Ok, "started by UEFI"),
         (|t| t, "efi_partition", Ok, "vda4 is mounted at /boot/efi"),
         (|t| t, "efi_fallback", Ok, "/boot/efi/EFI/Boot/bootx64.efi"),

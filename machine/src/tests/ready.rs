@@ -6,10 +6,10 @@ use nix::errno::Errno;
 use super::fake::{RELEASE, Tree, archive, drivers, packed, ready};
 
 /// One thing done to the ready machine, and the line that must tell it.
-type Case = (fn(&mut Tree) -> &mut Tree, &'static str, Level, &'static str);
+type Context = (fn(&mut Tree) -> &mut Tree, &'static str, Level, &'static str);
 
 #[track_caller]
-fn check_all(cases: &[Case]) {
+fn check_all(cases: &[Context]) {
     for (change, id, level, words) in cases {
         let mut tree = ready();
         change(&mut tree);

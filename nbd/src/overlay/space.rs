@@ -165,7 +165,7 @@ impl Space {
     }
 
     /// Takes slots back.
-    pub(super) fn give_back(&self, mut slots: Vec<u32>) {
+    pub(super) fn release(&self, mut slots: Vec<u32>) {
         slots.sort_unstable();
         let in_memory = slots.partition_point(|&slot| (slot as usize) < self.memory.len());
         let (memory, file) = slots.split_at(in_memory);
@@ -176,8 +176,8 @@ impl Space {
             self.punch(run);
         }
         let mut free = self.free();
-        free.memory.give_back(memory);
-        free.file.give_back(file);
+        free.memory.release(memory);
+        free.file.release(file);
         if !file.is_empty() && free.file.used() == 0 {
             // Gives back what could not be punched out. If this fails too, the slots are still
             // good for reuse, and the space comes back with the end of the process.
@@ -282,7 +282,7 @@ impl FreeList {
         })
     }
 
-    fn give_back(&mut self, slots: &[u32]) {
+    fn release(&mut self, slots: &[u32]) {
         // The lowest is taken first.
         self.returned.extend(slots.iter().rev());
         if self.used() == 0 {

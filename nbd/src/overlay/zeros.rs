@@ -36,7 +36,7 @@ impl Zeros {
             next = self.touching(&(start..end));
         }
         self.ranges.insert(start, end);
-        budget.give_back(merged.max(1) - 1);
+        budget.release(merged.max(1) - 1);
         true
     }
 
@@ -85,7 +85,7 @@ impl Budget {
             .is_ok()
     }
 
-    pub fn give_back(&self, entries: u64) {
+    pub fn release(&self, entries: u64) {
         self.0.fetch_add(entries, Ordering::Relaxed);
     }
 }

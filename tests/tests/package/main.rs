@@ -64,13 +64,13 @@ fn digest_of(path: &Path) -> Result<String> {
 }
 
 /// What follows `word` in the script's output.
-fn told<'a>(said: &'a Said, word: &str) -> Result<&'a str> {
+fn field<'a>(said: &'a Said, word: &str) -> Result<&'a str> {
     said.value(word)
         .with_context(|| format!("{word} is missing in\n{}", said.describe()))
 }
 
-fn told_json(said: &Said, word: &str) -> Result<Value> {
-    let text = told(said, word)?;
+fn field_json(said: &Said, word: &str) -> Result<Value> {
+    let text = field(said, word)?;
     serde_json::from_str(text).with_context(|| format!("parse {text}"))
 }
 
@@ -121,23 +121,23 @@ impl Lab {
         let said = self.system.boot(phase, until, &options())?;
         println!("---- {phase}:\n{}", said.text());
         ensure!(said.value("SMC-FAILED").is_none(), "{}", said.describe());
-        assert_eq!(told(&said, "SMC-SYSTEM")?, "running", "{}", said.describe());
+        assert_eq!(field(&said, "SMC-SYSTEM")?, "running", "{}", said.describe());
         assert_eq!(said.value("SMC-UNITS-FAILED"), Some(""), "{}", said.describe());
         Ok(said)
     }
 }
 
 fn assert_serving(said: &Said) -> Result<()> {
-    assert_eq!(told(said, "SMC-ACTIVE")?, "active active");
-    assert_eq!(told(said, "SMC-SOCKET")?, "600 root:root socket");
-    assert_eq!(told(said, "SMC-DIRECTORIES")?, "700 700 755");
+    assert_eq!(field(said, "SMC-ACTIVE")?, "active active");
+    assert_eq!(field(said, "SMC-SOCKET")?, "600 root:root socket");
+    assert_eq!(field(said, "SMC-DIRECTORIES")?, "700 700 755");
     Ok(())
 }
 
 /// The findings are those of a smcd without a sandbox, and what smcd needs is there.
 fn assert_prechecked(said: &Said) -> Result<()> {
     let levels = |word: &str| -> Result<Vec<(String, String)>> {
-        let found = told_json(said, word)?;
+        let found = field_json(said, word)?;
         let checks = found["checks"].as_array().context("a list of checks")?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         Ok(checks
@@ -149,20 +149,20 @@ fn assert_prechecked(said: &Said) -> Result<()> {
     assert_eq!(found, levels("SMC-PRECHECK-FREE")?);
     for id in ["privileges", "kernel", "io_uring", "bpf", "freeze", "store_disk"] {
         let wanted = (id.to_owned(), "ok".to_owned());
-        assert!(found.contains(&wanted), "{id}: {}", told(said, "SMC-PRECHECK")?);
+        assert!(found.contains(&wanted), "{id}: {}", field(said, "SMC-PRECHECK")?);
     }
     Ok(())
 }
 
 /// What systemd says of the units.
 fn assert_units(said: &Said) -> Result<()> {
-    assert_eq!(told(said, "SMC-ENABLED")?, "enabled enabled");
-    assert_eq!(told(said, "SMC-SHOW-LimitNOFILE")?, "65536");
-    assert_eq!(told(said, "SMC-SHOW-LimitMEMLOCK")?, "infinity");
-    assert_eq!(told(said, "SMC-SHOW-WatchdogUSec")?, "1min");
-    assert_eq!(told(said, "SMC-SHOW-NRestarts")?, "0");
-    assert_eq!(told(said, "SMC-VERIFY")?, "", "systemd-analyze verify complains");
-    let security = told(said, "SMC-SECURITY")?;
+    assert_eq!(field(said, "SMC-ENABLED")?, "enabled enabled");
+    assert_eq!(field(said, "SMC-SHOW-LimitNOFILE")?, "65536");
+    assert_eq!(field(said, "SMC-SHOW-LimitMEMLOCK")?, "infinity");
+    assert_eq!(field(said, "SMC-SHOW-WatchdogUSec")?, "1min");
+    assert_eq!(field(said, "SMC-SHOW-NRestarts")?, "0");
+    assert_eq!(field(said, "SMC-VERIFY")?, "", "systemd-analyze verify complains");
+    let security = field(said, "SMC-SECURITY")?;
     let level = security
         .split_once("smcd.service: ")
         .and_then(|(_, rest)| rest.split(' ').next());
@@ -210,9 +210,9 @@ fn next_sync(job: &Value) -> Result<Timestamp> {
 
 /// The new version runs; the job that waited waits for the same moment, the sync that ran goes on.
 fn assert_upgraded(said: &Said, before: &Value) -> Result<()> {
-    assert_eq!(told(said, "SMC-VERSION")?, "1.1");
-    assert_ne!(told(said, "SMC-PID-BEFORE")?, told(said, "SMC-PID-AFTER")?);
-    let after = told_json(said, "SMC-WEB01-UPGRADED")?;
+    assert_eq!(field(said, "SMC-VERSION")?, "1.1");
+    assert_ne!(field(said, "SMC-PID-BEFORE")?, field(said, "SMC-PID-AFTER")?);
+    let after = field_json(said, "SMC-WEB01-UPGRADED")?;
     assert_waiting(&after, &["web01/1"]);
     assert_eq!(after["last_run"]["number"], 1, "{after:#}");
     // Had its interval begun again, with a reboot or with the upgrade, there would be a boot between.
@@ -221,37 +221,37 @@ fn assert_upgraded(said: &Said, before: &Value) -> Result<()> {
         moved.abs() < SignedDuration::from_secs(10),
         "{before:#}\n{after:#}"
     );
-    assert_resumed(&told_json(said, "SMC-DB01-UPGRADED")?);
+    assert_resumed(&field_json(said, "SMC-DB01-UPGRADED")?);
     Ok(())
 }
 
 /// Every image is what the disk was.
 fn assert_complete(lab: &Lab, said: &Said) -> Result<()> {
-    let done = told_json(said, "SMC-DB01-DONE")?;
+    let done = field_json(said, "SMC-DB01-DONE")?;
     assert_eq!(done["status"], "Waiting", "{done:#}");
     assert_eq!(done["images"].as_array().map(Vec::len), Some(1), "{done:#}");
     assert_eq!(done["last_run"]["resumed"], true, "{done:#}");
-    assert_waiting(&told_json(said, "SMC-WEB01-DONE")?, &["web01/1", "web01/2"]);
+    assert_waiting(&field_json(said, "SMC-WEB01-DONE")?, &["web01/1", "web01/2"]);
     for (word, digest) in [
         ("SMC-WEB01-1", &lab.source_digest),
         ("SMC-WEB01-2", &lab.source_digest),
         ("SMC-DB01-LATEST", &lab.big_digest),
     ] {
-        assert_eq!(told_json(said, word)?["digest"], **digest, "{word}");
+        assert_eq!(field_json(said, word)?["digest"], **digest, "{word}");
     }
-    told(said, "SMC-VERIFIED")?;
-    assert_eq!(told(said, "SMC-WARNINGS")?, "");
-    assert_eq!(told(said, "SMC-UNITS-FAILED-LATER")?, "");
+    field(said, "SMC-VERIFIED")?;
+    assert_eq!(field(said, "SMC-WARNINGS")?, "");
+    assert_eq!(field(said, "SMC-UNITS-FAILED-LATER")?, "");
     Ok(())
 }
 
 /// Nothing is left but images, which is said; and they count again after another installation.
 fn assert_purged(said: &Said) -> Result<()> {
-    assert!(told(said, "SMC-PURGE")?.contains("the images in /var/lib/smc/store are kept"));
-    assert_eq!(told(said, "SMC-LEFT")?, "/var/lib/smc/store");
-    assert_eq!(told(said, "SMC-UNIT-FILES")?, "");
-    told(said, "SMC-VERIFIED-PURGED")?;
-    let found = told_json(said, "SMC-WEB01-REINSTALLED")?;
+    assert!(field(said, "SMC-PURGE")?.contains("the images in /var/lib/smc/store are kept"));
+    assert_eq!(field(said, "SMC-LEFT")?, "/var/lib/smc/store");
+    assert_eq!(field(said, "SMC-UNIT-FILES")?, "");
+    field(said, "SMC-VERIFIED-PURGED")?;
+    let found = field_json(said, "SMC-WEB01-REINSTALLED")?;
     assert_eq!(
         found["images"],
         serde_json::json!(["web01/1", "web01/2"]),
@@ -266,29 +266,29 @@ fn a_fresh_debian_installs_reboots_loses_power_upgrades_and_purges() -> Result<(
     let installed = lab.boot("install", Until::PowerOff)?;
     assert_serving(&installed)?;
     assert_units(&installed)?;
-    assert_eq!(told(&installed, "SMC-CHECK")?, "/etc/smc/smcd.toml is good");
+    assert_eq!(field(&installed, "SMC-CHECK")?, "/etc/smc/smcd.toml is good");
     assert_sandbox(&installed);
-    let waiting = told_json(&installed, "SMC-WEB01")?;
+    let waiting = field_json(&installed, "SMC-WEB01")?;
     assert_waiting(&waiting, &["web01/1"]);
     assert_prechecked(&installed)?;
-    assert_eq!(told(&installed, "SMC-STOPPED")?, "inactive active");
-    assert_eq!(told(&installed, "SMC-STARTED")?, "active");
-    assert_eq!(told(&installed, "SMC-WATCHDOG")?, "fed");
-    assert_eq!(told_json(&installed, "SMC-DB01")?["status"], "Running");
+    assert_eq!(field(&installed, "SMC-STOPPED")?, "inactive active");
+    assert_eq!(field(&installed, "SMC-STARTED")?, "active");
+    assert_eq!(field(&installed, "SMC-WATCHDOG")?, "fed");
+    assert_eq!(field_json(&installed, "SMC-DB01")?["status"], "Running");
 
     let rebooted = lab.boot("cut", Until::Line("SMC-CUT"))?;
     assert_serving(&rebooted)?;
-    assert_resumed(&told_json(&rebooted, "SMC-DB01")?);
-    assert_waiting(&told_json(&rebooted, "SMC-WEB01")?, &["web01/1"]);
+    assert_resumed(&field_json(&rebooted, "SMC-DB01")?);
+    assert_waiting(&field_json(&rebooted, "SMC-WEB01")?, &["web01/1"]);
 
     let finished = lab.boot("finish", Until::PowerOff)?;
     assert_serving(&finished)?;
-    assert_resumed(&told_json(&finished, "SMC-DB01")?);
-    assert_waiting(&told_json(&finished, "SMC-WEB01")?, &["web01/1"]);
+    assert_resumed(&field_json(&finished, "SMC-DB01")?);
+    assert_waiting(&field_json(&finished, "SMC-WEB01")?, &["web01/1"]);
     assert_upgraded(&finished, &waiting)?;
     assert_complete(&lab, &finished)?;
     assert_purged(&finished)?;
-    told(&finished, "SMC-DONE")?;
+    field(&finished, "SMC-DONE")?;
     Ok(())
 }
 

@@ -81,7 +81,7 @@ impl Export for ServedDisk {
     }
 
     fn extents(&self, offset: u64, length: u64) -> Result<Vec<nbd::Extent>, ExportError> {
-        let told = |extent: &imagefmt::Extent| {
+        let range = |extent: &imagefmt::Extent| {
             if extent.data {
                 nbd::Extent::data(extent.length)
             } else {
@@ -90,11 +90,11 @@ impl Export for ServedDisk {
         };
         let found = self.inner().extents(offset, length, EXTENTS_MAX);
         let found = found.map_err(|error| self.report(offset, error))?;
-        Ok(found.iter().map(told).collect())
+        Ok(found.iter().map(range).collect())
     }
 
     fn status(&self, context: &str, offset: u64, length: u64) -> Result<Vec<nbd::Extent>, ExportError> {
-        let told = |length, changed| nbd::Extent {
+        let range = |length, changed| nbd::Extent {
             length,
             flags: if changed { CHANGED } else { 0 },
         };
@@ -103,12 +103,12 @@ impl Export for ServedDisk {
         let found = found.map_err(|error| self.report(offset, error))?;
         Ok(found
             .iter()
-            .map(|change| told(change.length, change.changed))
+            .map(|change| range(change.length, change.changed))
             .collect())
     }
 
     fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError> {
-        // Whoever reads it will be told; a client that was merely guessed to do so need not.
+        // A client that reads it gets the error; a client that was merely guessed to do so need not.
         let ready = self.inner().cache(offset, length);
         ready.map_err(|error| ExportError::io(offset, chain_text(&error)))
     }

@@ -180,7 +180,7 @@ impl List {
         } else if self.code == ExitCode::SUCCESS {
             self.code = ExitCode::FAILURE;
         }
-        let error = exit::told(error);
+        let error = exit::full_message(error);
         if self.json {
             return output::json(&json!({ "image": label, "damaged": damaged, "error": error }));
         }

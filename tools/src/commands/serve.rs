@@ -96,7 +96,7 @@ struct Served<'a> {
 
 /// Serves until SIGINT or SIGTERM, or until the client on standard input leaves.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
-    give_back_large_buffers();
+    free_large_buffers();
     let user = args.user.as_deref().map(confine::user).transpose()?;
     let catalog = Arc::new(catalog(context, args)?);
     let offers = catalog.offers()?;
@@ -152,7 +152,7 @@ fn catalog(context: &Context, args: &Args) -> anyhow::Result<StoreCatalog> {
 
 /// Makes the allocator return large buffers to the system as soon as they are freed. By itself glibc learns to keep
 /// what it has seen once, and a server would hold for ever what a flood of requests took for a moment.
-fn give_back_large_buffers() {
+fn free_large_buffers() {
     #[cfg(target_env = "gnu")]
     // SAFETY: only this thread runs, and the parameter is one that mallopt(3) knows; a refusal changes nothing.
     unsafe {

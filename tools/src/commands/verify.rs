@@ -165,7 +165,7 @@ impl<'a> Verification<'a> {
         match selection::unless_deleted(self.open(chain, *sequence)) {
             Some(Ok(image)) => self.content(&image),
             Some(Err(error)) if error.kind() == ErrorKind::Damaged => {
-                let what = exit::told(&error.into());
+                let what = exit::full_message(&error.into());
                 let finding = Finding {
                     image: label.clone(),
                     disk: None,
@@ -270,7 +270,7 @@ impl<'a> Verification<'a> {
         {
             eprintln!(
                 "smc-image: the result cannot be kept beside the images: {}",
-                error.told()
+                error.full_message()
             );
         }
     }
@@ -299,7 +299,7 @@ impl<'a> Verification<'a> {
 
     fn failure(&mut self, label: &str, error: &anyhow::Error) -> anyhow::Result<()> {
         self.failed += 1;
-        let error = exit::told(error);
+        let error = exit::full_message(error);
         if self.json {
             return output::json(&json!({ "type": "error", "image": label, "error": error }));
         }

@@ -12,7 +12,7 @@ pub fn report(program: &str, error: &anyhow::Error) -> ExitCode {
         // Whoever read our output has enough, as `head` does.
         return ExitCode::SUCCESS;
     }
-    output::complain(format_args!("{program}: {}", told(error)));
+    output::complain(format_args!("{program}: {}", full_message(error)));
     for advice in error.chain().filter_map(|cause| cause.downcast_ref::<Advised>()) {
         output::complain(format_args!("  {}", advice.what_to_do));
     }
@@ -20,7 +20,7 @@ pub fn report(program: &str, error: &anyhow::Error) -> ExitCode {
 }
 
 /// An error with its causes, on one line: what happened: to what: cause.
-pub fn told(error: &anyhow::Error) -> String {
+pub fn full_message(error: &anyhow::Error) -> String {
     let mut parts: Vec<String> = Vec::new();
     for cause in error.chain().filter(|cause| !cause.is::<Advised>()) {
         let part = cause.to_string().replace('\n', " ");
@@ -76,7 +76,7 @@ mod tests {
     fn advice_is_no_part_of_the_message() {
         let failed: anyhow::Result<()> = Err(anyhow::anyhow!("cluster 7"));
         let error = failed.advise("verify it").unwrap_err();
-        assert_eq!(told(&error), "cluster 7");
+        assert_eq!(full_message(&error), "cluster 7");
         assert!(error.chain().any(|cause| cause.is::<Advised>()));
     }
 }

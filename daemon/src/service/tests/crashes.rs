@@ -28,7 +28,7 @@ fn wait_for_note(store: &Path, name: &str, wanted: impl Fn(&JobNote) -> bool) {
 fn waiting(house: &House, name: &str) -> PathBuf {
     house.manager.create(&house.request(name)).unwrap();
     house.manager.start(name).unwrap();
-    house.settle();
+    house.wait_idle();
     let store = house.dir.path().join("store");
     wait_for_note(&store, name, |note| note.job.status == Status::Waiting);
     store
@@ -45,7 +45,7 @@ fn a_first_sync_takes_no_other_disk_than_the_job_was_created_for() {
     house.manager.create(&request).unwrap();
     std::fs::write(&request.disks[0].path, [1; 5000]).unwrap();
     house.manager.start("web01").unwrap();
-    house.settle();
+    house.wait_idle();
     let error = house.job("web01").error.unwrap();
     assert!(error.contains("it has 5000 bytes and had 100000"), "{error}");
     assert!(error.contains("accept_changed_disk"), "{error}");
@@ -62,7 +62,7 @@ fn another_disk_is_accepted_once() {
     house.manager.modify("web01", &accept).unwrap();
     assert!(house.manager.show("web01").unwrap().accept_changed_disk);
     house.manager.sync("web01").unwrap();
-    house.settle();
+    house.wait_idle();
     assert!(!house.manager.show("web01").unwrap().accept_changed_disk);
 }
 
@@ -81,7 +81,7 @@ fn an_order_to_end_that_was_answered_counts_after_a_kill() {
         std::fs::create_dir(house.dir.path().join("store")).unwrap();
         imagefmt::open_or_create_store(&house.dir.path().join("store"), false).unwrap();
         let house = house.restart();
-        house.settle();
+        house.wait_idle();
         assert_eq!(house.job("web01").status, status);
     }
 }
@@ -108,13 +108,13 @@ fn whether_an_image_was_made_is_decided_when_its_store_is_there() {
     let away = house.dir.path().join("away");
     std::fs::rename(&store, &away).unwrap();
     let house = house.restart();
-    house.settle();
+    house.wait_idle();
     let job = house.job("web01");
     assert_eq!(job.status, Status::InError);
     assert!(job.error.unwrap().contains("store cannot be read"));
     std::fs::rename(&away, &store).unwrap();
     house.manager.start("web01").unwrap();
-    house.settle();
+    house.wait_idle();
     let view = house.manager.show("web01").unwrap();
     assert_eq!(
         (view.status, &*view.images),
@@ -211,15 +211,15 @@ fn images_that_another_job_is_to_build_on_are_not_purged() {
     let house = House::new();
     waiting(&house, "web01");
     house.manager.cancel("web01").unwrap();
-    let heir = api::CreateJob {
+    let successor = api::CreateJob {
         name: "web02".to_owned(),
         take_up: Some("web01".to_owned()),
         ..house.request("web01")
     };
-    house.manager.create(&heir).unwrap();
+    house.manager.create(&successor).unwrap();
     let refusal = house.manager.delete("web01", true).unwrap_err();
     assert!(refusal.message.contains("job web02 is to build on"), "{refusal}");
     house.manager.start("web02").unwrap();
-    house.settle();
+    house.wait_idle();
     assert_eq!(house.manager.delete("web01", true), Ok(false));
 }

@@ -6,7 +6,7 @@ use super::{Manager, Scheduler, start};
 use crate::clock::{Clock, Deadline, HandClock};
 use crate::config::Config;
 use crate::job::Ending;
-use crate::job::{ActiveRun, DiskRecord, Given, JobRecord, Refused, new_record};
+use crate::job::{ActiveRun, DiskRecord, JobRecord, Refused, ResolvedInput, new_record};
 use crate::state::JobNote;
 use api::{Action, CompleteJob, CreateJob, ErrorKind, ModifyJob, RunType, Status, rules};
 use std::path::Path;
@@ -67,7 +67,7 @@ impl House {
 
     /// A job that is in `status`, of a disk that is not there. A running one has no thread: it runs until it is ended.
     fn job_in(&self, name: &str, status: Status) {
-        let given = Given {
+        let given = ResolvedInput {
             store: self.dir.path().join("store"),
             disks: vec![DiskRecord {
                 name: "vda".to_owned(),
@@ -126,18 +126,18 @@ impl House {
             Action::Cancel => self.manager.cancel(name),
             Action::Complete => self.manager.complete(name, &CompleteJob::default()),
             Action::TakeUp => {
-                let heir = CreateJob {
+                let successor = CreateJob {
                     take_up: Some(name.to_owned()),
-                    ..self.request("heir")
+                    ..self.request("successor")
                 };
-                self.manager.create(&heir).map(drop)
+                self.manager.create(&successor).map(drop)
             }
             Action::Delete => self.manager.delete(name, false).map(drop),
         }
     }
 
     /// Waits until no sync runs.
-    fn settle(&self) {
+    fn wait_idle(&self) {
         let begun = Instant::now();
         while self.manager.running() > 0 {
             assert!(begun.elapsed() < Duration::from_secs(60), "a sync does not end");
@@ -365,14 +365,14 @@ fn a_disk_that_vanished_leads_to_in_error_and_start_goes_on_when_it_is_back() {
     let away = disk.with_extension("away");
     std::fs::rename(&disk, &away).unwrap();
     house.manager.start("web01").unwrap();
-    house.settle();
+    house.wait_idle();
     let job = house.job("web01");
     assert_eq!(job.status, Status::InError);
     let error = job.error.unwrap();
     assert!(error.contains("web01.img"), "{error}");
     std::fs::rename(&away, &disk).unwrap();
     house.manager.start("web01").unwrap();
-    house.settle();
+    house.wait_idle();
     assert_eq!(house.job("web01").status, Status::Waiting);
     let runs = house.manager.runs("web01", 10).unwrap();
     let outcomes: Vec<_> = runs.iter().map(|run| run.outcome).collect();
@@ -384,13 +384,13 @@ fn several_missed_intervals_lead_to_one_sync() {
     let house = House::new();
     house.manager.create(&house.request("web01")).unwrap();
     house.manager.start("web01").unwrap();
-    house.settle();
+    house.wait_idle();
     house.clock.reboot(50 * HOUR);
     let house = house.restart();
     let mut scheduler = Scheduler::default();
     for _ in 0..3 {
         scheduler.tick(&house.manager);
-        house.settle();
+        house.wait_idle();
     }
     assert_eq!(house.manager.runs("web01", 10).unwrap().len(), 2);
     let left = house
@@ -406,7 +406,7 @@ fn a_modified_interval_counts_after_the_next_sync() {
     let house = House::new();
     house.manager.create(&house.request("web01")).unwrap();
     house.manager.start("web01").unwrap();
-    house.settle();
+    house.wait_idle();
     house.ask("web01", Action::ModifySchedule).unwrap();
     let view = house.manager.show("web01").unwrap();
     assert_eq!(view.interval_seconds, Some(6 * 3600));
@@ -414,7 +414,7 @@ fn a_modified_interval_counts_after_the_next_sync() {
     assert_eq!(view.next.in_seconds, Some(6 * 3600));
     house.clock.pass(6 * HOUR);
     Scheduler::default().tick(&house.manager);
-    house.settle();
+    house.wait_idle();
     let view = house.manager.show("web01").unwrap();
     assert_eq!(view.interval_seconds, Some(7200));
     assert_eq!(view.pending, api::PendingView::default());
@@ -442,7 +442,7 @@ fn a_job_that_was_running_is_gone_on_with() {
         house.manager.save(&mut inner, job, Some(&run)).unwrap();
     }
     let house = house.restart();
-    house.settle();
+    house.wait_idle();
     assert_eq!(house.job("web01").status, Status::Waiting);
     let runs = house.manager.runs("web01", 10).unwrap();
     assert_eq!(runs[0].outcome, api::RunOutcome::Succeeded);
@@ -455,7 +455,7 @@ fn an_image_that_was_made_before_a_kill_is_counted_once() {
     let house = House::new();
     house.manager.create(&house.request("web01")).unwrap();
     house.manager.start("web01").unwrap();
-    house.settle();
+    house.wait_idle();
     {
         // As it was between the image's manifest and the word about it.
         let mut inner = house.manager.lock();
@@ -474,7 +474,7 @@ fn an_image_that_was_made_before_a_kill_is_counted_once() {
         house.manager.save(&mut inner, job, Some(&run)).unwrap();
     }
     let house = house.restart();
-    house.settle();
+    house.wait_idle();
     let view = house.manager.show("web01").unwrap();
     assert_eq!(view.status, Status::Waiting);
     assert_eq!(view.images, ["web01/1"]);
@@ -495,7 +495,7 @@ fn a_lost_or_damaged_state_is_found_again_in_the_stores() {
         };
         house.manager.create(&request).unwrap();
         house.manager.start("web01").unwrap();
-        house.settle();
+        house.wait_idle();
         // The note is written by the run's thread, behind the run's end.
         let noted = || {
             imagefmt::open_store(&elsewhere)
@@ -538,7 +538,7 @@ fn deleting_keeps_images_and_purging_does_not() {
     let house = House::new();
     house.manager.create(&house.request("web01")).unwrap();
     house.manager.start("web01").unwrap();
-    house.settle();
+    house.wait_idle();
     assert_eq!(house.manager.delete("web01", false), Ok(true));
     let store = imagefmt::open_store(&house.dir.path().join("store")).unwrap();
     assert_eq!(store.job("web01").unwrap().sequences, [1]);

@@ -128,7 +128,7 @@ impl<'a> Explorer<'a> {
         Self::with_fault(&Prepared::new(workload, effort.lies), effort, None)
     }
 
-    /// A run in which an operation fails; those who were told of it go on as far as they can.
+    /// A run in which an operation fails; those who were panic_message of it go on as far as they can.
     pub fn with_fault(prepared: &Prepared<'a>, effort: Effort, fault: Option<Fault>) -> Self {
         let workload = prepared.workload;
         let run = || {
@@ -144,7 +144,7 @@ impl<'a> Explorer<'a> {
         };
         let (recorded, ended) = match catch_unwind(AssertUnwindSafe(run)) {
             Ok(run) => run,
-            Err(panic) => (Recorded::default(), Err(told(&*panic))),
+            Err(panic) => (Recorded::default(), Err(panic_message(&*panic))),
         };
         let explorer = Self {
             workload,
@@ -171,9 +171,9 @@ impl<'a> Explorer<'a> {
         let work = || {
             oracle::check(&driver.disk, &mut driver.world, Since::Errors)?;
             let steps = oracle::next_steps(&driver.world, self.workload, &mut self.random_at(&self.place));
-            oracle::go_on(&mut driver, &steps, true)
+            oracle::resume(&mut driver, &steps, true)
         };
-        let lived = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(told(&*panic)));
+        let lived = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panic_message(&*panic)));
         if let Err(violation) = lived {
             self.report(&violation, &self.place);
         }
@@ -190,7 +190,7 @@ impl<'a> Explorer<'a> {
             .filter(|snapshot| snapshot.op > fault)
             .collect();
         for _ in 0..count {
-            // Half of them at the end, where everything that was told of has been acted upon.
+            // Half of them at the end, where everything that was panic_message of has been acted upon.
             let Some(last) = after.len().checked_sub(1) else {
                 return;
             };
@@ -304,10 +304,11 @@ impl<'a> Explorer<'a> {
             if wanted {
                 disk.record();
             }
-            oracle::go_on(&mut driver, &steps, random.below(4) == 0)?;
+            oracle::resume(&mut driver, &steps, random.below(4) == 0)?;
             Ok(driver.worlds)
         };
-        let worlds = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(told(&*panic)))?;
+        let worlds =
+            catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panic_message(&*panic)))?;
         let snapshots = if wanted { disk.take_snapshots() } else { Vec::new() };
         Ok(Recorded { snapshots, worlds })
     }
@@ -391,7 +392,7 @@ fn any_cut(snapshot: &Snapshot, random: &mut Random) -> Cut {
 }
 
 /// What a panic said.
-fn told(panic: &(dyn std::any::Any + Send)) -> String {
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
     format!("panic: {}", text.unwrap_or_default())

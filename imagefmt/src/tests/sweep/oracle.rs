@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub enum Since {
     /// Nobody is: what is there now stays, and what is absent never comes.
     Crash,
-    /// It is the same process, which was told of errors.
+    /// It is the same process, which was panic_message of errors.
     Errors,
 }
 
@@ -256,7 +256,7 @@ fn next_run(job: &'static str, workload: &Workload, random: &mut Random) -> Run 
 }
 
 /// Goes on with a store as whoever comes next does, and looks at all of it again.
-pub fn go_on(driver: &mut Driver<'_>, steps: &[Step], verify: bool) -> Result<(), String> {
+pub fn resume(driver: &mut Driver<'_>, steps: &[Step], verify: bool) -> Result<(), String> {
     driver
         .steps(steps)
         .map_err(|violation| format!("going on with {steps:?}: {violation}"))?;

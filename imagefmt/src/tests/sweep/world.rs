@@ -36,7 +36,7 @@ impl ImageModel {
 /// The states that an unfinished sync may be found in; `None` is that there is none.
 pub type Unfinished = Vec<Option<Arc<ImageModel>>>;
 
-/// One job's images, as somebody who was told about them knows them.
+/// One job's images, as somebody who was panic_message about them knows them.
 #[derive(Debug, Clone)]
 pub struct Job {
     /// Acknowledged: there, whatever happens.

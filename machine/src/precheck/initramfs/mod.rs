@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::time::Instant;
 
-use super::Case;
+use super::Context;
 use super::boot::Kernel;
 use super::findings::cause;
 use crate::root::Root;
@@ -36,7 +36,7 @@ pub(super) fn module_name(path: &str) -> Option<String> {
 const PARTITIONS: [&str; 4] = ["", "/boot", "/boot/efi", "/efi"];
 
 /// The files that make up a kernel's initramfs: as a boot loader was told, else where distributions put them.
-pub(super) fn files(case: &Case<'_>, kernel: &Kernel) -> Vec<String> {
+pub(super) fn files(case: &Context<'_>, kernel: &Kernel) -> Vec<String> {
     let mut told = case
         .entries
         .iter()
@@ -53,7 +53,7 @@ pub(super) fn files(case: &Case<'_>, kernel: &Kernel) -> Vec<String> {
 }
 
 /// The machine's path of a loader's: `(hd0,1)/initrd.img`, `/@/boot/initrd.img` on a btrfs, `../initrd.img`.
-fn located(case: &Case<'_>, path: &str) -> Option<String> {
+fn located(case: &Context<'_>, path: &str) -> Option<String> {
     let path = path.split_once(')').map_or(path, |(_, path)| path);
     let path = path.trim_start_matches("../").trim_start_matches('/');
     let below_subvolume = path
@@ -74,7 +74,7 @@ fn located(case: &Case<'_>, path: &str) -> Option<String> {
     places.find(|path| case.root.file_bytes(path).is_some())
 }
 
-fn usual(case: &Case<'_>, kernel: &Kernel) -> Vec<String> {
+fn usual(case: &Context<'_>, kernel: &Kernel) -> Vec<String> {
     let (label, release) = (&kernel.label, &kernel.release);
     let machine = case.root.attribute("/etc/machine-id").unwrap_or_default();
     let mut places = vec![
@@ -110,8 +110,8 @@ pub(crate) fn scan(
     for file in files {
         let mut visit = |name: &[u8]| listing.visit(name, release, wanted);
         let opened = root.open(file).map_err(|error| cause(&error));
-        let scanned =
-            opened.and_then(|file| segments::scan(file, deadline, &mut visit).map_err(|error| told(&error)));
+        let scanned = opened
+            .and_then(|file| segments::scan(file, deadline, &mut visit).map_err(|error| message(&error)));
         if let Err(problem) = scanned {
             listing.problem = Some(problem);
         }
@@ -141,7 +141,7 @@ impl Listing {
     }
 }
 
-fn told(error: &io::Error) -> String {
+fn message(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::TimedOut => "it is too large to be looked through in a few seconds".to_owned(),
         io::ErrorKind::UnexpectedEof => "it ends too early".to_owned(),
@@ -150,7 +150,7 @@ fn told(error: &io::Error) -> String {
 }
 
 /// What puts drivers into the initramfs, for the program that makes it on this machine.
-pub(super) fn advice(case: &Case<'_>, kernel: &Kernel, drivers: &[&str]) -> String {
+pub(super) fn advice(case: &Context<'_>, kernel: &Kernel, drivers: &[&str]) -> String {
     let spaced = drivers.join(" ");
     let release = crate::text::shown(&kernel.release);
     let has = |program: &str| {

@@ -7,7 +7,7 @@ mod ini;
 mod netplan;
 mod udev;
 
-use super::Case;
+use super::Context;
 use super::findings::Findings;
 use crate::text::{list, shown};
 
@@ -39,7 +39,7 @@ enum Kind {
     Naming,
 }
 
-pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
+pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     let mut profiles = ifupdown::profiles(case.root);
     profiles.extend(ifcfg::profiles(case.root));
     profiles.extend(netplan::profiles(case.root));
@@ -75,7 +75,7 @@ pub(super) fn check(case: &Case<'_>, out: &mut Findings) {
     }
 }
 
-fn judge(case: &Case<'_>, profile: &Profile, out: &mut Findings) {
+fn judge(case: &Context<'_>, profile: &Profile, out: &mut Findings) {
     let mut reasons = Vec::new();
     if let Some(address) = &profile.for_address {
         reasons.push(format!("is for the hardware address {}", shown(address)));
@@ -132,7 +132,7 @@ fn advice(profile: &Profile, is_bound: bool) -> String {
 }
 
 /// Whether an interface may be called otherwise on another machine.
-fn changes(case: &Case<'_>, name: &str) -> bool {
+fn changes(case: &Context<'_>, name: &str) -> bool {
     if name.contains(['*', '?', '[', '!']) || name.contains('/') {
         return false;
     }
@@ -170,7 +170,7 @@ fn is_hardware_name(name: &str) -> bool {
         || follows("p", "")
 }
 
-fn hardware_interfaces(case: &Case<'_>) -> usize {
+fn hardware_interfaces(case: &Context<'_>) -> usize {
     let names = case.root.names("/sys/class/net");
     names
         .iter()

@@ -18,7 +18,7 @@ fn flags_in(replies: &[(u32, Vec<u8>)]) -> u16 {
 }
 
 /// The flags that INFO and GO tell after some options, which must agree.
-fn told(access: Access, options: &[(u32, Vec<u8>)]) -> u16 {
+fn advertised(access: Access, options: &[(u32, Vec<u8>)]) -> u16 {
     let mut talk = Talk::start(OFFERED);
     talk.shelf.access = access;
     for (option, data) in options {
@@ -39,9 +39,9 @@ fn what_an_export_may_be_used_for_is_told_by_its_flags() {
         (Access::Writable { shared: true }, TRIM_ZEROES_FAST | MULTI_CONN),
     ];
     for (access, own) in cases {
-        assert_eq!(told(access, &[]), common | own);
+        assert_eq!(advertised(access, &[]), common | own);
         for option in [opt::STRUCTURED_REPLY, opt::EXTENDED_HEADERS] {
-            assert_eq!(told(access, &[(option, vec![])]), common | own | DF);
+            assert_eq!(advertised(access, &[(option, vec![])]), common | own | DF);
         }
         let mut talk = Talk::start(OFFERED);
         talk.shelf.access = access;
@@ -53,7 +53,7 @@ fn what_an_export_may_be_used_for_is_told_by_its_flags() {
 #[test]
 fn block_status_payloads_are_offered_only_with_extended_headers_and_contexts_of_this_export() {
     let set = |name| (opt::SET_META_CONTEXT, meta(name, &["base:allocation"]));
-    let has = |options: &[(u32, Vec<u8>)]| told(Access::ReadOnly, options) & STATUS_PAYLOAD != 0;
+    let has = |options: &[(u32, Vec<u8>)]| advertised(Access::ReadOnly, options) & STATUS_PAYLOAD != 0;
     let (extended, structured) = ((opt::EXTENDED_HEADERS, vec![]), (opt::STRUCTURED_REPLY, vec![]));
     assert!(has(&[extended.clone(), set("disk")]));
     assert!(!has(std::slice::from_ref(&extended)));

@@ -128,7 +128,7 @@ fn keep(store: &Store, image: &Image, result: &Against) {
     if let Err(error) = store.keep_verdict(image, &verdict) {
         eprintln!(
             "smc-image: the result cannot be kept beside the image: {}",
-            exit::told(&error.into())
+            exit::full_message(&error.into())
         );
     }
 }

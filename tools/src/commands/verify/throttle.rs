@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long a wait goes on before somebody's wish to stop is looked up again.
-const LOOK_UP: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Holds whoever reads until as much time has passed as the bytes read so far may take.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Throttle {
                 time_of(self.before.saturating_add(read_bytes), rate)
             });
             match due.checked_sub(self.begun.elapsed()) {
-                Some(left) if !left.is_zero() => thread::sleep(left.min(LOOK_UP)),
+                Some(left) if !left.is_zero() => thread::sleep(left.min(POLL_INTERVAL)),
                 _ => return ControlFlow::Continue(()),
             }
         }

@@ -143,7 +143,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::path::Path;
     use std::thread;
-    use tools::exit::told;
+    use tools::exit::full_message;
     use vm_tests::guard::ScratchDir;
 
     fn client(socket: &Path) -> Client {
@@ -157,7 +157,7 @@ mod tests {
         let status = Request::get("/status").within(Duration::from_millis(100));
         let error = client(&scratch.join("s")).send(&status).unwrap_err();
         drop(listener);
-        let said = told(&error);
+        let said = full_message(&error);
         assert!(
             said.starts_with("GET /v1/status: ") && said.contains("did not answer within 0 s"),
             "{said}"
@@ -214,7 +214,7 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap());
         let refusing = client(&path).send(&Request::get("/status")).unwrap_err();
         for error in [missing, refusing] {
-            assert!(told(&error).starts_with(&format!("connect to smcd on {}: ", path.display())));
+            assert!(full_message(&error).starts_with(&format!("connect to smcd on {}: ", path.display())));
             let advice = error.to_string();
             assert!(
                 advice.contains("systemctl status smcd") && advice.contains("SMC_SOCKET"),

@@ -39,22 +39,22 @@ struct Wait {
 
 /// Begins, or goes on.
 pub fn start(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode> {
-    told(context, args, "start", Goal::Synced)
+    act(context, args, "start", Goal::Synced)
 }
 
 /// Syncs now.
 pub fn sync(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode> {
-    told(context, args, "sync", Goal::Synced)
+    act(context, args, "sync", Goal::Synced)
 }
 
 /// Stops.
 pub fn stop(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode> {
-    told(context, args, "stop", Goal::Stopped)
+    act(context, args, "stop", Goal::Stopped)
 }
 
 /// Gives the job up.
 pub fn cancel(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode> {
-    told(context, args, "cancel", Goal::Canceled)
+    act(context, args, "cancel", Goal::Canceled)
 }
 
 /// Finishes the job.
@@ -71,7 +71,7 @@ pub fn complete(context: &mut Context, args: &CompleteArgs) -> anyhow::Result<Ex
     )
 }
 
-fn told(context: &mut Context, args: &NamedArgs, what: &str, goal: Goal) -> anyhow::Result<ExitCode> {
+fn act(context: &mut Context, args: &NamedArgs, what: &str, goal: Goal) -> anyhow::Result<ExitCode> {
     let request = Request::post(job(&args.job.name, Some(what)));
     send(context, &args.job.name, &request, args.wait.wait.then_some(goal))
 }
