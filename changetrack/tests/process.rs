@@ -14,8 +14,8 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use vm_tests::guard::ScratchDir;
-use vm_tests::process::wait_until;
+use testkit::guard::ScratchDir;
+use testkit::process::wait_until;
 
 /// One at a time: they look at the whole process.
 static TURN: Mutex<()> = Mutex::new(());

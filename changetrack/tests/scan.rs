@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
-use vm_tests::guard::{LoopDevice, ScratchDir};
+use testkit::guard::{LoopDevice, ScratchDir};
 
 /// Bytes of the chunks in which a scan reads: it stops between two of them.
 const CHUNK: usize = MIB;

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use machine::{PrecheckInput, Root, disk_names, disks, precheck};
 use nix::mount::MsFlags;
-use vm_tests::guard::{LoopDevice, Mount, ScratchDir};
+use testkit::guard::{LoopDevice, Mount, ScratchDir};
 
 /// What is told of every machine.
 const ALWAYS: [&str; 20] = [

@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
-use vm_tests::guard::{LoopDevice, Mount, ScratchDir};
-use vm_tests::process::run;
+use testkit::guard::{LoopDevice, Mount, ScratchDir};
+use testkit::process::run;
 
 /// Bytes of a cluster of the images made here.
 pub const CLUSTER: u64 = 16 << 10;

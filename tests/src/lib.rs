@@ -13,8 +13,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
-use vm_tests::guard::{LoopDevice, ScratchDir};
-use vm_tests::process::Server;
+use testkit::guard::{LoopDevice, ScratchDir};
+use testkit::process::Server;
 
 /// A program of this workspace, built in the same profile as the running one.
 ///

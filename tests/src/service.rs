@@ -12,8 +12,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
-use vm_tests::guard::ScratchDir;
-use vm_tests::process::wait_until;
+use testkit::guard::ScratchDir;
+use testkit::process::wait_until;
 
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -8,8 +8,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use vm_tests::guard::ScratchDir;
-use vm_tests::process::{Server, wait_until};
+use testkit::guard::ScratchDir;
+use testkit::process::{Server, wait_until};
 
 const MIB: u64 = 1 << 20;
 const HOUR: u64 = 3600;

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
-use vm_tests::process::{Server, run, wait_until};
+use testkit::process::{Server, run, wait_until};
 
 const MIB: u64 = 1 << 20;
 

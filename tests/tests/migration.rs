@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use vm_tests::process::run;
+use testkit::process::run;
 use vm_tests::qemu::nbd_uri;
 
 const MIB: u64 = 1 << 20;

@@ -6,8 +6,8 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use vm_tests::guard::{LoopDevice, Mount};
-use vm_tests::process::run;
+use testkit::guard::{LoopDevice, Mount};
+use testkit::process::run;
 
 const MIB: u64 = 1 << 20;
 

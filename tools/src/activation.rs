@@ -73,7 +73,7 @@ mod tests {
     use std::net::{TcpListener, UdpSocket};
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::process::Command;
-    use vm_tests::guard::ScratchDir;
+    use testkit::guard::ScratchDir;
 
     #[test]
     fn sockets_that_cannot_be_served_on_are_told() {

@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
-use vm_tests::guard::ScratchDir;
+use testkit::guard::ScratchDir;
 
 #[test]
 fn refusals_are_told_in_the_daemons_words() {

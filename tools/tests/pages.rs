@@ -8,7 +8,7 @@ use common::{SMC_IMAGE, run};
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
-use vm_tests::guard::ScratchDir;
+use testkit::guard::ScratchDir;
 
 const SMCCTL: &str = env!("CARGO_BIN_EXE_smcctl");
 

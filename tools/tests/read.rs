@@ -9,8 +9,8 @@ use imagefmt::ClusterSize;
 use serde_json::json;
 use std::process::Command;
 use std::time::Duration;
-use vm_tests::guard::LoopDevice;
-use vm_tests::process::Server;
+use testkit::guard::LoopDevice;
+use testkit::process::Server;
 
 #[test]
 fn ls_shows_every_image() {

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
-use vm_tests::guard::{LoopDevice, Mount};
+use testkit::guard::{LoopDevice, Mount};
 
 fn path(path: &Path) -> &str {
     path.to_str().unwrap()

@@ -8,12 +8,13 @@ use std::process::Command;
 
 use nix::mount::MsFlags;
 
-use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::guard::{LoopDevice, Mount};
 use crate::initramfs::{self, BUSYBOX};
 use crate::kernel::Kernel;
 use crate::payload::{self, Payload};
-use crate::process;
+use testkit::error::IoContext;
+use testkit::guard::{LoopDevice, Mount};
+use testkit::process;
+use testkit::{Error, ErrorKind, Result};
 
 /// Where on the disk the name of its point in time is.
 pub const POINT_IN_TIME: &str = "etc/point-in-time";

@@ -5,8 +5,9 @@
 
 use std::fs;
 
-use crate::error::{IoContext, Result};
 use crate::kernel::{Kernel, Module};
+use testkit::Result;
+use testkit::error::IoContext;
 
 /// The static busybox that runs in the initramfs and on the disk.
 pub const BUSYBOX: &str = "/bin/busybox";

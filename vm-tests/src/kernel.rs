@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use testkit::error::IoContext;
+use testkit::{Error, ErrorKind, Result};
 
 /// Names the directory that `scripts/setup.sh` fills; `/var/cache/smc-test` where it is not set.
 pub const CACHE_VARIABLE: &str = "SMC_TEST_CACHE";

@@ -6,8 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::process;
+use testkit::error::IoContext;
+use testkit::process;
+use testkit::{Error, ErrorKind, Result};
 
 /// Where on the disk the files go.
 pub const PAYLOAD_DIR: &str = "srv/payload";

@@ -11,10 +11,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::guard::ScratchDir;
+use crate::initramfs;
 use crate::kernel::{self, Kernel};
-use crate::{initramfs, process};
+use testkit::error::IoContext;
+use testkit::guard::ScratchDir;
+use testkit::process;
+use testkit::{Error, ErrorKind, Result};
 
 const QEMU: &str = "qemu-system-x86_64";
 const POLL: Duration = Duration::from_millis(50);

@@ -7,11 +7,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::guard::ScratchDir;
+use crate::initramfs;
 use crate::kernel::{self, Kernel};
 use crate::qemu::{self, Accelerator, BootOptions, Guest, KernelStart};
-use crate::{initramfs, process};
+use testkit::error::IoContext;
+use testkit::guard::ScratchDir;
+use testkit::process;
+use testkit::{Error, ErrorKind, Result};
 
 const INIT: &str = include_str!("../guest/system-init.sh");
 const DRIVERS: [&str; 3] = ["virtio_pci", "virtio_blk", "ext4"];

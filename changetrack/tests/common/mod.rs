@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
-use vm_tests::guard::ScratchDir;
+use testkit::guard::ScratchDir;
 
 pub const MIB: usize = 1 << 20;
 

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-use vm_tests::process::{Server, wait_until};
+use testkit::process::{Server, wait_until};
 
 const CAPTURE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Name of an export that nobody has: once a client's wish for it is in the capture, so is all that was before it.

@@ -7,9 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use testkit::process::run;
 use vm_tests::initramfs::{Extra, build_with};
 use vm_tests::kernel::Kernel;
-use vm_tests::process::run;
 use vm_tests::qemu::{BootOptions, run_initramfs};
 
 const INIT: &str = include_str!("../../../vm-tests/guest/nbd-init.sh");

@@ -8,7 +8,7 @@ use smc_tests::assert_same_bytes;
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
-use vm_tests::process::Server;
+use testkit::process::Server;
 use vm_tests::qemu::nbd_uri;
 
 /// Offsets and lengths of the extents that `nbdinfo --map --json` gave this type.
@@ -153,7 +153,7 @@ fn nbdcopy_qemu_img_and_nbdkit_copy_every_byte() -> Result<()> {
     nbdkit
         .arg(format!("uri={}", store.uri("web01/2:vda")))
         .arg("shared=true");
-    println!("in front of it: {}", vm_tests::process::display(&nbdkit));
+    println!("in front of it: {}", testkit::process::display(&nbdkit));
     let log = store.path("nbdkit.log");
     let _nbdkit = Server::start_on_socket(&mut nbdkit, &plugin, &log, Duration::from_secs(20))?;
     let through = nbd_uri(&plugin, "");

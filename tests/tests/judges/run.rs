@@ -3,8 +3,8 @@
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::process::Command;
+use testkit::process::display;
 use vm_tests::kernel::cache_dir;
-use vm_tests::process::display;
 
 /// Longest run of one judge, in seconds: a server that stalls fails the test and does not stop it.
 const LONGEST_SECONDS: &str = "120";

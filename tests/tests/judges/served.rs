@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-use vm_tests::process::{Server, run, wait_until};
+use testkit::process::{Server, run, wait_until};
 use vm_tests::qemu::nbd_uri;
 
 pub const KIB: u64 = 1 << 10;

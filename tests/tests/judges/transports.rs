@@ -5,7 +5,7 @@ use crate::served::{DISK, Store, text};
 use anyhow::Result;
 use smc_tests::{assert_same_bytes, program};
 use std::process::Command;
-use vm_tests::process::display;
+use testkit::process::display;
 
 /// The server's command line as a list for Python.
 fn python_list(command: &Command) -> String {

@@ -10,8 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-use vm_tests::guard::ScratchDir;
-use vm_tests::process::run;
+use testkit::guard::ScratchDir;
+use testkit::process::run;
 use vm_tests::qemu::BootOptions;
 use vm_tests::system::{Said, System, Until};
 

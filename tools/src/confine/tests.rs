@@ -16,7 +16,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use vm_tests::guard::ScratchDir;
+use testkit::guard::ScratchDir;
 
 const DIR_VARIABLE: &str = "SMC_TEST_CONFINED";
 

@@ -13,8 +13,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
-use vm_tests::guard::ScratchDir;
-use vm_tests::process::wait_until;
+use testkit::guard::ScratchDir;
+use testkit::process::wait_until;
 
 /// The tool under test.
 pub const SMC_IMAGE: &str = env!("CARGO_BIN_EXE_smc-image");

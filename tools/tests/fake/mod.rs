@@ -16,7 +16,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use vm_tests::guard::ScratchDir;
+use testkit::guard::ScratchDir;
 
 /// The tool under test.
 pub const SMCCTL: &str = env!("CARGO_BIN_EXE_smcctl");

@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
-use vm_tests::guard::ScratchDir;
+use testkit::guard::ScratchDir;
 
 const CLUSTER: u64 = 64 << 10;
 const KEPT: &str = "10";

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
-use vm_tests::guard::ScratchDir;
+use testkit::guard::ScratchDir;
 
 const MIB: u64 = 1 << 20;
 /// Images of the job, and files of qemu's chain.

@@ -19,7 +19,7 @@ use comfy_table::{Cell, Table, presets::ASCII_MARKDOWN};
 use measure::Comparison;
 use smc_tests::Bench;
 use smc_tests::crash::Kind;
-use vm_tests::process::catch_interrupts;
+use testkit::process::catch_interrupts;
 
 /// Measure smc beside fio, qemu-img, dd and nbdcopy.
 #[derive(Debug, Parser)]

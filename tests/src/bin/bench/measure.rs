@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use vm_tests::process::check_interrupt;
+use testkit::process::check_interrupt;
 
 /// One thing measured beside another, in turn.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-use vm_tests::process::Server;
+use testkit::process::Server;
 use vm_tests::qemu::nbd_uri;
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);

@@ -143,8 +143,8 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::path::Path;
     use std::thread;
+    use testkit::guard::ScratchDir;
     use tools::exit::full_message;
-    use vm_tests::guard::ScratchDir;
 
     fn client(socket: &Path) -> Client {
         Client::new(socket.to_owned()).unwrap()

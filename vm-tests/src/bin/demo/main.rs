@@ -15,8 +15,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use vm_tests::guard::ScratchDir;
-use vm_tests::process;
+use testkit::guard::ScratchDir;
+use testkit::process;
 
 fn main() -> ExitCode {
     match demo() {

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use comfy_table::{CellAlignment, Table, presets};
-use vm_tests::process;
+use testkit::process;
 use vm_tests::qemu::BootReport;
 
 use crate::tools::SyncReport;

@@ -6,10 +6,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use testkit::guard::{LoopDevice, ScratchDir};
+use testkit::process::{self, Server};
 use vm_tests::disk::{BootDisk, MountedRoot};
-use vm_tests::guard::{LoopDevice, ScratchDir};
 use vm_tests::payload::{PAYLOAD_DIR, Payload};
-use vm_tests::process::{self, Server};
 use vm_tests::qemu::{self, Accelerator, BootOptions, BootReport, nbd_uri};
 
 use crate::report::{self, Image, Steps};

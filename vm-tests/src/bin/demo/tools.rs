@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use vm_tests::process;
+use testkit::process;
 
 /// `smcd` and `smc-image` of the same build as the demo.
 pub struct Tools {

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use vm_tests::process;
+use testkit::process;
 
 const CHUNK_BYTES: usize = 64 << 10;
 const PAUSE: Duration = Duration::from_millis(5);

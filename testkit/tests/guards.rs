@@ -13,9 +13,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::mount::MsFlags;
-use vm_tests::ErrorKind;
-use vm_tests::guard::{LoopDevice, Mount, ScratchDir};
-use vm_tests::process::{self, Server};
+use testkit::ErrorKind;
+use testkit::guard::{LoopDevice, Mount, ScratchDir};
+use testkit::process::{self, Server};
 
 const MIB: u64 = 1 << 20;
 

@@ -103,7 +103,8 @@ fn die_with_parent(command: &mut Command) {
     unsafe { command.pre_exec(end_with_us) };
 }
 
-pub(crate) fn spawn(command: &mut Command) -> Result<Child> {
+/// Starts `command` without standard input; it ends when the thread that started it ends.
+pub fn spawn(command: &mut Command) -> Result<Child> {
     if let Some(observer) = OBSERVER.get() {
         observer(command);
     }

@@ -78,7 +78,8 @@ impl std::error::Error for Error {
 }
 
 /// Adds what was being done to a failed system call.
-pub(crate) trait IoContext<T> {
+pub trait IoContext<T> {
+    /// Names what failed, as `open /dev/loop0`.
     fn context<C: Into<String>>(self, context: impl FnOnce() -> C) -> Result<T>;
 }
 
