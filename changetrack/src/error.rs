@@ -23,7 +23,14 @@ pub enum ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     what: String,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    source: Option<Source>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Device(blockio::Error),
+    Store(imagefmt::Error),
+    Thread(std::io::Error),
 }
 
 impl Error {
@@ -40,7 +47,7 @@ impl Error {
         Self {
             kind: ErrorKind::Device,
             what,
-            source: Some(Box::new(error)),
+            source: Some(Source::Thread(error)),
         }
     }
 
@@ -66,6 +73,14 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
+
+    /// The error of the store, where the kind is `Store`.
+    pub fn store_error(&self) -> Option<&imagefmt::Error> {
+        match &self.source {
+            Some(Source::Store(error)) => Some(error),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Error {
@@ -76,7 +91,11 @@ impl fmt::Display for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_deref().map(|source| source as _)
+        Some(match self.source.as_ref()? {
+            Source::Device(error) => error,
+            Source::Store(error) => error,
+            Source::Thread(error) => error,
+        })
     }
 }
 
@@ -85,7 +104,7 @@ impl From<blockio::Error> for Error {
         Self {
             kind: ErrorKind::Device,
             what: "the disk cannot be imaged".to_owned(),
-            source: Some(Box::new(error)),
+            source: Some(Source::Device(error)),
         }
     }
 }
@@ -95,7 +114,7 @@ impl From<imagefmt::Error> for Error {
         Self {
             kind: ErrorKind::Store,
             what: "the image cannot be written".to_owned(),
-            source: Some(Box::new(error)),
+            source: Some(Source::Store(error)),
         }
     }
 }

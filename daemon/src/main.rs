@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         None => return service(&cli),
         Some(Command::Sync(args)) => {
             logging::begin("warn");
-            oneshot::run(args)
+            return report_sync(oneshot::run(args));
         }
         Some(Command::Completions { shell }) => cli::print_completions(*shell),
         Some(Command::Man { dir }) => cli::write_man_pages(dir),
@@ -70,10 +70,19 @@ fn report(done: Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("smcd: {error:#}");
-            ExitCode::from(if engine::is_damage(&error) {
-                DAMAGED
-            } else {
-                FAILED
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn report_sync(done: engine::Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("smcd: {}", error.full_message());
+            ExitCode::from(match error.kind() {
+                engine::ErrorKind::Damaged => DAMAGED,
+                _ => FAILED,
             })
         }
     }

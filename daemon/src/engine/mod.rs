@@ -5,13 +5,15 @@ mod activity;
 mod checkpoints;
 mod control;
 mod disks;
+mod error;
 mod retention;
 mod sync;
 
 pub use control::Control;
 pub use disks::{SourceDisk, check_known, open_all};
+pub use error::{Error, ErrorKind, Result};
 pub use retention::{DeletedImage, Retained, apply as retain};
-pub use sync::{Observer, Request, Synced, is_busy, is_canceled, is_damage, run};
+pub use sync::{ImageBegun, Observer, Request, Synced, run};
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -28,7 +30,7 @@ pub struct DiskArg {
 impl FromStr for DiskArg {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         // A path may contain '=' too: what stands before it is a name only if it is no path.
         let (name, path) = match text.split_once('=') {
             Some((name, path)) if !name.contains('/') => (Some(name.to_owned()), path),

@@ -5,11 +5,10 @@ use super::activity::Watch;
 use super::checkpoints::Checkpointed;
 use super::control::Control;
 use super::disks::{self, SourceDisk};
-use anyhow::{Context, Result, bail};
+use super::error::{Error, ErrorKind, Result, Within};
 use api::Phase;
 use changetrack::{Progress, ScanOptions, scan};
 use imagefmt::{ClusterSize, Comparison, ImageWriter, Manifest, Method, Store};
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +34,19 @@ pub struct Request {
     pub accept_changed_disk: bool,
 }
 
+/// What is known of an image when its sync begins.
+#[derive(Debug, Clone)]
+pub struct ImageBegun {
+    /// Its number in the chain.
+    pub sequence: u64,
+    /// How people will write it: `web01/7`.
+    pub label: String,
+    /// Bytes of all disks.
+    pub total_bytes: u64,
+    /// Bytes that an unfinished sync has stored of it; absent where none is resumed.
+    pub resumed_bytes: Option<u64>,
+}
+
 /// Is told what a sync does, on the thread that runs it.
 pub trait Observer {
     /// What lives as long as a disk is read, a progress bar for one.
@@ -43,8 +55,8 @@ pub trait Observer {
     /// Another phase begins.
     fn phase(&self, phase: Phase);
 
-    /// The image has its name. `resumed_bytes` are what an unfinished sync had stored of it.
-    fn image(&self, label: &str, total_bytes: u64, resumed_bytes: Option<u64>);
+    /// The image has its number.
+    fn image(&self, image: &ImageBegun);
 
     /// A disk is read from here on.
     fn disk(&self, name: &str, size_bytes: u64, progress: &Arc<Progress>) -> Self::Shown;
@@ -58,14 +70,15 @@ pub trait Observer {
 pub struct Synced {
     /// The image's manifest.
     pub manifest: Manifest,
-    /// Whether it went on with one that was not finished.
+    /// Whether it resumed an unfinished sync.
     pub resumed: bool,
 }
 
-/// Makes an image. What an unfinished sync stored is gone on with, and dropped if it turns out to be damaged.
+/// Makes an image. Resumes an unfinished sync; discards what it stored if that is damaged.
 ///
 /// # Errors
-/// Say what of the sync is kept. One that was stopped is told by [`is_canceled`], damage by [`is_damage`].
+/// Of every kind but `Other`; the message says what of the sync is kept. `Busy` and `Refused` come before anything
+/// is written.
 pub fn run<O: Observer>(
     store: &Store,
     request: &Request,
@@ -83,9 +96,10 @@ pub fn run<O: Observer>(
     let image = job.begin()?;
     let resumed = image.resumed().map(|unfinished| unfinished.chain().to_owned());
     match (job.make_image(image), resumed) {
-        (Err(error), Some(chain)) if is_damage(&error) => {
+        (Err(error), Some(chain)) if error.kind() == ErrorKind::Damaged => {
             observer.warn(&format!(
-                "what the unfinished sync stored is damaged; starting afresh: {error:#}"
+                "what the unfinished sync stored is damaged; starting afresh: {}",
+                error.full_message()
             ));
             store.discard_checkpoint(&chain)?;
             let manifest = job.make_image(job.begin()?)?;
@@ -100,42 +114,6 @@ pub fn run<O: Observer>(
         }),
     }
 }
-
-/// Whether a sync failed because it was asked to stop.
-pub fn is_canceled(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let scan = cause.downcast_ref::<changetrack::Error>();
-        cause.is::<Stopped>() || scan.is_some_and(|error| error.kind() == changetrack::ErrorKind::Canceled)
-    })
-}
-
-/// Whether a sync failed because an image of the store is damaged.
-pub fn is_damage(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<imagefmt::Error>())
-        .any(|cause| cause.kind() == imagefmt::ErrorKind::Damaged)
-}
-
-/// Whether a sync failed because somebody else holds the chain. Nothing has been written then.
-pub fn is_busy(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<imagefmt::Error>())
-        .any(|cause| cause.kind() == imagefmt::ErrorKind::Busy)
-}
-
-/// A sync that was stopped between two disks.
-#[derive(Debug)]
-struct Stopped;
-
-impl fmt::Display for Stopped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the sync was stopped")
-    }
-}
-
-impl std::error::Error for Stopped {}
 
 /// What all steps of one sync share.
 struct Job<'a, O> {
@@ -162,15 +140,18 @@ impl<O: Observer> Job<'_, O> {
             ));
         }
         for known in image.parent().into_iter().chain(image.resumed()) {
-            disks::check_against(known, self.disks, request.accept_changed_disk)?;
+            disks::check_against(known, self.disks, request.accept_changed_disk).map_err(Error::refused)?;
         }
-        let total = self.disks.iter().map(|disk| disk.meta.size_bytes).sum();
         let stored = |unfinished: &imagefmt::Image| {
             let disks = &unfinished.manifest().disks;
             disks.iter().map(|disk| disk.stored_bytes).sum()
         };
-        self.observer
-            .image(&image.label(), total, image.resumed().map(stored));
+        self.observer.image(&ImageBegun {
+            sequence: image.sequence(),
+            label: image.label(),
+            total_bytes: self.disks.iter().map(|disk| disk.meta.size_bytes).sum(),
+            resumed_bytes: image.resumed().map(stored),
+        });
         Ok(image)
     }
 
@@ -185,8 +166,8 @@ impl<O: Observer> Job<'_, O> {
         for disk in self.disks {
             self.sync_disk(&mut image, disk)
                 .map_err(|error| advise(error, &image))
-                .with_context(|| format!("sync {} ({})", disk.meta.name, disk.device.path().display()))
-                .with_context(|| what_is_left(&image))?;
+                .within(|| format!("sync {} ({})", disk.meta.name, disk.device.path().display()))
+                .within(|| what_is_left(&image))?;
         }
         self.observer.phase(Phase::Processing);
         let (consistency, reason) = watch.finish();
@@ -195,7 +176,7 @@ impl<O: Observer> Job<'_, O> {
 
     fn sync_disk(&self, image: &mut ImageWriter, disk: &SourceDisk) -> Result<()> {
         if self.control.is_stopped() {
-            bail!(Stopped);
+            return Err(Error::stopped());
         }
         let (method, reason) = method(image, &disk.meta.name);
         let writer = image.disk(disk.meta.clone())?;
@@ -223,7 +204,8 @@ impl<O: Observer> Job<'_, O> {
             if let Err(error) = &scanned
                 && error.kind() == changetrack::ErrorKind::Canceled
             {
-                sink.suspend().context("keep what is stored already")?;
+                sink.suspend()
+                    .within(|| "keep what is stored already".to_owned())?;
             }
             Ok(Comparison {
                 method,
@@ -250,7 +232,7 @@ fn what_is_left(image: &ImageWriter) -> String {
     let label = image.label();
     if image.has_checkpoint() {
         format!(
-            "image {label} is not finished; earlier images are as they were, and the next sync goes on with what \
+            "image {label} is not finished; earlier images are as they were, and the next sync resumes with what \
              is stored of this one"
         )
     } else {
@@ -259,9 +241,9 @@ fn what_is_left(image: &ImageWriter) -> String {
 }
 
 /// Says what to do where the sync met damage, which can only be in the image that it builds on.
-fn advise(error: anyhow::Error, image: &ImageWriter) -> anyhow::Error {
+fn advise(error: Error, image: &ImageWriter) -> Error {
     match image.parent() {
-        Some(parent) if is_damage(&error) => error.context(format!(
+        Some(parent) if error.kind() == ErrorKind::Damaged => error.within(format!(
             "image {}, which this one builds on, is damaged: `smc-image verify` shows what is hurt, \
              and a sync to a new --job starts afresh with a full image",
             parent.label()

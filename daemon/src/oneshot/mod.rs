@@ -4,7 +4,7 @@ mod progress;
 mod report;
 
 use crate::cli::SyncArgs;
-use crate::engine::{self, Control, Observer, Request, Retained};
+use crate::engine::{self, Control, DeletedImage, ImageBegun, Observer, Request, Retained, Synced};
 use anyhow::{Context, Result};
 use api::Phase;
 use changetrack::Progress;
@@ -18,14 +18,18 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Runs one sync, deletes what there is too much of, and reports both.
-pub fn run(args: &SyncArgs) -> Result<()> {
+/// Runs one sync, deletes the images beyond those to be kept, and reports both.
+///
+/// # Errors
+/// Those of the sync; `Damaged` and `Store` also when earlier images cannot be deleted; `Other` when the report cannot
+/// be written.
+pub fn run(args: &SyncArgs) -> engine::Result<()> {
     let begun = Instant::now();
     imagefmt::check_name("job", &args.job)?;
-    let disks = engine::open_all(&args.disks, &args.store)?;
+    let disks = engine::open_all(&args.disks, &args.store).map_err(engine::Error::refused)?;
     let store = imagefmt::open_or_create_store(&args.store, args.allow_network_fs)?;
     let control = Arc::new(Control::new(args.bandwidth_limit.unwrap_or(0)));
-    stop_on_signals(&control)?;
+    stop_on_signals(&control).map_err(engine::Error::other)?;
     let terminal = Terminal { quiet: args.json };
     let synced = engine::run(&store, &request(args), &disks, &control, &terminal)?;
     let label = format!("{}/{}", synced.manifest.job, synced.manifest.sequence);
@@ -33,12 +37,17 @@ pub fn run(args: &SyncArgs) -> Result<()> {
     for warning in &retained.warnings {
         terminal.warn(warning);
     }
-    let report = Report::new(
-        &synced.manifest,
-        begun.elapsed(),
-        synced.resumed,
-        retained.deleted,
-    )?;
+    report(args, &synced, begun.elapsed(), retained.deleted, &label).map_err(engine::Error::other)
+}
+
+fn report(
+    args: &SyncArgs,
+    synced: &Synced,
+    took: Duration,
+    deleted: Vec<DeletedImage>,
+    label: &str,
+) -> Result<()> {
+    let report = Report::new(&synced.manifest, took, synced.resumed, deleted)?;
     let printed = if args.json {
         report.print_json()
     } else {
@@ -65,12 +74,15 @@ fn request(args: &SyncArgs) -> Request {
     }
 }
 
-fn retain(store: &Store, args: &SyncArgs, label: &str) -> Result<Retained> {
+fn retain(store: &Store, args: &SyncArgs, label: &str) -> engine::Result<Retained> {
     let Some(max) = args.max_images else {
         return Ok(Retained::default());
     };
-    engine::retain(store, &args.job, max.into())
-        .with_context(|| format!("image {label} is complete and safe, but earlier ones could not be deleted"))
+    engine::retain(store, &args.job, max.into()).map_err(|error| {
+        engine::Error::from(error).within(format!(
+            "image {label} is complete and safe, but earlier ones could not be deleted"
+        ))
+    })
 }
 
 /// Whoever reads our output has gone; the image is there all the same.
@@ -108,10 +120,10 @@ impl Observer for Terminal {
 
     fn phase(&self, _phase: Phase) {}
 
-    fn image(&self, _label: &str, _total_bytes: u64, resumed_bytes: Option<u64>) {
-        if let (Some(stored), false) = (resumed_bytes, self.quiet) {
+    fn image(&self, image: &ImageBegun) {
+        if let (Some(stored), false) = (image.resumed_bytes, self.quiet) {
             eprintln!(
-                "smcd: going on with the sync that was not finished; {} of it are stored already",
+                "smcd: resuming the unfinished sync; {} of it are stored already",
                 HumanBytes(stored)
             );
         }

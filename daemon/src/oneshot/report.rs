@@ -19,7 +19,7 @@ pub struct Report {
     seconds: f64,
     #[serde(skip)]
     millis: u64,
-    /// Whether it went on with a sync that was not finished.
+    /// Whether it resumed an unfinished sync.
     resumed: bool,
     disks: Vec<DiskReport>,
     deleted: Vec<DeletedImage>,
@@ -51,11 +51,7 @@ impl Report {
         Ok(Self {
             image: format!("{}/{}", manifest.job, manifest.sequence),
             kind: manifest.kind,
-            method: if manifest.kind == Kind::Full {
-                Method::Full
-            } else {
-                Method::Scan
-            },
+            method: manifest.method(),
             consistency: manifest.consistency,
             consistency_reason: manifest.consistency_reason.clone(),
             seconds: (took.as_secs_f64() * 1000.0).round() / 1000.0,

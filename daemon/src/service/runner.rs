@@ -6,12 +6,12 @@ use super::manager::{Inner, Manager};
 use super::outcome::{Ended, conclude};
 use super::recover::{interrupt, unfinished_run};
 use super::written;
-use crate::engine::{self, Observer, SourceDisk, Synced};
+use crate::engine::{self, ErrorKind, ImageBegun, Observer, SourceDisk, Synced};
 use crate::job::{ActiveRun, Ending, JobRecord};
 use anyhow::{Context, Result};
 use api::{Phase, RunDisk, RunOutcome, RunType, RunView, Status};
 use changetrack::Progress;
-use imagefmt::{Kind, Manifest, Method};
+use imagefmt::Manifest;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -157,15 +157,16 @@ impl Runner {
         let name = self.job.name.clone();
         let result = catch_unwind(AssertUnwindSafe(|| self.work(&mut run, work)));
         let result = result.unwrap_or_else(|_| {
-            Err(anyhow::anyhow!(
-                "the sync ended by a bug in smcd, which its log shows; earlier images are as they were"
+            Err(engine::Error::new(
+                ErrorKind::Other,
+                "the sync ended by a bug in smcd, which its log shows; earlier images are as they were",
             ))
         });
         self.conclude(run, result);
         self.manager.queue_note(&self.job.store, &name);
     }
 
-    fn work(&self, run: &mut RunView, work: Work) -> Result<()> {
+    fn work(&self, run: &mut RunView, work: Work) -> engine::Result<()> {
         let made = match work {
             Work::Sync => self.sync(),
             Work::Conclude(manifest) => Ok(Synced {
@@ -181,26 +182,30 @@ impl Runner {
         self.live.phase(Phase::Cleaning);
         self.post_hooks(run, &made);
         match made {
-            Ok(_) => self.retain(run),
+            Ok(_) => self.retain(run).map_err(engine::Error::other),
             Err(error) => Err(error),
         }
     }
 
     /// Hooks, disks, image.
-    fn sync(&self) -> Result<Synced> {
+    fn sync(&self) -> engine::Result<Synced> {
         let stopped = || self.live.control.is_stopped();
         let dir = &self.manager.config.hooks_dir;
         hooks::run(Stage::Pre, dir, &self.job, &self.hook_env(), &stopped)
-            .context("the sync did not begin")?;
+            .context("the sync did not begin")
+            .map_err(engine::Error::refused)?;
         let request = self.job.sync_request(self.manager.config.checkpoint_every);
-        let disks = engine::open_all(&request.disks, &request.store)?;
-        let store = imagefmt::open_store(&request.store)
-            .with_context(|| format!("open store {}", request.store.display()))?;
-        self.check_disks(&disks)?;
+        let disks = engine::open_all(&request.disks, &request.store).map_err(engine::Error::refused)?;
+        let store = imagefmt::open_store(&request.store).map_err(|error| {
+            engine::Error::from(error).within(format!("open store {}", request.store.display()))
+        })?;
+        self.check_disks(&disks).map_err(engine::Error::refused)?;
         let begun = Instant::now();
         loop {
             match engine::run(&store, &request, &disks, &self.live.control, self) {
-                Err(error) if engine::is_busy(&error) && begun.elapsed() < BUSY_PATIENCE && !stopped() => {
+                Err(error)
+                    if error.kind() == ErrorKind::Busy && begun.elapsed() < BUSY_PATIENCE && !stopped() =>
+                {
                     thread::sleep(Duration::from_millis(100));
                 }
                 made => return made,
@@ -230,7 +235,7 @@ impl Runner {
     }
 
     /// After the image, or what was to become one. What fails here is told, and changes nothing else.
-    fn post_hooks(&self, run: &RunView, made: &Result<Synced>) {
+    fn post_hooks(&self, run: &RunView, made: &engine::Result<Synced>) {
         let outcome = match made {
             Ok(_) => RunOutcome::Succeeded,
             Err(_) if self.is_shutdown() => RunOutcome::Interrupted,
@@ -283,10 +288,9 @@ impl Runner {
     fn describe(&self, run: &mut RunView, synced: &Synced) -> Result<()> {
         let manifest = &synced.manifest;
         let cluster_size = manifest.cluster_size()?;
-        let full = manifest.kind == Kind::Full;
         run.image = Some(self.job.label(manifest.sequence));
         run.kind = Some(manifest.kind.to_string());
-        run.method = Some(if full { Method::Full } else { Method::Scan }.to_string());
+        run.method = Some(manifest.method().to_string());
         run.consistency = Some(manifest.consistency.to_string());
         run.consistency_reason = Some(manifest.consistency_reason.clone());
         run.resumed = synced.resumed;
@@ -309,7 +313,7 @@ impl Runner {
     }
 
     /// Writes down what the run came to, and lets go of the job.
-    fn conclude(&self, mut run: RunView, result: Result<()>) {
+    fn conclude(&self, mut run: RunView, result: engine::Result<()>) {
         let name = &self.job.name;
         let now = self.manager.now();
         run.finished = Some(now.wall);
@@ -364,21 +368,27 @@ impl Runner {
         }
     }
 
-    fn ended(&self, result: Result<()>, ending: Option<Ending>) -> Ended {
+    fn ended(&self, result: engine::Result<()>, ending: Option<Ending>) -> Ended {
         let Err(error) = result else {
             return Ended::Image(ending);
         };
         match ending {
             Some(ending) if self.live.control.is_stopped() => {
-                if !engine::is_canceled(&error) {
-                    tracing::warn!(job = self.job.name, "while it was ended: {error:#}");
+                if error.kind() != ErrorKind::Stopped {
+                    tracing::warn!(
+                        job = self.job.name,
+                        "while it was ended: {}",
+                        error.full_message()
+                    );
                 }
                 Ended::Asked(ending)
             }
-            _ if engine::is_busy(&error) && self.job.run.as_ref().is_some_and(|run| run.from_waiting) => {
-                Ended::Deferred(format!("{error:#}"))
+            _ if error.kind() == ErrorKind::Busy
+                && self.job.run.as_ref().is_some_and(|run| run.from_waiting) =>
+            {
+                Ended::Deferred(error.full_message())
             }
-            _ => Ended::Failed(format!("{error:#}")),
+            _ => Ended::Failed(error.full_message()),
         }
     }
 }
@@ -390,13 +400,11 @@ impl Observer for Runner {
         self.live.phase(phase);
     }
 
-    fn image(&self, label: &str, total_bytes: u64, resumed_bytes: Option<u64>) {
-        self.live.image(label, total_bytes, resumed_bytes.is_some());
-        let sequence = label.rsplit_once('/').and_then(|(_, number)| number.parse().ok());
-        if let Some(sequence) = sequence
-            && let Err(error) = self.manager.note_image(&self.job.name, sequence)
-        {
-            tracing::error!(job = self.job.name, image = label, "{error:#}");
+    fn image(&self, image: &ImageBegun) {
+        self.live
+            .image(&image.label, image.total_bytes, image.resumed_bytes.is_some());
+        if let Err(error) = self.manager.note_image(&self.job.name, image.sequence) {
+            tracing::error!(job = self.job.name, image = image.label, "{error:#}");
         }
     }
 

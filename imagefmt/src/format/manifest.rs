@@ -238,6 +238,15 @@ impl DiskRecord {
 }
 
 impl Manifest {
+    /// How the changes of the image were found: by a scan, where one disk was scanned.
+    pub fn method(&self) -> Method {
+        let any = |method| self.disks.iter().any(|disk| disk.method == method);
+        [Method::Scan, Method::Tracked]
+            .into_iter()
+            .find(|&method| any(method))
+            .unwrap_or(Method::Full)
+    }
+
     /// Checks all that can be checked without opening a layer.
     pub(crate) fn check(&self, sequence: u64) -> Result<()> {
         self.check_fields(sequence).map_err(Error::into_damage)

@@ -188,6 +188,11 @@ impl ImageWriter {
         self.cluster_size
     }
 
+    /// The number that the image will have.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
     /// How people will write the image: `web01/7`.
     pub fn label(&self) -> String {
         format!("{}/{}", self.job, self.sequence)
