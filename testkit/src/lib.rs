@@ -3,9 +3,13 @@
 //! - [`guard`]: loop devices, mounts and scratch directories that are released when they are dropped, on an early
 //!   return and while a panic unwinds too.
 //! - [`process`]: child processes that end with us, waiting with a deadline, and Ctrl-C.
+//! - [`program`]: programs under test, run to their end or watched while they run.
+//! - [`pages`]: what every program owes its users: help, man pages and completions for every command.
 
 pub mod error;
 pub mod guard;
+pub mod pages;
 pub mod process;
+pub mod program;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,129 @@
+//! How programs end: exit codes, and errors as people read them.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::process::ExitCode;
+
+use crate::output::{self, ClosedOutput};
+
+/// The exit code of a program that failed.
+pub const FAILED: u8 = 1;
+
+/// The exit code where the command line, or what it asked for, cannot be right.
+pub const WRONG_USE: u8 = 2;
+
+/// The exit code where something in a store is not as it was written.
+pub const DAMAGED: u8 = 3;
+
+/// What was asked for cannot be right, which the definition of the command line could not tell.
+#[derive(Debug)]
+pub struct WrongUse(pub String);
+
+impl fmt::Display for WrongUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl StdError for WrongUse {}
+
+/// Prints an error with its causes on one line of stderr, after the program's name, then what to do.
+///
+/// Gives the exit code: 0 if all that happened is that nobody reads the output any more, 2 for a [`WrongUse`], and
+/// otherwise the one that `code_of` knows for one of the causes, or 1.
+pub fn report(
+    program: &str,
+    error: &anyhow::Error,
+    code_of: impl Fn(&(dyn StdError + 'static)) -> Option<u8>,
+) -> ExitCode {
+    if error.chain().any(|cause| cause.is::<ClosedOutput>()) {
+        // Whoever read our output has enough, as `head` does.
+        return ExitCode::SUCCESS;
+    }
+    output::complain(format_args!("{program}: {}", full_message(error)));
+    for advice in error.chain().filter_map(|cause| cause.downcast_ref::<Advised>()) {
+        output::complain(format_args!("  {}", advice.what_to_do));
+    }
+    let code = error.chain().find_map(|cause| {
+        if cause.is::<WrongUse>() {
+            Some(WRONG_USE)
+        } else {
+            code_of(cause)
+        }
+    });
+    ExitCode::from(code.unwrap_or(FAILED))
+}
+
+/// An error with its causes, on one line: what happened: to what: cause.
+pub fn full_message(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain().filter(|cause| !cause.is::<Advised>()) {
+        let part = cause.to_string().replace('\n', " ");
+        if parts.last() != Some(&part) {
+            parts.push(part);
+        }
+    }
+    parts.join(": ")
+}
+
+/// Tells, beside an error, what to do about it.
+pub trait Advise<T> {
+    /// Adds the sentence to the error, if there is one; it is printed on a line of its own.
+    fn advise(self, what_to_do: impl Into<String>) -> anyhow::Result<T>;
+}
+
+impl<T> Advise<T> for anyhow::Result<T> {
+    fn advise(self, what_to_do: impl Into<String>) -> anyhow::Result<T> {
+        self.map_err(|error| advised(error, what_to_do))
+    }
+}
+
+/// The error, with the sentence that tells what to do about it.
+pub fn advised(error: anyhow::Error, what_to_do: impl Into<String>) -> anyhow::Error {
+    let what_to_do = what_to_do.into();
+    Advised { what_to_do, error }.into()
+}
+
+/// An error with what to do about it; shows nothing of the error itself, which is its source.
+#[derive(Debug)]
+struct Advised {
+    what_to_do: String,
+    error: anyhow::Error,
+}
+
+impl fmt::Display for Advised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what_to_do)
+    }
+}
+
+impl StdError for Advised {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&*self.error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_code_is_that_of_a_cause() {
+        let wrong = anyhow::Error::from(WrongUse("there is nothing to serve on".to_owned())).context("serve");
+        assert_eq!(report("test", &wrong, |_| None), ExitCode::from(WRONG_USE));
+        let other = anyhow::Error::from(fmt::Error).context("print");
+        let damaged = |cause: &(dyn StdError + 'static)| cause.is::<fmt::Error>().then_some(DAMAGED);
+        assert_eq!(report("test", &other, damaged), ExitCode::from(DAMAGED));
+        assert_eq!(report("test", &other, |_| None), ExitCode::from(FAILED));
+        let closed = anyhow::Error::from(ClosedOutput).context("print");
+        assert_eq!(report("test", &closed, damaged), ExitCode::SUCCESS);
+    }
+
+    #[test]
+    fn advice_is_no_part_of_the_message() {
+        let failed: anyhow::Result<()> = Err(anyhow::anyhow!("cluster 7"));
+        let error = failed.advise("verify it").unwrap_err();
+        assert_eq!(full_message(&error), "cluster 7");
+        assert!(error.chain().any(|cause| cause.is::<Advised>()));
+    }
+}

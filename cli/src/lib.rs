@@ -1,0 +1,13 @@
+//! What the programs of smc (`smcd`, `smcctl`, `smc-image`) have in common: how they read and write sizes and times, how
+//! they print, how they end, and the pages made from their command lines. It knows nothing of images or jobs.
+
+pub mod disk;
+pub mod exit;
+pub mod interrupt;
+pub mod output;
+pub mod pages;
+pub mod paint;
+pub mod progress;
+pub mod table;
+pub mod text;
+pub mod units;

@@ -1,0 +1,64 @@
+//! What commands print: text for people and JSON lines for programs.
+
+use std::fmt::{self, Write as _};
+use std::io::{self, Write};
+
+use anyhow::Context;
+use serde::Serialize;
+
+use crate::text::{is_obeyed, printable, printable_but_colours};
+
+/// Whoever read our output does not any more.
+#[derive(Debug)]
+pub struct ClosedOutput;
+
+impl fmt::Display for ClosedOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads the output any more")
+    }
+}
+
+impl std::error::Error for ClosedOutput {}
+
+/// Prints a line on stdout at once. A closed pipe is a [`ClosedOutput`], never a panic.
+pub fn line(text: impl fmt::Display) -> anyhow::Result<()> {
+    write_line(&printable(&text.to_string()))
+}
+
+/// Prints a line that may hold colours: whatever a terminal would obey beside them is escaped, as in [`line`].
+pub fn painted(text: &str) -> anyhow::Result<()> {
+    write_line(&printable_but_colours(text))
+}
+
+/// Prints a line on stderr; one that nobody can read is no failure.
+pub fn complain(text: impl fmt::Display) {
+    let text = printable(&text.to_string());
+    drop(writeln!(io::stderr().lock(), "{text}"));
+}
+
+/// Prints an object as one line of JSON on stdout.
+pub fn json(object: &impl Serialize) -> anyhow::Result<()> {
+    json_text(&serde_json::to_string(object).context("write JSON")?)
+}
+
+/// Prints JSON that is text already as one line on stdout, with the same meaning.
+pub fn json_text(json: &str) -> anyhow::Result<()> {
+    let mut text = String::with_capacity(json.len());
+    for letter in json.chars() {
+        match letter {
+            // In a string these are always escaped: here they only part words.
+            '\n' | '\r' | '\t' => text.push(' '),
+            letter if is_obeyed(letter) => write!(text, "\\u{:04x}", u32::from(letter))?,
+            letter => text.push(letter),
+        }
+    }
+    write_line(&text)
+}
+
+fn write_line(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ClosedOutput.into()),
+        written => written.context("write to stdout"),
+    }
+}

@@ -1,0 +1,177 @@
+//! `smc-image diff`: where two images differ.
+
+use crate::context::Context;
+use crate::exit::Advise;
+use cli::output;
+use cli::text;
+use cli::units;
+use imagefmt::{Disk, ImageRef};
+use serde_json::json;
+use std::ops::{ControlFlow, Range};
+use std::process::ExitCode;
+
+/// List the byte ranges in which two images differ
+///
+/// The images' trees are compared, so this reads what differs and little else. Ranges are whole clusters.
+/// Exit code 0 whether or not there are differences.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// An image, or one disk of it
+    a: ImageRef,
+    /// Another
+    b: ImageRef,
+}
+
+/// Compares the disks that were named, or those of the same name.
+pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    let store = context.open_store()?;
+    let (a, b) = (store.image(&args.a)?, store.image(&args.b)?);
+    if args.a.disk.is_some() || args.b.disk.is_some() || (a.disks().len() == 1 && b.disks().len() == 1) {
+        compare(
+            context.json,
+            a.disk(args.a.disk.as_deref())?,
+            b.disk(args.b.disk.as_deref())?,
+        )?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for disk in a.disks() {
+        match b.disks().iter().find(|other| other.name() == disk.name()) {
+            Some(other) => compare(context.json, disk, other)?,
+            None => alone(context.json, disk, &b.label())?,
+        }
+    }
+    for disk in b.disks() {
+        if !a.disks().iter().any(|other| other.name() == disk.name()) {
+            alone(context.json, disk, &a.label())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn alone(json: bool, disk: &Disk, other: &str) -> anyhow::Result<()> {
+    if json {
+        return output::json(&json!({ "type": "alone", "disk": disk.label(), "missing_in": other }));
+    }
+    output::line(format_args!("{}: {other} has no such disk", disk.label()))
+}
+
+fn compare(json: bool, a: &Disk, b: &Disk) -> anyhow::Result<()> {
+    check_comparable(a, b)?;
+    let mut ranges = Ranges {
+        json,
+        disk: a.name(),
+        size: a.size_bytes().max(b.size_bytes()),
+        pending: None,
+        count: 0,
+        bytes: 0,
+    };
+    let cluster_size = u64::from(a.geometry().cluster_size().bytes());
+    let mut printed = Ok(());
+    let all = 0..u64::MAX;
+    let compared = a.tree().diff_within(b.tree(), all, &mut |clusters| {
+        printed = ranges.add(clusters.start * cluster_size..clusters.end.saturating_mul(cluster_size));
+        if printed.is_ok() {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    });
+    let _stopped = compared.map_err(|error| error.within(pair(a, b)))?;
+    printed?;
+    ranges.flush()?;
+    summary(json, a, b, &ranges)
+}
+
+fn check_comparable(a: &Disk, b: &Disk) -> anyhow::Result<()> {
+    let sizes = [a, b].map(|disk| disk.geometry().cluster_size());
+    if sizes[0] == sizes[1] {
+        return Ok(());
+    }
+    let what = format!(
+        "{}: their cluster sizes differ, {} and {}",
+        pair(a, b),
+        sizes[0],
+        sizes[1]
+    );
+    Err(anyhow::anyhow!(what)).advise(
+        "compare what `smc-image digest --cluster-size 64K` prints for both; to see where they differ, export \
+         both and use cmp",
+    )
+}
+
+fn pair(a: &Disk, b: &Disk) -> String {
+    format!("compare {} with {}", a.label(), b.label())
+}
+
+/// Prints ranges, those that touch as one.
+struct Ranges<'a> {
+    json: bool,
+    disk: &'a str,
+    /// Size of the larger disk: the last cluster may be short.
+    size: u64,
+    pending: Option<Range<u64>>,
+    count: usize,
+    bytes: u64,
+}
+
+impl Ranges<'_> {
+    fn add(&mut self, range: Range<u64>) -> anyhow::Result<()> {
+        match &mut self.pending {
+            Some(pending) if pending.end == range.start => {
+                pending.end = range.end;
+                Ok(())
+            }
+            _ => {
+                self.flush()?;
+                self.pending = Some(range);
+                Ok(())
+            }
+        }
+    }
+
+    fn flush(&mut self) -> anyhow::Result<()> {
+        let Some(range) = self.pending.take() else {
+            return Ok(());
+        };
+        let (offset, length) = (range.start, range.end.min(self.size) - range.start);
+        self.count += 1;
+        self.bytes += length;
+        if self.json {
+            return output::json(
+                &json!({ "type": "range", "disk": self.disk, "start": offset, "length": length }),
+            );
+        }
+        if self.count == 1 {
+            output::line(format_args!("{:>20}  {:>20}", "OFFSET", "LENGTH"))?;
+        }
+        output::line(format_args!("{offset:>20}  {length:>20}"))
+    }
+}
+
+fn summary(json: bool, a: &Disk, b: &Disk, ranges: &Ranges<'_>) -> anyhow::Result<()> {
+    let (size_a, size_b) = (a.size_bytes(), b.size_bytes());
+    if json {
+        return output::json(&json!({
+            "type": "summary",
+            "a": { "disk": a.label(), "size_bytes": size_a },
+            "b": { "disk": b.label(), "size_bytes": size_b },
+            "equal": ranges.count == 0 && size_a == size_b,
+            "ranges": ranges.count,
+            "differing_bytes": ranges.bytes,
+        }));
+    }
+    let (a, b) = (a.label(), b.label());
+    match ranges.count {
+        0 => output::line(format_args!("{a} and {b}: no difference"))?,
+        count => {
+            let (bytes, count) = (units::size(ranges.bytes), text::count(count, "range"));
+            output::line(format_args!("{a} and {b}: {bytes} differ, in {count}"))?;
+        }
+    }
+    if size_a != size_b {
+        output::line(format_args!(
+            "{a} has {size_a} bytes, {b} has {size_b}: what only one has counts as zeros in the other"
+        ))?;
+    }
+    Ok(())
+}

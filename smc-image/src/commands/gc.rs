@@ -1,0 +1,59 @@
+//! `smc-image gc`: frees what crashes left behind.
+
+use crate::commands::rm;
+use crate::context::Context;
+use crate::exit;
+use cli::output;
+use imagefmt::{ErrorKind, Store};
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+
+/// Free what no image needs
+///
+/// Deleting frees space at once; this finds what a crash or kill left behind: half-deleted images, layers of
+/// syncs that never ended, and anything else that no image points to. What an unfinished sync has stored is
+/// kept for the next one. Jobs that are being synced are left out.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only these jobs
+    #[arg(value_name = "JOB", value_parser = job_name)]
+    jobs: Vec<String>,
+}
+
+fn job_name(text: &str) -> Result<String, String> {
+    imagefmt::check_name("job", text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
+/// Collects the garbage of one chain after another; one that fails keeps no other from it.
+pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    let store = context.open_store()?;
+    let mut code = ExitCode::SUCCESS;
+    for chain in chains(&store, &args.jobs)? {
+        let done = match store.gc(&chain) {
+            Ok(reclaimed) => {
+                if context.json {
+                    output::json(&json!({ "chain": chain, "space": rm::space(&reclaimed) }))?;
+                } else {
+                    output::line(format_args!("{chain}: {}", rm::in_words(&reclaimed)))?;
+                }
+                rm::judge(&chain, &reclaimed)
+            }
+            Err(error) if error.kind() == ErrorKind::Busy && args.jobs.is_empty() => {
+                eprintln!("smc-image: {chain} is left out: {error}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => exit::report(&error.into()),
+        };
+        code = rm::worse(code, done);
+    }
+    Ok(code)
+}
+
+fn chains(store: &Store, jobs: &[String]) -> imagefmt::Result<BTreeSet<String>> {
+    if jobs.is_empty() {
+        return Ok(store.chains()?.into_iter().collect());
+    }
+    jobs.iter().map(|job| Ok(store.job(job)?.chain)).collect()
+}

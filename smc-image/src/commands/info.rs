@@ -1,0 +1,240 @@
+//! `smc-image info`: all that is recorded about an image.
+
+use crate::context::Context;
+use anyhow::Context as _;
+use cli::output;
+use cli::text;
+use cli::units;
+use imagefmt::{Codec, Disk, DiskIdentity, DiskRecord, Image, ImageRef, Manifest, Run};
+use serde_json::{Value, json};
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+
+/// Show all that is recorded about an image
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The image, or one disk of it
+    image: ImageRef,
+    /// Also list what was unreadable at the source; reads the maps of the disks for it
+    #[arg(long)]
+    unreadable: bool,
+}
+
+/// A piece of a disk that holds sectors which could not be read at the source.
+struct Unreadable {
+    offset: u64,
+    length: u64,
+}
+
+/// Shows the manifest, and what follows from it.
+pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    let image = context.open_image(&args.image)?;
+    let disks: Vec<&Disk> = match &args.image.disk {
+        Some(name) => vec![image.disk(Some(name))?],
+        None => image.disks().iter().collect(),
+    };
+    let mut shown = Vec::new();
+    for disk in disks {
+        let record = image
+            .manifest()
+            .disk(disk.name())
+            .context("a disk without a record")?;
+        let unreadable = args.unreadable.then(|| unreadable(disk)).transpose()?;
+        shown.push((disk, record, unreadable));
+    }
+    if context.json {
+        let disks: Vec<Value> = shown
+            .iter()
+            .map(|(disk, record, found)| disk_object(disk, record, found))
+            .collect();
+        output::json(&image_object(&image, &disks))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    print_image(&image)?;
+    for (disk, record, unreadable) in &shown {
+        print_disk(disk, record)?;
+        if let Some(unreadable) = unreadable {
+            print_unreadable(unreadable)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The clusters that hold unreadable sectors, neighbours joined.
+fn unreadable(disk: &Disk) -> imagefmt::Result<Vec<Unreadable>> {
+    let geometry = disk.geometry();
+    let mut found: Vec<Unreadable> = Vec::new();
+    disk.tree().walk(0..geometry.cluster_count(), &mut |run| {
+        if let Run::Data(index, pointer) = run {
+            let (offset, length) = (geometry.cluster_offset(index), geometry.cluster_len(index) as u64);
+            match found.last_mut() {
+                _ if pointer.codec != Codec::Damaged => {}
+                Some(last) if last.offset + last.length == offset => last.length += length,
+                _ => found.push(Unreadable { offset, length }),
+            }
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(found)
+}
+
+/// Number of layers that a disk points into, and the bytes that it references there.
+fn layers(disk: &Disk) -> (usize, u64) {
+    let layers = disk.tree().layers();
+    (
+        layers.iter().count(),
+        layers.iter().map(|(_, layer)| layer.referenced).sum(),
+    )
+}
+
+fn field(name: &str, value: impl std::fmt::Display) -> anyhow::Result<()> {
+    output::line(format_args!("{name:<14}{value}"))
+}
+
+fn disk_field(name: &str, value: impl std::fmt::Display) -> anyhow::Result<()> {
+    output::line(format_args!("  {name:<12}{value}"))
+}
+
+/// A choice with the reason for it, where one is recorded.
+fn with_reason(choice: impl std::fmt::Display, reason: &str) -> String {
+    if reason.is_empty() {
+        choice.to_string()
+    } else {
+        format!("{choice} ({reason})")
+    }
+}
+
+fn print_image(image: &Image) -> anyhow::Result<()> {
+    let manifest = image.manifest();
+    field("image", image.label())?;
+    field("id", manifest.id)?;
+    field("chain", format_args!("{} ({})", image.chain(), manifest.chain))?;
+    match &manifest.parent {
+        Some(parent) => field(
+            "parent",
+            format_args!("{}/{} ({})", image.chain(), parent.sequence, parent.id),
+        )?,
+        None => field("parent", "none")?,
+    }
+    field("started", units::local_time(manifest.started))?;
+    field("finished", units::local_time(manifest.finished))?;
+    field("kind", manifest.kind)?;
+    field(
+        "consistency",
+        with_reason(manifest.consistency, &manifest.consistency_reason),
+    )?;
+    field("cluster size", units::size(manifest.cluster_size.into()))?;
+    field("features", features(manifest))
+}
+
+fn features(manifest: &Manifest) -> String {
+    let all: Vec<&str> = manifest
+        .incompatible
+        .iter()
+        .chain(&manifest.compatible)
+        .map(String::as_str)
+        .collect();
+    if all.is_empty() {
+        "none".to_owned()
+    } else {
+        all.join(", ")
+    }
+}
+
+fn print_disk(disk: &Disk, record: &DiskRecord) -> anyhow::Result<()> {
+    let (count, referenced) = layers(disk);
+    output::line("")?;
+    output::line(disk.label())?;
+    disk_field(
+        "size",
+        format_args!("{} ({} bytes)", units::size(record.size_bytes), record.size_bytes),
+    )?;
+    disk_field("digest", disk.digest())?;
+    disk_field("method", with_reason(record.method, &record.method_reason))?;
+    disk_field("compared", units::size(record.compared_bytes))?;
+    disk_field("dirty", units::size(record.dirty_bytes))?;
+    disk_field("stored", units::size(record.stored_bytes))?;
+    let layers = text::count(count, "layer");
+    disk_field(
+        "layers",
+        format_args!("{layers}, {} referenced", units::size(referenced)),
+    )?;
+    disk_field("sectors", units::size(record.logical_block_size.into()))?;
+    identity(&record.identity)
+        .into_iter()
+        .try_for_each(|(name, value)| disk_field(name, value))
+}
+
+/// What is known of a disk's identity. It came from the source, so it is shown without control characters.
+fn identity(identity: &DiskIdentity) -> Vec<(&'static str, String)> {
+    let known = [
+        ("model", identity.model.clone()),
+        ("serial", identity.serial.clone()),
+        ("wwn", identity.wwn.clone()),
+        ("uuid", identity.uuid.clone()),
+        ("file", identity.backing_file.clone()),
+        ("diskseq", identity.diskseq.map(|number| number.to_string())),
+    ];
+    let shown = known.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    shown
+        .map(|(name, value)| (name, value.escape_debug().to_string()))
+        .collect()
+}
+
+fn print_unreadable(unreadable: &[Unreadable]) -> anyhow::Result<()> {
+    if unreadable.is_empty() {
+        return disk_field("unreadable", "nothing");
+    }
+    unreadable.iter().try_for_each(|extent| {
+        let (offset, length) = (extent.offset, units::size(extent.length));
+        disk_field(
+            "unreadable",
+            format_args!("sectors within {length} from byte {offset} on"),
+        )
+    })
+}
+
+fn image_object(image: &Image, disks: &[Value]) -> Value {
+    let manifest = image.manifest();
+    json!({
+        "image": image.label(),
+        "job": manifest.job,
+        "sequence": manifest.sequence,
+        "id": manifest.id,
+        "chain": { "name": image.chain(), "id": manifest.chain },
+        "parent": manifest.parent,
+        "started": manifest.started,
+        "finished": manifest.finished,
+        "kind": manifest.kind,
+        "consistency": manifest.consistency,
+        "consistency_reason": manifest.consistency_reason,
+        "cluster_size": manifest.cluster_size,
+        "format": manifest.format,
+        "incompatible": manifest.incompatible,
+        "compatible": manifest.compatible,
+        "disks": disks,
+    })
+}
+
+fn disk_object(disk: &Disk, record: &DiskRecord, unreadable: &Option<Vec<Unreadable>>) -> Value {
+    let (count, referenced) = layers(disk);
+    let mut object = json!({
+        "name": record.name,
+        "size_bytes": record.size_bytes,
+        "logical_block_size": record.logical_block_size,
+        "identity": record.identity,
+        "digest": disk.digest().to_string(),
+        "method": record.method,
+        "method_reason": record.method_reason,
+        "compared_bytes": record.compared_bytes,
+        "dirty_bytes": record.dirty_bytes,
+        "stored_bytes": record.stored_bytes,
+        "layers": count,
+        "referenced_bytes": referenced,
+    });
+    if let Some(unreadable) = unreadable {
+        let extent = |extent: &Unreadable| json!({ "start": extent.offset, "length": extent.length });
+        object["unreadable"] = unreadable.iter().map(extent).collect();
+    }
+    object
+}

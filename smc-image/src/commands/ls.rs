@@ -1,0 +1,247 @@
+//! `smc-image ls`: what images there are.
+
+use crate::context::Context;
+use crate::exit;
+use crate::selection::{self, Selected};
+use cli::output;
+use cli::table::{Align, Table};
+use cli::units;
+use imagefmt::{DiskRecord, Manifest, Pin, Store, Verdict, VerdictState};
+use serde_json::json;
+use std::process::ExitCode;
+
+/// List images
+///
+/// Of every image: when it was made, how, what it is as a point in time, the size of its disks, how much of
+/// it differs from the image before it, and what that took to store.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only the images of these jobs
+    #[arg(value_name = "JOB")]
+    selected: Vec<Selected>,
+}
+
+/// Lists every image; one whose manifest is damaged is listed as that.
+pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    let store = context.open_store()?;
+    let places = selection::places(&store, &args.selected)?;
+    let mut list = List::new(context.json);
+    for (chain, sequence) in places {
+        match selection::unless_deleted(store.manifest(&chain, sequence)) {
+            Some(Ok(manifest)) => list.image(&manifest, &Said::of(&store, &chain, &manifest))?,
+            Some(Err(error)) => list.unreadable(&format!("{chain}/{sequence}"), &error.into())?,
+            None => {}
+        }
+    }
+    for chain in chains(&store, &args.selected)? {
+        match store.unfinished(&chain) {
+            Ok(Some(unfinished)) => list.unfinished(&unfinished)?,
+            Ok(None) => {}
+            Err(error) => list.unreadable(&format!("{chain}/unfinished"), &error.into())?,
+        }
+    }
+    list.finish(store.label())
+}
+
+/// The chains whose unfinished syncs are to be listed.
+fn chains(store: &Store, selected: &[Selected]) -> imagefmt::Result<Vec<String>> {
+    if selected.is_empty() {
+        return store.chains();
+    }
+    let of_job = |selected: &Selected| match selected {
+        Selected::Job(job) => Some(store.job(job).map(|images| images.chain)),
+        Selected::Image(_) => None,
+    };
+    selected.iter().filter_map(of_job).collect()
+}
+
+/// What was said of an image since it was made.
+struct Said {
+    verdict: Option<Verdict>,
+    pins: Vec<Pin>,
+}
+
+impl Said {
+    /// What cannot be read is left out: the image is what counts.
+    fn of(store: &Store, chain: &str, manifest: &Manifest) -> Self {
+        Self {
+            verdict: store.verdict(chain, manifest).ok().flatten(),
+            pins: store.pins(chain, manifest.sequence).unwrap_or_default(),
+        }
+    }
+
+    fn verified(&self) -> String {
+        let state = self
+            .verdict
+            .as_ref()
+            .map_or(VerdictState::Unknown, Verdict::state);
+        match state {
+            VerdictState::Damaged(time) => format!("DAMAGED {}", units::local_date(time)),
+            VerdictState::Stopped(percent) => format!("stopped at {percent}%"),
+            VerdictState::Good(time) => format!("good {}", units::local_date(time)),
+            VerdictState::Sampled(percent, time) => format!("{percent}% good {}", units::local_date(time)),
+            VerdictState::Unknown => "-".to_owned(),
+        }
+    }
+}
+
+struct List {
+    json: bool,
+    table: Table,
+    images: usize,
+    code: ExitCode,
+}
+
+impl List {
+    fn new(json: bool) -> Self {
+        let left =
+            ["IMAGE", "CREATED", "KIND", "METHOD", "CONSISTENCY"].map(|heading| (heading, Align::Left));
+        let right = ["DISKS", "SIZE", "DIRTY", "STORED"].map(|heading| (heading, Align::Right));
+        let last = [("VERIFIED", Align::Left)];
+        let table = Table::new(&[left.as_slice(), &right, &last].concat());
+        Self {
+            json,
+            table,
+            images: 0,
+            code: ExitCode::SUCCESS,
+        }
+    }
+
+    fn image(&mut self, manifest: &Manifest, said: &Said) -> anyhow::Result<()> {
+        self.images += 1;
+        if self.json {
+            return output::json(&object(manifest, said));
+        }
+        let consistency = manifest.consistency.to_string();
+        self.row(
+            label(manifest),
+            manifest,
+            methods(manifest).join("+"),
+            consistency,
+            said.verified(),
+        );
+        if !said.pins.is_empty() {
+            let names: Vec<&str> = said.pins.iter().map(|pin| pin.name.as_str()).collect();
+            self.table
+                .note(format!("{}  pinned: {}", label(manifest), names.join(", ")));
+        }
+        Ok(())
+    }
+
+    fn unfinished(&mut self, manifest: &Manifest) -> anyhow::Result<()> {
+        self.images += 1;
+        let label = format!("{}/unfinished", manifest.job);
+        if self.json {
+            return output::json(&json!({
+                "unfinished": label,
+                "job": manifest.job,
+                "started": manifest.started,
+                "saved": manifest.finished,
+                "disks": manifest.disks.iter().map(|disk| &disk.name).collect::<Vec<_>>(),
+                "dirty_bytes": sum(manifest, |disk| disk.dirty_bytes),
+                "stored_bytes": sum(manifest, |disk| disk.stored_bytes),
+            }));
+        }
+        self.row(
+            label,
+            manifest,
+            "-".to_owned(),
+            "unfinished".to_owned(),
+            "-".to_owned(),
+        );
+        Ok(())
+    }
+
+    fn row(
+        &mut self,
+        label: String,
+        manifest: &Manifest,
+        method: String,
+        consistency: String,
+        verified: String,
+    ) {
+        self.table.row([
+            label,
+            units::local_time(manifest.finished),
+            manifest.kind.to_string(),
+            method,
+            consistency,
+            manifest.disks.len().to_string(),
+            units::size(sum(manifest, |disk| disk.size_bytes)),
+            units::size(sum(manifest, |disk| disk.dirty_bytes)),
+            units::size(sum(manifest, |disk| disk.stored_bytes)),
+            verified,
+        ]);
+    }
+
+    fn unreadable(&mut self, label: &str, error: &anyhow::Error) -> anyhow::Result<()> {
+        self.images += 1;
+        let damaged = exit::is_damage(error);
+        if damaged {
+            self.code = ExitCode::from(exit::DAMAGED);
+        } else if self.code == ExitCode::SUCCESS {
+            self.code = ExitCode::FAILURE;
+        }
+        let error = exit::full_message(error);
+        if self.json {
+            return output::json(&json!({ "image": label, "damaged": damaged, "error": error }));
+        }
+        let state = if damaged { "damaged" } else { "cannot be read" };
+        self.table.note(format!("{label}  {state}: {error}"));
+        Ok(())
+    }
+
+    fn finish(self, store: &str) -> anyhow::Result<ExitCode> {
+        if self.json {
+            return Ok(self.code);
+        }
+        match self.images {
+            0 => output::line(format_args!("no images in {store}"))?,
+            _ => self.table.print()?,
+        }
+        Ok(self.code)
+    }
+}
+
+fn label(manifest: &Manifest) -> String {
+    format!("{}/{}", manifest.job, manifest.sequence)
+}
+
+fn sum(manifest: &Manifest, bytes: impl Fn(&DiskRecord) -> u64) -> u64 {
+    manifest.disks.iter().map(bytes).fold(0, u64::saturating_add)
+}
+
+/// The methods of all disks, each once.
+fn methods(manifest: &Manifest) -> Vec<String> {
+    let mut methods: Vec<String> = manifest
+        .disks
+        .iter()
+        .map(|disk| disk.method.to_string())
+        .collect();
+    methods.sort();
+    methods.dedup();
+    methods
+}
+
+fn object(manifest: &Manifest, said: &Said) -> serde_json::Value {
+    let disk = |disk: &DiskRecord| json!({ "name": disk.name, "size_bytes": disk.size_bytes });
+    json!({
+        "image": label(manifest),
+        "job": manifest.job,
+        "sequence": manifest.sequence,
+        "id": manifest.id,
+        "parent": manifest.parent,
+        "started": manifest.started,
+        "finished": manifest.finished,
+        "kind": manifest.kind,
+        "methods": methods(manifest),
+        "consistency": manifest.consistency,
+        "cluster_size": manifest.cluster_size,
+        "disks": manifest.disks.iter().map(disk).collect::<Vec<_>>(),
+        "size_bytes": sum(manifest, |disk| disk.size_bytes),
+        "dirty_bytes": sum(manifest, |disk| disk.dirty_bytes),
+        "stored_bytes": sum(manifest, |disk| disk.stored_bytes),
+        "verified": said.verdict,
+        "pins": said.pins,
+    })
+}

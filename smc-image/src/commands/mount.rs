@@ -1,0 +1,124 @@
+//! `smc-image mount`: look into an image.
+
+use crate::context::Context;
+use crate::mount::{self, Plan, fuse, select};
+use anyhow::{Context as _, ensure};
+use cli::interrupt::Interrupt;
+use cli::output;
+use cli::units;
+use imagefmt::{Image, ImageRef};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Mount a filesystem of an image, read-only
+///
+/// Works on kernels without NBD, through FUSE and a loop device. A journal is not replayed: what was written last
+/// before the image was taken may be missing. Unmount with 'smc-image umount DIR'; umount(8) does as well.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The image, with :DISK where it has several disks
+    #[arg(value_name = "IMAGE")]
+    image: ImageRef,
+    /// Where to mount it
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Number of the partition; may be left out where one filesystem is on the disk
+    #[arg(long, value_name = "N")]
+    partition: Option<u32>,
+    /// Serve the disk in the foreground, in this mount's private DIR (what mount itself starts)
+    #[arg(long, hide = true, conflicts_with = "partition")]
+    fuse_server: bool,
+}
+
+/// What `--json` shows.
+#[derive(Debug, Serialize)]
+struct Mounted<'a> {
+    image: &'a str,
+    partition: Option<u32>,
+    filesystem: &'a str,
+    size_bytes: u64,
+    dir: &'a Path,
+    loop_device: Option<&'a Path>,
+    server_pid: i32,
+    journal_not_replayed: bool,
+}
+
+/// Mounts it and returns when it is there.
+pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    mount::require_root()?;
+    if args.fuse_server {
+        return fuse::serve(context, &args.image, &args.dir);
+    }
+    let interrupt = Interrupt::install()?;
+    let dir = args
+        .dir
+        .canonicalize()
+        .with_context(|| format!("find {}", args.dir.display()))?;
+    ensure!(dir.is_dir(), "{} is not a directory", dir.display());
+    // Held until the server holds it too: nobody deletes the image in between.
+    let image = context.open_image(&args.image)?;
+    let disk = image.disk(args.image.disk.as_deref())?;
+    let block_bytes = block_bytes(&image, disk.name());
+    let selection = select::select(disk, block_bytes.into(), args.partition)
+        .with_context(|| format!("mount {}", disk.label()))?;
+    let exact: ImageRef =
+        format!("{}/{}:{}", image.chain(), image.manifest().sequence, disk.name()).parse()?;
+    let plan = Plan {
+        store: &context.store,
+        image: &exact,
+        selection: &selection,
+        block_bytes,
+        dir: &dir,
+    };
+    let record = mount::mount(&plan, &interrupt)?;
+    let shown = Mounted {
+        image: &record.image,
+        partition: record.partition,
+        filesystem: selection.filesystem.fstype,
+        size_bytes: selection.length,
+        dir: &record.dir,
+        loop_device: record.loop_device.as_deref(),
+        server_pid: record.server.pid,
+        journal_not_replayed: selection.needs_recovery,
+    };
+    show(context, &shown)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The disk's logical block size, where it is one that a loop device can have.
+fn block_bytes(image: &Image, disk: &str) -> u32 {
+    let recorded = image
+        .manifest()
+        .disk(disk)
+        .map(|record| record.logical_block_size);
+    recorded
+        .filter(|bytes| matches!(bytes, 512 | 1024 | 2048 | 4096))
+        .unwrap_or(512)
+}
+
+fn show(context: &Context, mounted: &Mounted<'_>) -> anyhow::Result<()> {
+    if context.json {
+        return output::json(mounted);
+    }
+    let Mounted {
+        image,
+        filesystem,
+        dir,
+        ..
+    } = mounted;
+    let place = mounted
+        .partition
+        .map_or_else(String::new, |number| format!(", partition {number}"));
+    let size = units::size(mounted.size_bytes);
+    output::line(format!(
+        "mounted {image}{place} ({filesystem}, {size}) read-only on {}",
+        dir.display()
+    ))?;
+    if mounted.journal_not_replayed {
+        eprintln!(
+            "smc-image: the journal was not replayed: what was written last may be missing or look damaged"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! `smc-image pin` and `unpin`: keep an image from being deleted.
+
+use crate::context::Context;
+use cli::output;
+use cli::text;
+use imagefmt::{ImageRef, PIN_NAME};
+use serde_json::json;
+use std::process::ExitCode;
+
+/// Keep an image from being deleted, by hand or to make room, until it is unpinned
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The image
+    image: ImageRef,
+    /// What the pin is known by: whoever needs the image for a while sets one of its own
+    #[arg(long, value_name = "NAME", default_value = PIN_NAME)]
+    name: String,
+}
+
+/// Take an image's pins away
+#[derive(Debug, clap::Args)]
+pub struct UnpinArgs {
+    /// The image
+    image: ImageRef,
+    /// Only the pin of this name [default: all]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+}
+
+/// Pins an image.
+pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    let store = context.open_store()?;
+    let (chain, sequence) = store.resolve(&args.image)?;
+    store.pin(&chain, sequence, &args.name)?;
+    let label = format!("{}/{sequence}", args.image.job);
+    if context.json {
+        output::json(&json!({ "image": label, "pinned": args.name }))?;
+    } else {
+        output::line(format_args!("{label} is pinned ({})", args.name))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes pins away.
+pub fn run_unpin(context: &Context, args: &UnpinArgs) -> anyhow::Result<ExitCode> {
+    let store = context.open_store()?;
+    let (chain, sequence) = store.resolve(&args.image)?;
+    let gone = store.unpin(&chain, sequence, args.name.as_deref())?;
+    let label = format!("{}/{sequence}", args.image.job);
+    if context.json {
+        output::json(&json!({ "image": label, "unpinned": gone }))?;
+    } else {
+        output::line(format_args!("{label}: {} taken away", text::count(gone, "pin")))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,161 @@
+//! `smc-image rm`: deletes images, or what an unfinished sync has stored.
+
+use crate::context::Context;
+use crate::exit::{self, Advise};
+use cli::output;
+use cli::text;
+use cli::units;
+use imagefmt::{ErrorKind, ImageRef, Reclaimed, Store};
+use serde_json::json;
+use std::process::ExitCode;
+use std::str::FromStr;
+
+/// What stands for the number of an image that is not finished.
+const UNFINISHED: &str = "unfinished";
+
+/// Delete images and give back the space that only they held
+///
+/// No data is copied, and any image can go, the oldest, the newest or one between. An image that is served,
+/// mounted, being read or pinned stays, and so do all images that share anything with the deleted one.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Images to delete; JOB/unfinished for what a sync that did not end has stored
+    #[arg(value_name = "IMAGE", required = true)]
+    doomed: Vec<Doomed>,
+}
+
+/// Something to delete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Doomed {
+    Image(ImageRef),
+    Unfinished(String),
+}
+
+impl FromStr for Doomed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some((job, UNFINISHED)) = text.split_once('/') {
+            imagefmt::check_name("job", job).map_err(|error| error.to_string())?;
+            return Ok(Self::Unfinished(job.to_owned()));
+        }
+        let image: ImageRef = text.parse().map_err(|error: imagefmt::Error| error.to_string())?;
+        match &image.disk {
+            None => Ok(Self::Image(image)),
+            Some(disk) => Err(format!("images are deleted whole: leave :{disk} out")),
+        }
+    }
+}
+
+/// Deletes one after another; one that cannot be deleted keeps no other from it.
+pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    let store = context.open_store()?;
+    // Named once more as numbers before anything goes: `latest` must not mean another one each time.
+    let named: Vec<(String, anyhow::Result<Named>)> =
+        args.doomed.iter().map(|doomed| name(&store, doomed)).collect();
+    let mut code = ExitCode::SUCCESS;
+    for (label, named) in named {
+        match named.and_then(|named| delete(&store, &named)) {
+            Ok(reclaimed) => code = worse(code, report(context.json, &label, &reclaimed)?),
+            Err(error) => {
+                let failed = exit::report(&error);
+                code = worse(code, failed);
+            }
+        }
+    }
+    Ok(code)
+}
+
+/// Where something to delete is.
+enum Named {
+    Image(String, u64),
+    Unfinished(String),
+}
+
+fn name(store: &Store, doomed: &Doomed) -> (String, anyhow::Result<Named>) {
+    match doomed {
+        Doomed::Image(image) => match store.resolve(image) {
+            Ok((chain, sequence)) => (
+                format!("{}/{sequence}", image.job),
+                Ok(Named::Image(chain, sequence)),
+            ),
+            Err(error) => (image.to_string(), Err(error.into())),
+        },
+        Doomed::Unfinished(job) => {
+            let chain = store.job(job).map(|images| Named::Unfinished(images.chain));
+            (format!("{job}/{UNFINISHED}"), chain.map_err(anyhow::Error::from))
+        }
+    }
+}
+
+fn delete(store: &Store, named: &Named) -> anyhow::Result<Reclaimed> {
+    match named {
+        Named::Unfinished(chain) => Ok(store.discard_checkpoint(chain)?),
+        Named::Image(chain, sequence) => {
+            let deleted = store.delete(chain, *sequence);
+            let damaged_pins = matches!(&deleted, Err(error) if error.kind() == ErrorKind::Damaged);
+            let deleted = deleted.map_err(anyhow::Error::from);
+            if damaged_pins {
+                return deleted.advise(
+                    "whether it is pinned cannot be read: `smc-image unpin` takes all its pins away",
+                );
+            }
+            deleted
+        }
+    }
+}
+
+/// The exit code that tells more.
+pub fn worse(one: ExitCode, other: ExitCode) -> ExitCode {
+    if one == ExitCode::SUCCESS || other == ExitCode::from(exit::DAMAGED) {
+        other
+    } else {
+        one
+    }
+}
+
+fn report(json: bool, label: &str, reclaimed: &Reclaimed) -> anyhow::Result<ExitCode> {
+    if json {
+        output::json(&json!({ "deleted": label, "space": space(reclaimed) }))?;
+    } else {
+        output::line(format_args!("{label} deleted, {}", in_words(reclaimed)))?;
+    }
+    Ok(judge(label, reclaimed))
+}
+
+/// What giving back space came to, for programs.
+pub fn space(reclaimed: &Reclaimed) -> serde_json::Value {
+    json!({
+        "freed_bytes": reclaimed.freed_bytes,
+        "removed_layers": reclaimed.removed_layers,
+        "kept": reclaimed.kept,
+        "unfinished": reclaimed.unfinished,
+    })
+}
+
+/// What giving back space came to, for people.
+pub fn in_words(reclaimed: &Reclaimed) -> String {
+    let freed = units::size(reclaimed.freed_bytes);
+    match reclaimed.removed_layers {
+        0 => format!("{freed} freed"),
+        layers => format!("{freed} freed, {} removed", text::count(layers, "layer")),
+    }
+}
+
+/// Says on stderr what was not freed, and gives the exit code for it.
+pub fn judge(label: &str, reclaimed: &Reclaimed) -> ExitCode {
+    for kept in &reclaimed.kept {
+        eprintln!("smc-image: {label}: space was kept: {kept}");
+    }
+    if let Some(reason) = &reclaimed.unfinished {
+        eprintln!("smc-image: {label}: not all space is free yet: {reason}");
+        eprintln!("  the next sync of the job, or `smc-image gc`, goes on with it");
+        return ExitCode::FAILURE;
+    }
+    if reclaimed.kept.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        // Space is only kept where something cannot be read.
+        ExitCode::from(exit::DAMAGED)
+    }
+}

@@ -1,0 +1,208 @@
+//! `smc-image serve`: images as NBD exports, until somebody asks to stop.
+
+mod places;
+
+pub use places::default_uri;
+
+use crate::catalog::{Offer, StoreCatalog};
+use crate::confine::{self, Confinement};
+use crate::context::Context;
+use crate::stdio;
+use anyhow::Context as _;
+use cli::output;
+use cli::output::ClosedOutput;
+use cli::units;
+use cli::units::parse_size;
+use imagefmt::ImageRef;
+use nbd::{Limits, Server, ShutdownHandle};
+use nix::sys::sysinfo::sysinfo;
+use serde::Serialize;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+
+/// What overlays keep in memory before they use their file.
+const OVERLAY_MEMORY_BYTES: u64 = 64 << 20;
+
+/// Buffers from this length on are the system's again when they are freed.
+#[cfg(target_env = "gnu")]
+const LARGE_BUFFER_BYTES: libc::c_int = 128 << 10;
+
+/// What the first byte written takes.
+const OVERLAY_MIN_BYTES: u64 = 64 << 10;
+
+/// Serve images over NBD until interrupted
+///
+/// Exports are named like images: JOB/NUMBER:DISK and JOB/latest:DISK, and without :DISK where the image has one disk.
+/// Where exactly one disk is served, it is the default export too. A line with the URI of every export is printed
+/// when clients can connect. Images are never changed: they are read-only, or written to in an --overlay.
+///
+/// Started by systemd with a socket, it serves on that.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Images or disks to serve; every image of the store where none is named
+    #[arg(value_name = "IMAGE")]
+    images: Vec<ImageRef>,
+    #[command(flatten)]
+    places: places::Places,
+    /// Let clients write, each export to an overlay of its own that is gone when its last client leaves; as
+    /// IMAGE@NAME to one that stays until the server ends
+    #[arg(long)]
+    overlay: bool,
+    /// What all overlays together may hold
+    #[arg(long, value_name = "SIZE", default_value = "16GiB", value_parser = parse_limit, requires = "overlay")]
+    overlay_limit: u64,
+    /// Where overlays keep what does not fit into memory, in a file without a name
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp", requires = "overlay")]
+    overlay_dir: PathBuf,
+    /// Connections at a time; one more is closed at once
+    #[arg(long, value_name = "NUMBER", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..))]
+    max_connections: u16,
+    /// What may be kept of decompressed clusters [default: an eighth of the memory, from 64MiB to 1GiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    cache: Option<u64>,
+    /// Become this user once everything is open; the store stays readable, whoever owns it
+    ///
+    /// The file of a Unix socket is then removed at the end only where that user may remove it.
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Keep every privilege and every system call, to look for a fault
+    #[arg(long, conflicts_with = "user")]
+    no_confine: bool,
+}
+
+fn parse_limit(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        limit if limit < OVERLAY_MIN_BYTES => Err("an overlay takes 64KiB at least".to_owned()),
+        limit => Ok(limit),
+    }
+}
+
+/// One export as `--json` shows it.
+#[derive(Debug, Serialize)]
+struct Served<'a> {
+    export: &'a str,
+    uri: String,
+    image: &'a str,
+    disk: &'a str,
+    size_bytes: u64,
+    writable: bool,
+}
+
+/// Serves until SIGINT or SIGTERM, or until the client on standard input leaves.
+pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    free_large_buffers();
+    let user = args.user.as_deref().map(confine::user).transpose()?;
+    let catalog = Arc::new(catalog(context, args)?);
+    let offers = catalog.offers()?;
+    let limits = Limits {
+        connections: args.max_connections.into(),
+        ..Limits::default()
+    };
+    let mut server = Server::new(catalog, limits)?;
+    args.places.open(&mut server)?;
+    if !args.no_confine {
+        let confinement = Confinement {
+            store: &context.store,
+            sockets: args.places.socket.as_slice(),
+            user: user.as_ref(),
+        };
+        // Before any thread is started.
+        confinement.apply().context("confine the server")?;
+    }
+    stop_on_signal(server.shutdown_handle())?;
+    if args.places.stdio {
+        let (stream, relay) = stdio::connection()?;
+        server.connect(stream);
+        server.run()?;
+        relay.finish();
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.places.are_named() {
+        let announced = announce(context, args, &offers, &places::uris(&server)?);
+        // Whoever has read enough of it wants to be served all the same.
+        announced.or_else(|error| {
+            if error.is::<ClosedOutput>() {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })?;
+    }
+    server.run()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn catalog(context: &Context, args: &Args) -> anyhow::Result<StoreCatalog> {
+    let cache = args.cache.unwrap_or_else(cache_default);
+    let cache = usize::try_from(cache).unwrap_or(usize::MAX);
+    let store = context.open_store()?.with_cache_bytes(cache);
+    let catalog = StoreCatalog::new(store, &args.images);
+    if !args.overlay {
+        return Ok(catalog);
+    }
+    let memory = OVERLAY_MEMORY_BYTES.min(args.overlay_limit);
+    Ok(catalog.with_overlays(&args.overlay_dir, memory, args.overlay_limit)?)
+}
+
+/// Makes the allocator return large buffers to the system as soon as they are freed. By itself glibc learns to keep
+/// what it has seen once, and a server would hold for ever what a flood of requests took for a moment.
+fn free_large_buffers() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: only this thread runs, and the parameter is one that mallopt(3) knows; a refusal changes nothing.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BUFFER_BYTES);
+    }
+}
+
+fn cache_default() -> u64 {
+    let memory = sysinfo().map_or(0, |system| system.ram_total());
+    (memory / 8).clamp(64 << 20, 1 << 30)
+}
+
+/// Signals end the server in order; its socket file goes with it.
+fn stop_on_signal(server: ShutdownHandle) -> anyhow::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catch signals")?;
+    let wait = move || {
+        for _ in signals.forever() {
+            server.shutdown();
+        }
+    };
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(wait)
+        .context("start a thread")?;
+    Ok(())
+}
+
+fn announce(
+    context: &Context,
+    args: &Args,
+    offers: &[Offer],
+    places: &[(String, String)],
+) -> anyhow::Result<()> {
+    for (begin, end) in places {
+        for offer in offers {
+            let uri = format!("{begin}{}{end}", offer.name);
+            if context.json {
+                output::json(&Served {
+                    export: &offer.name,
+                    uri,
+                    image: &offer.image,
+                    disk: &offer.disk,
+                    size_bytes: offer.size_bytes,
+                    writable: args.overlay,
+                })?;
+            } else {
+                output::line(format!("{uri}  {}", units::size(offer.size_bytes)))?;
+            }
+        }
+    }
+    if offers.is_empty() && !context.json {
+        output::line("serving, although the store has no image yet")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,20 @@
+//! smc-image: lists, verifies, serves, mounts and restores images.
+
+mod activation;
+mod args;
+mod catalog;
+mod commands;
+mod confine;
+mod context;
+mod exit;
+mod hashing;
+mod mount;
+mod restore;
+mod selection;
+mod stdio;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    args::run().unwrap_or_else(|error| exit::report(&error))
+}

@@ -1,0 +1,230 @@
+//! A store made for one test, and the tool run on it.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(clippy::unwrap_used, reason = "this is test code, outside of test functions")]
+
+use imagefmt::{
+    ClusterSize, ClusterUpdate, Codec, Comparison, Consistency, DiskIdentity, DiskMeta, Manifest, Method,
+    cluster_digest, compress_cluster,
+};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use testkit::guard::ScratchDir;
+use testkit::program::{Run, run};
+
+/// The tool under test.
+pub const SMC_IMAGE: &str = env!("CARGO_BIN_EXE_smc-image");
+
+/// Bytes of a cluster where a test does not ask for another size.
+pub const CLUSTER: usize = 64 << 10;
+
+pub const MIB: usize = 1 << 20;
+
+/// A scratch directory with a store in it; both go when it is dropped.
+pub struct Fixture {
+    dir: ScratchDir,
+}
+
+impl Fixture {
+    /// An empty store.
+    pub fn new() -> Self {
+        let dir = ScratchDir::new("smc-image").unwrap();
+        imagefmt::open_or_create_store(&dir.join("store"), false).unwrap();
+        Self { dir }
+    }
+
+    /// The store's directory.
+    pub fn store(&self) -> PathBuf {
+        self.join("store")
+    }
+
+    /// A path in the scratch directory.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Writes a file into the scratch directory.
+    pub fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Makes a file of zeros in the scratch directory that takes no space.
+    pub fn sparse_file(&self, name: &str, len: usize) -> PathBuf {
+        self.dir.sparse_file(name, len as u64).unwrap()
+    }
+
+    /// Whether something in the scratch directory has a name that starts with `prefix`.
+    pub fn has_entry(&self, prefix: &str) -> bool {
+        has_entry(self.dir.path(), prefix)
+    }
+
+    /// Syncs `job` with these disks, of 64 KiB clusters.
+    pub fn sync(&self, job: &str, disks: &[(&str, &[u8])]) -> Manifest {
+        self.sync_with(job, ClusterSize::K64, disks)
+    }
+
+    /// Syncs `job`: full the first time, then only what differs.
+    pub fn sync_with(&self, job: &str, cluster_size: ClusterSize, disks: &[(&str, &[u8])]) -> Manifest {
+        let store = imagefmt::open_store(&self.store()).unwrap();
+        let names: Vec<String> = disks.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let mut image = store.begin(job, Some(cluster_size), &names).unwrap();
+        for (name, content) in disks {
+            let meta = DiskMeta {
+                name: (*name).to_owned(),
+                size_bytes: content.len() as u64,
+                logical_block_size: 512,
+                identity: DiskIdentity {
+                    serial: Some(format!("serial-{name}")),
+                    ..DiskIdentity::default()
+                },
+            };
+            write_disk(&mut image, meta, content, cluster_size).unwrap();
+        }
+        image.commit(Consistency::Crash, "made by a test").unwrap()
+    }
+
+    /// The tool, on this store.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(SMC_IMAGE);
+        command.env_remove("SMC_STORE").arg("--store").arg(self.store());
+        command
+    }
+
+    /// Runs the tool on this store.
+    pub fn run(&self, args: &[&str]) -> Run {
+        run(self.command().args(args))
+    }
+
+    /// Flips one bit of a file of the store, in the last byte of the first place that holds `pattern`.
+    pub fn damage(&self, file: &Path, pattern: &[u8]) {
+        let mut bytes = fs::read(file).unwrap();
+        let at = find(&bytes, pattern).expect("what is to be damaged");
+        bytes[at + pattern.len() - 1] ^= 1;
+        fs::write(file, bytes).unwrap();
+    }
+
+    /// Flips a bit in the stored bytes of the cluster that holds `plain`, in whichever layer of `chain`.
+    pub fn damage_cluster(&self, chain: &str, plain: &[u8]) {
+        let block = &plain[..4096];
+        let layers = fs::read_dir(self.store().join(chain).join("layers")).unwrap();
+        let file = layers
+            .map(|entry| entry.unwrap().path())
+            .find(|path| find(&fs::read(path).unwrap(), block).is_some());
+        self.damage(&file.expect("a layer that holds the cluster"), block);
+    }
+
+    /// A layer file of a chain.
+    pub fn layer(&self, chain: &str, id: u32) -> PathBuf {
+        self.store().join(format!("{chain}/layers/{id:08x}.layer"))
+    }
+
+    /// The manifest's file of an image.
+    pub fn manifest(&self, chain: &str, sequence: u64) -> PathBuf {
+        self.store().join(format!("{chain}/images/{sequence:06}.json"))
+    }
+}
+
+fn write_disk(
+    image: &mut imagefmt::ImageWriter,
+    meta: DiskMeta,
+    content: &[u8],
+    cluster_size: ClusterSize,
+) -> imagefmt::Result<()> {
+    let writer = image.disk(meta)?;
+    let parent = writer.base().cloned();
+    let method = if parent.is_some() {
+        Method::Scan
+    } else {
+        Method::Full
+    };
+    writer.write::<imagefmt::Error>(|sink| {
+        let mut compressed = Vec::new();
+        for (index, plain) in (0..).zip(content.chunks(cluster_size.byte_len())) {
+            let digest = cluster_digest(plain);
+            let before = parent
+                .as_ref()
+                .map(|disk| disk.tree().cluster(index))
+                .transpose()?;
+            if before.map_or(digest.is_null(), |before| before.digest == digest) {
+                continue;
+            }
+            let (codec, stored) = match compress_cluster(plain, 1, &mut compressed) {
+                _ if digest.is_null() => (Codec::Null, &[][..]),
+                Codec::Raw => (Codec::Raw, plain),
+                codec => (codec, &compressed[..]),
+            };
+            sink.push(&ClusterUpdate {
+                index,
+                digest,
+                codec,
+                stored,
+            })?;
+        }
+        Ok(Comparison {
+            method,
+            reason: String::new(),
+            compared_bytes: content.len() as u64,
+        })
+    })?;
+    Ok(())
+}
+
+/// Where `pattern` begins in `bytes`.
+pub fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
+    bytes.windows(pattern.len()).position(|window| window == pattern)
+}
+
+/// Whether a shared reader holds the file's lock: one that an exclusive lock must wait for.
+pub fn is_locked(file: &Path) -> bool {
+    let tried = run(Command::new("flock")
+        .args(["--nonblock", "--exclusive"])
+        .arg(file)
+        .arg("true"));
+    assert!(tried.stderr.is_empty(), "{tried:?}");
+    tried.code != Some(0)
+}
+
+/// Whether `dir` has an entry whose name starts with `prefix`.
+pub fn has_entry(dir: &Path, prefix: &str) -> bool {
+    fs::read_dir(dir).is_ok_and(|entries| {
+        entries
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
+    })
+}
+
+/// Bytes that do not compress and repeat nowhere: stored raw.
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    (0..len.div_ceil(8))
+        .flat_map(|_| next().to_le_bytes())
+        .take(len)
+        .collect()
+}
+
+/// A disk of data, zeros and text: `len` bytes, of which the middle third is zero.
+pub fn disk_content(len: usize, seed: u64) -> Vec<u8> {
+    let mut content = noise(len, seed);
+    content[len / 3..2 * len / 3].fill(0);
+    let text = len * 5 / 6..len;
+    content[text].fill(b'a');
+    content
+}
+
+/// A disk with data at its beginning, in its middle and in its short last cluster.
+pub fn disk(seed: u64) -> Vec<u8> {
+    let mut disk = vec![0; 40 * CLUSTER + 512];
+    disk[..2 * CLUSTER].copy_from_slice(&noise(2 * CLUSTER, seed));
+    disk[20 * CLUSTER..23 * CLUSTER].copy_from_slice(&noise(3 * CLUSTER, seed + 1));
+    disk[40 * CLUSTER..].copy_from_slice(&noise(512, seed + 2));
+    disk
+}

@@ -1,0 +1,404 @@
+//! `smc-image mount` and `umount`: what can be seen in an image, and that nothing of it stays behind.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "this is test code, outside of test functions too"
+)]
+
+mod common;
+
+use common::{CLUSTER, Fixture, MIB, disk, find, has_entry, is_locked, noise};
+use serde_json::Value;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use testkit::program::{Run, Running, run, tool, wait_for};
+
+const STATE: &str = "/run/smc/mounts";
+
+/// A filesystem of `mib` MiB in a file; what `populate` is called on becomes its content.
+fn ext4(fixture: &Fixture, mib: usize, label: &str) -> Vec<u8> {
+    let content = fixture.join(&format!("content-{label}"));
+    fs::create_dir_all(content.join("sub")).unwrap();
+    fs::write(content.join("sub/name"), label).unwrap();
+    fs::write(content.join("large"), noise(3 * MIB + 5, 7)).unwrap();
+    let file = fixture.sparse_file(label, mib * MIB);
+    tool(
+        "mkfs.ext4",
+        &[
+            "-q",
+            "-F",
+            "-b",
+            "4096",
+            "-d",
+            content.to_str().unwrap(),
+            file.to_str().unwrap(),
+        ],
+    );
+    fs::read(file).unwrap()
+}
+
+/// A disk with an MBR and these partitions, the first one at 1 MiB.
+fn partitioned(partitions: &[(u8, &[u8])]) -> Vec<u8> {
+    let mut disk = vec![0; MIB];
+    for (slot, (kind, content)) in partitions.iter().enumerate() {
+        let at = 446 + 16 * slot;
+        let first = u32::try_from(disk.len() / 512).unwrap();
+        let count = u32::try_from(content.len() / 512).unwrap();
+        disk[at + 4] = *kind;
+        disk[at + 8..at + 12].copy_from_slice(&first.to_le_bytes());
+        disk[at + 12..at + 16].copy_from_slice(&count.to_le_bytes());
+        disk.extend_from_slice(content);
+    }
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    disk
+}
+
+/// A mounted image; unmounted when dropped, whatever happened.
+struct Mounted<'a> {
+    fixture: &'a Fixture,
+    dir: PathBuf,
+    said: Value,
+}
+
+impl<'a> Mounted<'a> {
+    fn new(fixture: &'a Fixture, args: &[&str]) -> Self {
+        let dir = target(fixture);
+        let mut all = vec!["mount", "--json", args[0], dir.to_str().unwrap()];
+        all.extend(&args[1..]);
+        let said = serde_json::from_str(&fixture.run(&all).ok()).unwrap();
+        Self { fixture, dir, said }
+    }
+
+    fn name(&self) -> String {
+        fs::read_to_string(self.dir.join("sub/name")).unwrap()
+    }
+
+    fn device(&self) -> &Path {
+        Path::new(self.said["loop_device"].as_str().unwrap())
+    }
+
+    fn pid(&self) -> String {
+        self.said["server_pid"].to_string()
+    }
+
+    /// Unmounts it and checks that nobody has anything to complain about.
+    fn umount(&self) {
+        let ended = self.try_umount();
+        assert!(ended.code == Some(0) && ended.stderr.is_empty(), "{ended:?}");
+    }
+
+    fn try_umount(&self) -> Run {
+        run(self.fixture.command().arg("umount").arg(&self.dir))
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        // It is unmounted already where the test went well.
+        let _ = self.try_umount();
+    }
+}
+
+fn target(fixture: &Fixture) -> PathBuf {
+    let dir = fixture.join("mnt");
+    fs::create_dir_all(&dir).unwrap();
+    dir.canonicalize().unwrap()
+}
+
+/// Whether anything is left of mounts of `job`'s images, or on the fixture's directory.
+fn leftovers(fixture: &Fixture, job: &str) -> Vec<String> {
+    let mut left = Vec::new();
+    let ours = format!("{STATE}/{job}-");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let dir = fixture.join("mnt");
+    left.extend(
+        mounts
+            .lines()
+            .filter(|line| line.contains(&ours) || line.contains(dir.to_str().unwrap()))
+            .map(str::to_owned),
+    );
+    for entry in fs::read_dir("/sys/block").unwrap() {
+        let backing = fs::read_to_string(entry.unwrap().path().join("loop/backing_file"));
+        left.extend(backing.ok().filter(|backing| backing.contains(&ours)));
+    }
+    for entry in fs::read_dir("/proc").unwrap() {
+        let path = entry.unwrap().path();
+        let is_zombie = fs::read_to_string(path.join("stat")).is_ok_and(|stat| stat.contains(") Z "));
+        let command = fs::read_to_string(path.join("cmdline")).unwrap_or_default();
+        left.extend(Some(command).filter(|command| !is_zombie && command.contains(&ours)));
+    }
+    if has_entry(Path::new(STATE), &format!("{job}-")) {
+        left.push(format!("an entry in {STATE}"));
+    }
+    left
+}
+
+#[test]
+fn what_is_not_mounted_is_not_unmounted() {
+    let fixture = Fixture::new();
+    fixture.run(&["umount"]).fails(2);
+    let complaint = fixture.run(&["umount", "/var/tmp"]).fails(1);
+    assert!(
+        complaint.contains("/var/tmp is not where smc-image mounted"),
+        "{complaint}"
+    );
+    fixture.run(&["umount", "/nonexistent"]).fails(1);
+}
+
+#[test]
+fn the_one_partition_with_a_filesystem_is_mounted() {
+    let fixture = Fixture::new();
+    let job = "mnt-one";
+    let swap = [vec![0; 4086], b"SWAPSPACE2".to_vec(), vec![0; MIB]].concat()[..MIB].to_vec();
+    let root = ext4(&fixture, 16, "root");
+    fixture.sync(job, &[("vda", &partitioned(&[(0x82, &swap), (0x83, &root)]))]);
+    let mounted = Mounted::new(&fixture, &[&format!("{job}/latest")]);
+    assert_eq!(mounted.said["image"], format!("{job}/1:vda"));
+    assert_eq!(mounted.said["partition"], 2);
+    assert_eq!(mounted.said["filesystem"], "ext4");
+    assert_eq!(mounted.name(), "root");
+    assert_eq!(
+        fs::read(mounted.dir.join("large")).unwrap(),
+        noise(3 * MIB + 5, 7)
+    );
+    assert!(
+        fs::write(mounted.dir.join("new"), "x").is_err(),
+        "it can be written to"
+    );
+    assert!(
+        !leftovers(&fixture, job).is_empty(),
+        "the test sees nothing even while it is mounted"
+    );
+    mounted.umount();
+    assert_eq!(leftovers(&fixture, job), [""; 0]);
+}
+
+#[test]
+fn several_filesystems_need_a_choice() {
+    let fixture = Fixture::new();
+    let job = "mnt-several";
+    let (boot, root) = (ext4(&fixture, 8, "boot"), ext4(&fixture, 16, "root"));
+    let lvm = [vec![0; 512], b"LABELONE".to_vec(), vec![0; MIB]].concat()[..MIB].to_vec();
+    fixture.sync(
+        job,
+        &[("vda", &partitioned(&[(0x83, &boot), (0x83, &root), (0x8e, &lvm)]))],
+    );
+    let image = format!("{job}/1");
+    let dir = target(&fixture);
+    let dir = dir.to_str().unwrap();
+    let complaint = fixture.run(&["mount", &image, dir]).fails(1);
+    for part in [
+        "--partition",
+        "1  8 MiB, Linux filesystem: ext4",
+        "2  16 MiB",
+        "3  1 MiB, Linux LVM: an LVM",
+    ] {
+        assert!(complaint.contains(part), "{part} is not in {complaint}");
+    }
+    let complaint = fixture.run(&["mount", &image, dir, "--partition", "3"]).fails(1);
+    assert!(complaint.contains("LVM physical volume"), "{complaint}");
+    let complaint = fixture.run(&["mount", &image, dir, "--partition", "4"]).fails(1);
+    assert!(
+        complaint.contains("no partition 4") && complaint.contains("16 MiB"),
+        "{complaint}"
+    );
+    assert_eq!(leftovers(&fixture, job), [""; 0]);
+    for (number, name) in [("1", "boot"), ("2", "root")] {
+        let mounted = Mounted::new(&fixture, &[&image, "--partition", number]);
+        assert_eq!(mounted.name(), name);
+        mounted.umount();
+    }
+    assert_eq!(leftovers(&fixture, job), [""; 0]);
+}
+
+#[test]
+fn every_common_filesystem_can_fill_the_disk() {
+    for (fstype, mib, mkfs) in [
+        ("ext4", 8, "mkfs.ext4"),
+        ("xfs", 300, "mkfs.xfs"),
+        ("btrfs", 128, "mkfs.btrfs"),
+    ] {
+        let fixture = Fixture::new();
+        let job = format!("mnt-{fstype}");
+        let file = fixture.sparse_file(fstype, mib * MIB);
+        tool(mkfs, &["-q", file.to_str().unwrap()]);
+        fixture.sync(&job, &[("vda", &fs::read(&file).unwrap())]);
+        let mounted = Mounted::new(&fixture, &[&format!("{job}/1")]);
+        assert_eq!(mounted.said["filesystem"], fstype);
+        assert_eq!(mounted.said["partition"], Value::Null);
+        let shown = tool(
+            "findmnt",
+            &["-n", "-o", "FSTYPE,OPTIONS", mounted.dir.to_str().unwrap()],
+        );
+        let shown = String::from_utf8(shown).unwrap();
+        assert!(shown.starts_with(fstype) && shown.contains("ro,"), "{shown}");
+        mounted.umount();
+        assert_eq!(leftovers(&fixture, &job), [""; 0]);
+    }
+}
+
+#[test]
+fn umount_of_the_system_makes_everything_go() {
+    let fixture = Fixture::new();
+    let job = "mnt-plain";
+    fixture.sync(job, &[("vda", &ext4(&fixture, 8, "root"))]);
+    let mounted = Mounted::new(&fixture, &[&format!("{job}/1")]);
+    tool("umount", &[mounted.dir.to_str().unwrap()]);
+    wait_for("everything to go by itself", || {
+        leftovers(&fixture, job).is_empty()
+    });
+    let complaint = fixture.run(&["umount", mounted.dir.to_str().unwrap()]).fails(1);
+    assert!(complaint.contains("is not where"), "{complaint}");
+}
+
+#[test]
+fn killed_server_is_cleared_up_after() {
+    let fixture = Fixture::new();
+    let job = "mnt-killed";
+    fixture.sync(job, &[("vda", &ext4(&fixture, 8, "root"))]);
+    let mounted = Mounted::new(&fixture, &[&format!("{job}/1")]);
+    tool("kill", &["-s", "KILL", &mounted.pid()]);
+    mounted.umount();
+    assert_eq!(leftovers(&fixture, job), [""; 0]);
+
+    // The same when its filesystem was unmounted by hand, and nobody was left to notice.
+    let mounted = Mounted::new(&fixture, &[&format!("{job}/1")]);
+    tool("kill", &["-s", "KILL", &mounted.pid()]);
+    tool("umount", &[mounted.dir.to_str().unwrap()]);
+    mounted.umount();
+    assert_eq!(leftovers(&fixture, job), [""; 0]);
+}
+
+#[test]
+fn what_cannot_be_mounted_leaves_nothing() {
+    let fixture = Fixture::new();
+    let job = "mnt-broken";
+    let mut broken = ext4(&fixture, 8, "root");
+    // The superblock keeps its magic number and loses its sense.
+    broken[1024..1024 + 48].fill(0xff);
+    fixture.sync(job, &[("vda", &broken)]);
+    let dir = target(&fixture);
+    let image = format!("{job}/1");
+    let complaint = fixture.run(&["mount", &image, dir.to_str().unwrap()]).fails(1);
+    assert!(
+        complaint.contains("mount the ext4 filesystem") && complaint.contains("dmesg"),
+        "{complaint}"
+    );
+    fixture
+        .run(&["mount", &image, fixture.join("missing").to_str().unwrap()])
+        .fails(1);
+    fixture.run(&["mount", &image, "/etc/passwd"]).fails(1);
+    let other = Fixture::new();
+    other.sync(job, &[("vda", &disk(1))]);
+    let complaint = other.run(&["mount", &image, dir.to_str().unwrap()]).fails(1);
+    assert!(complaint.contains("no filesystem"), "{complaint}");
+    assert_eq!(leftovers(&fixture, job), [""; 0]);
+}
+
+#[test]
+fn busy_mount_stays_whole() {
+    let fixture = Fixture::new();
+    let job = "mnt-busy";
+    fixture.sync(job, &[("vda", &ext4(&fixture, 8, "root"))]);
+    let mounted = Mounted::new(&fixture, &[&format!("{job}/1")]);
+    let open = File::open(mounted.dir.join("large")).unwrap();
+    let complaint = fixture.run(&["umount", mounted.dir.to_str().unwrap()]).fails(1);
+    assert!(complaint.contains("in use"), "{complaint}");
+    assert_eq!(mounted.name(), "root");
+    drop(open);
+    mounted.umount();
+    assert_eq!(leftovers(&fixture, job), [""; 0]);
+}
+
+#[test]
+fn mounts_on_one_directory_come_off_in_order() {
+    let fixture = Fixture::new();
+    let job = "mnt-stack";
+    fixture.sync(job, &[("vda", &ext4(&fixture, 8, "first"))]);
+    fixture.sync(job, &[("vda", &ext4(&fixture, 8, "second"))]);
+    let lower = Mounted::new(&fixture, &[&format!("{job}/1")]);
+    let upper = Mounted::new(&fixture, &[&format!("{job}/2")]);
+    assert_ne!(lower.device(), upper.device());
+    assert_eq!(upper.name(), "second");
+    upper.umount();
+    assert_eq!(lower.name(), "first");
+    lower.umount();
+    assert_eq!(leftovers(&fixture, job), [""; 0]);
+}
+
+#[test]
+fn damaged_cluster_is_an_error_for_whoever_reads_it_and_is_told() {
+    let fixture = Fixture::new();
+    let job = "mnt-damaged";
+    let bytes = ext4(&fixture, 16, "root");
+    let large = noise(3 * MIB + 5, 7);
+    let at = find(&bytes, &large[MIB..MIB + 4096]).unwrap();
+    let cluster = at / CLUSTER;
+    fixture.sync(job, &[("vda", &bytes)]);
+    fixture.damage_cluster(job, &bytes[cluster * CLUSTER..(cluster + 1) * CLUSTER]);
+    let mounted = Mounted::new(&fixture, &[&format!("{job}/1")]);
+    assert_eq!(mounted.name(), "root");
+    let error = fs::read(mounted.dir.join("large")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    let ended = mounted.try_umount();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stderr.contains(&format!("cluster {cluster} ")), "{ended:?}");
+    assert_eq!(leftovers(&fixture, job), [""; 0]);
+}
+
+#[test]
+fn mounted_image_is_in_use() {
+    let fixture = Fixture::new();
+    let job = "mnt-used";
+    fixture.sync(job, &[("vda", &ext4(&fixture, 8, "root"))]);
+    let mounted = Mounted::new(&fixture, &[&format!("{job}/1")]);
+    let manifest = fixture.manifest(job, 1);
+    assert!(
+        is_locked(&manifest),
+        "nothing keeps a mounted image from being deleted"
+    );
+    mounted.umount();
+    assert!(!is_locked(&manifest));
+}
+
+/// A mounter that dies between two steps: what it had begun goes by itself.
+#[test]
+fn server_without_mounter_goes() {
+    let fixture = Fixture::new();
+    let job = "mnt-orphan";
+    fixture.sync(job, &[("vda", &ext4(&fixture, 8, "root"))]);
+    let private = PathBuf::from(format!("{STATE}/{job}-orphan"));
+    fs::create_dir_all(private.join("fuse")).unwrap();
+    // With no stdin to hold on to, its mounter is as good as dead from the start.
+    let image = format!("{job}/1:vda");
+    let server = run(fixture
+        .command()
+        .args(["mount", "--fuse-server", &image])
+        .arg(&private));
+    assert_eq!(server.ok(), "ready\n");
+    assert_eq!(leftovers(&fixture, job), [""; 0]);
+}
+
+/// Wherever a signal meets it: the image is mounted, or nothing is left.
+#[test]
+fn interrupted_mount_is_whole_or_undone() {
+    let fixture = Fixture::new();
+    let job = "mnt-signal";
+    fixture.sync(job, &[("vda", &ext4(&fixture, 8, "root"))]);
+    let dir = target(&fixture);
+    let mut undone = 0;
+    for delay in 0..30 {
+        let mut command = fixture.command();
+        let running = Running::start(command.args(["mount", &format!("{job}/1")]).arg(&dir));
+        std::thread::sleep(Duration::from_millis(2 * delay));
+        let (code, _) = running.signal("TERM");
+        if code == Some(0) {
+            fixture.run(&["umount", dir.to_str().unwrap()]).ok();
+        } else {
+            undone += 1;
+        }
+        assert_eq!(leftovers(&fixture, job), [""; 0], "after {} ms", 2 * delay);
+    }
+    assert!(undone > 0, "no signal came in time");
+}

@@ -1,0 +1,82 @@
+//! The command line: what can be asked, and who answers.
+
+use crate::client::Client;
+use crate::commands::job::{self, JobCommand};
+use crate::commands::{disks, estimate, exports, precheck, status};
+use crate::context::Context;
+use clap::{ColorChoice, CommandFactory, Parser, Subcommand};
+use cli::pages::{self, CompletionsArgs, ManArgs};
+use cli::paint::Paint;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Above the options that every command has.
+const GLOBAL: &str = "Global options";
+
+const AFTER_HELP: &str = "\
+Times are written 90s, 30m, 6h, 7d; sizes 64KiB, 50MiB, 1.5GiB. Ranges are checked by smcd, which says what it takes.
+
+Exit codes: 0 done, 1 failed, 2 wrong use.";
+
+/// Creates, runs and watches the jobs of smcd, which images the disks of this server while it runs.
+#[derive(Debug, Parser)]
+#[command(name = "smcctl", version, after_help = AFTER_HELP, max_term_width = 100)]
+pub struct Cli {
+    /// Socket that smcd listens on
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "PATH", env = "SMC_SOCKET")]
+    #[arg(default_value = api::DEFAULT_SOCKET)]
+    socket: PathBuf,
+    /// Print what smcd answers, one JSON object per line, for programs
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    json: bool,
+    /// Whether to use colours; auto is on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    color: ColorChoice,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Status(status::Args),
+    Disks(disks::Args),
+    Precheck(precheck::Args),
+    Estimate(estimate::Args),
+    Exports(exports::Args),
+    /// Create, run and watch jobs
+    #[command(subcommand)]
+    Job(Box<JobCommand>),
+    Completions(CompletionsArgs),
+    #[command(hide = true)]
+    Man(ManArgs),
+}
+
+/// Reads the command line and does what it asks. What cannot be understood ends the process here, with exit code 2.
+pub fn run() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    let context = &mut Context {
+        client: Client::new(cli.socket)?,
+        json: cli.json,
+        paint: Paint::for_stdout(cli.color),
+    };
+    match &cli.command {
+        Command::Status(args) => status::run(context, args),
+        Command::Disks(args) => disks::run(context, args),
+        Command::Precheck(args) => precheck::run(context, args),
+        Command::Estimate(args) => estimate::run(context, args),
+        Command::Exports(args) => exports::run(context, args),
+        Command::Job(command) => job::run(context, command),
+        Command::Completions(args) => pages::completions(Cli::command(), args).map(|()| ExitCode::SUCCESS),
+        Command::Man(args) => pages::man(Cli::command(), args).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

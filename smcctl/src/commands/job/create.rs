@@ -1,0 +1,161 @@
+//! `smcctl job create`: a new job.
+
+use crate::client::{Request, job};
+use crate::commands::disks;
+use crate::commands::estimate::Disks;
+use crate::commands::job::JobName;
+use crate::context::Context;
+use crate::{values, view};
+use anyhow::Context as _;
+use api::{CreateJob, JobView, Status};
+use cli::exit::Advise;
+use cli::exit::WrongUse;
+use cli::output;
+use cli::paint::Paint;
+use jiff::Timestamp;
+use std::process::ExitCode;
+
+/// Create a job
+///
+/// Its disks are imaged into a store: fully once, and then, with --interval and --max-images, what changed
+/// since, again and again. With --once it is a single full sync. Nothing is read before the job is started, by
+/// --start, --start-at or `smcctl job start`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    job: JobName,
+    #[command(flatten)]
+    disks: Disks,
+    /// Directory of the store [default: the one smcd is configured with]
+    #[arg(long, value_name = "DIR", value_parser = values::path)]
+    store: Option<String>,
+    /// From the end of a sync to the start of the next, as in 6h
+    #[arg(long, value_name = "TIME", value_parser = values::seconds, conflicts_with = "once")]
+    interval: Option<u64>,
+    /// Images to keep: afterwards, the earliest ones that nobody uses are deleted
+    #[arg(long, value_name = "N", conflicts_with = "once")]
+    max_images: Option<u32>,
+    /// A single full sync, and no others after it
+    #[arg(long)]
+    once: bool,
+    /// Whatever helps people
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    description: String,
+    /// When to start by itself: +2h from now, or as in 2026-11-24T03:00:00+01:00
+    #[arg(long, value_name = "WHEN", value_parser = values::start_at)]
+    start_at: Option<Timestamp>,
+    /// How long the job may stay unfinished, as in 30d
+    #[arg(long, value_name = "TIME", value_parser = values::seconds)]
+    valid: Option<u64>,
+    /// zstd level; 0 stores everything as it is
+    #[arg(long, value_name = "N")]
+    compress_level: Option<i32>,
+    /// Read at most so much in a second, as in 50MiB; 0 is no limit
+    #[arg(long, value_name = "SIZE", value_parser = cli::units::parse_rate)]
+    bandwidth_limit: Option<u64>,
+    /// Unit of comparison, as in 64KiB
+    #[arg(long, value_name = "SIZE", value_parser = values::cluster_size)]
+    cluster_size: Option<u32>,
+    /// Program to run before every sync; if it fails, the sync does not begin
+    #[arg(long, value_name = "PATH", value_parser = values::path)]
+    pre_hook: Option<String>,
+    /// Program to run after every sync, however that ended
+    #[arg(long, value_name = "PATH", value_parser = values::path)]
+    post_hook: Option<String>,
+    /// How long each of these programs may run, as in 60s
+    #[arg(long, value_name = "TIME", value_parser = values::seconds)]
+    hook_timeout: Option<u64>,
+    /// The finished job that this one continues: the first sync stores what differs from its newest image
+    #[arg(long, value_name = "JOB")]
+    take_up: Option<String>,
+    /// Whatever marks this request: repeated with the same token, it makes no second job
+    #[arg(long, value_name = "TOKEN")]
+    client_token: Option<String>,
+    /// Go on although a disk's serial number, WWN or backing file is not the one that the images know
+    #[arg(long)]
+    accept_changed_disk: bool,
+    /// Make a new store on NFS, CIFS, FUSE or the like, where locks and durability are not smc's to promise
+    #[arg(long)]
+    allow_network_fs: bool,
+    /// Start the job at once
+    #[arg(long)]
+    start: bool,
+}
+
+/// Creates the job, and starts it if asked for.
+pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    let wanted = wanted(args)?;
+    if args.disks.all {
+        show_choice(context, args.store.as_deref())?;
+    }
+    let created = context.client.send(&Request::post("/jobs").with(&wanted)?)?;
+    if context.json {
+        created.print_json()?;
+    }
+    let job: JobView = created.view()?;
+    if !created.is_new() {
+        output::complain(format_args!(
+            "smcctl: {} was created before, by the same client token",
+            job.name
+        ));
+    }
+    // One that was created by an earlier request may have been started since.
+    if args.start && job.status == Status::Ready {
+        return start(context, &args.job.name);
+    }
+    if !context.json {
+        context.print(&view::job::brief(context.paint, &job))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start(context: &Context, name: &str) -> anyhow::Result<ExitCode> {
+    let started = context.client.send(&Request::post(job(name, Some("start"))));
+    let started = started
+        .with_context(|| format!("{name} is created, but does not start"))
+        .advise(format!("`smcctl job start {name}` tries again"))?;
+    context.tell(&started, view::job::brief)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says which disks all disks are.
+fn show_choice(context: &Context, store: Option<&str>) -> anyhow::Result<()> {
+    let answer = context.client.send(&disks::request(store))?;
+    if context.json {
+        let lines = view::disks::chosen(Paint::none(), &answer.view()?);
+        lines.iter().for_each(output::complain);
+        return Ok(());
+    }
+    context.print(&view::disks::chosen(context.paint, &answer.view()?))
+}
+
+fn wanted(args: &Args) -> anyhow::Result<CreateJob> {
+    let scheduled = args.interval.is_some() && args.max_images.is_some();
+    if !scheduled && !args.once {
+        let advice = "say --interval TIME and --max-images N for a sync again and again, as in --interval 6h \
+                      --max-images 3, or --once for a single full one";
+        return Err(WrongUse(advice.to_owned()).into());
+    }
+    Ok(CreateJob {
+        name: args.job.name.clone(),
+        description: args.description.clone(),
+        client_token: args.client_token.clone(),
+        store: args.store.clone(),
+        disks: args.disks.disks.clone(),
+        all_disks: args.disks.all,
+        automatic_incremental: scheduled,
+        interval_seconds: args.interval,
+        max_images: args.max_images,
+        start_at: args.start_at,
+        valid_seconds: args.valid,
+        compress_level: args.compress_level,
+        bandwidth_limit_bytes: args.bandwidth_limit,
+        cluster_size_bytes: args.cluster_size,
+        pre_hook: args.pre_hook.clone(),
+        post_hook: args.post_hook.clone(),
+        hook_timeout_seconds: args.hook_timeout,
+        take_up: args.take_up.clone(),
+        accept_changed_disk: args.accept_changed_disk,
+        allow_network_fs: args.allow_network_fs,
+    })
+}

@@ -1,0 +1,72 @@
+//! `smcctl job delete`: forget a job, and its images if asked for.
+
+use crate::client::{Request, job, with_query};
+use crate::commands::job::JobName;
+use crate::context::Context;
+use crate::view;
+use anyhow::{Context as _, bail};
+use api::JobView;
+use cli::exit::WrongUse;
+use cli::output;
+use cli::text::count;
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+
+/// Delete a job; its images stay, unless --purge is given
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    job: JobName,
+    /// Delete its images too
+    #[arg(long)]
+    purge: bool,
+    /// Do not ask before images are deleted
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// Deletes it, after a question where images go with it.
+pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
+    let name = &args.job.name;
+    if args.purge && !args.yes {
+        confirm(context, name)?;
+    }
+    let purge = args.purge.then_some(("purge", "true"));
+    let answer = context
+        .client
+        .send(&Request::delete(with_query(&job(name, None), purge)))?;
+    if context.json || !answer.is_empty() {
+        context.tell(&answer, view::job::brief)?;
+    } else if args.purge {
+        output::line(format_args!("{name} and its images are deleted"))?;
+    } else {
+        output::line(format_args!("{name} is deleted; its images stay"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn confirm(context: &Context, name: &str) -> anyhow::Result<()> {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        let why = format!(
+            "the images of {name} would be deleted, and there is no terminal to ask on: give --yes if that is \
+             what you want"
+        );
+        return Err(WrongUse(why).into());
+    }
+    let job: JobView = context.client.send(&Request::get(job(name, None)))?.view()?;
+    let images = match job.images.as_slice() {
+        [] => "what is left of it".to_owned(),
+        images => format!("{} ({})", count(images.len(), "image"), images.join(", ")),
+    };
+    output::complain(format_args!(
+        "Job {} and {images} in {} will be gone for good.",
+        job.name, job.store
+    ));
+    eprint!("Delete them? Type yes: ");
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).context("read the answer")?;
+    if answer.trim() != "yes" {
+        bail!("not confirmed: {name} was left as it is");
+    }
+    Ok(())
+}

@@ -1,0 +1,264 @@
+//! A job: all of it, or where it stands in a few lines.
+
+use crate::view::fields::Fields;
+use crate::view::run;
+use crate::view::words::{headline, next};
+use api::{DiskView, Forecast, HooksView, JobView, Progress, Status};
+use cli::paint::{Paint, Tone};
+use cli::text::count;
+use cli::units::{duration, local_time, measured, rate, setting, size};
+
+/// Where it stands and what happens next: what every action answers with.
+pub fn brief(paint: Paint, job: &JobView) -> Vec<String> {
+    let mut fields = Fields::under(paint, headline(paint, job));
+    state(&mut fields, job);
+    fields.lines()
+}
+
+/// The same after a sync, with what that came to.
+pub fn ended(paint: Paint, job: &JobView) -> Vec<String> {
+    let mut fields = Fields::under(paint, headline(paint, job));
+    state(&mut fields, job);
+    last_run(&mut fields, job);
+    fields.lines()
+}
+
+/// The same after a change, with the parameters.
+pub fn parameters(paint: Paint, job: &JobView) -> Vec<String> {
+    let mut fields = Fields::under(paint, headline(paint, job));
+    about(&mut fields, job);
+    state(&mut fields, job);
+    settings(&mut fields, job);
+    fields.lines()
+}
+
+/// Everything there is to know.
+pub fn full(paint: Paint, job: &JobView) -> Vec<String> {
+    let mut fields = Fields::under(paint, headline(paint, job));
+    about(&mut fields, job);
+    state(&mut fields, job);
+    if let Some(progress) = &job.progress {
+        fields.list("progress", progress_lines(progress));
+    }
+    if let Some(forecast) = &job.forecast {
+        fields.list("last sync", forecast_lines(forecast));
+    }
+    fields.list("disks", disks(job));
+    fields.field("store", &job.store);
+    fields.field("images", images(job));
+    if let Some(before) = &job.take_up {
+        fields.field(
+            "continues",
+            format!("{before}: its newest image is what the first sync builds on"),
+        );
+    }
+    settings(&mut fields, job);
+    last_run(&mut fields, job);
+    fields.lines()
+}
+
+fn about(fields: &mut Fields, job: &JobView) {
+    if !job.description.is_empty() {
+        fields.field("about", &job.description);
+    }
+}
+
+fn settings(fields: &mut Fields, job: &JobView) {
+    schedule(fields, job);
+    fields.field("syncs", sync(job));
+    fields.list("hooks", hooks(&job.hooks));
+    life(fields, job);
+}
+
+fn last_run(fields: &mut Fields, job: &JobView) {
+    if let Some(last) = &job.last_run {
+        fields.list("last run", run::lines(last));
+    }
+}
+
+fn state(fields: &mut Fields, job: &JobView) {
+    if let Some(error) = &job.error {
+        fields.painted("error", Tone::Bad, error);
+    }
+    if job.status == Status::InError {
+        let name = &job.name;
+        fields.field(
+            "to do",
+            format!("see to what the error says, then `smcctl job start {name}` goes on with the sync"),
+        );
+    }
+    for warning in &job.warnings {
+        fields.painted("warning", Tone::Warning, warning);
+    }
+    if let Some(ending) = &job.ending {
+        fields.field("asked for", format!("{ending}, which is being done"));
+    }
+    if job.completing {
+        fields.field("completing", "the job is Finished after this sync");
+    }
+    if !job.next.text.is_empty() {
+        fields.field("next", next(&job.next));
+    }
+}
+
+fn progress_lines(progress: &Progress) -> Vec<String> {
+    let image = progress.image.as_deref().unwrap_or("an image");
+    let mut lines = vec![format!(
+        "{image}, since {} ({}){}{}",
+        local_time(progress.started),
+        measured(progress.elapsed_seconds),
+        progress
+            .disk
+            .as_deref()
+            .map(|disk| format!(", reading {disk}"))
+            .unwrap_or_default(),
+        if progress.resumed {
+            ", goes on with a sync that was not finished"
+        } else {
+            ""
+        },
+    )];
+    lines.push(format!(
+        "compared {} of {} at {}{}",
+        size(progress.compared_bytes),
+        size(progress.total_bytes),
+        rate(progress.compare_rate_bytes),
+        progress.eta_seconds.map(left).unwrap_or_default(),
+    ));
+    lines.push(format!(
+        "changed {}, stored {} at {}",
+        size(progress.dirty_bytes),
+        size(progress.stored_bytes),
+        rate(progress.store_rate_bytes),
+    ));
+    lines
+}
+
+fn left(seconds: u64) -> String {
+    format!(", {} left", duration(seconds))
+}
+
+fn forecast_lines(forecast: &Forecast) -> Vec<String> {
+    vec![
+        format!(
+            "if you stopped services now, the last sync would take about {}:",
+            measured(forecast.seconds)
+        ),
+        format!(
+            "comparing {} at {}: {}",
+            size(forecast.compare_bytes),
+            rate(forecast.compare_rate_bytes),
+            measured(forecast.compare_seconds)
+        ),
+        format!(
+            "storing {} of changes at {}: {}, meanwhile",
+            size(forecast.dirty_bytes),
+            rate(forecast.transfer_rate_bytes),
+            measured(forecast.transfer_seconds)
+        ),
+        format!(
+            "hooks, making the image durable, deleting old ones: {}",
+            measured(forecast.other_seconds)
+        ),
+        format!(
+            "basis: {} ({} changes)",
+            forecast.basis,
+            rate(forecast.dirty_rate_bytes)
+        ),
+    ]
+}
+
+fn disks(job: &JobView) -> Vec<String> {
+    let width = job
+        .disks
+        .iter()
+        .map(|disk| disk.name.chars().count())
+        .max()
+        .unwrap_or(0);
+    let line = |disk: &DiskView| format!("{:<width$}  {}  {}", disk.name, disk.path, size(disk.size_bytes));
+    job.disks.iter().map(line).collect()
+}
+
+fn images(job: &JobView) -> String {
+    if job.images.is_empty() {
+        "none yet".to_owned()
+    } else {
+        job.images.join(", ")
+    }
+}
+
+/// A value in force, with the one to come.
+fn with_pending(in_force: Option<String>, pending: Option<String>) -> String {
+    let in_force = in_force.unwrap_or_else(|| "none".to_owned());
+    match pending {
+        Some(pending) => format!("{in_force}, {pending} after the next sync"),
+        None => in_force,
+    }
+}
+
+fn schedule(fields: &mut Fields, job: &JobView) {
+    if !job.automatic_incremental {
+        fields.field("schedule", "a single full sync");
+        return;
+    }
+    let images = |number: u32| count(usize::try_from(number).unwrap_or(usize::MAX), "image");
+    fields.field(
+        "interval",
+        with_pending(
+            job.interval_seconds.map(setting),
+            job.pending.interval_seconds.map(setting),
+        ),
+    );
+    fields.field(
+        "keeps",
+        with_pending(job.max_images.map(images), job.pending.max_images.map(images)),
+    );
+}
+
+fn sync(job: &JobView) -> String {
+    let limit = match job.bandwidth_limit_bytes {
+        0 => "reads without limit".to_owned(),
+        bytes => format!("reads at most {}", rate(bytes)),
+    };
+    let clusters = job
+        .cluster_size_bytes
+        .map(|bytes| format!(", clusters of {}", size(bytes.into())));
+    let stranger = job
+        .accept_changed_disk
+        .then_some(", takes a changed disk for one image");
+    format!(
+        "{limit}, compression level {}{}{}",
+        job.compress_level,
+        clusters.unwrap_or_default(),
+        stranger.unwrap_or_default()
+    )
+}
+
+fn hooks(hooks: &HooksView) -> Vec<String> {
+    let line = |when: &str, hook: &Option<String>| {
+        let hook = hook.as_deref()?;
+        Some(format!(
+            "{when} every sync: {hook} (at most {})",
+            setting(hooks.timeout_seconds)
+        ))
+    };
+    [line("before", &hooks.pre), line("after", &hooks.post)]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn life(fields: &mut Fields, job: &JobView) {
+    fields.field("created", local_time(job.created));
+    if let Some(start) = job.start_at {
+        fields.field("starts", local_time(start));
+    }
+    let valid = setting(job.valid_seconds);
+    match job.expires {
+        Some(expires) => fields.field(
+            "expires",
+            format!("{}, {valid} after its creation", local_time(expires)),
+        ),
+        None => fields.field("valid", format!("{valid}, if it stays unfinished")),
+    }
+}

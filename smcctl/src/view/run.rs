@@ -1,0 +1,118 @@
+//! Runs: as a table, and one in a few lines.
+
+use crate::view::words::outcome_tone;
+use api::{RunDisk, RunView};
+use cli::paint::Paint;
+use cli::table::Align::{Left, Right};
+use cli::table::{Align, Cell, Table};
+use cli::units::{local_time, measured, rate, size};
+
+const COLUMNS: [(&str, Align); 12] = [
+    ("RUN", Right),
+    ("STARTED", Left),
+    ("TOOK", Right),
+    ("TYPE", Left),
+    ("OUTCOME", Left),
+    ("IMAGE", Left),
+    ("METHOD", Left),
+    ("CLASS", Left),
+    ("COMPARED", Right),
+    ("CHANGED", Right),
+    ("STORED", Right),
+    ("RATE", Right),
+];
+
+/// A row a run, in the order they come in; what went wrong stands below.
+pub fn table(paint: Paint, runs: &[RunView]) -> Vec<String> {
+    if runs.is_empty() {
+        return vec!["no runs yet".to_owned()];
+    }
+    let mut table = Table::new(&COLUMNS);
+    for run in runs {
+        table.row(row(run));
+        complaints(run).for_each(|text| table.note(format!("  {text}")));
+    }
+    table.lines(paint)
+}
+
+fn row(run: &RunView) -> [Cell; 12] {
+    let or_dash = |text: &Option<String>| Cell::from(text.clone().unwrap_or_else(|| "-".to_owned()));
+    [
+        run.number.to_string().into(),
+        local_time(run.started).into(),
+        or_dash(&run.seconds.map(measured)),
+        run.run_type.to_string().into(),
+        Cell::painted(outcome_tone(run.outcome), run.outcome.to_string()),
+        or_dash(&run.image),
+        or_dash(&run.method),
+        or_dash(&run.consistency),
+        size(run.compared_bytes).into(),
+        size(run.dirty_bytes).into(),
+        size(run.stored_bytes).into(),
+        rate(run.compare_rate_bytes).into(),
+    ]
+}
+
+fn complaints(run: &RunView) -> impl Iterator<Item = String> {
+    let error = run.error.iter().map(|error| format!("error: {error}"));
+    error.chain(run.warnings.iter().map(|warning| format!("warning: {warning}")))
+}
+
+/// One run: how it ended, what it made, and of which disks.
+pub fn lines(run: &RunView) -> Vec<String> {
+    let mut lines = vec![ending(run)];
+    lines.extend(made(run));
+    lines.extend(run.disks.iter().flat_map(disk));
+    if !run.deleted.is_empty() {
+        lines.push(format!("deleted afterwards: {}", run.deleted.join(", ")));
+    }
+    lines.extend(complaints(run));
+    lines
+}
+
+fn ending(run: &RunView) -> String {
+    let took = run.seconds.map(|seconds| format!(", took {}", measured(seconds)));
+    format!(
+        "run {} ({}): {}, began {}{}{}",
+        run.number,
+        run.run_type,
+        run.outcome,
+        local_time(run.started),
+        took.unwrap_or_default(),
+        if run.resumed {
+            ", went on with a run that was not finished"
+        } else {
+            ""
+        },
+    )
+}
+
+fn made(run: &RunView) -> Option<String> {
+    let image = run.image.as_ref()?;
+    let kind = run.kind.as_deref().map(|kind| format!(": {kind} image"));
+    let method = run.method.as_deref().map(|method| format!(" ({method})"));
+    let class = run.consistency.as_deref().map(|class| format!(", {class}"));
+    let reason = run
+        .consistency_reason
+        .as_deref()
+        .map(|reason| format!(" ({reason})"));
+    Some(
+        [Some(image.clone()), kind, method, class, reason]
+            .into_iter()
+            .flatten()
+            .collect(),
+    )
+}
+
+fn disk(disk: &RunDisk) -> [String; 2] {
+    let (compared, changed, stored) = (
+        size(disk.compared_bytes),
+        size(disk.dirty_bytes),
+        size(disk.stored_bytes),
+    );
+    let name = &disk.name;
+    [
+        format!("{name}: {compared} compared, {changed} changed, {stored} stored"),
+        format!("{:width$}  {}", "", disk.digest, width = name.chars().count()),
+    ]
+}

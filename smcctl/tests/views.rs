@@ -1,0 +1,280 @@
+//! What smcctl makes of answers for people: each view whole, as it is printed.
+
+#![allow(clippy::unwrap_used, reason = "this is test code, outside of test functions")]
+
+mod fake;
+
+use api::{
+    Check, DiskEstimate, Estimate, ExportView, JobView, Level, Precheck, ServiceStatus, Status, StoreEstimate,
+};
+use fake::FakeSmcd;
+use fake::views::{GIB, MIB, in_error, succeeded, waiting, with_everything};
+use serde_json::json;
+
+#[test]
+fn a_job_is_shown_with_all_that_is_known() {
+    let smcd = FakeSmcd::new();
+    smcd.on("GET /v1/jobs/web01", 200, &with_everything("web01"));
+    let expected = "\
+web01: Running, Comparing 50%
+  about        Web server of the shop
+  warning      all 3 images are in use: none was deleted
+  asked for    stop, which is being done
+  completing   the job is Finished after this sync
+  next         the sync ends: 2026-11-24 10:01:00 (in 24 s)
+  progress     web01/8, since 2026-11-24 10:00:00 (42 s), reading data
+               compared 70 GiB of 140 GiB at 2 GiB/s, 35 s left
+               changed 3 GiB, stored 1 GiB at 32 MiB/s
+  last sync    if you stopped services now, the last sync would take about 1 min 21 s:
+               comparing 140 GiB at 2 GiB/s: 1 min 10 s
+               storing 800 MiB of changes at 33 MiB/s: 24 s, meanwhile
+               hooks, making the image durable, deleting old ones: 11 s
+               basis: the last 3 syncs (300 KiB/s changes)
+  disks        vda   /dev/vda  40 GiB
+               data  /dev/vdb  100 GiB
+  store        /var/lib/smc/store
+  images       web01/5, web01/6, web01/7
+  continues    old01: its newest image is what the first sync builds on
+  interval     6h, 12h after the next sync
+  keeps        3 images, 5 images after the next sync
+  syncs        reads at most 50 MiB/s, compression level 4, clusters of 64 KiB
+  hooks        before every sync: /usr/local/bin/flush (at most 1m30s)
+               after every sync: /usr/local/bin/resume (at most 1m30s)
+  created      2026-11-20 08:00:00
+  starts       2026-11-21 03:00:00
+  expires      2026-12-20 08:00:00, 30d after its creation
+  last run     run 7 (schedule): succeeded, began 2026-11-24 09:58:30, took 1 min 30 s
+               web01/7: incremental image (scan), fuzzy (vda was written to meanwhile)
+               vda: 40 GiB compared, 3 GiB changed, 900 MiB stored
+                    smc1-64k:00ff
+               deleted afterwards: web01/4
+";
+    assert_eq!(smcd.say("job show web01").ok(), expected);
+}
+
+#[test]
+fn a_job_that_failed_says_why_and_what_to_do() {
+    let smcd = FakeSmcd::new();
+    smcd.on("GET /v1/jobs/web02", 200, &in_error("web02"));
+    let said = smcd.say("job show web02").ok();
+    assert!(said.starts_with("web02: InError\n"), "{said}");
+    assert!(
+        said.contains("  error        the store is full: free some space"),
+        "{said}"
+    );
+    assert!(said.contains("`smcctl job start web02` goes on"), "{said}");
+    assert!(
+        said.contains("  next         nothing, until it is started again\n"),
+        "{said}"
+    );
+}
+
+#[test]
+fn jobs_and_runs_are_tables() {
+    let smcd = FakeSmcd::new();
+    smcd.on(
+        "GET /v1/jobs",
+        200,
+        &[with_everything("web01"), in_error("web02"), waiting("db")],
+    );
+    let failed = in_error("web02").last_run.unwrap();
+    smcd.on("GET /v1/jobs/web02/runs", 200, &[failed, succeeded("web02", 7)]);
+    let jobs = "\
+NAME   STATUS                  NEXT                IMAGES  LAST-SYNC                   DISKS     SIZE
+web01  Running, Comparing 50%  ends in 24 s             3  2026-11-24 10:00:00             2  140 GiB
+  warning: all 3 images are in use: none was deleted
+web02  InError                 -                        3  2026-11-24 10:00:00 failed      2  140 GiB
+  error: the store is full: free some space in /var/lib/smc/store
+db     Waiting                 sync in 5 h 59 min       3  2026-11-24 10:00:00             2  140 GiB
+";
+    assert_eq!(smcd.say("job ls").ok(), jobs);
+    let runs = "\
+RUN  STARTED                    TOOK  TYPE      OUTCOME    IMAGE    METHOD  CLASS  COMPARED  CHANGED   STORED     RATE
+  8  2026-11-24 09:58:30  1 min 30 s  schedule  failed     -        scan    fuzzy   140 GiB    3 GiB  900 MiB  2 GiB/s
+  error: the store is full: free some space in /var/lib/smc/store
+  7  2026-11-24 09:58:30  1 min 30 s  schedule  succeeded  web02/7  scan    fuzzy   140 GiB    3 GiB  900 MiB  2 GiB/s
+";
+    assert_eq!(smcd.say("job history web02").ok(), runs);
+    smcd.on("GET /v1/jobs/new/runs", 200, &json!([]));
+    assert_eq!(smcd.say("job history new").ok(), "no runs yet\n");
+}
+
+#[test]
+fn the_daemon_is_told_in_a_few_lines() {
+    let smcd = FakeSmcd::new();
+    let status = ServiceStatus {
+        version: "0.1.0".to_owned(),
+        pid: 4711,
+        started: jiff::Timestamp::now() - jiff::SignedDuration::from_hours(51),
+        config: None,
+        store: "/var/lib/smc/store".to_owned(),
+        jobs: [("Running", 1), ("Waiting", 2), ("Ready", 0)]
+            .map(|(state, n)| (state.to_owned(), n))
+            .into(),
+        next_sync: Some("web01, in 5 h".to_owned()),
+        warnings: vec!["the clock jumped".to_owned()],
+    };
+    smcd.on("GET /v1/status", 200, &status);
+    let said = smcd.say("status").ok();
+    assert!(
+        said.starts_with("smcd 0.1.0 is up for 2 d 3 h, since 20"),
+        "{said}"
+    );
+    let rest: Vec<&str> = said.lines().skip(1).collect();
+    assert_eq!(
+        rest,
+        [
+            "  store        /var/lib/smc/store",
+            "  config       none: everything is as by default",
+            "  jobs         1 Running, 2 Waiting",
+            "  next sync    web01, in 5 h",
+            "  warning      the clock jumped",
+        ]
+    );
+}
+
+fn check(level: Level, found: &str, advice: Option<&str>) -> Check {
+    Check {
+        id: "x".to_owned(),
+        level,
+        found: found.to_owned(),
+        advice: advice.map(str::to_owned),
+    }
+}
+
+#[test]
+fn a_precheck_ends_in_a_verdict_which_is_the_exit_code() {
+    let good = || check(Level::Ok, "the kernel has virtio drivers", None);
+    let doubtful = || check(Level::Warning, "fstab names /dev/sdb1", Some("name it by UUID"));
+    let bad = || {
+        check(
+            Level::Critical,
+            "the store lies on vda",
+            Some("take another disk"),
+        )
+    };
+    let smcd = FakeSmcd::new();
+    let request = "GET /v1/precheck?store=%2Fs&disk=vda&disk=vdb";
+    let cases = [
+        (vec![good()], 0, "ready"),
+        (vec![good(), doubtful()], 0, "ready with 1 warning"),
+        (vec![doubtful(), bad(), good(), bad()], 1, "not ready: 2 critical"),
+        (vec![], 0, "ready"),
+    ];
+    for (checks, code, verdict) in cases {
+        let smcd = FakeSmcd::new();
+        smcd.on(request, 200, &Precheck { checks });
+        let args = "precheck --store /s --disk vda --disk vdb";
+        let ended = smcd.say(args);
+        assert_eq!(
+            (ended.code, ended.stdout.lines().last()),
+            (Some(code), Some(verdict)),
+            "{ended:?}"
+        );
+        let ended = smcd.say(&format!("{args} --json"));
+        assert_eq!((ended.code, ended.objects().len()), (Some(code), 1), "{ended:?}");
+    }
+    smcd.on(
+        "GET /v1/precheck",
+        200,
+        &Precheck {
+            checks: vec![doubtful(), good()],
+        },
+    );
+    let expected = "\
+LEVEL    FOUND
+warning  fstab names /dev/sdb1
+         name it by UUID
+ok       the kernel has virtio drivers
+ready with 1 warning
+";
+    assert_eq!(smcd.say("precheck").ok(), expected);
+}
+
+#[test]
+fn an_estimate_says_what_it_would_take() {
+    let estimate = Estimate {
+        disks: vec![DiskEstimate {
+            name: "vda".to_owned(),
+            path: "/dev/vda".to_owned(),
+            size_bytes: 40 * GIB,
+            read_rate_bytes: 2 * GIB,
+            sampled_bytes: 4 * GIB,
+            zero_share: 0.25,
+            compressed_share: 0.5,
+        }],
+        store: StoreEstimate {
+            path: "/s".to_owned(),
+            write_rate_bytes: 500 * MIB,
+            free_bytes: 10 * GIB,
+        },
+        total_bytes: 40 * GIB,
+        stored_bytes: 15 * GIB,
+        full_seconds: 31.0,
+        incremental_seconds: 20.0,
+        written_per_hour_bytes: Some(GIB),
+        fits: false,
+        notes: vec!["one sample".to_owned(), "no hooks".to_owned()],
+    };
+    let smcd = FakeSmcd::new();
+    smcd.on("POST /v1/estimate", 200, &estimate);
+    let expected = "\
+DISK  PATH        SIZE    READS  SAMPLED  ZEROS  COMPRESSED-TO
+vda   /dev/vda  40 GiB  2 GiB/s    4 GiB    25%            50%
+  store        /s: 10 GiB free, writes 500 MiB/s
+  full         about 31 s for 40 GiB, which take about 15 GiB in the store
+  incremental  about 20 s; 1 GiB are written in an hour
+  room         not enough for the full sync: free some, or take another store
+  notes        one sample
+               no hooks
+";
+    assert_eq!(smcd.say("estimate --all").ok(), expected);
+}
+
+#[test]
+fn images_in_use_are_listed_with_their_users() {
+    let export = ExportView {
+        image: "web01/7".to_owned(),
+        store: "/s".to_owned(),
+        held_by: vec!["smc-image (pid 4711)".to_owned()],
+        pins: vec![],
+    };
+    let smcd = FakeSmcd::new();
+    smcd.on("GET /v1/exports", 200, &[export]);
+    smcd.on("GET /v1/exports", 200, &json!([]));
+    let expected = "IMAGE    STORE  HELD-BY               PINS\nweb01/7  /s     smc-image (pid 4711)  -\n";
+    assert_eq!(smcd.say("exports").ok(), expected);
+    assert_eq!(smcd.say("exports").ok(), "no image is in use\n");
+}
+
+#[test]
+fn modifications_are_shown_beside_what_is_in_force() {
+    let smcd = FakeSmcd::new();
+    smcd.on("PATCH /v1/jobs/web01", 200, &with_everything("web01"));
+    let said = smcd.say("job modify web01 --interval 12h").ok();
+    assert!(
+        said.contains("  interval     6h, 12h after the next sync\n"),
+        "{said}"
+    );
+    assert!(!said.contains("last run"), "{said}");
+}
+
+#[test]
+fn a_deletion_says_what_became_of_the_images() {
+    let smcd = FakeSmcd::new();
+    smcd.on_text("DELETE /v1/jobs/web01", 204, "");
+    smcd.on_text("DELETE /v1/jobs/web01?purge=true", 204, "");
+    let deleting = JobView {
+        status: Status::Deleting,
+        ..waiting("web01")
+    };
+    smcd.on("DELETE /v1/jobs/web01?purge=true", 200, &deleting);
+    assert_eq!(
+        smcd.say("job delete web01").ok(),
+        "web01 is deleted; its images stay\n"
+    );
+    assert_eq!(smcd.say("job delete web01 --json").ok(), "");
+    let purge = "job delete web01 --purge --yes";
+    assert_eq!(smcd.say(purge).ok(), "web01 and its images are deleted\n");
+    assert!(smcd.say(purge).ok().starts_with("web01: Deleting\n"));
+}
