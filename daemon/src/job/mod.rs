@@ -7,5 +7,5 @@ mod refusal;
 
 pub use create::{ResolvedInput, check_name, new_record};
 pub use modify::modify;
-pub use record::{ActiveRun, DiskRecord, Ending, JobRecord, WriteCounter};
+pub use record::{ActiveRun, DiskRecord, Ending, JobRecord, Schedule, WriteCounter};
 pub use refusal::{Refusal, Refused};

@@ -1,16 +1,15 @@
-//! What is kept of a job: in the state, and in the store for the day when the state is lost.
+//! A job as the daemon knows it. `state/records` is how it is written down.
 
 use crate::clock::Deadline;
 use crate::engine::{DiskArg, Request};
 use api::{CreateJob, DiskView, HooksView, PendingView, RunType, Status};
 use imagefmt::{ClusterSize, DiskIdentity};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A job as it is written down.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// A job.
+#[derive(Debug, Clone, PartialEq)]
 pub struct JobRecord {
     pub name: String,
     pub description: String,
@@ -45,12 +44,10 @@ pub struct JobRecord {
     /// Number of the last run.
     pub runs: u64,
     /// There are more images than are to be kept, since they were in use.
-    #[serde(alias = "excess")]
     pub retention_pending: bool,
     /// While Deleting: the images go too.
     pub purge: bool,
     /// Whether a run has made an image.
-    #[serde(default)]
     pub synced: bool,
     /// How much had been written to the disks when the last run that made an image began.
     pub written: Option<WriteCounter>,
@@ -59,44 +56,39 @@ pub struct JobRecord {
 }
 
 /// A disk of a job.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskRecord {
     pub name: String,
     pub path: PathBuf,
     pub size_bytes: u64,
     /// What it was known by when the job was created: a first sync has no image to compare it with.
-    #[serde(default)]
     pub identity: DiskIdentity,
 }
 
 /// When and how many.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Schedule {
     pub interval_seconds: u64,
     pub max_images: u32,
 }
 
 /// A run that is going on, or was when the daemon ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ActiveRun {
     pub number: u64,
     pub run_type: RunType,
     /// The number of the image that it makes, once that is known.
     pub image: Option<u64>,
     /// What was asked of it meanwhile.
-    #[serde(default)]
     pub ending: Option<Ending>,
     /// Whether the job was Waiting before: then what is in the way of this sync puts it off.
-    #[serde(default)]
     pub from_waiting: bool,
     /// How much had been written to the disks when it began.
-    #[serde(default)]
     pub written: Option<WriteCounter>,
 }
 
 /// Why a sync was asked to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// By the user, to go on later.
     Stop,
@@ -118,7 +110,7 @@ impl Ending {
 }
 
 /// The kernel's count of what was written to the disks, valid in one boot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteCounter {
     pub boot: String,
     pub bytes: u64,

@@ -51,6 +51,11 @@ impl Refusal {
         Self::new(ErrorKind::NotFound, format!("there is no job {name}; {known}"))
     }
 
+    /// The job's record cannot be read, so nothing is done with it.
+    pub fn unreadable(warning: String) -> Self {
+        Self::conflict(warning)
+    }
+
     /// The job's state does not allow the action.
     pub fn state(name: &str, status: Status, action: Action) -> Self {
         let states: Vec<String> = action.allowed_from().iter().map(Status::to_string).collect();

@@ -3,6 +3,7 @@
 use super::disks;
 use super::manager::{Inner, Manager};
 use crate::job::{self, JobRecord, Refusal, Refused, ResolvedInput};
+use crate::state::Unreadable;
 use api::{Action, CreateJob, rules};
 use imagefmt::{Manifest, Store};
 use std::path::{Path, PathBuf};
@@ -76,6 +77,10 @@ impl Manager {
     fn repeated(&self, inner: &Inner, request: &CreateJob) -> Refused<Option<String>> {
         if let Some(token) = &request.client_token {
             let same = |job: &&JobRecord| job.request.client_token.as_ref() == Some(token);
+            let has_token = |job: &&Unreadable| job.client_token.as_ref() == Some(token);
+            if let Some(job) = inner.unreadable.values().find(has_token) {
+                return Err(Refusal::unreadable(job.warning()));
+            }
             if let Some(job) = inner.jobs.values().find(same) {
                 if job.request == *request {
                     return Ok(Some(job.name.clone()));
@@ -85,6 +90,9 @@ impl Manager {
                     job.name
                 )));
             }
+        }
+        if let Some(job) = inner.unreadable.get(&request.name) {
+            return Err(Refusal::unreadable(job.warning()));
         }
         match inner.jobs.get(&request.name) {
             None => Ok(None),
@@ -109,6 +117,10 @@ impl Manager {
                 "job {from} was taken up before, by job {}: take up that one",
                 successor.name
             )));
+        }
+        let unreadable = |job: &&Unreadable| job.name == *from || job.take_up.as_ref() == Some(from);
+        if let Some(job) = inner.unreadable.values().find(unreadable) {
+            return Err(Refusal::unreadable(job.warning()));
         }
         let Some(old) = inner.jobs.get(from) else {
             // Its images may be in the store all the same: made by `smcd sync`, or by a job that was deleted.
@@ -197,8 +209,16 @@ fn check_disk_names(new: &JobRecord, newest: &Manifest) -> Refused<()> {
     )))
 }
 
-/// A disk belongs to one unfinished job.
+/// A disk belongs to one unfinished job, and one whose record cannot be read may be unfinished.
 fn check_disks(inner: &Inner, new: &JobRecord) -> Refused<()> {
+    let ours = || new.disks.iter().map(|disk| &disk.path);
+    let shares = |job: &&Unreadable| {
+        let mut theirs = job.disks.iter();
+        theirs.any(|theirs| ours().any(|ours| disks::overlap(ours, theirs)))
+    };
+    if let Some(job) = inner.unreadable.values().find(shares) {
+        return Err(Refusal::unreadable(job.warning()));
+    }
     for job in inner.jobs.values().filter(|job| job.status.is_unfinished()) {
         for theirs in &job.disks {
             let ours = new

@@ -2,6 +2,7 @@
 
 use super::manager::{Inner, Manager};
 use crate::job::{JobRecord, Refusal, Refused};
+use crate::state::Unreadable;
 use api::{Action, Status};
 use imagefmt::{ErrorKind, Store};
 use std::sync::Arc;
@@ -13,6 +14,9 @@ impl Manager {
     /// # Errors
     /// With `purge`, when an image is in use: nothing has changed then.
     pub fn delete(self: &Arc<Self>, name: &str, purge: bool) -> Refused<bool> {
+        if self.lock().unreadable.contains_key(name) {
+            return self.delete_unreadable(name, purge).map(|()| true);
+        }
         if purge {
             let job = self.job_for(&self.lock(), name, Action::Delete)?;
             refuse_needed(&self.lock(), &job)?;
@@ -39,6 +43,31 @@ impl Manager {
             tracing::info!(job = name, "job is deleted; its images stay");
         }
         Ok(!purge)
+    }
+
+    /// Forgets a job whose record cannot be read. Which images are its own is not known, so they stay.
+    fn delete_unreadable(self: &Arc<Self>, name: &str, purge: bool) -> Refused<()> {
+        let mut inner = self.lock();
+        let Some(job) = inner.unreadable.get(name).cloned() else {
+            return Err(Refusal::no_job(name, inner.jobs.keys()));
+        };
+        if purge {
+            return Err(Refusal::unreadable(job.warning()));
+        }
+        if inner.closing {
+            return Err(Refusal::shutting_down());
+        }
+        self.forget(&mut inner, name)
+            .map_err(|error| Refusal::failed(&error))?;
+        drop(inner);
+        if let Some(store) = &job.store {
+            self.queue_note(store, name);
+        }
+        tracing::warn!(
+            job = name,
+            "job is deleted, and its record could not be read; its images stay"
+        );
+        Ok(())
     }
 
     /// Goes on with a job that is Deleting, unless somebody does already.
@@ -130,6 +159,10 @@ fn refuse_needed(inner: &Inner, job: &JobRecord) -> Refused<()> {
             && successor.status.is_unfinished()
             && !successor.synced
     };
+    let may_wait = |other: &&Unreadable| other.take_up.as_ref() == Some(&job.name);
+    if let Some(other) = inner.unreadable.values().find(may_wait) {
+        return Err(Refusal::unreadable(other.warning()));
+    }
     match inner.jobs.values().find(waits) {
         None => Ok(()),
         Some(successor) => Err(Refusal::conflict(format!(

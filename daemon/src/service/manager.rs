@@ -4,7 +4,7 @@ use super::live::LiveRun;
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::job::{JobRecord, Refusal, Refused};
-use crate::state::{JobNote, KnownStores, NOTE_RUNS, State};
+use crate::state::{Jobs, KnownStores, NOTE_RUNS, Runs, State, StoredNote, Unreadable};
 use anyhow::Context;
 use api::{Action, RunView, rules};
 use jiff::Timestamp;
@@ -32,6 +32,8 @@ pub(super) struct Inner {
     state: State,
     known: KnownStores,
     pub jobs: BTreeMap<String, JobRecord>,
+    /// Jobs whose record cannot be read: nothing is done for them, and what is theirs stays theirs.
+    pub unreadable: BTreeMap<String, Unreadable>,
     pub live: BTreeMap<String, (Arc<LiveRun>, Option<crate::job::Ending>)>,
     /// Jobs whose images are being deleted by a thread.
     pub deleting: BTreeSet<String>,
@@ -47,16 +49,22 @@ impl Manager {
         config: Config,
         clock: Arc<dyn Clock>,
         state: State,
-        jobs: Vec<JobRecord>,
+        jobs: Jobs,
         warnings: Vec<String>,
     ) -> Self {
         let known = KnownStores::open(&config.state_dir);
+        let named = |job: Unreadable| (job.name.clone(), job);
         Self {
             started: clock.now().wall,
             inner: Mutex::new(Inner {
                 state,
                 known,
-                jobs: jobs.into_iter().map(|job| (job.name.clone(), job)).collect(),
+                jobs: jobs
+                    .readable
+                    .into_iter()
+                    .map(|job| (job.name.clone(), job))
+                    .collect(),
+                unreadable: jobs.unreadable.into_iter().map(named).collect(),
                 live: BTreeMap::new(),
                 deleting: BTreeSet::new(),
                 closing: false,
@@ -101,7 +109,7 @@ impl Manager {
         inner
             .state
             .save(&job, run)
-            .with_context(|| format!("write down job {}", job.name))?;
+            .with_context(|| format!("save job {}", job.name))?;
         inner.jobs.insert(job.name.clone(), job);
         self.changed.notify_all();
         Ok(())
@@ -142,27 +150,34 @@ impl Manager {
             if let Err(error) = self.write_note(store, &name) {
                 tracing::warn!(
                     job = name,
-                    "the copy of the job in its store is not up to date: {error}"
+                    "the copy of the job in its store is not up to date: {error:#}"
                 );
             }
         }
     }
 
-    /// As the job is now: a job that is gone, or lies in another store, has none.
-    fn write_note(&self, store: &Path, name: &str) -> imagefmt::Result<()> {
+    /// As the job is now: a job that is gone, or lies in another store, has none. The note of a job whose record cannot
+    /// be read is left as it is.
+    fn write_note(&self, store: &Path, name: &str) -> anyhow::Result<()> {
         let note = {
             let inner = self.lock();
-            let job = inner.jobs.get(name).filter(|job| job.store == store).cloned();
-            job.map(|job| JobNote {
-                host: crate::state::host(),
-                runs: inner.state.runs(name, NOTE_RUNS).unwrap_or_default(),
-                job,
-            })
+            if inner.unreadable.contains_key(name) {
+                return Ok(());
+            }
+            match inner.jobs.get(name).filter(|job| job.store == store) {
+                Some(_) => inner.state.note(name, NOTE_RUNS)?,
+                None => None,
+            }
         };
+        let opened = imagefmt::open_store(store)?;
         match note {
-            Some(note) => imagefmt::open_store(store)?.put_note(name, &note),
-            None => imagefmt::open_store(store)?.remove_note(name),
+            Some(note) => {
+                let before = opened.note::<StoredNote>(name).ok();
+                opened.put_note(name, &note.replacing(before))?;
+            }
+            None => opened.remove_note(name)?,
         }
+        Ok(())
     }
 
     fn notes(&self) -> MutexGuard<'_, BTreeMap<PathBuf, BTreeSet<String>>> {
@@ -189,6 +204,9 @@ impl Manager {
 
     /// A job by its name.
     pub(super) fn job(&self, inner: &Inner, name: &str) -> Refused<JobRecord> {
+        if let Some(job) = inner.unreadable.get(name) {
+            return Err(Refusal::unreadable(job.warning()));
+        }
         let known = || Refusal::no_job(name, inner.jobs.keys());
         inner.jobs.get(name).cloned().ok_or_else(known)
     }
@@ -200,6 +218,7 @@ impl Manager {
             .remove(name)
             .with_context(|| format!("forget job {name}"))?;
         inner.jobs.remove(name);
+        inner.unreadable.remove(name);
         self.changed.notify_all();
         Ok(())
     }
@@ -208,10 +227,18 @@ impl Manager {
     pub fn runs(&self, name: &str, limit: u32) -> Refused<Vec<RunView>> {
         let inner = self.lock();
         self.job(&inner, name)?;
-        inner
+        let runs = inner
             .state
             .runs(name, limit)
-            .map_err(|error| Refusal::failed(&error))
+            .map_err(|error| Refusal::failed(&error))?;
+        for (number, reason) in &runs.unreadable {
+            tracing::warn!(
+                job = name,
+                run = number,
+                "the record of a run cannot be read: {reason}"
+            );
+        }
+        Ok(runs.readable)
     }
 }
 
@@ -222,10 +249,10 @@ impl Inner {
     }
 
     /// The newest runs.
-    pub fn runs(&self, job: &str, limit: u32) -> Vec<RunView> {
+    pub fn runs(&self, job: &str, limit: u32) -> Runs {
         self.state.runs(job, limit).unwrap_or_else(|error| {
             tracing::error!(job, "its runs cannot be read: {error:#}");
-            Vec::new()
+            Runs::default()
         })
     }
 

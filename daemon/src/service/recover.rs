@@ -7,7 +7,7 @@ use super::runner::Work;
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::job::{Ending, JobRecord};
-use crate::state::{JobNote, KnownStores, Opened, State, rebuild};
+use crate::state::{FoundJob, KnownStores, Opened, State, Unreadable, rebuild};
 use anyhow::Result;
 use api::{RunView, Status};
 use imagefmt::Manifest;
@@ -15,46 +15,72 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Opens the state, or finds it again in the stores, and goes on with whatever was going on.
+/// Opens the state, or finds it again in the stores, and resumes whatever was going on.
+///
+/// # Errors
+/// When the state cannot be opened, read or written.
 pub fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Manager>> {
     let now = clock.now();
     let (mut state, opened) = State::open(&config.state_dir)?;
-    let warnings = match opened {
-        Opened::Found => Vec::new(),
+    let found = match opened {
+        Opened::Found => rebuild_unseen(&mut state, &now)?,
         Opened::New => rebuild_state(&mut state, &config, &now, None)?,
         Opened::Damaged(kept, why) => {
             let lost = format!("the state was damaged ({why}) and is kept as {}", kept.display());
             rebuild_state(&mut state, &config, &now, Some(lost))?
         }
     };
-    let mut warnings = warnings;
-    warnings.extend(rebuild_unseen(&mut state, &now)?);
+    let Found {
+        mut warnings,
+        unreadable,
+    } = found;
     let mut jobs = state.jobs()?;
     let elsewhere = state.is_of_another_host()?;
-    for job in &mut jobs {
-        let before = job.clone();
-        anchor(job, &now);
-        if elsewhere {
-            stop_foreign(job);
-        }
-        if *job != before
-            && let Err(error) = state.save(job, None)
-        {
-            // A disk without room must not keep the schedule from going on.
-            tracing::error!(job = job.name, "{error:#}");
-        }
+    for job in &mut jobs.readable {
+        settle(&mut state, job, elsewhere, &now)?;
     }
     if elsewhere {
         warnings.push(
             "this state was written on another machine: its jobs are Stopped until you start them here"
                 .to_owned(),
         );
-        state.claim()?;
+        state.claim(&jobs.unreadable)?;
     }
+    jobs.unreadable.extend(unreadable);
+    warnings.extend(jobs.unreadable.iter().map(Unreadable::warning));
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let manager = Arc::new(Manager::new(config, clock, state, jobs, warnings));
     resume_all(&manager);
     Ok(manager)
+}
+
+/// Brings a job that was read into the present: its deadlines, and whose it is.
+fn settle(state: &mut State, job: &mut JobRecord, elsewhere: bool, now: &Moment) -> Result<()> {
+    let before = job.clone();
+    anchor(job, now);
+    // Its record may have been unreadable when the rest of the state became this machine's.
+    let is_foreign = state.is_foreign(&job.name)?;
+    if elsewhere || is_foreign {
+        stop_foreign(job);
+    }
+    if *job != before
+        && let Err(error) = state.save(job, None)
+    {
+        // A disk without room must not keep the schedule from going on.
+        tracing::error!(job = job.name, "{error:#}");
+        return Ok(());
+    }
+    if is_foreign {
+        state.adopt(&job.name)?;
+    }
+    Ok(())
+}
+
+/// What looking through stores found beside jobs.
+#[derive(Debug, Default)]
+struct Found {
+    warnings: Vec<String>,
+    unreadable: Vec<Unreadable>,
 }
 
 /// A job of another machine, or of this one before it was migrated, does nothing until somebody says so.
@@ -72,28 +98,39 @@ fn stop_foreign(job: &mut JobRecord) {
 }
 
 /// Stores that could not be looked through when the state was lost may be there now.
-fn rebuild_unseen(state: &mut State, now: &Moment) -> Result<Vec<String>> {
+fn rebuild_unseen(state: &mut State, now: &Moment) -> Result<Found> {
     let unseen = state.unseen()?;
     if unseen.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Found::default());
     }
     let rebuilt = rebuild(unseen.iter(), now);
-    let known: BTreeSet<String> = state.jobs()?.into_iter().map(|job| job.name).collect();
-    let found: Vec<JobNote> = rebuilt
+    let jobs = state.jobs()?;
+    let known: BTreeSet<&String> = jobs
+        .readable
+        .iter()
+        .map(|job| &job.name)
+        .chain(jobs.unreadable.iter().map(|job| &job.name))
+        .collect();
+    let is_new = |name: &String| !known.contains(name);
+    let found: Vec<FoundJob> = rebuilt
         .jobs
         .into_iter()
-        .filter(|note| !known.contains(&note.job.name))
+        .filter(|found| is_new(&found.job.name))
         .collect();
     let mut warnings = rebuilt.warnings;
     if !found.is_empty() {
         warnings.push(rebuilt_notice(&found));
     }
     state.fill(&found, &rebuilt.unseen)?;
-    Ok(warnings)
+    let unreadable = rebuilt.unreadable.into_iter();
+    Ok(Found {
+        warnings,
+        unreadable: unreadable.filter(|job| is_new(&job.name)).collect(),
+    })
 }
 
-fn rebuilt_notice(notes: &[JobNote]) -> String {
-    let names: Vec<&str> = notes.iter().map(|note| note.job.name.as_str()).collect();
+fn rebuilt_notice(found: &[FoundJob]) -> String {
+    let names: Vec<&str> = found.iter().map(|found| found.job.name.as_str()).collect();
     format!(
         "the state of {} was found again in the stores: check them with `smcctl job show`",
         names.join(", ")
@@ -101,37 +138,47 @@ fn rebuilt_notice(notes: &[JobNote]) -> String {
 }
 
 /// Fills a new database with what the stores know.
-fn rebuild_state(
-    state: &mut State,
-    config: &Config,
-    now: &Moment,
-    lost: Option<String>,
-) -> Result<Vec<String>> {
+fn rebuild_state(state: &mut State, config: &Config, now: &Moment, lost: Option<String>) -> Result<Found> {
     let known = KnownStores::open(&config.state_dir);
     let stores: BTreeSet<PathBuf> = std::iter::once(&config.store)
         .chain(&config.stores)
         .chain(known.all())
         .cloned()
         .collect();
-    let mut rebuilt = rebuild(stores.iter(), now);
+    let rebuilt = rebuild(stores.iter(), now);
+    let missed = |store: &PathBuf| known.all().contains(store) || config.stores.contains(store);
+    let holds_unreadable = |store: &PathBuf| {
+        let stores = rebuilt.unreadable.iter().map(|job| &job.store);
+        stores.flatten().any(|other| other == store)
+    };
     // A store that never was one is nothing lost; one that jobs had is.
-    rebuilt
-        .unseen
-        .retain(|store| known.all().contains(store) || config.stores.contains(store));
     let mut warnings: Vec<String> = lost.into_iter().collect();
-    for store in &rebuilt.unseen {
+    for store in rebuilt
+        .unseen
+        .iter()
+        .filter(|store| missed(store) && !holds_unreadable(store))
+    {
         warnings.push(format!(
             "{} is no store now, and jobs had theirs there: mount it and restart smcd, which looks again",
             store.display()
         ));
     }
+    let unseen = rebuilt
+        .unseen
+        .iter()
+        .filter(|store| missed(store) || holds_unreadable(store))
+        .cloned()
+        .collect();
     // All of it or nothing: a crash in between is as if it had not begun.
-    state.fill(&rebuilt.jobs, &rebuilt.unseen)?;
+    state.fill(&rebuilt.jobs, &unseen)?;
     if !rebuilt.jobs.is_empty() {
         warnings.push(rebuilt_notice(&rebuilt.jobs));
     }
     warnings.extend(rebuilt.warnings);
-    Ok(warnings)
+    Ok(Found {
+        warnings,
+        unreadable: rebuilt.unreadable,
+    })
 }
 
 /// What was set by the clocks of an earlier boot goes by those of this one from now on.

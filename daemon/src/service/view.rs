@@ -4,7 +4,10 @@ use super::forecast::forecast;
 use super::manager::Manager;
 use crate::clock::Moment;
 use crate::job::{JobRecord, Refused};
-use api::{Event, ExportView, JobView, NextEvent, RunView, ServiceStatus, Status};
+use crate::state::Unreadable;
+use api::{
+    DiskView, Event, ExportView, HooksView, JobView, NextEvent, PendingView, RunView, ServiceStatus, Status,
+};
 use imagefmt::Store;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,11 +22,18 @@ impl Manager {
     pub fn show(&self, name: &str) -> Refused<JobView> {
         let (job, runs, live) = {
             let inner = self.lock();
+            if let Some(job) = inner.unreadable.get(name) {
+                return Ok(unreadable_view(job));
+            }
             let job = self.job(&inner, name)?;
             (job, inner.runs(name, RUNS_SEEN), inner.live.get(name).cloned())
         };
         let now = self.now();
-        let mut view = view(&job, &runs, &now);
+        let mut view = view(&job, &runs.readable, &now);
+        view.warnings
+            .extend(runs.unreadable.iter().map(|(number, reason)| {
+                format!("the record of run {number} cannot be read and is left as it is: {reason}")
+            }));
         if let Some((live, ending)) = live {
             view.progress = Some(live.progress());
             view.ending = ending.map(|ending| ending.label().to_owned());
@@ -38,7 +48,15 @@ impl Manager {
 
     /// All jobs, by name.
     pub fn list(&self) -> Vec<JobView> {
-        let names: Vec<String> = self.lock().jobs.keys().cloned().collect();
+        let names: BTreeSet<String> = {
+            let inner = self.lock();
+            inner
+                .jobs
+                .keys()
+                .chain(inner.unreadable.keys())
+                .cloned()
+                .collect()
+        };
         // One that is deleted meanwhile is not in the list.
         names.iter().filter_map(|name| self.show(name).ok()).collect()
     }
@@ -50,6 +68,9 @@ impl Manager {
         let mut jobs: BTreeMap<String, usize> = BTreeMap::new();
         for job in inner.jobs.values() {
             *jobs.entry(job.status.to_string()).or_default() += 1;
+        }
+        if !inner.unreadable.is_empty() {
+            jobs.insert("unreadable".to_owned(), inner.unreadable.len());
         }
         let soonest = inner
             .jobs
@@ -87,7 +108,7 @@ impl Manager {
         let inner = self.lock();
         let measured = |job: &JobRecord| {
             let progress = inner.live.get(&job.name).map(|(live, _)| live.progress());
-            (job.clone(), progress, inner.runs(&job.name, 1).pop())
+            (job.clone(), progress, inner.runs(&job.name, 1).readable.pop())
         };
         inner.jobs.values().map(measured).collect()
     }
@@ -124,6 +145,49 @@ fn view(job: &JobRecord, runs: &[RunView], now: &Moment) -> JobView {
         expires: unfinished.then(|| job.expires.wall(now)),
         images: Vec::new(),
         last_run: runs.first().cloned(),
+    }
+}
+
+/// A job whose record cannot be read, with what the record still shows: it is in error, and its disks are its own.
+fn unreadable_view(job: &Unreadable) -> JobView {
+    let disk = |path: &PathBuf| DiskView {
+        name: String::new(),
+        path: path.display().to_string(),
+        size_bytes: 0,
+    };
+    JobView {
+        name: job.name.clone(),
+        description: String::new(),
+        status: Status::InError,
+        ending: None,
+        completing: false,
+        error: Some(job.warning()),
+        warnings: Vec::new(),
+        next: nothing("nothing: its record cannot be read"),
+        progress: None,
+        forecast: None,
+        store: job
+            .store
+            .as_ref()
+            .map(|store| store.display().to_string())
+            .unwrap_or_default(),
+        disks: job.disks.iter().map(disk).collect(),
+        automatic_incremental: false,
+        interval_seconds: None,
+        max_images: None,
+        pending: PendingView::default(),
+        compress_level: 0,
+        bandwidth_limit_bytes: 0,
+        cluster_size_bytes: None,
+        accept_changed_disk: false,
+        hooks: HooksView::default(),
+        take_up: job.take_up.clone(),
+        created: job.created.unwrap_or(Timestamp::UNIX_EPOCH),
+        start_at: None,
+        valid_seconds: 0,
+        expires: None,
+        images: Vec::new(),
+        last_run: None,
     }
 }
 

@@ -1,15 +1,29 @@
 //! The database: two tables, each row a record as JSON beside what is looked up by.
 
-use super::JobNote;
+use super::rebuild::FoundJob;
+use super::records::{StoredJob, StoredNote, StoredRun, Unreadable, parse};
 use crate::job::JobRecord;
 use anyhow::{Context, Result, bail};
 use api::RunView;
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Brings a database from one version to the next. `PRAGMA user_version` counts those that have been done.
-const MIGRATIONS: [&str; 1] = ["
+/// A step from one version of the schema to the next.
+struct Migration {
+    sql: &'static str,
+    /// The earliest version whose smcd can use the file after this step.
+    min_reader: u32,
+}
+
+/// Brings a database from one version of the schema to the next. `PRAGMA user_version` holds the `min_reader` of the last
+/// step: an smcd that knows a lower version leaves the file alone. The version itself is in the table `schema`, which the
+/// second step makes; a step that only adds keeps `min_reader` as it was.
+const MIGRATIONS: [Migration; 2] = [
+    Migration {
+        sql: "
     CREATE TABLE jobs (
         name TEXT PRIMARY KEY,
         client_token TEXT UNIQUE,
@@ -27,7 +41,21 @@ const MIGRATIONS: [&str; 1] = ["
     CREATE TABLE host (
         id TEXT NOT NULL
     ) STRICT;
-"];
+",
+        min_reader: 1,
+    },
+    Migration {
+        sql: "
+    CREATE TABLE schema (
+        version INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE foreign_jobs (
+        name TEXT PRIMARY KEY REFERENCES jobs (name) ON DELETE CASCADE
+    ) STRICT;
+",
+        min_reader: 1,
+    },
+];
 
 /// Runs kept of a job: a year of hourly syncs.
 const RUNS_KEPT: u64 = 9000;
@@ -49,11 +77,29 @@ pub enum Opened {
     Damaged(PathBuf, String),
 }
 
+/// All jobs of the database.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Jobs {
+    /// Those whose record can be read.
+    pub readable: Vec<JobRecord>,
+    /// The others.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// Runs of a job, newest first.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Runs {
+    /// Those whose record can be read.
+    pub readable: Vec<RunView>,
+    /// Numbers of the others, and why they cannot be read.
+    pub unreadable: Vec<(u64, String)>,
+}
+
 impl State {
     /// Opens the database in `dir`, or makes one where there is none or the one there is damaged.
     ///
     /// # Errors
-    /// One that a newer version wrote is left alone.
+    /// When it cannot be opened, or a newer version wrote it whose schema this one cannot use: it is left alone then.
     pub fn open(dir: &Path) -> Result<(Self, Opened)> {
         let path = dir.join("state.db");
         let existed = path.exists();
@@ -89,45 +135,82 @@ impl State {
         state
             .migrate()
             .with_context(|| format!("bring {shown} up to date"))?;
-        state.jobs()?;
         Ok(state)
     }
 
     fn migrate(&mut self) -> Result<()> {
-        let version: u32 = self
+        let min_reader: u32 = self
             .connection
             .query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        let done = usize::try_from(version).unwrap_or(usize::MAX);
-        if done > MIGRATIONS.len() {
+        let known = MIGRATIONS.len();
+        if usize::try_from(min_reader).unwrap_or(usize::MAX) > known {
             bail!(
-                "it has version {version}, and this smcd knows up to {}: a newer smcd wrote it. Install that one, or \
-                 move the file away and let the jobs be found again in their stores",
-                MIGRATIONS.len()
+                "it is for smcd with schema {min_reader} or later, and this smcd knows schemas up to {known}: a newer smcd \
+                 wrote it. Install that one, or move the file away and let the jobs be found again in their stores"
             );
         }
-        for (number, step) in (1u32..).zip(MIGRATIONS).skip(done) {
+        // A version beyond ours has only added to what we know: it is used as it is.
+        let done = self.schema_version(min_reader)?;
+        for (number, step) in (1u32..).zip(&MIGRATIONS) {
+            if number <= done {
+                continue;
+            }
             let transaction = self.connection.transaction()?;
-            transaction.execute_batch(step)?;
-            transaction.pragma_update(None, "user_version", number)?;
+            transaction.execute_batch(step.sql)?;
+            transaction.pragma_update(None, "user_version", step.min_reader)?;
+            if number > 1 {
+                transaction.execute("DELETE FROM schema", [])?;
+                transaction.execute("INSERT INTO schema (version) VALUES (?1)", [number])?;
+            }
             transaction.commit()?;
         }
         Ok(())
     }
 
+    /// The last step that was done. A file of before the second step says it by `user_version`, which is 0 or 1 then.
+    fn schema_version(&self, user_version: u32) -> Result<u32> {
+        let has_table: bool = self.connection.query_row(
+            "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'schema')",
+            [],
+            |row| row.get(0),
+        )?;
+        if !has_table {
+            return Ok(user_version);
+        }
+        let version = self
+            .connection
+            .query_row("SELECT version FROM schema", [], |row| row.get(0));
+        Ok(version?)
+    }
+
     /// All jobs, by name.
-    pub fn jobs(&self) -> Result<Vec<JobRecord>> {
+    ///
+    /// # Errors
+    /// When the database cannot be read. A record that cannot be read is none.
+    pub fn jobs(&self) -> Result<Jobs> {
         let mut statement = self
             .connection
-            .prepare("SELECT name, record FROM jobs ORDER BY name")?;
-        let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
-        rows.map(|row| {
-            let (name, record) = row?;
-            serde_json::from_str(&record).map_err(|error| Damage(format!("job {name}: {error}")).into())
-        })
-        .collect()
+            .prepare("SELECT name, record, client_token FROM jobs ORDER BY name")?;
+        let mut rows = statement.query([])?;
+        let mut jobs = Jobs::default();
+        while let Some(row) = rows.next()? {
+            let (name, record) = (text(row, 0)?, bytes(row, 1)?);
+            match parse::<StoredJob>(record) {
+                Ok(stored) if stored.name == name => jobs.readable.push(stored.into_job()),
+                Ok(stored) => {
+                    let reason = format!("it is about job {}", stored.name);
+                    jobs.unreadable.push(Unreadable::new(name, reason, record));
+                }
+                Err(reason) => jobs.unreadable.push(Unreadable::new(name, reason, record)),
+            }
+        }
+        Ok(jobs)
     }
 
     /// Keeps a job as it is now, and a run of it with it: both or neither.
+    ///
+    /// # Errors
+    /// When it cannot be written: then nothing has changed.
     pub fn save(&mut self, job: &JobRecord, run: Option<&RunView>) -> Result<()> {
         let transaction = self.connection.transaction()?;
         put_job(&transaction, job)?;
@@ -139,6 +222,9 @@ impl State {
     }
 
     /// Forgets a job and its runs.
+    ///
+    /// # Errors
+    /// When that cannot be written: then nothing has changed.
     pub fn remove(&mut self, name: &str) -> Result<()> {
         self.connection
             .execute("DELETE FROM jobs WHERE name = ?1", [name])?;
@@ -147,12 +233,23 @@ impl State {
 
     /// Fills a state that is new, or was, with what stores knew: all of it or nothing. `unseen` are stores that are to be
     /// looked through later.
-    pub fn fill(&mut self, notes: &[JobNote], unseen: &[PathBuf]) -> Result<()> {
+    ///
+    /// # Errors
+    /// When it cannot be written: then nothing has changed.
+    pub fn fill(&mut self, found: &[FoundJob], unseen: &BTreeSet<PathBuf>) -> Result<()> {
         let transaction = self.connection.transaction()?;
-        for note in notes {
-            put_job(&transaction, &note.job)?;
-            for run in &note.runs {
-                put_run(&transaction, &note.job.name, run)?;
+        for found in found {
+            // The record as it was kept, so that its unknown fields are inherited by what is written over it.
+            let record = serde_json::to_string(&found.record)?;
+            insert_job(&transaction, &found.job, &record)?;
+            put_job(&transaction, &found.job)?;
+            for (number, run) in &found.runs {
+                insert_run(
+                    &transaction,
+                    &found.job.name,
+                    *number,
+                    &serde_json::to_string(run)?,
+                )?;
             }
         }
         transaction.execute("DELETE FROM unseen_stores", [])?;
@@ -166,6 +263,9 @@ impl State {
     }
 
     /// Stores that are still to be looked through.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
     pub fn unseen(&self) -> Result<Vec<PathBuf>> {
         let mut statement = self.connection.prepare("SELECT path FROM unseen_stores")?;
         let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
@@ -181,41 +281,120 @@ impl State {
     }
 
     /// Whether the state was written on another machine: a copy of this disk that was started elsewhere.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
     pub fn is_of_another_host(&self) -> Result<bool> {
         Ok(self.host()?.is_some_and(|known| known != super::host()))
     }
 
-    /// The state is this machine's from now on.
-    pub fn claim(&mut self) -> Result<()> {
+    /// The state is this machine's from now on. Jobs whose record cannot be read are remembered as another machine's, so
+    /// that a version that can read them does not start them here.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn claim(&mut self, unreadable: &[Unreadable]) -> Result<()> {
         let transaction = self.connection.transaction()?;
+        for job in unreadable {
+            transaction.execute(
+                "INSERT OR IGNORE INTO foreign_jobs (name) SELECT name FROM jobs WHERE name = ?1",
+                [&job.name],
+            )?;
+        }
         put_host(&transaction)?;
         transaction.commit()?;
         Ok(())
     }
 
-    /// Runs of a job, newest first.
-    pub fn runs(&self, job: &str, limit: u32) -> Result<Vec<RunView>> {
+    /// Whether a job was of another machine when its record could not be read.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn is_foreign(&self, job: &str) -> Result<bool> {
         let mut statement = self
             .connection
-            .prepare("SELECT record FROM runs WHERE job = ?1 ORDER BY number DESC LIMIT ?2")?;
-        let rows = statement.query_map(params![job, limit], |row| row.get::<_, String>(0))?;
-        rows.map(|row| Ok(serde_json::from_str(&row?)?)).collect()
+            .prepare("SELECT 1 FROM foreign_jobs WHERE name = ?1")?;
+        Ok(statement.exists([job])?)
+    }
+
+    /// The job is this machine's now.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn adopt(&mut self, job: &str) -> Result<()> {
+        self.connection
+            .execute("DELETE FROM foreign_jobs WHERE name = ?1", [job])?;
+        Ok(())
+    }
+
+    /// Runs of a job, newest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read. A record that cannot be read is none.
+    pub fn runs(&self, job: &str, limit: u32) -> Result<Runs> {
+        let mut statement = self
+            .connection
+            .prepare("SELECT number, record FROM runs WHERE job = ?1 ORDER BY number DESC LIMIT ?2")?;
+        let mut rows = statement.query(params![job, limit])?;
+        let mut runs = Runs::default();
+        while let Some(row) = rows.next()? {
+            match parse::<StoredRun>(bytes(row, 1)?) {
+                Ok(stored) => runs.readable.push(stored.into_run()),
+                Err(reason) => {
+                    let number: i64 = row.get(0)?;
+                    runs.unreadable.push((u64::try_from(number).unwrap_or(0), reason));
+                }
+            }
+        }
+        Ok(runs)
     }
 
     /// One run of a job.
+    ///
+    /// # Errors
+    /// When the database or the record cannot be read.
     pub fn run(&self, job: &str, number: u64) -> Result<Option<RunView>> {
-        let record: Option<String> = self
-            .connection
-            .query_row(
-                "SELECT record FROM runs WHERE job = ?1 AND number = ?2",
-                params![job, signed(number)],
-                |row| row.get(0),
-            )
-            .optional()?;
-        record
-            .map(|record| Ok(serde_json::from_str(&record)?))
+        let stored = stored_run(&self.connection, job, number)?;
+        stored
+            .map(|record| {
+                parse::<StoredRun>(&record)
+                    .map(StoredRun::into_run)
+                    .map_err(anyhow::Error::msg)
+            })
             .transpose()
     }
+
+    /// What a store is to keep of a job: its record and its newest runs, as they are.
+    ///
+    /// # Errors
+    /// When the database cannot be read. A run whose record is no JSON is left out.
+    pub fn note(&self, job: &str, runs: u32) -> Result<Option<StoredNote>> {
+        let Some(record) = stored_job(&self.connection, job)? else {
+            return Ok(None);
+        };
+        let record = serde_json::from_slice(&record).with_context(|| format!("record of job {job}"))?;
+        let mut statement = self
+            .connection
+            .prepare("SELECT record FROM runs WHERE job = ?1 ORDER BY number DESC LIMIT ?2")?;
+        let mut rows = statement.query(params![job, runs])?;
+        let mut newest = Vec::new();
+        while let Some(row) = rows.next()? {
+            newest.extend(serde_json::from_slice(bytes(row, 0)?).ok());
+        }
+        Ok(Some(StoredNote::new(super::host(), record, newest)))
+    }
+}
+
+/// A column as it is: a record that was damaged need not be text any more.
+fn bytes<'a>(row: &'a Row<'_>, column: usize) -> Result<&'a [u8]> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes,
+        _ => &[],
+    })
+}
+
+fn text(row: &Row<'_>, column: usize) -> Result<String> {
+    Ok(String::from_utf8_lossy(bytes(row, column)?).into_owned())
 }
 
 fn put_host(transaction: &Transaction<'_>) -> Result<()> {
@@ -224,23 +403,58 @@ fn put_host(transaction: &Transaction<'_>) -> Result<()> {
     Ok(())
 }
 
+/// The record of a job as it is.
+fn stored_job(connection: &Connection, name: &str) -> Result<Option<Vec<u8>>> {
+    let record = connection.query_row("SELECT record FROM jobs WHERE name = ?1", [name], |row| {
+        Ok(bytes(row, 0).map(<[u8]>::to_vec))
+    });
+    record.optional()?.transpose()
+}
+
+/// The record of a run as it is.
+fn stored_run(connection: &Connection, job: &str, number: u64) -> Result<Option<Vec<u8>>> {
+    let record = connection.query_row(
+        "SELECT record FROM runs WHERE job = ?1 AND number = ?2",
+        params![job, signed(number)],
+        |row| Ok(bytes(row, 0).map(<[u8]>::to_vec)),
+    );
+    record.optional()?.transpose()
+}
+
+/// Writes a job over its record. One that cannot be read is not written over.
 fn put_job(transaction: &Transaction<'_>, job: &JobRecord) -> Result<()> {
+    let before = stored_job(transaction, &job.name)?;
+    let before = before.map(|record| parse::<StoredJob>(&record)).transpose();
+    let before = before.map_err(|reason| anyhow::anyhow!("its record cannot be read: {reason}"))?;
+    let record = serde_json::to_string(&StoredJob::new(job, before))?;
+    insert_job(transaction, job, &record)
+}
+
+fn insert_job(transaction: &Transaction<'_>, job: &JobRecord, record: &str) -> Result<()> {
     transaction.execute(
         "INSERT INTO jobs (name, client_token, record) VALUES (?1, ?2, ?3)
          ON CONFLICT (name) DO UPDATE SET client_token = ?2, record = ?3",
-        params![job.name, job.request.client_token, serde_json::to_string(job)?],
+        params![job.name, job.request.client_token, record],
     )?;
     Ok(())
 }
 
 fn put_run(transaction: &Transaction<'_>, job: &str, run: &RunView) -> Result<()> {
+    let before = stored_run(transaction, job, run.number)?;
+    // A run is written again only while it is this version's own: what cannot be read is damaged.
+    let before = before.and_then(|record| parse::<StoredRun>(&record).ok());
+    let record = serde_json::to_string(&StoredRun::new(run, before))?;
+    insert_run(transaction, job, run.number, &record)
+}
+
+fn insert_run(transaction: &Transaction<'_>, job: &str, number: u64, record: &str) -> Result<()> {
     transaction.execute(
         "INSERT OR REPLACE INTO runs (job, number, record) VALUES (?1, ?2, ?3)",
-        params![job, signed(run.number), serde_json::to_string(run)?],
+        params![job, signed(number), record],
     )?;
     transaction.execute(
         "DELETE FROM runs WHERE job = ?1 AND number <= ?2",
-        params![job, signed(run.number.saturating_sub(RUNS_KEPT))],
+        params![job, signed(number.saturating_sub(RUNS_KEPT))],
     )?;
     Ok(())
 }
@@ -287,102 +501,4 @@ fn set_aside(path: &Path) -> Result<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::{Clock, HandClock};
-    use crate::config::Config;
-    use crate::job::new_record;
-
-    fn job(name: &str) -> JobRecord {
-        let request = api::CreateJob {
-            name: name.to_owned(),
-            client_token: Some(format!("token-{name}")),
-            ..Default::default()
-        };
-        let given = crate::job::ResolvedInput {
-            store: "/srv/store".into(),
-            disks: Vec::new(),
-        };
-        new_record(
-            &request,
-            given,
-            &Config::load(None).unwrap(),
-            &HandClock::new().now(),
-        )
-        .unwrap()
-    }
-
-    fn run(number: u64) -> RunView {
-        crate::service::run_begun(number, api::RunType::Manual, jiff::Timestamp::UNIX_EPOCH)
-    }
-
-    #[test]
-    fn jobs_and_runs_are_found_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut state, opened) = State::open(dir.path()).unwrap();
-        assert_eq!(opened, Opened::New);
-        let mut web = job("web01");
-        state.save(&web, Some(&run(1))).unwrap();
-        web.description = "changed".to_owned();
-        state.save(&web, Some(&run(2))).unwrap();
-        state.save(&job("db"), None).unwrap();
-        state.claim().unwrap();
-        drop(state);
-        let (mut state, opened) = State::open(dir.path()).unwrap();
-        assert_eq!(opened, Opened::Found);
-        assert_eq!(state.jobs().unwrap(), [job("db"), web]);
-        let numbers = |state: &State, limit| -> Vec<u64> {
-            state
-                .runs("web01", limit)
-                .unwrap()
-                .iter()
-                .map(|run| run.number)
-                .collect()
-        };
-        assert_eq!(numbers(&state, 10), [2, 1]);
-        assert_eq!(numbers(&state, 1), [2]);
-        assert_eq!(state.run("web01", 1).unwrap().unwrap().number, 1);
-        state.remove("web01").unwrap();
-        assert_eq!(numbers(&state, 10), [0u64; 0]);
-    }
-
-    #[test]
-    fn a_damaged_file_is_set_aside_and_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        for (number, garbage) in [&b"this is no database"[..], &[0xff; 5000]].iter().enumerate() {
-            fs::write(dir.path().join("state.db"), garbage).unwrap();
-            let (state, opened) = State::open(dir.path()).unwrap();
-            let Opened::Damaged(kept, why) = opened else {
-                panic!("{opened:?}")
-            };
-            assert_eq!(fs::read(&kept).unwrap(), *garbage, "{why}");
-            assert!(kept.ends_with(format!("state.db.damaged-{}", number + 1)));
-            assert_eq!(state.jobs().unwrap(), []);
-        }
-    }
-
-    #[test]
-    fn a_record_that_cannot_be_read_is_damage() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut state, _) = State::open(dir.path()).unwrap();
-        state.save(&job("web01"), None).unwrap();
-        state.claim().unwrap();
-        state
-            .connection
-            .execute("UPDATE jobs SET record = '{}'", [])
-            .unwrap();
-        drop(state);
-        let (_, opened) = State::open(dir.path()).unwrap();
-        assert!(matches!(opened, Opened::Damaged(..)), "{opened:?}");
-    }
-
-    #[test]
-    fn a_newer_version_is_left_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let (state, _) = State::open(dir.path()).unwrap();
-        state.connection.pragma_update(None, "user_version", 99).unwrap();
-        drop(state);
-        let error = format!("{:#}", State::open(dir.path()).unwrap_err());
-        assert!(error.contains("a newer smcd wrote it"), "{error}");
-    }
-}
+mod tests;

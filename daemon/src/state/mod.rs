@@ -3,7 +3,9 @@
 mod database;
 mod known;
 mod rebuild;
+mod records;
 
-pub use database::{Opened, State};
+pub use database::{Jobs, Opened, Runs, State};
 pub use known::KnownStores;
-pub use rebuild::{JobNote, NOTE_RUNS, host, rebuild};
+pub use rebuild::{FoundJob, NOTE_RUNS, host, rebuild};
+pub use records::{StoredNote, Unreadable};

@@ -3,34 +3,38 @@
 //! Every job keeps a note in its store: its record and its newest runs. It is written with every change of state,
 //! after the database, and read only here.
 
+use super::records::{StoredJob, StoredNote, Unreadable, parse};
 use crate::clock::Moment;
 use crate::job::JobRecord;
-use api::{RunView, Status};
-use serde::{Deserialize, Serialize};
+use api::Status;
+use imagefmt::Store;
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Runs that a note keeps.
 pub const NOTE_RUNS: u32 = 50;
 
-/// What a store keeps of a job.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct JobNote {
-    /// The machine whose job it is.
-    pub host: String,
-    /// The job.
+/// A job that was found in a store.
+#[derive(Debug, Clone)]
+pub struct FoundJob {
+    /// The job, as it goes on here.
     pub job: JobRecord,
-    /// Its newest runs, newest first.
-    pub runs: Vec<RunView>,
+    /// Its record as it was kept.
+    pub record: Value,
+    /// Records of its runs as they were kept, with their numbers.
+    pub runs: Vec<(u64, Value)>,
 }
 
 /// What was found in the stores.
 #[derive(Debug, Default)]
 pub struct Rebuilt {
     /// The jobs.
-    pub jobs: Vec<JobNote>,
-    /// Stores that are none, or could not be read: they may be there later.
-    pub unseen: Vec<PathBuf>,
+    pub jobs: Vec<FoundJob>,
+    /// Jobs whose note cannot be read.
+    pub unreadable: Vec<Unreadable>,
+    /// Stores that are none, or that could not be read whole: they may be there, or be readable, later.
+    pub unseen: BTreeSet<PathBuf>,
     /// What was found and could not be used.
     pub warnings: Vec<String>,
 }
@@ -51,7 +55,7 @@ pub fn host() -> String {
 /// Reads the notes of all `stores`. Of two jobs of one name, the one that was created last counts.
 pub fn rebuild<'a>(stores: impl Iterator<Item = &'a PathBuf>, now: &Moment) -> Rebuilt {
     let mut rebuilt = Rebuilt::default();
-    let mut found: BTreeMap<String, JobNote> = BTreeMap::new();
+    let mut found: BTreeMap<String, FoundJob> = BTreeMap::new();
     for path in stores {
         for mut note in read_store(path, &mut rebuilt) {
             adapt(&mut note.job, path, now);
@@ -61,6 +65,7 @@ pub fn rebuild<'a>(stores: impl Iterator<Item = &'a PathBuf>, now: &Moment) -> R
             }
         }
     }
+    rebuilt.unreadable.retain(|job| !found.contains_key(&job.name));
     rebuilt.jobs = found.into_values().collect();
     let mut tokens = BTreeSet::new();
     for note in &mut rebuilt.jobs {
@@ -73,37 +78,81 @@ pub fn rebuild<'a>(stores: impl Iterator<Item = &'a PathBuf>, now: &Moment) -> R
     rebuilt
 }
 
-fn read_store(path: &Path, rebuilt: &mut Rebuilt) -> Vec<JobNote> {
-    let shown = path.display();
+fn read_store(path: &Path, rebuilt: &mut Rebuilt) -> Vec<FoundJob> {
     let read = imagefmt::open_store(path).and_then(|store| Ok((store.notes()?, store)));
     let (names, store) = match read {
         Ok(read) => read,
         Err(error) => {
-            rebuilt.unseen.push(path.to_owned());
+            rebuilt.unseen.insert(path.to_owned());
             if error.kind() != imagefmt::ErrorKind::NotAStore {
-                let warning = format!("store {shown} cannot be looked through: {}", error.full_message());
-                rebuilt.warnings.push(warning);
+                rebuilt.warnings.push(format!(
+                    "store {} cannot be looked through: {}",
+                    path.display(),
+                    error.full_message()
+                ));
             }
             return Vec::new();
         }
     };
-    let mut notes = Vec::new();
-    for name in names {
-        match store.note::<JobNote>(&name) {
-            Ok(note) if note.host != host() => rebuilt.warnings.push(format!(
-                "job {name} in {shown} is of another machine: left alone. A new job can go on with its images: \
-                 --take-up {name}"
-            )),
-            Ok(note) if note.job.name == name => notes.push(note),
-            Ok(_) => rebuilt.warnings.push(format!(
-                "the note of job {name} in {shown} is about another job: left alone"
-            )),
-            Err(error) => rebuilt
-                .warnings
-                .push(format!("job {name} in {shown} cannot be found again: {}", error.full_message())),
-        }
+    names
+        .iter()
+        .filter_map(|name| match read_note(&store, path, name) {
+            Note::Found(found) => Some(*found),
+            Note::LeftAlone(warning) => {
+                rebuilt.warnings.push(warning);
+                None
+            }
+            Note::Unreadable(mut job) => {
+                job.store = Some(path.to_owned());
+                rebuilt.unreadable.push(job);
+                rebuilt.unseen.insert(path.to_owned());
+                None
+            }
+        })
+        .collect()
+}
+
+/// What a note turns out to be.
+enum Note {
+    Found(Box<FoundJob>),
+    LeftAlone(String),
+    Unreadable(Unreadable),
+}
+
+fn read_note(store: &Store, path: &Path, name: &str) -> Note {
+    let unreadable =
+        |reason: String, record: &[u8]| Note::Unreadable(Unreadable::new(name.to_owned(), reason, record));
+    let note = match store.note::<StoredNote>(name) {
+        Ok(note) => note,
+        Err(error) => return unreadable(error.full_message(), &[]),
+    };
+    if note.host != host() {
+        return Note::LeftAlone(format!(
+            "job {name} in {} is of another machine: left alone. A new job can continue its images: --take-up {name}",
+            path.display()
+        ));
     }
-    notes
+    let record = note.job.to_string();
+    if let Err(reason) = note.check() {
+        return unreadable(reason, record.as_bytes());
+    }
+    match parse::<StoredJob>(record.as_bytes()) {
+        Err(reason) => unreadable(reason, record.as_bytes()),
+        Ok(stored) if stored.name != name => Note::LeftAlone(format!(
+            "the note of job {name} in {} is about another job: left alone",
+            path.display()
+        )),
+        Ok(stored) => Note::Found(Box::new(FoundJob {
+            job: stored.into_job(),
+            record: note.job,
+            runs: note.runs.into_iter().filter_map(numbered).collect(),
+        })),
+    }
+}
+
+/// A run's record with its number, which one has that this version cannot read too.
+fn numbered(run: Value) -> Option<(u64, Value)> {
+    Some((run.get("number")?.as_u64()?, run))
 }
 
 /// What a note says may be older than what happened last, and its store may have been moved.

@@ -3,16 +3,17 @@
 use super::House;
 use crate::job::{ActiveRun, Ending};
 use crate::service::run_begun;
-use crate::state::{JobNote, State};
+use crate::state::State;
 use api::{ModifyJob, RunType, Status};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Waits until the note of a job in a store tells what is wanted.
-fn wait_for_note(store: &Path, name: &str, wanted: impl Fn(&JobNote) -> bool) {
+/// Waits until the note of a job in a store says what is wanted.
+pub fn wait_for_note(store: &Path, name: &str, wanted: impl Fn(&Value) -> bool) {
     let begun = Instant::now();
     loop {
-        let note = imagefmt::open_store(store).and_then(|store| store.note::<JobNote>(name));
+        let note = imagefmt::open_store(store).and_then(|store| store.note::<Value>(name));
         if note.is_ok_and(|note| wanted(&note)) {
             return;
         }
@@ -25,16 +26,16 @@ fn wait_for_note(store: &Path, name: &str, wanted: impl Fn(&JobNote) -> bool) {
 }
 
 /// A job that has one image and waits, and its store.
-fn waiting(house: &House, name: &str) -> PathBuf {
+pub fn waiting(house: &House, name: &str) -> PathBuf {
     house.manager.create(&house.request(name)).unwrap();
     house.manager.start(name).unwrap();
     house.wait_idle();
     let store = house.dir.path().join("store");
-    wait_for_note(&store, name, |note| note.job.status == Status::Waiting);
+    wait_for_note(&store, name, |note| note["job"]["status"] == "Waiting");
     store
 }
 
-fn lose_state(house: &House) {
+pub fn lose_state(house: &House) {
     std::fs::remove_file(house.dir.path().join("state.db")).unwrap();
 }
 
@@ -161,8 +162,8 @@ fn the_jobs_of_another_machine_are_left_alone() {
     let house = House::new();
     let store = waiting(&house, "web01");
     let opened = imagefmt::open_store(&store).unwrap();
-    let mut note: JobNote = opened.note("web01").unwrap();
-    note.host = "another machine".to_owned();
+    let mut note: Value = opened.note("web01").unwrap();
+    note["host"] = "another machine".into();
     opened.put_note("web01", &note).unwrap();
     lose_state(&house);
     let house = house.restart();

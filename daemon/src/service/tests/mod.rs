@@ -7,13 +7,13 @@ use crate::clock::{Clock, Deadline, HandClock};
 use crate::config::Config;
 use crate::job::Ending;
 use crate::job::{ActiveRun, DiskRecord, JobRecord, Refused, ResolvedInput, new_record};
-use crate::state::JobNote;
 use api::{Action, CompleteJob, CreateJob, ErrorKind, ModifyJob, RunType, Status, rules};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 mod crashes;
+mod unreadable;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -497,17 +497,7 @@ fn a_lost_or_damaged_state_is_found_again_in_the_stores() {
         house.manager.start("web01").unwrap();
         house.wait_idle();
         // The note is written by the run's thread, behind the run's end.
-        let noted = || {
-            imagefmt::open_store(&elsewhere)
-                .unwrap()
-                .note::<JobNote>("web01")
-                .unwrap()
-        };
-        let begun = Instant::now();
-        while noted().job.status != Status::Waiting {
-            assert!(begun.elapsed() < Duration::from_secs(30));
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        crashes::wait_for_note(&elsewhere, "web01", |note| note["job"]["status"] == "Waiting");
         let before = house.job("web01");
         let state = house.dir.path().join("state.db");
         match damage {
@@ -561,5 +551,10 @@ fn deleting_keeps_images_and_purging_does_not() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(store.job("web01").unwrap().sequences, [0u64; 0]);
-    assert_eq!(store.notes().unwrap(), Vec::<String>::new());
+    // The note goes in the background, behind the job.
+    let begun = Instant::now();
+    while store.notes().unwrap() != Vec::<String>::new() {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -1,0 +1,616 @@
+//! The record of a job.
+
+use super::{Extra, Version};
+use crate::clock::Deadline;
+use crate::job::{ActiveRun, DiskRecord, Ending, JobRecord, Schedule, WriteCounter};
+use api::{CreateJob, DiskRequest, HooksView, PendingView, RunType, Status};
+use imagefmt::DiskIdentity;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A job, as the database and its note hold it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StoredJob {
+    #[serde(flatten)]
+    version: Version,
+    pub name: String,
+    description: String,
+    #[serde(with = "StatusName")]
+    status: Status,
+    error: Option<String>,
+    warnings: Vec<String>,
+    store: PathBuf,
+    disks: Vec<StoredDisk>,
+    automatic_incremental: bool,
+    schedule: Option<StoredSchedule>,
+    pending: StoredPending,
+    compress_level: i32,
+    bandwidth_limit_bytes: u64,
+    cluster_size_bytes: Option<u32>,
+    hooks: StoredHooks,
+    take_up: Option<String>,
+    accept_changed_disk: bool,
+    created: Timestamp,
+    start_at: Option<Timestamp>,
+    valid_seconds: u64,
+    expires: StoredDeadline,
+    next_sync: Option<StoredDeadline>,
+    completing: bool,
+    run: Option<StoredActiveRun>,
+    runs: u64,
+    #[serde(alias = "excess")]
+    retention_pending: bool,
+    purge: bool,
+    #[serde(default)]
+    synced: bool,
+    written: Option<StoredCounter>,
+    request: StoredRequest,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct StoredDisk {
+    name: String,
+    path: PathBuf,
+    size_bytes: u64,
+    #[serde(default)]
+    identity: StoredIdentity,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct StoredIdentity {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    serial: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wwn: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uuid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backing_file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partition: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    diskseq: Option<u64>,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct StoredSchedule {
+    interval_seconds: u64,
+    max_images: u32,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct StoredPending {
+    interval_seconds: Option<u64>,
+    max_images: Option<u32>,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct StoredHooks {
+    pre: Option<String>,
+    post: Option<String>,
+    timeout_seconds: u64,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+/// A value as a whole: another deadline is another value, so it inherits nothing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct StoredDeadline {
+    boot: String,
+    since_boot_ms: u64,
+    wall: Timestamp,
+    span_seconds: u64,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+/// A value as a whole, like a deadline.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct StoredCounter {
+    boot: String,
+    bytes: u64,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct StoredActiveRun {
+    number: u64,
+    #[serde(with = "RunTypeName")]
+    run_type: RunType,
+    image: Option<u64>,
+    #[serde(default)]
+    ending: Option<EndingName>,
+    #[serde(default)]
+    from_waiting: bool,
+    #[serde(default)]
+    written: Option<StoredCounter>,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+/// What was asked for when the job was created. Absent is what was not given, as readers of format 0 expect.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct StoredRequest {
+    name: String,
+    #[serde(default)]
+    description: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    client_token: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    store: Option<String>,
+    #[serde(default)]
+    disks: Vec<StoredDiskRequest>,
+    #[serde(default)]
+    all_disks: bool,
+    automatic_incremental: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    interval_seconds: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_images: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    start_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    valid_seconds: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    compress_level: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bandwidth_limit_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cluster_size_bytes: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pre_hook: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    post_hook: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hook_timeout_seconds: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    take_up: Option<String>,
+    #[serde(default)]
+    accept_changed_disk: bool,
+    #[serde(default)]
+    allow_network_fs: bool,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct StoredDiskRequest {
+    path: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+/// The names of states on disk.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Status")]
+enum StatusName {
+    Ready,
+    Running,
+    Waiting,
+    Stopped,
+    InError,
+    Finished,
+    Canceled,
+    Expired,
+    Deleting,
+}
+
+/// Who asked for a run, on disk.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "RunType", rename_all = "snake_case")]
+pub(super) enum RunTypeName {
+    Manual,
+    Schedule,
+}
+
+/// Why a run is being ended, on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum EndingName {
+    Stop,
+    Cancel,
+    Shutdown,
+}
+
+impl StoredJob {
+    /// As it is written now, with the unknown fields of what was written before.
+    pub fn new(job: &JobRecord, before: Option<Self>) -> Self {
+        let mut stored = Self::from(job);
+        if let Some(before) = before {
+            stored.inherit(before);
+        }
+        stored
+    }
+
+    /// Takes over the unknown fields of an earlier record of the same job.
+    fn inherit(&mut self, before: Self) {
+        self.extra = before.extra;
+        self.pending.extra = before.pending.extra;
+        self.hooks.extra = before.hooks.extra;
+        if let (Some(schedule), Some(before)) = (&mut self.schedule, before.schedule) {
+            schedule.extra = before.extra;
+        }
+        if let (Some(run), Some(before)) = (&mut self.run, before.run)
+            && run.number == before.number
+        {
+            run.extra = before.extra;
+            keep_value(run.written.as_mut(), before.written, |counter| &mut counter.extra);
+        }
+        keep_value(self.written.as_mut(), before.written, |counter| {
+            &mut counter.extra
+        });
+        keep_value(self.next_sync.as_mut(), before.next_sync, |deadline| {
+            &mut deadline.extra
+        });
+        keep_value(Some(&mut self.expires), Some(before.expires), |deadline| {
+            &mut deadline.extra
+        });
+        for disk in &mut self.disks {
+            let known = before.disks.iter().find(|before| before.name == disk.name);
+            if let Some(known) = known {
+                disk.extra.clone_from(&known.extra);
+                disk.identity.extra.clone_from(&known.identity.extra);
+            }
+        }
+        self.request.inherit(before.request);
+    }
+
+    /// The job that it describes.
+    pub fn into_job(self) -> JobRecord {
+        JobRecord {
+            name: self.name,
+            description: self.description,
+            status: self.status,
+            error: self.error,
+            warnings: self.warnings,
+            store: self.store,
+            disks: self.disks.into_iter().map(StoredDisk::into_disk).collect(),
+            automatic_incremental: self.automatic_incremental,
+            schedule: self.schedule.map(|schedule| Schedule {
+                interval_seconds: schedule.interval_seconds,
+                max_images: schedule.max_images,
+            }),
+            pending: PendingView {
+                interval_seconds: self.pending.interval_seconds,
+                max_images: self.pending.max_images,
+            },
+            compress_level: self.compress_level,
+            bandwidth_limit_bytes: self.bandwidth_limit_bytes,
+            cluster_size_bytes: self.cluster_size_bytes,
+            hooks: HooksView {
+                pre: self.hooks.pre,
+                post: self.hooks.post,
+                timeout_seconds: self.hooks.timeout_seconds,
+            },
+            take_up: self.take_up,
+            accept_changed_disk: self.accept_changed_disk,
+            created: self.created,
+            start_at: self.start_at,
+            valid_seconds: self.valid_seconds,
+            expires: self.expires.into_deadline(),
+            next_sync: self.next_sync.map(StoredDeadline::into_deadline),
+            completing: self.completing,
+            run: self.run.map(StoredActiveRun::into_run),
+            runs: self.runs,
+            retention_pending: self.retention_pending,
+            purge: self.purge,
+            synced: self.synced,
+            written: self.written.map(StoredCounter::into_counter),
+            request: self.request.into_request(),
+        }
+    }
+}
+
+/// Takes over the unknown fields of a value that has not changed.
+fn keep_value<T: PartialEq>(now: Option<&mut T>, before: Option<T>, extra: impl Fn(&mut T) -> &mut Extra) {
+    if let (Some(now), Some(mut before)) = (now, before) {
+        let fields = std::mem::take(extra(&mut before));
+        if *now == before {
+            *extra(now) = fields;
+        }
+    }
+}
+
+impl From<&JobRecord> for StoredJob {
+    fn from(job: &JobRecord) -> Self {
+        Self {
+            version: Version::CURRENT,
+            name: job.name.clone(),
+            description: job.description.clone(),
+            status: job.status,
+            error: job.error.clone(),
+            warnings: job.warnings.clone(),
+            store: job.store.clone(),
+            disks: job.disks.iter().map(StoredDisk::from).collect(),
+            automatic_incremental: job.automatic_incremental,
+            schedule: job.schedule.map(|schedule| StoredSchedule {
+                interval_seconds: schedule.interval_seconds,
+                max_images: schedule.max_images,
+                extra: Extra::new(),
+            }),
+            pending: StoredPending {
+                interval_seconds: job.pending.interval_seconds,
+                max_images: job.pending.max_images,
+                extra: Extra::new(),
+            },
+            compress_level: job.compress_level,
+            bandwidth_limit_bytes: job.bandwidth_limit_bytes,
+            cluster_size_bytes: job.cluster_size_bytes,
+            hooks: StoredHooks {
+                pre: job.hooks.pre.clone(),
+                post: job.hooks.post.clone(),
+                timeout_seconds: job.hooks.timeout_seconds,
+                extra: Extra::new(),
+            },
+            take_up: job.take_up.clone(),
+            accept_changed_disk: job.accept_changed_disk,
+            created: job.created,
+            start_at: job.start_at,
+            valid_seconds: job.valid_seconds,
+            expires: StoredDeadline::from(&job.expires),
+            next_sync: job.next_sync.as_ref().map(StoredDeadline::from),
+            completing: job.completing,
+            run: job.run.as_ref().map(StoredActiveRun::from),
+            runs: job.runs,
+            retention_pending: job.retention_pending,
+            purge: job.purge,
+            synced: job.synced,
+            written: job.written.as_ref().map(StoredCounter::from),
+            request: StoredRequest::from(&job.request),
+            extra: Extra::new(),
+        }
+    }
+}
+
+impl From<&DiskRecord> for StoredDisk {
+    fn from(disk: &DiskRecord) -> Self {
+        // Named one by one: a field that is added must not be forgotten here.
+        let DiskIdentity {
+            serial,
+            wwn,
+            uuid,
+            backing_file,
+            model,
+            partition,
+            diskseq,
+        } = disk.identity.clone();
+        Self {
+            name: disk.name.clone(),
+            path: disk.path.clone(),
+            size_bytes: disk.size_bytes,
+            identity: StoredIdentity {
+                serial,
+                wwn,
+                uuid,
+                backing_file,
+                model,
+                partition,
+                diskseq,
+                extra: Extra::new(),
+            },
+            extra: Extra::new(),
+        }
+    }
+}
+
+impl StoredDisk {
+    fn into_disk(self) -> DiskRecord {
+        let identity = self.identity;
+        DiskRecord {
+            name: self.name,
+            path: self.path,
+            size_bytes: self.size_bytes,
+            identity: DiskIdentity {
+                serial: identity.serial,
+                wwn: identity.wwn,
+                uuid: identity.uuid,
+                backing_file: identity.backing_file,
+                model: identity.model,
+                partition: identity.partition,
+                diskseq: identity.diskseq,
+            },
+        }
+    }
+}
+
+impl From<&Deadline> for StoredDeadline {
+    fn from(deadline: &Deadline) -> Self {
+        Self {
+            boot: deadline.boot.clone(),
+            since_boot_ms: deadline.since_boot_ms,
+            wall: deadline.wall,
+            span_seconds: deadline.span_seconds,
+            extra: Extra::new(),
+        }
+    }
+}
+
+impl StoredDeadline {
+    fn into_deadline(self) -> Deadline {
+        Deadline {
+            boot: self.boot,
+            since_boot_ms: self.since_boot_ms,
+            wall: self.wall,
+            span_seconds: self.span_seconds,
+        }
+    }
+}
+
+impl From<&WriteCounter> for StoredCounter {
+    fn from(counter: &WriteCounter) -> Self {
+        Self {
+            boot: counter.boot.clone(),
+            bytes: counter.bytes,
+            extra: Extra::new(),
+        }
+    }
+}
+
+impl StoredCounter {
+    fn into_counter(self) -> WriteCounter {
+        WriteCounter {
+            boot: self.boot,
+            bytes: self.bytes,
+        }
+    }
+}
+
+impl From<&ActiveRun> for StoredActiveRun {
+    fn from(run: &ActiveRun) -> Self {
+        Self {
+            number: run.number,
+            run_type: run.run_type,
+            image: run.image,
+            ending: run.ending.map(EndingName::from),
+            from_waiting: run.from_waiting,
+            written: run.written.as_ref().map(StoredCounter::from),
+            extra: Extra::new(),
+        }
+    }
+}
+
+impl StoredActiveRun {
+    fn into_run(self) -> ActiveRun {
+        ActiveRun {
+            number: self.number,
+            run_type: self.run_type,
+            image: self.image,
+            ending: self.ending.map(Ending::from),
+            from_waiting: self.from_waiting,
+            written: self.written.map(StoredCounter::into_counter),
+        }
+    }
+}
+
+impl From<Ending> for EndingName {
+    fn from(ending: Ending) -> Self {
+        match ending {
+            Ending::Stop => Self::Stop,
+            Ending::Cancel => Self::Cancel,
+            Ending::Shutdown => Self::Shutdown,
+        }
+    }
+}
+
+impl From<EndingName> for Ending {
+    fn from(name: EndingName) -> Self {
+        match name {
+            EndingName::Stop => Self::Stop,
+            EndingName::Cancel => Self::Cancel,
+            EndingName::Shutdown => Self::Shutdown,
+        }
+    }
+}
+
+impl From<&CreateJob> for StoredRequest {
+    fn from(request: &CreateJob) -> Self {
+        // Named one by one: a field that is added to the API must not be forgotten here.
+        let CreateJob {
+            name,
+            description,
+            client_token,
+            store,
+            disks,
+            all_disks,
+            automatic_incremental,
+            interval_seconds,
+            max_images,
+            start_at,
+            valid_seconds,
+            compress_level,
+            bandwidth_limit_bytes,
+            cluster_size_bytes,
+            pre_hook,
+            post_hook,
+            hook_timeout_seconds,
+            take_up,
+            accept_changed_disk,
+            allow_network_fs,
+        } = request.clone();
+        let disk = |disk: DiskRequest| StoredDiskRequest {
+            path: disk.path,
+            name: disk.name,
+            extra: Extra::new(),
+        };
+        Self {
+            name,
+            description,
+            client_token,
+            store,
+            disks: disks.into_iter().map(disk).collect(),
+            all_disks,
+            automatic_incremental,
+            interval_seconds,
+            max_images,
+            start_at,
+            valid_seconds,
+            compress_level,
+            bandwidth_limit_bytes,
+            cluster_size_bytes,
+            pre_hook,
+            post_hook,
+            hook_timeout_seconds,
+            take_up,
+            accept_changed_disk,
+            allow_network_fs,
+            extra: Extra::new(),
+        }
+    }
+}
+
+impl StoredRequest {
+    fn inherit(&mut self, before: Self) {
+        self.extra = before.extra;
+        for (disk, before) in self.disks.iter_mut().zip(before.disks) {
+            if disk.path == before.path {
+                disk.extra = before.extra;
+            }
+        }
+    }
+
+    fn into_request(self) -> CreateJob {
+        let disk = |disk: StoredDiskRequest| DiskRequest {
+            path: disk.path,
+            name: disk.name,
+        };
+        CreateJob {
+            name: self.name,
+            description: self.description,
+            client_token: self.client_token,
+            store: self.store,
+            disks: self.disks.into_iter().map(disk).collect(),
+            all_disks: self.all_disks,
+            automatic_incremental: self.automatic_incremental,
+            interval_seconds: self.interval_seconds,
+            max_images: self.max_images,
+            start_at: self.start_at,
+            valid_seconds: self.valid_seconds,
+            compress_level: self.compress_level,
+            bandwidth_limit_bytes: self.bandwidth_limit_bytes,
+            cluster_size_bytes: self.cluster_size_bytes,
+            pre_hook: self.pre_hook,
+            post_hook: self.post_hook,
+            hook_timeout_seconds: self.hook_timeout_seconds,
+            take_up: self.take_up,
+            accept_changed_disk: self.accept_changed_disk,
+            allow_network_fs: self.allow_network_fs,
+        }
+    }
+}

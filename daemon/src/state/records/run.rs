@@ -1,0 +1,150 @@
+//! The record of a run in a job's history.
+
+use super::job::RunTypeName;
+use super::{Extra, Version};
+use api::{RunDisk, RunOutcome, RunType, RunView};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// A run, as the database and the note of its job hold it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StoredRun {
+    #[serde(flatten)]
+    version: Version,
+    pub number: u64,
+    #[serde(with = "RunTypeName")]
+    run_type: RunType,
+    started: Timestamp,
+    finished: Option<Timestamp>,
+    seconds: Option<f64>,
+    #[serde(with = "RunOutcomeName")]
+    outcome: RunOutcome,
+    image: Option<String>,
+    kind: Option<String>,
+    method: Option<String>,
+    consistency: Option<String>,
+    consistency_reason: Option<String>,
+    resumed: bool,
+    compared_bytes: u64,
+    dirty_bytes: u64,
+    stored_bytes: u64,
+    compare_rate_bytes: u64,
+    disks: Vec<StoredRunDisk>,
+    deleted: Vec<String>,
+    error: Option<String>,
+    warnings: Vec<String>,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct StoredRunDisk {
+    name: String,
+    size_bytes: u64,
+    compared_bytes: u64,
+    dirty_bytes: u64,
+    stored_bytes: u64,
+    digest: String,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+/// How a run ended, on disk.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "RunOutcome", rename_all = "snake_case")]
+enum RunOutcomeName {
+    Running,
+    Succeeded,
+    Stopped,
+    Canceled,
+    Failed,
+    Interrupted,
+}
+
+impl StoredRun {
+    /// As it is written now, with the unknown fields of what was written before.
+    pub fn new(run: &RunView, before: Option<Self>) -> Self {
+        let mut stored = Self::from(run);
+        if let Some(before) = before {
+            stored.extra = before.extra;
+            for disk in &mut stored.disks {
+                let known = before.disks.iter().find(|before| before.name == disk.name);
+                disk.extra = known.map(|known| known.extra.clone()).unwrap_or_default();
+            }
+        }
+        stored
+    }
+
+    /// The run that it describes.
+    pub fn into_run(self) -> RunView {
+        let disk = |disk: StoredRunDisk| RunDisk {
+            name: disk.name,
+            size_bytes: disk.size_bytes,
+            compared_bytes: disk.compared_bytes,
+            dirty_bytes: disk.dirty_bytes,
+            stored_bytes: disk.stored_bytes,
+            digest: disk.digest,
+        };
+        RunView {
+            number: self.number,
+            run_type: self.run_type,
+            started: self.started,
+            finished: self.finished,
+            seconds: self.seconds,
+            outcome: self.outcome,
+            image: self.image,
+            kind: self.kind,
+            method: self.method,
+            consistency: self.consistency,
+            consistency_reason: self.consistency_reason,
+            resumed: self.resumed,
+            compared_bytes: self.compared_bytes,
+            dirty_bytes: self.dirty_bytes,
+            stored_bytes: self.stored_bytes,
+            compare_rate_bytes: self.compare_rate_bytes,
+            disks: self.disks.into_iter().map(disk).collect(),
+            deleted: self.deleted,
+            error: self.error,
+            warnings: self.warnings,
+        }
+    }
+}
+
+impl From<&RunView> for StoredRun {
+    fn from(run: &RunView) -> Self {
+        let disk = |disk: &RunDisk| StoredRunDisk {
+            name: disk.name.clone(),
+            size_bytes: disk.size_bytes,
+            compared_bytes: disk.compared_bytes,
+            dirty_bytes: disk.dirty_bytes,
+            stored_bytes: disk.stored_bytes,
+            digest: disk.digest.clone(),
+            extra: Extra::new(),
+        };
+        let run = run.clone();
+        Self {
+            version: Version::CURRENT,
+            disks: run.disks.iter().map(disk).collect(),
+            number: run.number,
+            run_type: run.run_type,
+            started: run.started,
+            finished: run.finished,
+            seconds: run.seconds,
+            outcome: run.outcome,
+            image: run.image,
+            kind: run.kind,
+            method: run.method,
+            consistency: run.consistency,
+            consistency_reason: run.consistency_reason,
+            resumed: run.resumed,
+            compared_bytes: run.compared_bytes,
+            dirty_bytes: run.dirty_bytes,
+            stored_bytes: run.stored_bytes,
+            compare_rate_bytes: run.compare_rate_bytes,
+            deleted: run.deleted,
+            error: run.error,
+            warnings: run.warnings,
+            extra: Extra::new(),
+        }
+    }
+}

@@ -1,0 +1,52 @@
+use super::*;
+use serde_json::json;
+
+/// The text of a note that smcd wrote before records had a version.
+const NOTE_FORMAT_0: &str = include_str!("../fixtures/format-0-note.json");
+
+#[test]
+fn the_note_of_the_version_before_is_read() {
+    // Its last line is its checksum.
+    let (text, _) = NOTE_FORMAT_0.trim_end().rsplit_once('\n').unwrap();
+    let envelope: Value = serde_json::from_str(text).unwrap();
+    let note: StoredNote = serde_json::from_value(envelope["note"].clone()).unwrap();
+    assert_eq!(note.check(), Ok(()));
+    let job: StoredJob = parse(note.job.to_string().as_bytes()).unwrap();
+    assert_eq!(job.into_job().name, "web01");
+    let runs = note
+        .runs
+        .iter()
+        .map(|run| parse::<StoredRun>(run.to_string().as_bytes()));
+    assert_eq!(runs.map(|run| run.unwrap().number).collect::<Vec<_>>(), [2, 1]);
+}
+
+#[test]
+fn a_note_keeps_what_a_newer_version_added_and_says_whom_it_is_for() {
+    let text = json!({
+        "format": 5, "min_reader": 1, "host": "h", "job": {}, "runs": [], "added": [1]
+    });
+    let newer: StoredNote = serde_json::from_value(text).unwrap();
+    assert_eq!(newer.check(), Ok(()));
+    let ours = StoredNote::new("h".to_owned(), json!({}), Vec::new()).replacing(Some(newer));
+    let text = serde_json::to_value(&ours).unwrap();
+    assert_eq!((&text["added"], &text["format"]), (&json!([1]), &json!(FORMAT)));
+    let text = json!({ "format": 5, "min_reader": 5, "host": "h", "job": {}, "runs": [] });
+    let newest: StoredNote = serde_json::from_value(text).unwrap();
+    assert!(newest.check().unwrap_err().contains("format 5 or later"));
+}
+
+#[test]
+fn a_record_that_is_no_json_shows_what_is_left_of_it() {
+    let text = br#"{"name":"web01","store":"/srv/a \"b\"","disks":[{"path":"/dev/vda"},{"path":"/dev/v"#;
+    let job = Unreadable::new("web01".to_owned(), "cut off".to_owned(), text);
+    assert_eq!(job.store, Some("/srv/a \"b\"".into()));
+    assert_eq!(job.disks, [std::path::PathBuf::from("/dev/vda")]);
+    assert_eq!((job.take_up, job.client_token, job.created), (None, None, None));
+    for text in [&b""[..], b"\"path\":", b"\"path\":7", &[0xff; 40]] {
+        assert!(
+            Unreadable::new(String::new(), String::new(), text)
+                .disks
+                .is_empty()
+        );
+    }
+}
