@@ -1,27 +1,33 @@
-//! Answers that are no success.
+//! The body of every answer that reports an error.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use utoipa::ToSchema;
 
-/// What kind of error an answer is, for programs that branch on it.
+/// The kind of an error, for programs that branch on it.
+///
+/// - `invalid` (HTTP 400): the request itself is wrong, whatever state the job is in.
+/// - `not_found` (404): there is no such job or resource.
+/// - `conflict` (409): the job's state, another job, or an image in use prevents the action.
+/// - `failed` (500): the daemon could not carry out the request.
+/// - `unavailable` (503): the daemon is shutting down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
-    /// The request cannot be right, in whatever state the job is (HTTP 400).
+    /// The request itself is wrong, whatever state the job is in (HTTP 400).
     Invalid,
     /// There is no such job or resource (HTTP 404).
     NotFound,
-    /// The job's state, another job or an image in use is in the way (HTTP 409).
+    /// The job's state, another job, or an image in use prevents the action (HTTP 409).
     Conflict,
-    /// The daemon could not do it (HTTP 500).
+    /// The daemon could not carry out the request (HTTP 500).
     Failed,
     /// The daemon is shutting down (HTTP 503).
     Unavailable,
 }
 
 impl ErrorKind {
-    /// The HTTP status code that goes with it.
+    /// The HTTP status code of an answer with this kind.
     pub fn http_status(self) -> u16 {
         match self {
             Self::Invalid => 400,
@@ -33,12 +39,12 @@ impl ErrorKind {
     }
 }
 
-/// The body of every answer that is no success: what happened, to what, and what to do.
+/// The body of every answer that reports an error. If an action is refused, nothing has changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
-    /// The kind, to branch on.
+    /// The kind of the error, for programs that branch on it.
     pub error: ErrorKind,
-    /// The message, for people.
+    /// A message for people: what happened, to what, and what to do about it.
     pub message: String,
 }
 

@@ -1,81 +1,83 @@
-//! What a job would cost, measured before it is begun.
+//! How long a job would take and how much space it needs, measured before it starts.
 
 use crate::job::DiskRequest;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Asks for an estimate.
+/// A request for an estimate. It needs either `disks` or `all_disks`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EstimateRequest {
-    /// The disks.
+    /// The disks to measure. Leave it empty if `all_disks` is true.
     #[serde(default)]
     pub disks: Vec<DiskRequest>,
-    /// Every disk that can be migrated.
+    /// Measure every disk of this machine that can be migrated. Default: false.
     #[serde(default)]
     pub all_disks: bool,
-    /// Directory of the store; the configured one if absent.
+    /// Directory of the store, as an absolute path. Default: the store in the daemon's configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
-    /// zstd level, 4 if absent.
+    /// zstd compression level to try, 0 to 19; 0 means no compression. Default: 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0, maximum = 19)]
     pub compress_level: Option<i32>,
-    /// How long to read from each disk and write to the store; 2 if absent, at most 30.
+    /// How many seconds to read from each disk, and to write to the store: 1 to 30. Default: 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 30)]
     pub seconds: Option<u32>,
 }
 
-/// What a full and an incremental sync would take.
+/// How long a full and an incremental sync would take, and how much space the full one needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Estimate {
-    /// The disks, as measured.
+    /// What was measured of each disk.
     pub disks: Vec<DiskEstimate>,
-    /// The store, as measured.
+    /// What was measured of the store.
     pub store: StoreEstimate,
-    /// Bytes of all disks.
+    /// The size of all disks together, in bytes.
     pub total_bytes: u64,
-    /// Bytes expected to be stored by the full sync.
+    /// The bytes that the full sync is expected to store.
     pub stored_bytes: u64,
-    /// The full sync.
+    /// The expected duration of the full sync, in seconds.
     pub full_seconds: f64,
-    /// An incremental sync: as long as reading takes, or storing what changes in an hour.
+    /// The expected duration of an incremental sync, in seconds: the time to read all disks, or to store what
+    /// changes in an hour, whichever is longer.
     pub incremental_seconds: f64,
-    /// Bytes written to the disks in an hour, on average since boot; the upper bound of what changes.
+    /// The bytes written to the disks in an hour, on average since boot: an upper bound of what changes. Absent if
+    /// the kernel does not count them, as for a regular file.
     pub written_per_hour_bytes: Option<u64>,
-    /// Whether the store has room for the full sync.
+    /// Whether the store has enough free space for the full sync.
     pub fits: bool,
-    /// What the figures rest on and leave out.
+    /// What the figures are based on, and what they do not include; one sentence each.
     pub notes: Vec<String>,
 }
 
-/// One disk, as measured.
+/// What was measured of one disk.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DiskEstimate {
-    /// Its name.
+    /// The disk's name in the job, for example `vda`.
     pub name: String,
-    /// The device.
+    /// The path of the device, for example `/dev/vda`.
     pub path: String,
-    /// Size.
+    /// The disk's size in bytes.
     pub size_bytes: u64,
-    /// Bytes a second read from it.
+    /// The measured read rate, in bytes per second.
     pub read_rate_bytes: u64,
-    /// Bytes read for the test.
+    /// The bytes read for the measurement.
     pub sampled_bytes: u64,
-    /// Share of the sample that is zeros and takes no space, 0 to 1.
+    /// The share of the sample that is all zeros and takes no space in the store, 0 to 1.
     pub zero_share: f64,
-    /// Stored bytes for each byte that is not zero, 0 to 1.
+    /// The compression ratio of the rest: stored bytes for each byte of data, 0 to 1.
     pub compressed_share: f64,
 }
 
-/// The store, as measured.
+/// What was measured of the store.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StoreEstimate {
-    /// Its directory.
+    /// The store's directory.
     pub path: String,
-    /// Bytes a second written and made durable.
+    /// The measured write rate, including the final sync to disk, in bytes per second.
     pub write_rate_bytes: u64,
-    /// Bytes free.
+    /// The free space, in bytes.
     pub free_bytes: u64,
 }

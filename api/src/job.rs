@@ -1,4 +1,4 @@
-//! Jobs: how they are asked for and what is told of them.
+//! Jobs: the requests that create, change and complete them, and the answer that describes one.
 
 use crate::rules::Status;
 use crate::run::{Forecast, Progress, RunView};
@@ -6,76 +6,91 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Asks for a new job.
+/// A request to create a job. It needs a name, and either `disks` or `all_disks`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateJob {
-    /// Its name: 2 to 64 letters, digits, `.`, `_` and `-`, starting with a letter. Its images are NAME/1 and so on.
+    /// The job's name: 2 to 64 letters, digits, `.`, `_` and `-`, starting with a letter and not ending in `.json` or
+    /// `.tmp`. It cannot be changed: the job's images are called NAME/1, NAME/2 and so on. Example: `web01`.
     #[schema(min_length = 2, max_length = 64, pattern = "^[A-Za-z][A-Za-z0-9._-]*$")]
     pub name: String,
-    /// Whatever helps people, at most 128 characters.
+    /// A description for people, on one line: at most 128 characters. Default: empty.
     #[serde(default)]
     #[schema(max_length = 128)]
     pub description: String,
-    /// At most 64 ASCII characters: a repeated request with the same token is answered with the same job.
+    /// A token that makes the request safe to repeat: 1 to 64 printable ASCII characters without spaces. If a request
+    /// with this token has created a job before, that job is returned and no second one is created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(min_length = 1, max_length = 64)]
     pub client_token: Option<String>,
-    /// Directory of the store; the configured one if absent.
+    /// The directory of the store, as an absolute path. It is created if it does not exist. Default: the store in the
+    /// daemon's configuration. Example: `/mnt/images/store`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
-    /// The disks. With `all_disks`, none.
+    /// The disks of the job: at most 64. Leave it empty if `all_disks` is true. A disk can belong to only one unfinished
+    /// job.
     #[serde(default)]
     pub disks: Vec<DiskRequest>,
-    /// Every disk of this machine that can be migrated (`GET /v1/disks` tells which and why).
+    /// Include every disk of this machine that can be migrated; `GET /v1/disks` lists them. Default: false.
     #[serde(default)]
     pub all_disks: bool,
-    /// Whether incremental syncs follow the full one. Without, the job is a single full sync.
+    /// Whether incremental syncs follow the full one. If false, the job is Finished after a single full sync.
     pub automatic_incremental: bool,
-    /// From the end of a sync to the start of the next: 1 h to 7 d. Needed with `automatic_incremental`.
+    /// The time from the end of one sync to the start of the next, in seconds: 3600 (1 h) to 604800 (7 d). The daemon's
+    /// configuration may lower the minimum. Required if `automatic_incremental` is true, forbidden otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 604_800)]
     pub interval_seconds: Option<u64>,
-    /// Images kept: 1 to 10. Needed with `automatic_incremental`.
+    /// The number of images to keep: 1 to 10. After each sync, the oldest images beyond it that are not in use are
+    /// deleted. Required if `automatic_incremental` is true, forbidden otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 10)]
     pub max_images: Option<u32>,
-    /// When to start by itself, within 30 days; absent: when told to.
+    /// When the job starts by itself: a time within the next 30 days. Default: the job waits for the `start` action.
+    /// Example: `2026-11-24T03:00:00Z`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub start_at: Option<Timestamp>,
-    /// How long the job may stay unfinished: 7 to 90 d, 30 d if absent.
+    /// How long the job may stay unfinished, in seconds from its creation: 604800 (7 d) to 7776000 (90 d). After that
+    /// time it is Expired. Default: 2592000 (30 d).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 604_800, maximum = 7_776_000)]
     pub valid_seconds: Option<u64>,
-    /// zstd level 0 to 19, 4 if absent.
+    /// The zstd compression level, 0 to 19; 0 means no compression. Default: 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0, maximum = 19)]
     pub compress_level: Option<i32>,
-    /// Bytes a second of reading; 0 or absent is no limit.
+    /// The limit of reading from all disks together, in bytes per second: at least 65536 (64 KiB/s), or 0 for no limit.
+    /// Default: 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_limit_bytes: Option<u64>,
-    /// 16 KiB, 64 KiB or 256 KiB; 64 KiB if absent. A job that takes up another one has that one's.
+    /// The cluster size, the unit of comparison and storage, in bytes: 16384, 65536 or 262144. Forbidden with `take_up`:
+    /// the job then has the cluster size of the job it continues. Default: 65536 (64 KiB).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 16_384, maximum = 262_144)]
     pub cluster_size_bytes: Option<u32>,
-    /// Program run before every sync; if it fails, the sync does not begin.
+    /// A program to run before every sync: the absolute path of an executable file, without arguments. If the program
+    /// fails, the sync fails before it reads a disk. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pre_hook: Option<String>,
-    /// Program run after every sync, however that ended.
+    /// A program to run after every sync, whether that succeeded or not: the absolute path of an executable file,
+    /// without arguments. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub post_hook: Option<String>,
-    /// How long each hook may run: 1 s to 1 h, 60 s if absent.
+    /// How long each hook may run before it is killed, in seconds: 1 to 3600 (1 h). Default: 60.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 3600)]
     pub hook_timeout_seconds: Option<u64>,
-    /// The finished job whose newest image the first sync builds on.
+    /// The name of a finished, canceled or expired job to continue. The first sync is incremental on that job's newest
+    /// image. Store and disk names must be the same. Default: none, and the first sync is full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub take_up: Option<String>,
-    /// Go on although a disk's serial number, WWN or backing file is not the one that the images know.
+    /// Accept, for the next image only, a disk whose serial number, WWN, UUID or backing file differs from the one
+    /// recorded in the images. Default: false, and such a disk is refused.
     #[serde(default)]
     pub accept_changed_disk: bool,
-    /// Make a new store on NFS, CIFS, FUSE or the like.
+    /// Allow creating a new store on NFS, CIFS, FUSE or a similar filesystem, which may not keep locks and durability
+    /// guarantees. Default: false.
     #[serde(default)]
     pub allow_network_fs: bool,
 }
@@ -84,190 +99,203 @@ pub struct CreateJob {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DiskRequest {
-    /// The device or file.
+    /// The absolute path of the block device or regular file. Example: `/dev/vda`.
     pub path: String,
-    /// Its name in the job; the device's if absent.
+    /// The disk's name in the job and its images. Default: the name of the device, for example `vda`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
-/// Changes parameters of a job; what is absent stays.
+/// A request to change parameters of a job. Absent fields stay as they are. If one value is wrong, nothing is changed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModifyJob {
-    /// Counts at once.
+    /// The new description: at most 128 characters, on one line. Takes effect immediately.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 128)]
     pub description: Option<String>,
-    /// Counts at once, while a sync runs too; 0 is no limit.
+    /// The new limit of reading from all disks together, in bytes per second: at least 65536 (64 KiB/s), or 0 for no
+    /// limit. Takes effect immediately, also on a running sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_limit_bytes: Option<u64>,
-    /// Counts after the next sync has ended; in Ready at once.
+    /// The new time from the end of one sync to the start of the next, in seconds: 3600 (1 h) to 604800 (7 d). Takes
+    /// effect when the next sync has ended; in state Ready immediately.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 604_800)]
     pub interval_seconds: Option<u64>,
-    /// Counts after the next sync has ended; in Ready at once.
+    /// The new number of images to keep: 1 to 10. Takes effect when the next sync has ended; in state Ready immediately.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 10)]
     pub max_images: Option<u32>,
-    /// For the next sync.
+    /// The new zstd compression level, 0 to 19; 0 means no compression. Takes effect with the next sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0, maximum = 19)]
     pub compress_level: Option<i32>,
-    /// For the next sync; an empty one is none.
+    /// The new program to run before every sync: an absolute path, or an empty string to remove the hook. Takes effect
+    /// with the next sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pre_hook: Option<String>,
-    /// For the next sync; an empty one is none.
+    /// The new program to run after every sync: an absolute path, or an empty string to remove the hook. Takes effect
+    /// with the next sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub post_hook: Option<String>,
-    /// For the next sync.
+    /// How long each hook may run before it is killed, in seconds: 1 to 3600 (1 h). Takes effect with the next sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 3600)]
     pub hook_timeout_seconds: Option<u64>,
-    /// In Ready only.
+    /// The new time at which the job starts by itself, within the next 30 days. It can be changed in state Ready only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub start_at: Option<Timestamp>,
-    /// Counted from the job's creation.
+    /// The new valid time, in seconds from the job's creation: 604800 (7 d) to 7776000 (90 d). Takes effect immediately.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 604_800, maximum = 7_776_000)]
     pub valid_seconds: Option<u64>,
-    /// Go on although a disk is not the one that the images know.
+    /// Accept, for the next image only, a disk whose serial number, WWN, UUID or backing file differs from the one
+    /// recorded in the images. `false` withdraws the permission. Takes effect with the next sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accept_changed_disk: Option<bool>,
 }
 
-/// Finishes a job.
+/// A request to complete a job.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CompleteJob {
-    /// Sync once more before.
+    /// Run one last sync first. Default: false, and the job is Finished immediately.
     #[serde(default)]
     pub last_sync: bool,
 }
 
-/// A job, as it is now.
+/// The current state of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JobView {
-    /// Its name.
+    /// The job's name, for example `web01`.
     pub name: String,
-    /// For people.
+    /// The description for people; may be empty.
     pub description: String,
-    /// Its state.
+    /// The state of the job.
     pub status: Status,
-    /// While Running: what was asked of it meanwhile and is being done (`stop`, `cancel`).
+    /// The action that is ending the running sync: `stop` or `cancel`. Absent if none was requested.
     pub ending: Option<String>,
-    /// Whether the sync that runs, or the next one, is the last, and the job Finished after it.
+    /// Whether the running or next sync is the last one, after which the job is Finished.
     pub completing: bool,
-    /// Why it is InError.
+    /// Why the job is InError, or why the images of a job that is Deleting cannot be deleted yet. Usually absent.
     pub error: Option<String>,
-    /// What the user should know and nothing has been done about.
+    /// Problems that need attention, one sentence each.
     pub warnings: Vec<String>,
-    /// What happens next, and when.
+    /// What happens next without user action, and when.
     pub next: NextEvent,
-    /// How far the running sync is.
+    /// The progress of the running sync. Absent if no sync is running.
     pub progress: Option<Progress>,
-    /// If services were stopped now: how long the last sync would take.
+    /// How long the last sync would take if services were stopped now. Absent until earlier syncs
+    /// have provided the figures, and for jobs that will not sync again.
     pub forecast: Option<Forecast>,
-    /// Directory of the store.
+    /// The directory of the store.
     pub store: String,
-    /// The disks.
+    /// The disks of the job.
     pub disks: Vec<DiskView>,
-    /// Whether incremental syncs follow the full one.
+    /// Whether incremental syncs follow the full one. If false, the job is a single full sync.
     pub automatic_incremental: bool,
-    /// In force.
+    /// The current time from the end of one sync to the start of the next, in seconds. Absent if the job has no
+    /// schedule.
     pub interval_seconds: Option<u64>,
-    /// In force.
+    /// The current number of images to keep. Absent if the job has no schedule.
     pub max_images: Option<u32>,
-    /// What counts after the next sync.
+    /// Values that were changed and take effect when the next sync has ended.
     pub pending: PendingView,
-    /// zstd level.
+    /// The zstd compression level, 0 to 19; 0 means no compression.
     pub compress_level: i32,
-    /// Bytes a second of reading; 0 is no limit.
+    /// The limit of reading from all disks together, in bytes per second; 0 means no limit.
     pub bandwidth_limit_bytes: u64,
-    /// Cluster size; absent until it is known for a job that takes up another one.
+    /// The cluster size in bytes. Absent for a job that continues another one, until its first sync has determined it.
     pub cluster_size_bytes: Option<u32>,
-    /// Whether the next sync takes a disk that is not the one that the job knows; an image that is made ends it.
+    /// Whether the next sync accepts a disk whose identity differs from the recorded one. Creating an image resets it.
     #[serde(default)]
     pub accept_changed_disk: bool,
-    /// Programs run around syncs.
+    /// The programs that run before and after every sync.
     pub hooks: HooksView,
-    /// The job that this one continues.
+    /// The name of the job that this one continues. Absent if there is none.
     pub take_up: Option<String>,
-    /// When it was created.
+    /// When the job was created.
     #[schema(value_type = String, format = DateTime)]
     pub created: Timestamp,
-    /// When it starts by itself.
+    /// When the job starts by itself. Absent if no time was set.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub start_at: Option<Timestamp>,
-    /// How long it may stay unfinished.
+    /// How long the job may stay unfinished, in seconds from its creation.
     pub valid_seconds: u64,
-    /// When it expires if it is still unfinished.
+    /// When the job expires if it is still unfinished then. Absent once the job cannot expire any more.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires: Option<Timestamp>,
-    /// Its images in the store, oldest first, as `web01/7`.
+    /// The job's images in the store, oldest first, for example `web01/7`.
     pub images: Vec<String>,
-    /// The newest run.
+    /// The newest run. Absent before the first one.
     pub last_run: Option<RunView>,
 }
 
 /// A disk of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DiskView {
-    /// Its name in the job.
+    /// The disk's name in the job, for example `vda`.
     pub name: String,
-    /// The device or file.
+    /// The path of the block device or file.
     pub path: String,
-    /// Size when the job was created, or at its last sync.
+    /// The disk's size in bytes when the job was created, or at its last sync.
     pub size_bytes: u64,
 }
 
-/// What was modified and counts after the next sync.
+/// Values that were changed and take effect when the next sync has ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PendingView {
-    /// The interval to come.
+    /// The future interval, in seconds. Absent if it does not change.
     pub interval_seconds: Option<u64>,
-    /// The number of images to come.
+    /// The future number of images to keep. Absent if it does not change.
     pub max_images: Option<u32>,
 }
 
-/// Programs run around syncs.
+/// The programs that run before and after every sync of a job.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HooksView {
-    /// Before.
+    /// The path of the program that runs before every sync. Absent if there is none.
     pub pre: Option<String>,
-    /// After.
+    /// The path of the program that runs after every sync. Absent if there is none.
     pub post: Option<String>,
-    /// How long each may run.
+    /// How long each program may run before it is killed, in seconds.
     pub timeout_seconds: u64,
 }
 
-/// What happens to a job by itself.
+/// What happens to a job without user action.
+///
+/// - `start`: the job starts, at `start_at`.
+/// - `sync`: an incremental sync starts.
+/// - `run_ends`: the running sync ends.
+/// - `expire`: the job expires.
+/// - `nothing`: nothing happens until a user acts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// It starts.
+    /// The job starts, at `start_at`.
     Start,
-    /// An incremental sync.
+    /// An incremental sync starts.
     Sync,
-    /// It becomes Waiting, Finished or whatever the running sync leads to.
+    /// The running sync ends, and the job becomes Waiting, Finished or InError.
     RunEnds,
-    /// It expires.
+    /// The job expires.
     Expire,
-    /// Nothing, until somebody acts.
+    /// Nothing happens until a user acts.
     Nothing,
 }
 
-/// What happens next to a job.
+/// What happens next to a job, and when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NextEvent {
-    /// What.
+    /// What happens next.
     pub event: Event,
-    /// When, by the wall clock as it is now.
+    /// When it happens, by the current wall clock. Absent if that is not known.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub at: Option<Timestamp>,
-    /// In how many seconds.
+    /// In how many seconds it happens. Absent if that is not known.
     pub in_seconds: Option<u64>,
-    /// In words.
+    /// The same as a sentence for people.
     pub text: String,
 }

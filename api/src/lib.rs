@@ -1,12 +1,13 @@
-//! What `smcd` and its clients say to each other, as JSON over HTTP/1.1 on a Unix socket.
+//! The types of smcd's control API: JSON over HTTP/1.1 on a Unix socket.
 //!
-//! - [`Status`], [`Action`] and [`rules`]: the life of a job, which action is allowed in which state.
-//! - [`limits`]: the range of every parameter, in one place.
-//! - [`CreateJob`], [`ModifyJob`], [`CompleteJob`]: requests. [`JobView`], [`RunView`]: what is told of a job.
-//! - [`Estimate`], [`DiskList`], [`ServiceStatus`], [`ExportView`]: the rest.
-//! - [`ErrorBody`]: every answer that is no success.
+//! - [`Status`], [`Action`] and [`rules`]: the states of a job, and the actions that each state allows.
+//! - [`limits`]: the range of every parameter.
+//! - [`CreateJob`], [`ModifyJob`], [`CompleteJob`]: requests. [`JobView`], [`RunView`]: the state of a job and its runs.
+//! - [`Estimate`], [`Precheck`], [`DiskList`], [`ServiceStatus`], [`ExportView`]: other answers.
+//! - [`ErrorBody`]: the body of every answer that reports an error.
 //!
-//! Names of fields end in their unit. Times are RFC 3339 in UTC. This crate does no I/O.
+//! Field names end in their unit. Times are RFC 3339 in UTC. The comments on fields are the descriptions in the OpenAPI
+//! document: full sentences with unit, range and default. This crate does no I/O.
 
 mod error;
 mod estimate;
@@ -28,8 +29,8 @@ pub use rules::{Action, Status};
 pub use run::{Forecast, Phase, Progress, RunDisk, RunOutcome, RunType, RunView};
 pub use service::{DiskList, ExportView, ListedDisk, ServiceStatus};
 
-/// Where `smcd` listens unless its configuration says otherwise.
+/// The socket of `smcd`, unless its configuration names another one.
 pub const DEFAULT_SOCKET: &str = "/run/smc/smcd.sock";
 
-/// The path under which every resource of this version lies.
+/// The path prefix of every resource of this version of the API.
 pub const PREFIX: &str = "/v1";

@@ -9,35 +9,37 @@ use std::time::Duration;
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
 
-/// From the end of one sync to the start of the next. A laboratory may lower the lower bound by configuration.
+/// The time from the end of one sync to the start of the next. The configuration may lower the minimum for tests
+/// (`laboratory.min_interval`).
 pub const INTERVAL: RangeInclusive<Duration> = Duration::from_secs(HOUR)..=Duration::from_secs(7 * DAY);
 
 /// How many images of a job are kept.
 pub const MAX_IMAGES: RangeInclusive<u32> = 1..=10;
 
-/// How long an unfinished job lives after its creation.
+/// How long after its creation an unfinished job expires.
 pub const VALID_TIME: RangeInclusive<Duration> = Duration::from_secs(7 * DAY)..=Duration::from_secs(90 * DAY);
 
-/// The life of a job that says nothing about it.
+/// The valid time of a job that does not specify one.
 pub const VALID_TIME_DEFAULT: Duration = Duration::from_secs(30 * DAY);
 
-/// How far ahead a job may be told to start.
+/// How far in the future `start_at` may lie.
 pub const START_AHEAD: Duration = Duration::from_secs(30 * DAY);
 
 /// zstd level; 0 stores everything raw.
 pub const COMPRESS_LEVEL: RangeInclusive<i32> = 0..=19;
 
-/// Bytes a second of reading; 0 is no limit. A lower one would need a day for a GiB.
+/// The lowest bandwidth limit in bytes per second of reading (0 means no limit). At this rate a GiB takes four and a
+/// half hours.
 pub const BANDWIDTH_MIN_BYTES: u64 = 64 << 10;
 
 /// How long a hook may run.
 pub const HOOK_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(HOUR);
 
-/// The time of a hook that has no other.
+/// The timeout of hooks if the job does not specify one.
 pub const HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 
-/// Length of a job's name in characters. Letters, digits, `.`, `_` and `-`, starting with a letter: SMC's rule
-/// without the colon, which stands before the disk in the name of an image, and no longer than a store takes.
+/// Length of a job's name in characters. Names consist of letters, digits, `.`, `_` and `-` and start with a letter:
+/// SMC's rule without the colon, which separates image and disk in `web01/7:vda`, and no longer than a store allows.
 pub const NAME_LEN: RangeInclusive<usize> = 2..=64;
 
 /// Length of a description in characters.
@@ -46,7 +48,7 @@ pub const DESCRIPTION_LEN_MAX: usize = 128;
 /// Length of a client token in characters, all of them ASCII.
 pub const CLIENT_TOKEN_LEN_MAX: usize = 64;
 
-/// Disks of a job.
+/// The most disks that a job can have.
 pub const DISKS_MAX: usize = 64;
 
 #[cfg(test)]
@@ -54,7 +56,7 @@ mod tests {
     use super::*;
     use utoipa::PartialSchema;
 
-    /// What the OpenAPI document tells is what the daemon goes by.
+    /// The ranges in the OpenAPI document are those that the daemon enforces.
     #[test]
     fn the_schema_of_a_new_job_has_the_same_ranges() {
         let schema = serde_json::to_value(crate::CreateJob::schema()).unwrap();

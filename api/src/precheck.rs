@@ -4,15 +4,19 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use utoipa::ToSchema;
 
-/// How bad a finding is.
+/// How serious a finding is.
+///
+/// - `ok`: nothing to do.
+/// - `warning`: it may go wrong, or could not be checked.
+/// - `critical`: the migration or the start of the copy will fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
     /// Nothing to do.
     Ok,
-    /// It may go wrong, or could not be found out.
+    /// It may go wrong, or could not be checked.
     Warning,
-    /// It will go wrong.
+    /// The migration or the start of the copy will fail.
     Critical,
 }
 
@@ -26,28 +30,28 @@ impl fmt::Display for Level {
     }
 }
 
-/// One line of a precheck.
+/// One finding of a precheck.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Check {
-    /// What was looked at, for programs: `initramfs_virtio`.
+    /// An identifier of the check for programs, for example `initramfs_virtio`.
     pub id: String,
-    /// How bad it is.
+    /// How serious the finding is.
     pub level: Level,
-    /// What was found, to what.
+    /// What was found, as a sentence for people.
     pub found: String,
-    /// What to do; absent where nothing is to be done.
+    /// What to do about it. Absent if there is nothing to do.
     pub advice: Option<String>,
 }
 
-/// All lines of a precheck.
+/// The findings of a precheck.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Precheck {
-    /// In the order in which people read them.
+    /// The findings, in the order in which they should be shown.
     pub checks: Vec<Check>,
 }
 
 impl Precheck {
-    /// The worst of its lines.
+    /// The most serious level among the findings; `Ok` if there are none.
     pub fn worst(&self) -> Level {
         self.checks
             .iter()

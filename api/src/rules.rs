@@ -6,25 +6,35 @@ use std::fmt;
 use utoipa::ToSchema;
 
 /// The state of a job.
+///
+/// - `Ready`: created; no sync has started yet.
+/// - `Running`: a sync is running.
+/// - `Waiting`: between two syncs; the next one is scheduled.
+/// - `Stopped`: stopped by the user; `start` resumes the job.
+/// - `InError`: the last sync failed; `start` tries again.
+/// - `Finished`: completed; there are no more syncs.
+/// - `Canceled`: canceled by the user; its images remain.
+/// - `Expired`: its valid time ended before it was completed; its images remain.
+/// - `Deleting`: its images are being deleted, and then the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub enum Status {
-    /// Created; nothing has been synced.
+    /// Created; no sync has started yet.
     Ready,
-    /// A sync is going on.
+    /// A sync is running.
     Running,
-    /// Between two syncs.
+    /// Between two syncs; the next one is scheduled.
     Waiting,
-    /// The user stopped it.
+    /// Stopped by the user; `start` resumes the job.
     Stopped,
-    /// The last sync failed; `start` goes on with it.
+    /// The last sync failed; `start` tries again.
     InError,
-    /// Complete: no more syncs.
+    /// Completed; there are no more syncs.
     Finished,
-    /// The user gave it up.
+    /// Canceled by the user; its images remain.
     Canceled,
-    /// Its valid time passed.
+    /// Its valid time ended before it was completed.
     Expired,
-    /// Its images are being deleted, and then it is gone.
+    /// Its images are being deleted, and then the job.
     Deleting,
 }
 
@@ -42,7 +52,7 @@ impl Status {
         Self::Deleting,
     ];
 
-    /// Whether the job may sync again: its disks belong to it until it does not.
+    /// Whether the job may still sync. No other job can use its disks until it is finished.
     pub fn is_unfinished(self) -> bool {
         matches!(
             self,
@@ -67,29 +77,29 @@ impl fmt::Display for Status {
     }
 }
 
-/// What can be asked of a job.
+/// An action on a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Begin, or go on after a stop or an error.
+    /// Start the job, or resume it after a stop or an error.
     Start,
-    /// An incremental sync now.
+    /// Run an incremental sync now.
     Sync,
-    /// Another interval or number of images.
+    /// Change the interval or the number of images kept.
     ModifySchedule,
-    /// Other parameters of the next sync: compression, hooks, start and valid time.
+    /// Change parameters that apply from the next sync on: compression, hooks, start time, valid time.
     ModifySync,
-    /// Another description or bandwidth limit, which count at once.
+    /// Change the description or the bandwidth limit, which take effect immediately.
     ModifyAny,
-    /// Stop syncing; `start` goes on.
+    /// Stop syncing; `start` resumes.
     Stop,
-    /// Give the job up; its images stay.
+    /// Cancel the job; its images remain.
     Cancel,
-    /// Finish the job, after a last sync if asked for.
+    /// Finish the job, optionally after one last sync.
     Complete,
-    /// Begin a new job on this one's newest image.
+    /// Continue this job's images in a new job.
     TakeUp,
-    /// Forget the job, and its images if asked for.
+    /// Delete the job, and its images if requested.
     Delete,
 }
 
@@ -108,7 +118,7 @@ impl Action {
         Self::Delete,
     ];
 
-    /// As the documentation and messages name it.
+    /// The name of the action in messages and in the documentation.
     pub fn label(self) -> &'static str {
         match self {
             Self::Start => "start",
@@ -134,9 +144,9 @@ impl Action {
             Self::ModifySync => &[Ready, Waiting, Stopped, InError],
             Self::ModifyAny | Self::Cancel => &[Ready, Running, Waiting, Stopped, InError],
             Self::Stop => &[Running, Waiting],
-            // Expired is not in the design: the images of a job that ran out of time would be of no more use.
+            // Without Expired, nothing could build on the images of a job that ran out of time.
             Self::TakeUp => &[Finished, Canceled, Expired],
-            // From Deleting it gives the purge up: a store that is gone for good must not keep its job.
+            // In Deleting it cancels the purge: a store that is gone for good must not keep its job.
             Self::Delete => &[
                 Ready, Waiting, Stopped, InError, Finished, Canceled, Expired, Deleting,
             ],

@@ -1,22 +1,29 @@
-//! Syncs of a job: the one that runs, those that ended, and the last one to come.
+//! Syncs of a job: the running one, the past ones, and the forecast of the last one.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use utoipa::ToSchema;
 
-/// What a running sync is doing.
+/// The phase of a running sync.
+///
+/// - `Preparing`: running hooks, opening the disks and the store.
+/// - `Comparing` (incremental sync): reading the disks and comparing them with the last image; differences are stored
+///   at the same time.
+/// - `Transferring` (full sync): reading the disks and storing everything.
+/// - `Processing`: making the image durable.
+/// - `Cleaning`: running hooks and deleting images beyond the number to keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum Phase {
-    /// Hooks, opening disks and store.
+    /// Running hooks, opening the disks and the store.
     Preparing,
-    /// Incremental: reading the disks and comparing them with the last image; what differs is stored meanwhile.
+    /// Incremental sync: reading and comparing the disks; differences are stored at the same time.
     Comparing,
-    /// Full: reading and storing everything.
+    /// Full sync: reading the disks and storing everything.
     Transferring,
     /// Making the image durable.
     Processing,
-    /// Deleting images beyond the number kept, and the hooks afterwards.
+    /// Running hooks and deleting images beyond the number to keep.
     Cleaning,
 }
 
@@ -32,47 +39,48 @@ impl fmt::Display for Phase {
     }
 }
 
-/// How far a running sync is. Comparing is bound by the disk, storing by the change: both are told.
+/// The progress of a running sync. Comparing is limited by the disk, storing by the amount of change, so each has
+/// its own figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Progress {
-    /// What it is doing.
+    /// The phase of the sync.
     pub phase: Phase,
-    /// The image it makes, as `web01/8`; absent while Preparing.
+    /// The image that the sync is creating, for example `web01/8`. Absent while Preparing.
     pub image: Option<String>,
-    /// When it began.
+    /// When the sync started.
     #[schema(value_type = String, format = DateTime)]
     pub started: Timestamp,
-    /// How long it has been running.
+    /// How long the sync has been running, in seconds.
     pub elapsed_seconds: f64,
-    /// The disk being read.
+    /// The name of the disk being read, for example `vda`. Absent before the first disk and after the last.
     pub disk: Option<String>,
-    /// Bytes read and compared, of all disks.
+    /// The bytes read and compared so far, of all disks together.
     pub compared_bytes: u64,
-    /// Bytes of all disks.
+    /// The size of all disks together, in bytes.
     pub total_bytes: u64,
-    /// Of the bytes to compare, 0 to 100.
+    /// `compared_bytes` as a percentage of `total_bytes`, 0 to 100.
     pub percent: f64,
-    /// Bytes a second compared, over the last seconds.
+    /// The rate of comparing over the last few seconds, in bytes per second.
     pub compare_rate_bytes: u64,
-    /// Bytes that differ from the last image so far.
+    /// The bytes found so far that differ from the last image.
     pub dirty_bytes: u64,
-    /// Bytes stored for them, compressed.
+    /// The bytes stored for these differences, after compression.
     pub stored_bytes: u64,
-    /// Bytes a second stored, over the last seconds.
+    /// The rate of storing over the last few seconds, in bytes per second.
     pub store_rate_bytes: u64,
-    /// Until everything is compared, at the present rate.
+    /// The seconds until everything is compared, at the current rate. Absent if it cannot be estimated.
     pub eta_seconds: Option<u64>,
-    /// Whether it goes on with a sync that was not finished.
+    /// Whether this sync resumes an unfinished one.
     pub resumed: bool,
 }
 
-/// Who asked for a sync.
+/// What started a sync: `manual` (a person) or `schedule` (the job's interval or `start_at`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RunType {
-    /// A person.
+    /// A person started it.
     Manual,
-    /// The schedule.
+    /// The schedule started it.
     Schedule,
 }
 
@@ -86,20 +94,27 @@ impl fmt::Display for RunType {
 }
 
 /// How a run ended.
+///
+/// - `running`: it is still running.
+/// - `succeeded`: it created an image.
+/// - `stopped`: it was stopped; what it stored is kept for the next run.
+/// - `canceled`: it was canceled with the job.
+/// - `failed`: it failed; `error` says why.
+/// - `interrupted`: the daemon or the machine went down during the run; the next run resumes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RunOutcome {
-    /// It is going on.
+    /// It is still running.
     Running,
-    /// It made an image.
+    /// It created an image.
     Succeeded,
-    /// It was stopped; what it stored is kept for the next one.
+    /// It was stopped; what it stored is kept for the next run.
     Stopped,
-    /// It was given up.
+    /// It was canceled with the job.
     Canceled,
     /// It failed.
     Failed,
-    /// The daemon ended in the middle; the next run goes on with it.
+    /// The daemon or the machine went down during the run; the next run resumes it.
     Interrupted,
 }
 
@@ -116,91 +131,94 @@ impl fmt::Display for RunOutcome {
     }
 }
 
-/// One run of a job's sync.
+/// One run: a sync of a job that is running or has ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RunView {
-    /// Counts a job's runs from 1.
+    /// The number of the run; the runs of a job are counted from 1.
     pub number: u64,
-    /// Who asked for it.
+    /// What started the run.
     pub run_type: RunType,
-    /// When it began.
+    /// When the run started.
     #[schema(value_type = String, format = DateTime)]
     pub started: Timestamp,
-    /// When it ended.
+    /// When the run ended. Absent while it is running.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub finished: Option<Timestamp>,
-    /// How long it took, by a clock that does not jump.
+    /// How long the run took, in seconds, measured by a monotonic clock. Absent while it is running.
     pub seconds: Option<f64>,
-    /// How it ended.
+    /// How the run ended.
     pub outcome: RunOutcome,
-    /// The image it made, as `web01/8`.
+    /// The image that the run created, for example `web01/8`. Absent if it created none.
     pub image: Option<String>,
-    /// `full` or `incremental`.
+    /// The kind of sync: `full` or `incremental`.
     pub kind: Option<String>,
-    /// How changes were found: `full`, `scan` or `tracked`.
+    /// How changes were found: `full` (everything was stored), `scan` (the whole disk was read and compared) or
+    /// `tracked` (the kernel's block layer was watched).
     pub method: Option<String>,
-    /// `fuzzy`, `crash`, `filesystem` or `offline`.
+    /// The consistency class of the image: `fuzzy` (read while writes went on), `crash` (like after a power cut),
+    /// `filesystem` (filesystems were frozen) or `offline` (nothing used the disks).
     pub consistency: Option<String>,
-    /// Why the class is no better.
+    /// Why the image has this consistency class and no better one.
     pub consistency_reason: Option<String>,
-    /// Whether it went on with a run that was not finished.
+    /// Whether this run resumed an unfinished one.
     pub resumed: bool,
-    /// Bytes compared.
+    /// The bytes read and compared, of all disks together.
     pub compared_bytes: u64,
-    /// Bytes that differed.
+    /// The bytes that differed from the previous image.
     pub dirty_bytes: u64,
-    /// Bytes stored.
+    /// The bytes stored, after compression.
     pub stored_bytes: u64,
-    /// Bytes a second compared, while it compared.
+    /// The average rate of comparing, in bytes per second.
     pub compare_rate_bytes: u64,
-    /// The disks of its image.
+    /// The disks of the image, with the figures of each.
     pub disks: Vec<RunDisk>,
-    /// Images deleted after it, as `web01/3`.
+    /// The images deleted after this run because of `max_images`, for example `web01/3`.
     pub deleted: Vec<String>,
-    /// Why it failed.
+    /// Why the run failed. Absent if it did not.
     pub error: Option<String>,
-    /// What else there is to know.
+    /// Other things to know about this run, one sentence each.
     pub warnings: Vec<String>,
 }
 
 /// One disk of a run's image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RunDisk {
-    /// Its name.
+    /// The disk's name in the job, for example `vda`.
     pub name: String,
-    /// Size.
+    /// The disk's size in bytes.
     pub size_bytes: u64,
-    /// Bytes compared.
+    /// The bytes of this disk that were read and compared.
     pub compared_bytes: u64,
-    /// Bytes that differed.
+    /// The bytes of this disk that differed from the previous image.
     pub dirty_bytes: u64,
-    /// Bytes stored.
+    /// The bytes stored for this disk, after compression.
     pub stored_bytes: u64,
-    /// As `smc-image digest` prints it.
+    /// The digest of the disk's content, in the form that `smc-image digest` prints: `smc1-64k:` and 64 hexadecimal
+    /// digits.
     pub digest: String,
 }
 
-/// How long the last sync would take if services were stopped now, from what was measured.
+/// A forecast from measured rates: how long the last sync would take if services were stopped now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Forecast {
-    /// The whole last sync.
+    /// The expected duration of the whole last sync, in seconds.
     pub seconds: f64,
-    /// Reading and comparing all disks.
+    /// The expected time to read and compare all disks, in seconds.
     pub compare_seconds: f64,
-    /// Storing what changed since the last image; it happens while comparing.
+    /// The expected time to store what changed since the last image, in seconds. It overlaps with comparing.
     pub transfer_seconds: f64,
-    /// Hooks, committing the image, deleting old ones.
+    /// The expected time for hooks, committing the image and deleting old images, in seconds.
     pub other_seconds: f64,
-    /// Bytes to compare.
+    /// The bytes to read and compare, of all disks together.
     pub compare_bytes: u64,
-    /// Bytes expected to have changed.
+    /// The bytes expected to have changed since the last image.
     pub dirty_bytes: u64,
-    /// Bytes a second compared in the last sync.
+    /// The rate of comparing in the last sync, in bytes per second.
     pub compare_rate_bytes: u64,
-    /// Bytes a second of changes stored.
+    /// The rate at which changes are expected to be stored, in bytes of changed data per second.
     pub transfer_rate_bytes: u64,
-    /// Bytes a second that changed between the last two syncs.
+    /// The rate of change between the last two syncs, in bytes per second.
     pub dirty_rate_bytes: u64,
-    /// What the figures rest on, in words.
+    /// What the figures are based on, as text.
     pub basis: String,
 }

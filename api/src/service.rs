@@ -1,67 +1,67 @@
-//! The daemon itself, the machine's disks, and who uses images.
+//! The daemon itself, the machine's disks, and the images in use.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
-/// The daemon.
+/// The state of the daemon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ServiceStatus {
-    /// Its version.
+    /// The version of smcd, for example `0.1.0`.
     pub version: String,
-    /// Its process.
+    /// The process ID of smcd.
     pub pid: u32,
-    /// When it started.
+    /// When the daemon started.
     #[schema(value_type = String, format = DateTime)]
     pub started: Timestamp,
-    /// Configuration file, where one was read.
+    /// The path of the configuration file. Absent if smcd runs with defaults, without a file.
     pub config: Option<String>,
-    /// Store of jobs that name none.
+    /// The directory of the default store, used by jobs that name no other.
     pub store: String,
-    /// Jobs by state.
+    /// The number of jobs in each state that occurs, for example `{"Waiting": 2}`.
     pub jobs: BTreeMap<String, usize>,
-    /// The job whose sync starts next, and when.
+    /// The job whose sync is due next and when, for example `web01 in 5h 59m`. Absent if no sync is scheduled.
     pub next_sync: Option<String>,
-    /// What the user should know.
+    /// Problems of the daemon itself that need attention, one sentence each.
     pub warnings: Vec<String>,
 }
 
-/// The machine's disks: which a job of all disks would have.
+/// The machine's disks, and which of them a job with `all_disks` would include.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DiskList {
-    /// Every block device that is no partition, by name.
+    /// Every block device except partitions, sorted by name.
     pub disks: Vec<ListedDisk>,
 }
 
 /// One of the machine's disks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ListedDisk {
-    /// The kernel's name: `vda`.
+    /// The kernel's name of the disk, for example `vda`.
     pub name: String,
-    /// `/dev/vda`.
+    /// The path of the device, for example `/dev/vda`.
     pub path: String,
-    /// Size.
+    /// The disk's size in bytes.
     pub size_bytes: u64,
-    /// Model, where known.
+    /// The model. Absent if unknown.
     pub model: Option<String>,
-    /// Serial number, where known.
+    /// The serial number. Absent if unknown.
     pub serial: Option<String>,
-    /// What it holds, in words: `gpt, 3 partitions: vfat /boot/efi, ext4 /, swap`.
+    /// What the disk contains, as text: for example `gpt, 3 partitions: vfat /boot/efi, ext4 /, swap`.
     pub holds: String,
-    /// Why a job of all disks does not have it; absent if it does.
+    /// Why a job with `all_disks` would leave this disk out. Absent if the job would include it.
     pub left_out: Option<String>,
 }
 
-/// An image that is in use, and by whom.
+/// An image that is in use, and what uses it. An image in use is not deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExportView {
-    /// `web01/7`.
+    /// The image as JOB/NUMBER, for example `web01/7`.
     pub image: String,
-    /// Directory of the store.
+    /// The directory of the image's store.
     pub store: String,
-    /// Processes that have it open, as `smc-image (pid 4711)`.
+    /// The processes that have the image open, for example `smc-image (pid 4711)`.
     pub held_by: Vec<String>,
-    /// Names of its pins.
+    /// The names of the image's pins.
     pub pins: Vec<String>,
 }

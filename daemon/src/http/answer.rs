@@ -1,4 +1,4 @@
-//! Answers: success as JSON, everything else as an [`ErrorBody`].
+//! Answers: results as JSON, errors as an [`ErrorBody`].
 
 use super::Service;
 use crate::job::{Refusal, Refused};
@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 /// What a handler returns.
 pub type Answer<T> = Result<Json<T>, Failure>;
 
-/// An answer that is no success.
+/// An answer that reports an error.
 #[derive(Debug)]
 pub struct Failure(Refusal);
 
@@ -37,7 +37,7 @@ impl IntoResponse for Failure {
     }
 }
 
-/// Runs what may wait for a disk on a thread of its own.
+/// Runs work that may wait for a disk on a thread of its own.
 pub async fn on_thread<T: Send + 'static>(
     service: Service,
     work: impl FnOnce(&Service) -> Refused<T> + Send + 'static,
@@ -45,13 +45,13 @@ pub async fn on_thread<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(move || work(&service)).await;
     let done = done.unwrap_or_else(|_| {
         Err(Refusal::failed(&anyhow::anyhow!(
-            "this is a bug in smcd, which its log shows; nothing else was affected"
+            "the request failed because of a bug in smcd; see its log (journalctl -u smcd). Other requests are not affected"
         )))
     });
     Ok(done?)
 }
 
-/// The same, as an answer.
+/// Like [`on_thread`], with the result as JSON.
 pub async fn answer<T: Serialize + Send + 'static>(
     service: Service,
     work: impl FnOnce(&Service) -> Refused<T> + Send + 'static,
@@ -59,7 +59,7 @@ pub async fn answer<T: Serialize + Send + 'static>(
     on_thread(service, work).await.map(Json)
 }
 
-/// A JSON body whose errors are told like all others.
+/// A JSON body; a malformed one is reported as an [`ErrorBody`].
 #[derive(Debug)]
 pub struct Body<T>(pub T);
 
@@ -73,7 +73,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
-/// The same for a body that need not be there.
+/// Like [`Body`], but the body is optional.
 #[derive(Debug)]
 pub struct OptionalBody<T>(pub T);
 
@@ -87,14 +87,14 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalB
             return Ok(Self(T::default()));
         }
         if !matches!(bytes.first(), Some(b'{' | b'n')) {
-            return Err(invalid("the body is to be a JSON object".to_owned()));
+            return Err(invalid("the request body must be a JSON object".to_owned()));
         }
         let body: Option<T> = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
         Ok(Self(body.unwrap_or_default()))
     }
 }
 
-/// Query parameters whose errors are told like all others.
+/// Query parameters; wrong ones are reported as an [`ErrorBody`].
 #[derive(Debug)]
 pub struct Query<T>(pub T);
 
@@ -114,10 +114,10 @@ fn invalid(text: String) -> Failure {
     Failure(Refusal::invalid(text))
 }
 
-/// A path that means nothing.
+/// Answers a request for a path that does not exist.
 pub async fn no_such_path(uri: Uri) -> Response {
     let message = format!(
-        "there is nothing at {}: {}/openapi.json lists what there is",
+        "there is no resource at {}; {}/openapi.json lists all of them",
         uri.path().escape_debug(),
         api::PREFIX
     );
@@ -128,9 +128,12 @@ pub async fn no_such_path(uri: Uri) -> Response {
     (StatusCode::NOT_FOUND, Json(body)).into_response()
 }
 
-/// A method that a path does not know.
+/// Answers a request whose method the path does not support.
 pub async fn no_such_method(method: Method, uri: Uri) -> Response {
-    let message = format!("{} does not know {method}", uri.path().escape_debug());
+    let message = format!(
+        "{} does not support the method {method}",
+        uri.path().escape_debug()
+    );
     let body = ErrorBody {
         error: ErrorKind::Invalid,
         message,

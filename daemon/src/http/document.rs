@@ -9,8 +9,9 @@ use utoipa::OpenApi;
 #[openapi(
     info(
         title = "smcd control API",
-        description = "Jobs that migrate this machine's disks. On a Unix socket, for root. Names of fields end in their \
-                       unit; times are RFC 3339 in UTC; every answer that is no success is an ErrorBody."
+        description = "Controls the jobs that migrate this machine's disks. The API is served on a Unix socket that \
+                       only root can open. Field names end in their unit. Times are RFC 3339 in UTC. Every answer \
+                       that reports an error has an ErrorBody."
     ),
     paths(
         super::machine::status,
@@ -36,7 +37,7 @@ struct Document;
 
 /// The document as JSON.
 pub fn openapi_json() -> String {
-    // It is made of constants: what could fail is found by the test below.
+    // The document is made of constants: the test below finds what could fail.
     Document::openapi().to_pretty_json().unwrap_or_default()
 }
 
@@ -69,7 +70,44 @@ mod tests {
         let schemas = document["components"]["schemas"].as_object().unwrap();
         for reference in text.split("#/components/schemas/").skip(1) {
             let name = reference.split('"').next().unwrap();
-            assert!(schemas.contains_key(name), "{name} is referred to and not there");
+            assert!(schemas.contains_key(name), "{name} is referenced but missing");
         }
+    }
+
+    /// The document is what users of the API read, so a word such as "Its name." is not enough.
+    #[test]
+    fn every_operation_parameter_and_field_is_described_by_a_sentence() {
+        let document: serde_json::Value = serde_json::from_str(&openapi_json()).unwrap();
+        let mut texts = Vec::new();
+        for (path, operations) in document["paths"].as_object().unwrap() {
+            for (method, operation) in operations.as_object().unwrap() {
+                texts.push((format!("{method} {path}"), operation["summary"].as_str()));
+                for parameter in operation["parameters"].as_array().into_iter().flatten() {
+                    let name = format!("{method} {path}: {}", parameter["name"]);
+                    texts.push((name, parameter["description"].as_str()));
+                }
+            }
+        }
+        for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
+            texts.push((name.clone(), schema["description"].as_str()));
+            for (field, property) in schema["properties"].as_object().into_iter().flatten() {
+                texts.push((format!("{name}.{field}"), description(property)));
+            }
+        }
+        for (what, text) in texts {
+            let text = text.unwrap_or_default();
+            let is_sentence = text.split_whitespace().count() > 2 && text.ends_with('.');
+            assert!(is_sentence, "{what} is described by {text:?}");
+        }
+    }
+
+    /// That of a property, which has it beside or inside what it refers to.
+    fn description(property: &serde_json::Value) -> Option<&str> {
+        let inner = ["oneOf", "allOf", "anyOf"]
+            .iter()
+            .filter_map(|key| property[key].as_array())
+            .flatten();
+        let mut candidates = std::iter::once(property).chain(inner);
+        candidates.find_map(|value| value["description"].as_str())
     }
 }

@@ -9,19 +9,26 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
-/// Runs told if nobody says how many.
+/// How many runs are returned if the request does not say.
 const RUNS_DEFAULT: u32 = 50;
 
-/// All jobs, by name.
-#[utoipa::path(get, path = "/v1/jobs", tag = "jobs", responses((status = 200, body = [JobView])))]
+/// Describes the parameter of every path below `/v1/jobs/`.
+const NAME: &str = "The name of the job, for example `web01`.";
+
+/// Lists all jobs, sorted by name.
+#[utoipa::path(get, path = "/v1/jobs", tag = "jobs", responses(
+    (status = 200, body = [JobView], description = "All jobs.")))]
 pub async fn list(State(service): State<Service>) -> Answer<Vec<JobView>> {
     answer(service, |service| Ok(service.list())).await
 }
 
-/// Makes a job.
+/// Creates a job.
+///
+/// All values are checked before anything is created; an error names the value and its range. With `client_token`, the
+/// request can be repeated safely.
 #[utoipa::path(post, path = "/v1/jobs", tag = "jobs", request_body = CreateJob, responses(
-    (status = 201, body = JobView, description = "It was made."),
-    (status = 200, body = JobView, description = "The same request, known by its client token, made it before."),
+    (status = 201, body = JobView, description = "The job was created."),
+    (status = 200, body = JobView, description = "The same request, recognized by its client token, created this job before."),
     (status = 400, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn create(
     State(service): State<Service>,
@@ -35,15 +42,18 @@ pub async fn create(
     .await
 }
 
-/// One job, as it is now.
-#[utoipa::path(get, path = "/v1/jobs/{name}", tag = "jobs", params(("name" = String, Path)), responses(
+/// Returns the current state of a job.
+#[utoipa::path(get, path = "/v1/jobs/{name}", tag = "jobs", params(("name" = String, Path, description = NAME)), responses(
     (status = 200, body = JobView), (status = 404, body = ErrorBody)))]
 pub async fn show(State(service): State<Service>, Path(name): Path<String>) -> Answer<JobView> {
     answer(service, move |service| service.show(&name)).await
 }
 
-/// Changes parameters. Either all of them are changed, or none.
-#[utoipa::path(patch, path = "/v1/jobs/{name}", tag = "jobs", params(("name" = String, Path)), request_body = ModifyJob,
+/// Changes parameters of a job.
+///
+/// Either all of the given parameters are changed, or none. Which of them can be changed depends on the job's state; the
+/// description of each field says when the change takes effect.
+#[utoipa::path(patch, path = "/v1/jobs/{name}", tag = "jobs", params(("name" = String, Path, description = NAME)), request_body = ModifyJob,
     responses((status = 200, body = JobView), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
     (status = 409, body = ErrorBody)))]
 pub async fn modify(
@@ -58,20 +68,24 @@ pub async fn modify(
     .await
 }
 
-/// How to delete.
+/// Parameters of a deletion.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Delete {
-    /// The images too.
+    /// Delete the job's images too.
     #[serde(default)]
     purge: bool,
 }
 
-/// Forgets a job; its images stay, unless they are to go too.
+/// Deletes a job, and its images if `purge` is true.
+///
+/// Without `purge` the images remain in the store. With it, the request is refused while an image is in use or pinned, or
+/// while another job's first sync builds on one. For a job that is Deleting, a request without `purge` cancels the
+/// deletion of the remaining images.
 #[utoipa::path(delete, path = "/v1/jobs/{name}", tag = "jobs",
-    params(("name" = String, Path), ("purge" = Option<bool>, Query, description = "Delete its images too.")),
-    responses((status = 200, body = JobView, description = "Its images are being deleted, and then it is gone."),
-    (status = 204, description = "It is gone."), (status = 400, body = ErrorBody),
+    params(("name" = String, Path, description = NAME), ("purge" = Option<bool>, Query, description = "Delete the job's images too. Default: false.")),
+    responses((status = 200, body = JobView, description = "The job's images are being deleted, and then the job."),
+    (status = 204, description = "The job is deleted."), (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn delete(
     State(service): State<Service>,
@@ -82,7 +96,7 @@ pub async fn delete(
         if service.delete(&name, how.purge)? {
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
-        // With few images it may be gone already.
+        // With few images the job may be deleted already.
         Ok(service.show(&name).map_or_else(
             |_| StatusCode::NO_CONTENT.into_response(),
             |view| Json(view).into_response(),
@@ -91,8 +105,11 @@ pub async fn delete(
     .await
 }
 
-/// Begins a job, or goes on with it after a stop or an error.
-#[utoipa::path(post, path = "/v1/jobs/{name}/start", tag = "jobs", params(("name" = String, Path)), responses(
+/// Starts a job, or resumes it after a stop or an error.
+///
+/// The first sync is full. If there are images already, the sync is incremental. What an unfinished sync stored is not
+/// stored again. The answer does not wait for the sync.
+#[utoipa::path(post, path = "/v1/jobs/{name}/start", tag = "jobs", params(("name" = String, Path, description = NAME)), responses(
     (status = 200, body = JobView), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn start(State(service): State<Service>, Path(name): Path<String>) -> Answer<JobView> {
     answer(service, move |service| {
@@ -102,8 +119,11 @@ pub async fn start(State(service): State<Service>, Path(name): Path<String>) -> 
     .await
 }
 
-/// An incremental sync now.
-#[utoipa::path(post, path = "/v1/jobs/{name}/sync", tag = "jobs", params(("name" = String, Path)), responses(
+/// Starts an incremental sync now.
+///
+/// The job must be Waiting. The next scheduled sync starts one interval after this one has ended. The answer does not
+/// wait for the sync.
+#[utoipa::path(post, path = "/v1/jobs/{name}/sync", tag = "jobs", params(("name" = String, Path, description = NAME)), responses(
     (status = 200, body = JobView), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn sync(State(service): State<Service>, Path(name): Path<String>) -> Answer<JobView> {
     answer(service, move |service| {
@@ -113,8 +133,10 @@ pub async fn sync(State(service): State<Service>, Path(name): Path<String>) -> A
     .await
 }
 
-/// Stops syncing. A sync that runs ends soon after the answer, and keeps what it has stored.
-#[utoipa::path(post, path = "/v1/jobs/{name}/stop", tag = "jobs", params(("name" = String, Path)), responses(
+/// Stops a job.
+///
+/// A running sync ends shortly after the answer and keeps what it has stored; `start` resumes it. Images remain.
+#[utoipa::path(post, path = "/v1/jobs/{name}/stop", tag = "jobs", params(("name" = String, Path, description = NAME)), responses(
     (status = 200, body = JobView), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn stop(State(service): State<Service>, Path(name): Path<String>) -> Answer<JobView> {
     answer(service, move |service| {
@@ -124,8 +146,11 @@ pub async fn stop(State(service): State<Service>, Path(name): Path<String>) -> A
     .await
 }
 
-/// Gives a job up. Its images stay; what a sync stored that did not become one is dropped.
-#[utoipa::path(post, path = "/v1/jobs/{name}/cancel", tag = "jobs", params(("name" = String, Path)), responses(
+/// Cancels a job.
+///
+/// Images remain. What an unfinished sync stored is discarded. A canceled job cannot be started again, but a new job can
+/// continue its images.
+#[utoipa::path(post, path = "/v1/jobs/{name}/cancel", tag = "jobs", params(("name" = String, Path, description = NAME)), responses(
     (status = 200, body = JobView), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn cancel(State(service): State<Service>, Path(name): Path<String>) -> Answer<JobView> {
     answer(service, move |service| {
@@ -135,8 +160,11 @@ pub async fn cancel(State(service): State<Service>, Path(name): Path<String>) ->
     .await
 }
 
-/// Finishes a job, after a last sync if asked for.
-#[utoipa::path(post, path = "/v1/jobs/{name}/complete", tag = "jobs", params(("name" = String, Path)),
+/// Completes a job, after one last sync if `last_sync` is true.
+///
+/// The job is then Finished: there are no more syncs. If the last sync fails, the job is InError, and `start` repeats the
+/// last sync.
+#[utoipa::path(post, path = "/v1/jobs/{name}/complete", tag = "jobs", params(("name" = String, Path, description = NAME)),
     request_body = Option<CompleteJob>, responses((status = 200, body = JobView), (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody),
     (status = 409, body = ErrorBody)))]
@@ -152,16 +180,16 @@ pub async fn complete(
     .await
 }
 
-/// How many runs.
+/// Parameters of the list of runs.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limit {
     limit: Option<u32>,
 }
 
-/// Runs of a job, newest first.
+/// Lists the runs of a job, newest first.
 #[utoipa::path(get, path = "/v1/jobs/{name}/runs", tag = "jobs",
-    params(("name" = String, Path), ("limit" = Option<u32>, Query, description = "How many; 50 if absent.")),
+    params(("name" = String, Path, description = NAME), ("limit" = Option<u32>, Query, description = "How many runs to return. Default: 50.")),
     responses((status = 200, body = [RunView]), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub async fn runs(
     State(service): State<Service>,

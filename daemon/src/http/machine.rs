@@ -1,4 +1,4 @@
-//! The daemon, the machine's disks, and what can be found out before a job is begun.
+//! The daemon, the machine's disks, and what can be checked before a job is created.
 
 use super::Service;
 use super::answer::{Answer, Body, Query, answer};
@@ -9,32 +9,34 @@ use axum::extract::{RawQuery, State};
 use serde::Deserialize;
 use std::path::PathBuf;
 
-/// The daemon.
+/// Returns the state of the daemon.
 #[utoipa::path(get, path = "/v1/status", tag = "machine", responses((status = 200, body = ServiceStatus)))]
 pub async fn status(State(service): State<Service>) -> Answer<ServiceStatus> {
-    // It asks no store, so it waits for none.
+    // It reads no store, so it never waits for one.
     Ok(Json(service.status()))
 }
 
-/// Where images are to lie.
+/// The store that a request is about.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StoreQuery {
     store: Option<PathBuf>,
 }
 
-/// The machine's disks: which a job of all disks has, and why not the others.
+/// Lists the machine's disks, and says which of them a job with `all_disks` would include and why not the others.
 #[utoipa::path(get, path = "/v1/disks", tag = "machine",
-    params(("store" = Option<String>, Query, description = "Directory of the store; the configured one if absent.")),
+    params(("store" = Option<String>, Query, description = "The directory of the store, as an absolute path. Default: the store in the daemon's configuration.")),
     responses((status = 200, body = DiskList), (status = 400, body = ErrorBody), (status = 500, body = ErrorBody)))]
 pub async fn disks(State(service): State<Service>, Query(query): Query<StoreQuery>) -> Answer<DiskList> {
     answer(service, move |service| service.disks(query.store.as_deref())).await
 }
 
-/// Whether this machine is ready to be migrated and to boot elsewhere.
+/// Checks whether this machine can be migrated and whether a copy of it would boot elsewhere.
+///
+/// It changes nothing. A finding that could not be checked is a warning.
 #[utoipa::path(get, path = "/v1/precheck", tag = "machine",
-    params(("store" = Option<String>, Query, description = "Directory of the store; the configured one if absent."),
-    ("disk" = Option<Vec<String>>, Query, description = "Kernel names of the disks; all that can be migrated if absent.")),
+    params(("store" = Option<String>, Query, description = "The directory of the store, as an absolute path. Default: the store in the daemon's configuration."),
+    ("disk" = Option<Vec<String>>, Query, description = "The kernel's names of the disks to check, for example `vda`; may be repeated. Default: all disks that can be migrated.")),
     responses((status = 200, body = Precheck), (status = 400, body = ErrorBody)))]
 pub async fn precheck(State(service): State<Service>, RawQuery(query): RawQuery) -> Answer<Precheck> {
     answer(service, move |service| {
@@ -43,7 +45,10 @@ pub async fn precheck(State(service): State<Service>, RawQuery(query): RawQuery)
     .await
 }
 
-/// What a job would cost: disks and store are tried for some seconds.
+/// Estimates how long a job would take and how much space it needs.
+///
+/// It reads from each disk and writes to the store for a few seconds, so the answer takes that long. It creates no store
+/// and leaves no file behind.
 #[utoipa::path(post, path = "/v1/estimate", tag = "machine", request_body = EstimateRequest, responses(
     (status = 200, body = Estimate), (status = 400, body = ErrorBody), (status = 409, body = ErrorBody),
     (status = 500, body = ErrorBody)))]
@@ -54,7 +59,7 @@ pub async fn estimate(
     answer(service, move |manager| service::estimate(manager, &request)).await
 }
 
-/// Images that are in use, and by whom.
+/// Lists the images in use: served, mounted, being read, or pinned.
 #[utoipa::path(get, path = "/v1/exports", tag = "machine", responses((status = 200, body = [ExportView])))]
 pub async fn exports(State(service): State<Service>) -> Answer<Vec<ExportView>> {
     answer(service, |service| Ok(service.exports())).await

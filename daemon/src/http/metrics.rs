@@ -1,4 +1,4 @@
-//! Figures for Prometheus, taken when they are asked for.
+//! Metrics for Prometheus, collected when they are requested.
 
 use super::Service;
 use super::answer::Failure;
@@ -30,7 +30,7 @@ struct InState {
 type Whole = Family<Job, Gauge<i64>>;
 type Fraction = Family<Job, Gauge<f64, AtomicU64>>;
 
-/// All figures of all jobs.
+/// The metrics of all jobs.
 #[derive(Default)]
 struct Figures {
     status: Family<InState, Gauge<i64>>,
@@ -47,10 +47,10 @@ struct Figures {
     last_failed: Whole,
 }
 
-/// Figures in the OpenMetrics text format.
+/// Returns metrics of all jobs in the OpenMetrics text format.
 #[utoipa::path(get, path = "/metrics", tag = "machine", responses((status = 200, content_type = "application/openmetrics-text", body = String)))]
 pub async fn serve(State(service): State<Service>) -> Result<impl IntoResponse, Failure> {
-    // They ask no store, so they wait for none.
+    // They read no store, so they never wait for one.
     let figures = Figures::default();
     for (job, progress, run) in service.measured() {
         figures.add_job(&job.name, job.status, job.runs, job.total_bytes());
@@ -108,47 +108,65 @@ impl Figures {
     fn text(self) -> anyhow::Result<String> {
         let mut registry = Registry::with_prefix("smc");
         let bytes = || Unit::Bytes;
-        registry.register("job_status", "1 for the state that a job is in", self.status);
-        registry.register("job_runs", "Syncs begun so far", self.runs);
-        registry.register_with_unit("job_size", "Size of all disks", bytes(), self.size);
+        registry.register(
+            "job_status",
+            "1 for the current state of a job, 0 for the others",
+            self.status,
+        );
+        registry.register("job_runs", "Number of syncs started so far", self.runs);
+        registry.register_with_unit("job_size", "Size of all disks of a job", bytes(), self.size);
         registry.register_with_unit(
             "sync_compared",
-            "Compared by the running sync",
+            "Bytes compared so far by the running sync",
             bytes(),
             self.compared,
         );
         registry.register(
             "sync_compare_rate_bytes_per_second",
-            "Compared a second by the running sync",
+            "Current rate of comparing in the running sync",
             self.compare_rate,
         );
-        registry.register_with_unit("sync_stored", "Stored by the running sync", bytes(), self.stored);
+        registry.register_with_unit(
+            "sync_stored",
+            "Bytes stored so far by the running sync",
+            bytes(),
+            self.stored,
+        );
         registry.register_with_unit(
             "last_sync_finished_timestamp",
-            "When the last sync ended, if it made an image",
+            "Unix time when the last successful sync ended",
             Unit::Seconds,
             self.last_success,
         );
         registry.register_with_unit(
             "last_sync_duration",
-            "How long it took",
+            "Duration of the last successful sync",
             Unit::Seconds,
             self.last_duration,
         );
         registry.register_with_unit(
             "last_sync_compared",
-            "Compared by it",
+            "Bytes compared by the last successful sync",
             bytes(),
             self.last_compared,
         );
         registry.register_with_unit(
             "last_sync_dirty",
-            "Changed since the one before",
+            "Bytes that differed in the last successful sync",
             bytes(),
             self.last_dirty,
         );
-        registry.register_with_unit("last_sync_stored", "Stored by it", bytes(), self.last_stored);
-        registry.register("last_sync_failed", "1 if the last sync failed", self.last_failed);
+        registry.register_with_unit(
+            "last_sync_stored",
+            "Bytes stored by the last successful sync",
+            bytes(),
+            self.last_stored,
+        );
+        registry.register(
+            "last_sync_failed",
+            "1 if the last sync failed, otherwise 0",
+            self.last_failed,
+        );
         let mut text = String::new();
         encode(&mut text, &registry).context("write metrics")?;
         Ok(text)

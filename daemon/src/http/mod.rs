@@ -1,6 +1,6 @@
 //! The control API: HTTP/1.1 and JSON on a Unix socket, described by an OpenAPI document that it serves itself.
 //!
-//! Handlers do nothing but hand over to the service, on threads that may wait; the rules are the service's.
+//! Handlers only call the service, on threads that may wait; all rules are in the service.
 
 mod answer;
 mod document;
@@ -16,10 +16,10 @@ use std::sync::Arc;
 
 pub use document::openapi_json;
 
-/// The longest request body taken.
+/// The longest accepted request body, in bytes.
 const BODY_MAX: usize = 1 << 20;
 
-/// What every handler is given.
+/// The state that every handler receives.
 type Service = Arc<Manager>;
 
 /// All routes.
