@@ -1,4 +1,4 @@
-//! What smcd can be asked for.
+//! The command line of smcd.
 
 use crate::engine::DiskArg;
 use anyhow::{Context, Result};
@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 
 /// Block-level server migration: reads disks while the server runs and writes chained images.
 ///
-/// Without a command it is the service: it keeps jobs, which `smcctl` controls.
+/// Without a command, smcd runs as the service that executes jobs; `smcctl` controls it.
 #[derive(Debug, Parser)]
 #[command(name = "smcd", version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
-    /// Configuration file [default: /etc/smc/smcd.toml, which need not exist].
+    /// Configuration file [default: /etc/smc/smcd.toml, if it exists].
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Check the configuration and do nothing else.
+    /// Check the configuration and exit.
     #[arg(long)]
     pub check_config: bool,
 
@@ -28,10 +28,10 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Sync one or several disks into one image, now.
+    /// Sync one or more disks into one image, now, without the service.
     ///
     /// The first sync of a job is full; every later one stores only what changed. The disks are opened
-    /// read-only and may be in use; the image says what that makes of it (its consistency).
+    /// read-only and may be in use; the image records how consistent it therefore is (its consistency class).
     Sync(SyncArgs),
 
     /// Print a completion script for a shell.
@@ -64,7 +64,7 @@ pub fn write_man_pages(dir: &Path) -> Result<()> {
         .with_context(|| format!("write man pages to {}", dir.display()))
 }
 
-/// Prints to standard output; nobody reading it is no error.
+/// Prints to standard output; a closed pipe is not an error.
 pub fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -77,41 +77,41 @@ pub fn print(text: &str) -> Result<()> {
 
 #[derive(Debug, Args)]
 pub struct SyncArgs {
-    /// Directory that holds the images; an empty or missing one becomes a store.
+    /// Directory of the store that holds the images; created if it is missing or empty.
     #[arg(long, value_name = "DIR")]
     pub store: PathBuf,
 
-    /// Name of the job: its images are JOB/1, JOB/2, and so on.
+    /// Name of the job: its images are called NAME/1, NAME/2 and so on.
     #[arg(long, value_name = "NAME")]
     pub job: String,
 
-    /// A disk: a block device or a regular file. NAME is the disk's name in the job [default: the device's].
+    /// A disk: a block device or a regular file. NAME is its name in the job [default: the device's name].
     #[arg(long = "disk", value_name = "[NAME=]DEV", required = true)]
     pub disks: Vec<DiskArg>,
 
-    /// Continue the chain of this job, which is finished: the first image of the new job is incremental, on
-    /// that job's newest image.
+    /// Continue the images of this finished job: the first image of the new job is incremental, based on that
+    /// job's newest image.
     #[arg(long, value_name = "JOB", conflicts_with = "cluster_size")]
     pub take_up: Option<String>,
 
-    /// Keep this many images of the job: afterwards, the earliest ones that nobody uses are deleted.
+    /// Number of images of the job to keep: after the sync, the oldest ones that are not in use are deleted.
     #[arg(long, value_name = "1..10", value_parser = clap::value_parser!(u8).range(1..=10))]
     pub max_images: Option<u8>,
 
-    /// Unit of comparison: 16KiB, 64KiB or 256KiB; fixed with a job's first image [default: 64KiB].
+    /// Unit of comparison and storage: 16KiB, 64KiB or 256KiB. A job's first image fixes it [default: 64KiB].
     #[arg(long, value_name = "SIZE", value_parser = parse_cluster_size)]
     pub cluster_size: Option<ClusterSize>,
 
-    /// zstd level; 0 stores everything raw, and what does not look compressible is raw at any level.
+    /// zstd compression level; 0 means no compression. Incompressible data is never compressed.
     #[arg(long, value_name = "0..19", default_value_t = changetrack::COMPRESS_LEVEL, value_parser = clap::value_parser!(i32).range(0..=19))]
     pub compress_level: i32,
 
-    /// Read no more than this many bytes a second, of all disks together; 0 is no limit.
+    /// Limit of reading from all disks together, in bytes per second, for example 50MiB; 0 means no limit.
     #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
     pub bandwidth_limit: Option<u64>,
 
-    /// Make what is stored so far durable this often, so that a sync that is cut short is gone on with from
-    /// there; 0 after every chunk. Each one waits for the writes in flight.
+    /// How often to write a checkpoint, from which an interrupted sync can be resumed; 0 means after every
+    /// chunk. A checkpoint waits for the writes in flight.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     pub checkpoint_every: u32,
 
@@ -119,11 +119,12 @@ pub struct SyncArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// Go on although a disk's serial number, WWN or backing file is not the one that the job knows.
+    /// Accept a disk whose serial number, WWN, UUID or backing file differs from the one that the job recorded.
     #[arg(long)]
     pub accept_changed_disk: bool,
 
-    /// Make a new store on NFS, CIFS, FUSE or the like, where locks and durability are not ours to promise.
+    /// Allow creating a new store on NFS, CIFS, FUSE or a similar filesystem, which may not keep locks and
+    /// durability guarantees.
     #[arg(long)]
     pub allow_network_fs: bool,
 }
@@ -132,15 +133,15 @@ fn parse_size_arg(text: &str) -> std::result::Result<u64, String> {
     let config = parse_size::Config::new().with_binary();
     config
         .parse_size(text)
-        .map_err(|error| format!("{error}; write a size such as 50MiB"))
+        .map_err(|error| format!("{error}; use a size such as 50MiB"))
 }
 
 fn parse_cluster_size(text: &str) -> std::result::Result<ClusterSize, String> {
     let bytes = parse_size::Config::new()
         .with_binary()
         .parse_size(text)
-        .map_err(|error| format!("{error}; write 16KiB, 64KiB or 256KiB"))?;
-    ClusterSize::from_bytes(bytes).map_err(|_| "only 16KiB, 64KiB and 256KiB exist".to_owned())
+        .map_err(|error| format!("{error}; use 16KiB, 64KiB or 256KiB"))?;
+    ClusterSize::from_bytes(bytes).map_err(|_| "it must be 16KiB, 64KiB or 256KiB".to_owned())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The configuration file: `/etc/smc/smcd.toml`, checked whole before anything starts.
+//! The configuration file, `/etc/smc/smcd.toml`: it is checked completely before anything starts.
 
 use anyhow::{Context, Result, anyhow, bail};
 use api::limits;
@@ -8,37 +8,37 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use toml::Spanned;
 
-/// Where the configuration lies if nobody says otherwise. It need not be there.
+/// The default path of the configuration file. The file is optional.
 pub const DEFAULT_PATH: &str = "/etc/smc/smcd.toml";
 
-/// What the daemon goes by.
+/// The settings of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// The file it was read from.
+    /// The file that the settings were read from; none if there was no file.
     pub file: Option<PathBuf>,
-    /// Store of jobs that name none.
+    /// The store of jobs that name no other.
     pub store: PathBuf,
-    /// Other stores, looked through when the state is lost.
+    /// Further stores that are searched for jobs when the state is lost.
     pub stores: Vec<PathBuf>,
-    /// Directory of the state.
+    /// The directory of the state.
     pub state_dir: PathBuf,
-    /// Socket of the control API, where systemd passes none.
+    /// The socket of the control API, unless systemd passes one.
     pub socket: PathBuf,
-    /// Programs run around every sync.
+    /// The directory of the programs that run before and after every sync.
     pub hooks_dir: PathBuf,
     /// How often a sync makes what it stored durable.
     pub checkpoint_every: Duration,
-    /// How long a shutdown waits for syncs to keep what they stored.
+    /// How long a shutdown waits for running syncs to write their checkpoints.
     pub stop_timeout: Duration,
-    /// What is logged: `error`, `warn`, `info`, `debug`, or tracing's directives.
+    /// The log filter: `error`, `warn`, `info`, `debug`, or tracing's directives.
     pub log: String,
-    /// The shortest interval of a job.
+    /// The shortest allowed interval of a job.
     pub min_interval: Duration,
-    /// A file that moves the clock.
+    /// A file that moves the clock, for tests.
     pub test_clock: Option<PathBuf>,
 }
 
-/// The file as it is written. What has a range knows its place, so that errors can name it.
+/// The file as written. Values keep their position, so that errors can name the line.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Raw {
@@ -61,10 +61,11 @@ struct RawLaboratory {
 }
 
 impl Config {
-    /// Reads and checks a configuration file. Without a name, the usual one, which need not exist.
+    /// Reads and checks a configuration file. If no file is named, it reads the default one if that exists.
     ///
     /// # Errors
-    /// Name the file, the line, the key and what would be right.
+    /// The file cannot be read, or a value is wrong: the message names the file, the line, the key and the allowed
+    /// values.
     pub fn load(named: Option<&Path>) -> Result<Self> {
         let path = named.unwrap_or(Path::new(DEFAULT_PATH));
         match fs::read_to_string(path) {
@@ -119,7 +120,7 @@ impl Config {
     }
 }
 
-/// Checks values, and names their lines.
+/// Checks values and reports the line of a wrong one.
 struct Reader<'a> {
     text: &'a str,
     place: String,
@@ -134,7 +135,7 @@ impl Reader<'_> {
             let shown = value.get_ref().display();
             bail!(self.wrong(
                 &value,
-                &format!("{key} = \"{shown}\" is not absolute: write it from / on")
+                &format!("{key} must be an absolute path, but it is \"{shown}\"")
             ));
         }
         Ok(value.into_inner())
@@ -162,7 +163,7 @@ impl Reader<'_> {
         let parsed = parsed.map_err(|_| {
             self.wrong(
                 value,
-                &format!("{key} = \"{text}\" is no time: write it as 30s or 2h"),
+                &format!("{key} must be a time such as 30s or 2h, but it is \"{text}\""),
             )
         })?;
         if !range.contains(&parsed) {
@@ -181,7 +182,10 @@ impl Reader<'_> {
             return Ok("info".to_owned());
         };
         if let Err(error) = value.get_ref().parse::<tracing_subscriber::EnvFilter>() {
-            bail!(self.wrong(&value, &format!("log = \"{}\": {error}", value.get_ref())));
+            bail!(self.wrong(
+                &value,
+                &format!("log = \"{}\" is not a valid filter: {error}", value.get_ref())
+            ));
         }
         Ok(value.into_inner())
     }

@@ -57,9 +57,9 @@ fn service(cli: &Cli) -> ExitCode {
 
 fn described(config: &Config) -> String {
     match &config.file {
-        Some(file) => format!("{} is good", file.display()),
+        Some(file) => format!("{} is valid", file.display()),
         None => format!(
-            "there is no {}: every setting has its default",
+            "there is no {}: all settings have their defaults",
             config::DEFAULT_PATH
         ),
     }

@@ -49,7 +49,7 @@ fn clock(config: &Config) -> Arc<dyn Clock> {
     match &config.test_clock {
         None => Arc::new(SystemClock::new()),
         Some(file) => {
-            tracing::warn!(file = %file.display(), "this is a laboratory: a file moves the clock");
+            tracing::warn!(file = %file.display(), "test mode: the clock is moved by a file");
             Arc::new(TestClock::new(file.clone()))
         }
     }
@@ -72,7 +72,7 @@ fn lock(state_dir: &Path) -> Result<Flock<File>> {
         .with_context(|| format!("open {}", path.display()))?;
     lock_within(file, LOCK_PATIENCE).map_err(|errno| {
         anyhow::anyhow!(
-            "{} is held by another smcd ({errno}): only one runs on a state directory. `systemctl status smcd` shows it",
+            "{} is locked by another smcd ({errno}): only one can use a state directory. `systemctl status smcd` shows it",
             path.display()
         )
     })
@@ -96,10 +96,10 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The socket that systemd passed, or one of our own, and whether it is.
 fn listener(path: &Path) -> Result<(UnixListener, bool)> {
-    let mut passed = sd_notify::listen_fds().context("take the socket that systemd passed")?;
+    let mut passed = sd_notify::listen_fds().context("receive the socket from systemd")?;
     if let Some(fd) = passed.next() {
         if passed.next().is_some() {
-            bail!("systemd passed several sockets: smcd.socket has one ListenStream=");
+            bail!("systemd passed several sockets: smcd.socket must have exactly one ListenStream=");
         }
         // SAFETY: systemd gave this descriptor to this process alone, as LISTEN_PID says; nobody else in it knows of it,
         // and this happens once.
@@ -115,13 +115,13 @@ fn bind(path: &Path) -> Result<UnixListener> {
     let begun = Instant::now();
     while UnixStream::connect(path).is_ok() {
         if begun.elapsed() >= LOCK_PATIENCE {
-            bail!("somebody answers at {shown} already: is another smcd running?");
+            bail!("another process already listens on {shown}: is another smcd running?");
         }
         thread::sleep(Duration::from_millis(20));
     }
     let there = fs::symlink_metadata(path);
     if there.is_ok_and(|there| !there.file_type().is_socket()) {
-        bail!("{shown} is no socket: smcd does not replace it. Move it away, or set another `socket`");
+        bail!("{shown} is not a socket, so smcd does not replace it. Move it away, or set another `socket`");
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -200,9 +200,9 @@ fn end(manager: &Manager, limit: Duration) {
         manager.wait(Duration::from_millis(50));
     }
     match manager.running() {
-        0 => tracing::info!("smcd ends; whatever was going on goes on at its next start"),
+        0 => tracing::info!("smcd is stopped; unfinished syncs resume at its next start"),
         left => tracing::warn!(
-            "smcd ends although {left} syncs do not answer; they go on from their last checkpoint"
+            "smcd is stopped although {left} syncs do not respond; they resume from their last checkpoints"
         ),
     }
 }

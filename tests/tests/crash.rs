@@ -45,7 +45,7 @@ fn no_space_for_a_sync(kind: Kind) -> Result<()> {
     let message = stderr(&output);
     assert_eq!(code(&output), 1, "{message}");
     assert!(message.contains("No space left"), "{message}");
-    assert!(message.contains("earlier images are as they were"), "{message}");
+    assert!(message.contains("earlier images are unchanged"), "{message}");
     world.verify()?;
     assert_eq!(world.sequences(), [1]);
     fs::remove_file(filler)?;

@@ -129,7 +129,7 @@ fn the_same_disk_twice_is_refused() -> Result<()> {
         &bench,
         &[("vda", disk.path()), ("vda", other.path())],
         &[],
-        &["both be disk vda"],
+        &["both have the disk name vda"],
     )
 }
 

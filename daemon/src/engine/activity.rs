@@ -62,7 +62,7 @@ impl Watch {
         match self.disks.iter().find_map(Watched::doubt) {
             Some(doubt) => (Consistency::Fuzzy, doubt),
             None => {
-                let reason = "no disk was written to meanwhile, but nothing was flushed or frozen";
+                let reason = "no disk was written to during the sync, but nothing was flushed or frozen";
                 (Consistency::Crash, reason.to_owned())
             }
         }
@@ -74,7 +74,9 @@ impl Watched {
     fn doubt(&self) -> Option<String> {
         let name = &self.name;
         if self.places.is_empty() {
-            return Some(format!("nothing tells whether {name} was written to meanwhile"));
+            return Some(format!(
+                "there is no way to tell whether {name} was written to during the sync"
+            ));
         }
         self.places.iter().enumerate().find_map(|(i, place)| {
             // Counters that did not count our own reads would not have counted writes either.
@@ -89,13 +91,13 @@ impl Place {
         match self {
             Self::Device(dir, before) => match (before, counters(dir)) {
                 (Some(before), Some(now)) => before.doubt(&now, own_reads_bytes),
-                _ => Some("has no counters that tell whether it was written to".to_owned()),
+                _ => Some("has no I/O counters, so writes during the sync cannot be ruled out".to_owned()),
             },
             Self::File(path, before) => {
                 let same = before.is_some() && *before == state(path);
                 (!same).then(|| {
                     format!(
-                        "has its content in {}, which was written to meanwhile",
+                        "is stored in {}, which was written to during the sync",
                         path.display()
                     )
                 })
@@ -111,13 +113,13 @@ impl Counters {
             Some("had writes in flight".to_owned())
         } else if grown(|counters| counters.write_sectors) > 0 {
             let sectors = grown(|counters| counters.write_sectors);
-            Some(format!("was being written to: {sectors} sectors meanwhile"))
+            Some(format!("was written to during the sync: {sectors} sectors"))
         } else if grown(|counters| counters.change_requests) > 0
             || grown(|counters| counters.discard_sectors) > 0
         {
-            Some("was being written to: sectors were discarded meanwhile".to_owned())
+            Some("was written to during the sync: sectors were discarded".to_owned())
         } else if grown(|counters| counters.read_sectors) < own_reads_bytes / 512 {
-            Some("does not count what is read and written".to_owned())
+            Some("has I/O counters that do not count its reads, so writes cannot be ruled out".to_owned())
         } else {
             None
         }

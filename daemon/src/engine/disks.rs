@@ -22,13 +22,13 @@ pub fn open_all(args: &[DiskArg], store: &Path) -> Result<Vec<SourceDisk>> {
         let (name, path) = (&disk.meta.name, arg.path.display());
         if let Some(other) = disks.iter().find(|other| other.meta.name == *name) {
             bail!(
-                "{path} and {} would both be disk {name}: name one of them with --disk NAME=DEV",
+                "{path} and {} would both have the disk name {name}: choose another name for one of them with --disk NAME=DEV",
                 other.device.path().display()
             );
         }
         if let Some(other) = disks.iter().find(|other| is_same(&other.device, &disk.device)) {
             bail!(
-                "{path} is the same disk as {}: give each disk once",
+                "{path} and {} are the same disk: give each disk only once",
                 other.device.path().display()
             );
         }
@@ -95,7 +95,8 @@ fn refuse_own_store(store: &Path, disk: &SourceDisk) -> Result<()> {
         .with_context(|| format!("find out which disks hold {}", store.display()))?;
     ensure!(
         !inside,
-        "the store {} lies on {}, which is to be imaged, or on the same disk: it would image itself. Put the store on another disk",
+        "the store {} is on {}, which is one of the disks to image, or on the same physical disk: the store would image \
+         itself. Put it on another disk",
         store.display(),
         disk.device.path().display()
     );
@@ -129,8 +130,8 @@ pub fn check_against(parent: &Image, disks: &[SourceDisk], accept_changed_disk: 
         if let Some(difference) = difference(&known.identity, &disk.meta.identity) {
             ensure!(
                 accept_changed_disk,
-                "{path} is not the disk that job {} knows as {name}: {difference}. Check that it is the right device; \
-                 if its content is to become the job's next image all the same, add --accept-changed-disk",
+                "{path} is not the disk that job {} recorded as {name}: {difference}. Check that it is the right device; \
+                 if it is, allow it with --accept-changed-disk",
                 parent.manifest().job
             );
         }
@@ -144,13 +145,13 @@ pub fn check_known(disk: &SourceDisk, known: &DiskIdentity, size_bytes: u64, job
     let (name, path) = (&disk.meta.name, disk.device.path().display());
     let difference = difference(known, &disk.meta.identity).or_else(|| {
         let now = disk.meta.size_bytes;
-        (now < size_bytes).then(|| format!("it has {now} bytes and had {size_bytes}"))
+        (now < size_bytes).then(|| format!("it had {size_bytes} bytes and now has {now}"))
     });
     match difference {
         None => Ok(()),
         Some(difference) => bail!(
             "{path} is not the disk that job {job} was created for as {name}: {difference}. Check that it is the right \
-             device; if it is, modify accept_changed_disk, or create the job anew"
+             device; if it is, set accept_changed_disk (`smcctl job modify NAME --accept-changed-disk`) or create a new job"
         ),
     }
 }
@@ -165,12 +166,12 @@ fn difference(known: &DiskIdentity, now: &DiskIdentity) -> Option<String> {
     ];
     let differs = pairs.into_iter().find_map(|(what, known, now)| {
         let (known, now) = (known.as_ref()?, now.as_ref()?);
-        (known != now).then(|| format!("its {what} is {now} and was {known}"))
+        (known != now).then(|| format!("its {what} was {known} and is now {now}"))
     });
     differs.or_else(|| {
         let part =
             |number: Option<u32>| number.map_or("the whole disk".to_owned(), |n| format!("partition {n}"));
         let (known, now) = (part(known.partition), part(now.partition));
-        (known != now).then(|| format!("it is {now} and was {known}"))
+        (known != now).then(|| format!("it was {known} and is now {now}"))
     })
 }

@@ -37,7 +37,7 @@ impl FromStr for DiskArg {
             _ => (None, text),
         };
         if path.is_empty() {
-            return Err("no device is given".to_owned());
+            return Err("no device given".to_owned());
         }
         if let Some(name) = &name {
             imagefmt::check_name("disk", name).map_err(|error| error.to_string())?;

@@ -43,9 +43,9 @@ pub fn apply(store: &Store, job: &str, max_images: usize) -> Result<Retained> {
             Ok(reclaimed) => {
                 excess -= 1;
                 let reasons = reclaimed.unfinished.iter().chain(&reclaimed.kept);
-                retained.warnings.extend(
-                    reasons.map(|reason| format!("{label} is deleted, but space was kept: {reason}")),
-                );
+                retained.warnings.extend(reasons.map(|reason| {
+                    format!("{label} is deleted, but not all of its space was freed: {reason}")
+                }));
                 retained.deleted.push(DeletedImage {
                     image: label,
                     freed_bytes: reclaimed.freed_bytes,
@@ -53,9 +53,10 @@ pub fn apply(store: &Store, job: &str, max_images: usize) -> Result<Retained> {
             }
             Err(error) if error.kind() == ErrorKind::InUse => {
                 retained.in_use = true;
-                retained
-                    .warnings
-                    .push(format!("{} (it goes with a later sync)", error.full_message()));
+                retained.warnings.push(format!(
+                    "{} (it will be deleted after a later sync)",
+                    error.full_message()
+                ));
             }
             Err(error) if error.kind() == ErrorKind::NotFound => excess -= 1,
             Err(error) => return Err(error),

@@ -98,7 +98,7 @@ pub fn run<O: Observer>(
     match (job.make_image(image), resumed) {
         (Err(error), Some(chain)) if error.kind() == ErrorKind::Damaged => {
             observer.warn(&format!(
-                "what the unfinished sync stored is damaged; starting afresh: {}",
+                "what the unfinished sync stored is damaged and is discarded; the sync starts again: {}",
                 error.full_message()
             ));
             store.discard_checkpoint(&chain)?;
@@ -135,7 +135,7 @@ impl<O: Observer> Job<'_, O> {
         };
         for (sequence, error) in image.skipped_images() {
             self.observer.warn(&format!(
-                "image {}/{sequence} is damaged; comparing with an earlier one: {error}",
+                "image {}/{sequence} is damaged; the sync compares with an earlier image instead: {error}",
                 request.job
             ));
         }
@@ -205,7 +205,7 @@ impl<O: Observer> Job<'_, O> {
                 && error.kind() == changetrack::ErrorKind::Canceled
             {
                 sink.suspend()
-                    .within(|| "keep what is stored already".to_owned())?;
+                    .within(|| "write a checkpoint of what is already stored".to_owned())?;
             }
             Ok(Comparison {
                 method,
@@ -232,11 +232,10 @@ fn what_is_left(image: &ImageWriter) -> String {
     let label = image.label();
     if image.has_checkpoint() {
         format!(
-            "image {label} is not finished; earlier images are as they were, and the next sync resumes with what \
-             is stored of this one"
+            "image {label} is unfinished; earlier images are unchanged, and the next sync resumes this one"
         )
     } else {
-        format!("image {label} was given up; earlier images are as they were")
+        format!("image {label} was discarded; earlier images are unchanged")
     }
 }
 
@@ -244,8 +243,8 @@ fn what_is_left(image: &ImageWriter) -> String {
 fn advise(error: Error, image: &ImageWriter) -> Error {
     match image.parent() {
         Some(parent) if error.kind() == ErrorKind::Damaged => error.within(format!(
-            "image {}, which this one builds on, is damaged: `smc-image verify` shows what is hurt, \
-             and a sync to a new --job starts afresh with a full image",
+            "image {}, which this one builds on, is damaged: `smc-image verify` shows what is affected. \
+             To start again with a full image, sync to a new job",
             parent.label()
         )),
         _ => error,

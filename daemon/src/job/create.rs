@@ -93,7 +93,7 @@ pub fn check_name(name: &str) -> Refused<()> {
     }
     let shown: String = name.chars().take(80).flat_map(char::escape_debug).collect();
     Err(Refusal::invalid(format!(
-        "name \"{shown}\" does not fit: use {} to {} letters, digits, '.', '_' or '-', starting with a letter and not \
+        "name \"{shown}\" is not allowed: use {} to {} letters, digits, '.', '_' or '-', starting with a letter and not \
          ending in .json or .tmp",
         limits::NAME_LEN.start(),
         limits::NAME_LEN.end()
@@ -116,14 +116,14 @@ fn schedule(request: &CreateJob, config: &Config) -> Refused<Option<Schedule>> {
             }))
         }
         (true, None, _) => Err(Refusal::invalid(
-            "automatic_incremental needs an interval: 1h to 7d from the end of a sync to the start of the next",
+            "automatic_incremental needs an interval: the time from the end of a sync to the start of the next, 1h to 7d",
         )),
         (true, _, None) => Err(Refusal::invalid(
-            "automatic_incremental needs max_images: how many images are kept, 1 to 10",
+            "automatic_incremental needs max_images: the number of images to keep, 1 to 10",
         )),
         (false, None, None) => Ok(None),
         (false, _, _) => Err(Refusal::invalid(
-            "interval and max_images belong to incremental jobs: a job without automatic_incremental is a single \
+            "interval and max_images are only allowed with automatic_incremental: without it, the job is a single \
              full sync",
         )),
     }
@@ -132,13 +132,13 @@ fn schedule(request: &CreateJob, config: &Config) -> Refused<Option<Schedule>> {
 fn cluster_size(request: &CreateJob) -> Refused<Option<u32>> {
     match (request.cluster_size_bytes, &request.take_up) {
         (Some(_), Some(from)) => Err(Refusal::invalid(format!(
-            "cluster_size cannot be chosen for a job that takes up {from}: it has that job's"
+            "cluster_size cannot be chosen for a job that continues {from}: it has the cluster size of that job"
         ))),
         (Some(bytes), None) => ClusterSize::from_bytes(bytes.into())
             .map(|_| Some(bytes))
             .map_err(|_| {
                 Refusal::invalid(format!(
-                    "cluster_size {bytes} does not exist: 16KiB (16384), 64KiB (65536) and 256KiB (262144) do"
+                    "cluster_size must be 16KiB (16384), 64KiB (65536) or 256KiB (262144), but it is {bytes}"
                 ))
             }),
         (None, Some(_)) => Ok(None),
@@ -166,7 +166,7 @@ pub fn check_start_at(at: Timestamp, now: &Moment) -> Refused<()> {
         return Ok(());
     }
     Err(Refusal::invalid(format!(
-        "start_at {at} is out of range: it lies between now ({}) and 30 days from now",
+        "start_at must be between now ({}) and 30 days from now, but it is {at}",
         now.wall
     )))
 }
@@ -176,7 +176,7 @@ pub fn check_bandwidth(bytes: u64) -> Refused<()> {
         return Ok(());
     }
     Err(Refusal::invalid(format!(
-        "bandwidth_limit {bytes} is out of range: 0 for no limit, or at least {} bytes a second (64KiB)",
+        "bandwidth_limit {bytes} is out of range: use 0 for no limit, or at least {} bytes per second (64KiB)",
         limits::BANDWIDTH_MIN_BYTES
     )))
 }
@@ -185,13 +185,13 @@ pub fn check_description(text: &str) -> Refused<()> {
     let length = text.chars().count();
     if length > limits::DESCRIPTION_LEN_MAX {
         return Err(Refusal::invalid(format!(
-            "description has {length} characters, and at most {} are kept",
+            "description has {length} characters, but at most {} are allowed",
             limits::DESCRIPTION_LEN_MAX
         )));
     }
     if text.chars().any(char::is_control) {
         return Err(Refusal::invalid(
-            "description has control characters: write it on one line",
+            "description contains control characters: it must be a single line of text",
         ));
     }
     Ok(())
@@ -204,7 +204,7 @@ fn check_token(token: Option<&str>) -> Refused<()> {
     };
     match token {
         Some(token) if !fits(token) => Err(Refusal::invalid(format!(
-            "client_token does not fit: 1 to {} printable ASCII characters without spaces",
+            "client_token must be 1 to {} printable ASCII characters without spaces",
             limits::CLIENT_TOKEN_LEN_MAX
         ))),
         _ => Ok(()),
@@ -219,7 +219,7 @@ pub fn hook(what: &str, path: Option<&str>) -> Refused<Option<String>> {
     let shown = path.escape_debug();
     if !Path::new(path).is_absolute() {
         return Err(Refusal::invalid(format!(
-            "{what} {shown} is no absolute path: write it from / on, without arguments"
+            "{what} must be an absolute path without arguments, but it is \"{shown}\""
         )));
     }
     let metadata = std::fs::metadata(path)
@@ -227,7 +227,7 @@ pub fn hook(what: &str, path: Option<&str>) -> Refused<Option<String>> {
     let executable = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o111 != 0;
     if !metadata.is_file() || !executable {
         return Err(Refusal::invalid(format!(
-            "{what} {shown} cannot be run: it is no executable file"
+            "{what} {shown} cannot be run: it is not an executable file"
         )));
     }
     Ok(Some(path.to_owned()))

@@ -67,7 +67,7 @@ fn schedule(job: &mut JobRecord, change: &ModifyJob, config: &Config) -> Refused
     }
     if job.schedule.is_none() {
         return Err(Refusal::invalid(format!(
-            "job {} is a single full sync: it has no interval and no number of images",
+            "job {} is a single full sync: it has neither interval nor max_images",
             job.name
         )));
     }
@@ -106,7 +106,7 @@ fn next_sync(job: &mut JobRecord, change: &ModifyJob, now: &Moment) -> Refused<(
     if let Some(at) = change.start_at {
         if job.status != Status::Ready {
             return Err(Refusal::conflict(format!(
-                "job {} is {}: start_at can be changed before it is started, in Ready only",
+                "job {} is {}: start_at can only be changed before the job is started (in Ready)",
                 job.name, job.status
             )));
         }

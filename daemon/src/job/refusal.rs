@@ -35,7 +35,7 @@ impl Refusal {
     pub fn shutting_down() -> Self {
         Self::new(
             ErrorKind::Unavailable,
-            "smcd is shutting down: ask again when it has started",
+            "smcd is shutting down: try again when it is running again",
         )
     }
 
@@ -43,9 +43,9 @@ impl Refusal {
     pub fn no_job<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> Self {
         let known: Vec<&str> = known.map(String::as_str).collect();
         let known = if known.is_empty() {
-            "there are none yet".to_owned()
+            "there are no jobs yet".to_owned()
         } else {
-            format!("there are {}", known.join(", "))
+            format!("existing jobs: {}", known.join(", "))
         };
         let name = name.escape_debug();
         Self::new(ErrorKind::NotFound, format!("there is no job {name}; {known}"))
@@ -61,17 +61,17 @@ impl Refusal {
         let states: Vec<String> = action.allowed_from().iter().map(Status::to_string).collect();
         let hint = match (status, action) {
             (Status::Finished | Status::Canceled | Status::Expired, Action::Start | Action::Sync) => {
-                ". A new job can take it up: `smcctl job create NAME --take-up JOB`"
+                ". A new job can continue its images: `smcctl job create NAME --take-up JOB`"
             }
-            (Status::Running, _) => ". Stop it, or wait until the sync has ended",
+            (Status::Running, _) => ". Stop the job, or wait until the sync has ended",
             (Status::Stopped | Status::InError, Action::Sync | Action::Complete) => {
-                ". `smcctl job start` goes on with it"
+                ". Resume it with `smcctl job start`"
             }
-            (Status::Ready, Action::Sync | Action::Complete) => ". `smcctl job start` begins it",
+            (Status::Ready, Action::Sync | Action::Complete) => ". Start it with `smcctl job start`",
             _ => "",
         };
         Self::conflict(format!(
-            "job {name} is {status}, and {} is possible in {} only{hint}",
+            "job {name} is {status}, but {} is only possible in {}{hint}",
             action.label(),
             list(&states)
         ))
@@ -121,7 +121,7 @@ mod tests {
         assert!(
             refusal
                 .message
-                .starts_with("job web01 is Finished, and sync is possible in Waiting only")
+                .starts_with("job web01 is Finished, but sync is only possible in Waiting")
         );
         assert!(refusal.message.contains("--take-up"));
         let refusal = Refusal::state("web01", Status::Running, Action::Start);

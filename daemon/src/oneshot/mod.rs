@@ -123,7 +123,7 @@ impl Observer for Terminal {
     fn image(&self, image: &ImageBegun) {
         if let (Some(stored), false) = (image.resumed_bytes, self.quiet) {
             eprintln!(
-                "smcd: resuming the unfinished sync; {} of it are stored already",
+                "smcd: resuming the unfinished sync; {} of it are already stored",
                 HumanBytes(stored)
             );
         }

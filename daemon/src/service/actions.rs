@@ -111,7 +111,7 @@ impl Manager {
             *asked = Some(ending);
             live.control.stop();
         }
-        tracing::info!(job = name, "sync is being ended: {}", ending.label());
+        tracing::info!(job = name, "the running sync is ending: {}", ending.label());
         Ok(true)
     }
 
@@ -126,7 +126,7 @@ impl Manager {
         let mut job = self.job_for(&inner, name, action)?;
         if inner.live.contains_key(name) {
             return Err(Refusal::conflict(format!(
-                "a sync of job {name} has begun meanwhile: ask again"
+                "a sync of job {name} has just started: repeat the request"
             )));
         }
         change(&mut job);

@@ -56,7 +56,7 @@ impl Manager {
                 .map_err(|error| Refusal::failed(&error))?;
             self.queue_note(&store, &name);
         }
-        tracing::info!(job = name, "job is created");
+        tracing::info!(job = name, "job created");
         Ok((name, true))
     }
 
@@ -66,7 +66,7 @@ impl Manager {
         };
         if !Path::new(store).is_absolute() {
             return Err(Refusal::invalid(format!(
-                "store {} is no absolute path: write it from / on",
+                "store must be an absolute path, but it is \"{}\"",
                 store.escape_debug()
             )));
         }
@@ -86,7 +86,7 @@ impl Manager {
                     return Ok(Some(job.name.clone()));
                 }
                 return Err(Refusal::conflict(format!(
-                    "client_token {token} made job {} with other parameters: a new job needs a new token",
+                    "client_token {token} was already used to create job {} with other parameters: use a new token for a new job",
                     job.name
                 )));
             }
@@ -97,7 +97,7 @@ impl Manager {
         match inner.jobs.get(&request.name) {
             None => Ok(None),
             Some(job) => Err(Refusal::conflict(format!(
-                "there is a job {} already ({}): choose another name, or delete it first",
+                "job {} already exists ({}): choose another name, or delete it first",
                 job.name, job.status
             ))),
         }
@@ -114,7 +114,7 @@ impl Manager {
         };
         if let Some(successor) = inner.jobs.values().find(is_successor) {
             return Err(Refusal::conflict(format!(
-                "job {from} was taken up before, by job {}: take up that one",
+                "job {from} was already continued by job {}: continue that one instead",
                 successor.name
             )));
         }
@@ -131,7 +131,7 @@ impl Manager {
         }
         if old.store != new.store {
             return Err(Refusal::invalid(format!(
-                "the images of job {from} lie in {}: a job that takes it up has the same store",
+                "the images of job {from} are in {}: a job that continues them must use the same store",
                 old.store.display()
             )));
         }
@@ -146,7 +146,7 @@ impl Manager {
                 .map_err(|error| Refusal::conflict(error.full_message()))?;
             let Some(&newest) = images.sequences.last() else {
                 return Err(Refusal::conflict(format!(
-                    "job {from} has no image left to build on: create a job of its own instead"
+                    "job {from} has no images to continue: create a job without --take-up"
                 )));
             };
             let manifest = store.manifest(&images.chain, newest);
@@ -173,7 +173,7 @@ impl Manager {
             .find(|(job, images)| images.chain == name && *job != name)
         {
             return Err(Refusal::conflict(format!(
-                "the images of job {successor} continue those that a job {name} began, under its name: choose another name"
+                "the images of job {successor} continue a chain that is named after an earlier job {name}: choose another name"
             )));
         }
         let Ok(images) = store.job(name) else {
@@ -183,7 +183,7 @@ impl Manager {
             return Ok(());
         }
         Err(Refusal::conflict(format!(
-            "store {} holds images of a job {name} that this smcd does not know: go on with them by --take-up {name}, \
+            "store {} has images of a job {name} that this smcd does not know: continue them with --take-up {name}, \
              or choose another name",
             store.label()
         )))
@@ -203,8 +203,8 @@ fn check_disk_names(new: &JobRecord, newest: &Manifest) -> Refused<()> {
         return Ok(());
     }
     Err(Refusal::invalid(format!(
-        "the images of job {} have disks {theirs}, and {ours} is given: a job that takes it up has the same ones, \
-         named alike (--disk NAME=DEV)",
+        "the images of job {} have the disks {theirs}, but the request has {ours}: a job that continues them must have \
+         the same disk names (--disk NAME=DEV)",
         newest.job
     )))
 }
@@ -227,8 +227,8 @@ fn check_disks(inner: &Inner, new: &JobRecord) -> Refused<()> {
                 .find(|ours| disks::overlap(&ours.path, &theirs.path));
             if let Some(ours) = ours {
                 return Err(Refusal::conflict(format!(
-                    "disk {} ({}) belongs to job {}, which is {}: a disk has one unfinished job. Complete or cancel \
-                     that one first",
+                    "disk {} ({}) belongs to job {}, which is {}: a disk can have only one unfinished job. Complete or \
+                     cancel that one first",
                     ours.name,
                     ours.path.display(),
                     job.name,

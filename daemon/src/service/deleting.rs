@@ -40,7 +40,7 @@ impl Manager {
             self.purge_in_background(job);
         } else {
             self.queue_note(&job.store, name);
-            tracing::info!(job = name, "job is deleted; its images stay");
+            tracing::info!(job = name, "job deleted; its images remain");
         }
         Ok(!purge)
     }
@@ -87,7 +87,7 @@ impl Manager {
             manager.lock().deleting.remove(&job.name);
         });
         if let Err(error) = spawned {
-            tracing::error!(job = name, "no thread to delete its images: {error}");
+            tracing::error!(job = name, "cannot start a thread to delete its images: {error}");
             self.lock().deleting.remove(&name);
         }
     }
@@ -111,21 +111,18 @@ impl Manager {
                     }
                 }
                 self.queue_note(&job.store, name);
-                tracing::info!(job = name, images = count, "job and images are deleted");
+                tracing::info!(job = name, images = count, "job and images deleted");
             }
             Err(error) => {
                 tracing::warn!(
                     job = name,
-                    "its images are not all deleted yet: {}",
+                    "not all of its images are deleted yet: {}",
                     error.full_message()
                 );
                 let mut inner = self.lock();
                 let known = inner.jobs.get(name).filter(|_| is_still_deleting(&inner, job));
                 if let Some(mut job) = known.cloned() {
-                    job.error = Some(format!(
-                        "{}; it is tried again every minute",
-                        error.full_message()
-                    ));
+                    job.error = Some(format!("{}; smcd tries again every minute", error.full_message()));
                     if let Err(error) = self.save(&mut inner, job, None) {
                         tracing::error!(job = name, "{error:#}");
                     }
@@ -166,7 +163,7 @@ fn refuse_needed(inner: &Inner, job: &JobRecord) -> Refused<()> {
     match inner.jobs.values().find(waits) {
         None => Ok(()),
         Some(successor) => Err(Refusal::conflict(format!(
-            "the first sync of job {} is to build on an image of job {}: purge it when that sync is done, or delete \
+            "the first sync of job {} needs an image of job {}: purge it when that sync is done, or delete \
              job {} first",
             successor.name, job.name, successor.name
         ))),
@@ -204,7 +201,7 @@ fn is_unfinished_of(store: &Store, chain: &str, job: &str) -> imagefmt::Result<b
 pub fn discard_in_background(job: JobRecord) {
     let thread = thread::Builder::new().name("discard".to_owned());
     if let Err(error) = thread.spawn(move || discard(&job)) {
-        tracing::warn!("no thread to drop what a sync stored: {error}");
+        tracing::warn!("cannot start a thread to discard what a sync stored: {error}");
     }
 }
 
@@ -225,7 +222,7 @@ pub fn discard(job: &JobRecord) {
     if let Err(error) = dropped {
         tracing::warn!(
             job = job.name,
-            "what its last sync stored stays until `smc-image gc`: {}",
+            "what its last sync stored is kept until `smc-image gc` removes it: {}",
             error.full_message()
         );
     }
@@ -245,14 +242,14 @@ fn refuse_in_use(job: &JobRecord) -> Refused<()> {
         let holders = store.held_by(&images.chain, sequence).map_err(failed)?;
         if !holders.is_empty() {
             return Err(Refusal::conflict(format!(
-                "image {label} is in use by {}: its images can be deleted when nobody uses them",
+                "image {label} is in use by {}: images can be deleted when nothing uses them",
                 holders.join(", ")
             )));
         }
         let pins = store.pins(&images.chain, sequence).map_err(failed)?;
         if let Some(pin) = pins.first() {
             return Err(Refusal::conflict(format!(
-                "image {label} is pinned ({}): `smc-image unpin {label}` first",
+                "image {label} is pinned ({}): run `smc-image unpin {label}` first",
                 pin.name
             )));
         }

@@ -22,20 +22,18 @@ impl Manager {
         let disks: Vec<DiskArg> = match (named, all) {
             ([], false) => {
                 return Err(Refusal::invalid(
-                    "no disk is given: name them with --disk [NAME=]DEV, or take every one with --all",
+                    "no disk given: name the disks with --disk [NAME=]DEV, or include every one with --all",
                 ));
             }
             ([_, ..], true) => {
-                return Err(Refusal::invalid(
-                    "give either disks or all_disks: all_disks leaves out what cannot be migrated, and says why",
-                ));
+                return Err(Refusal::invalid("give either disks or all_disks, not both"));
             }
             ([], true) => self.all_disks(store)?,
             (named, false) => named.iter().map(disk_arg).collect::<Refused<_>>()?,
         };
         if disks.len() > limits::DISKS_MAX {
             return Err(Refusal::invalid(format!(
-                "{} disks are more than the {} that a job can have",
+                "{} disks are too many: a job can have at most {}",
                 disks.len(),
                 limits::DISKS_MAX
             )));
@@ -57,7 +55,7 @@ impl Manager {
             .collect();
         if disks.is_empty() {
             return Err(Refusal::conflict(
-                "no disk of this machine can be migrated: `smcctl disks` lists them with the reasons",
+                "no disk of this machine can be migrated: `smcctl disks` lists the reasons",
             ));
         }
         Ok(disks)
@@ -67,7 +65,7 @@ impl Manager {
 fn disk_arg(disk: &DiskRequest) -> Refused<DiskArg> {
     if !Path::new(&disk.path).is_absolute() {
         return Err(Refusal::invalid(format!(
-            "disk {} is no absolute path: write it from / on",
+            "the path of a disk must be absolute, but it is \"{}\"",
             disk.path.escape_debug()
         )));
     }

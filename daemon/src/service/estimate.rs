@@ -48,7 +48,7 @@ pub fn estimate(manager: &Manager, request: &EstimateRequest) -> Refused<Estimat
         .map_or(manager.config.store.clone(), PathBuf::from);
     if !store.is_absolute() {
         return Err(Refusal::invalid(format!(
-            "store {} is no absolute path: write it from / on",
+            "store must be an absolute path, but it is \"{}\"",
             store.display()
         )));
     }
@@ -80,7 +80,7 @@ fn measure(disks: &[SourceDisk], store: &Path, level: i32, time: Duration) -> Re
     let sampled = disks.iter().map(|disk| sample(disk, level, time));
     Ok(Measured {
         disks: sampled.collect::<Result<_>>()?,
-        store: try_store(store, time).with_context(|| format!("try writing to {}", store.display()))?,
+        store: try_store(store, time).with_context(|| format!("write test data to {}", store.display()))?,
     })
 }
 
@@ -309,18 +309,18 @@ fn hourly(path: &Path) -> Option<u64> {
 
 fn notes(measured: &Measured, counted: bool) -> Vec<String> {
     let mut notes = vec![
-        "reading and writing were tried one after the other: where disks and store share a device, a sync takes longer"
+        "reading and writing were measured one after the other: if disks and store share a device, a sync takes longer"
             .to_owned(),
-        "services that use the disks meanwhile make it longer".to_owned(),
+        "services that use the disks during a sync make it slower".to_owned(),
     ];
     if !counted {
         notes.push(
-            "nothing counts what is written to a file: how much changes in an hour is not known".to_owned(),
+            "writes to a file are not counted, so it is unknown how much changes in an hour".to_owned(),
         );
     }
     let small = measured.disks.iter().any(|disk| disk.read_bytes < 64 << 20);
     if small {
-        notes.push("a disk is so small that its rate means little".to_owned());
+        notes.push("a disk is so small that its measured rate is unreliable".to_owned());
     }
     notes
 }

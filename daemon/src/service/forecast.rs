@@ -54,8 +54,8 @@ fn change(job: &JobRecord, made: &[&RunView], now: &Moment) -> Change {
         return Change {
             dirty_bytes: bytes,
             rate_bytes,
-            basis: "reading at the last sync's rate; as changed counts every byte that the kernel says was written \
-                    since that sync began"
+            basis: "reading at the last sync's rate; changes are all bytes that the kernel has counted as written \
+                    since that sync started"
                 .to_owned(),
         };
     }
@@ -65,8 +65,8 @@ fn change(job: &JobRecord, made: &[&RunView], now: &Moment) -> Change {
         dirty_bytes: rate_bytes.saturating_mul(since),
         rate_bytes,
         basis:
-            "reading at the last sync's rate; changes at the rate of the last two syncs, since the kernel's \
-                count does not reach back to the last one"
+            "reading at the last sync's rate; changes at the rate of the last two syncs, because the kernel's \
+                counters do not reach back to the last one"
                 .to_owned(),
     }
 }

@@ -128,7 +128,7 @@ fn run_one(
     env: &HookEnv,
     stopped: &dyn Fn() -> bool,
 ) -> Result<()> {
-    let (reader, writer) = std::io::pipe().context("make a pipe for its output")?;
+    let (reader, writer) = std::io::pipe().context("create a pipe for its output")?;
     let wrote = collect(reader);
     let child = Command::new(path)
         .arg(stage.label())
@@ -146,7 +146,7 @@ fn run_one(
         Watched::Ended(status) if status.success() => Ok(()),
         Watched::Ended(status) => bail!("ended with {status}{wrote}"),
         Watched::TimedOut => bail!("was killed after {} s{wrote}", limit.as_secs()),
-        Watched::Stopped => bail!("was killed, as the sync was stopped{wrote}"),
+        Watched::Stopped => bail!("was killed because the sync was stopped{wrote}"),
         Watched::Lost(error) => Err(error).context("cannot be waited for"),
     }
 }

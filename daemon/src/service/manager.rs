@@ -130,7 +130,7 @@ impl Manager {
         let (manager, path) = (self.clone(), store.to_owned());
         let thread = std::thread::Builder::new().name("notes".to_owned());
         if let Err(error) = thread.spawn(move || manager.write_notes(&path)) {
-            tracing::warn!("no thread to write notes: {error}");
+            tracing::warn!("cannot start a thread to write notes: {error}");
             waiting.remove(store);
         }
     }
@@ -150,7 +150,7 @@ impl Manager {
             if let Err(error) = self.write_note(store, &name) {
                 tracing::warn!(
                     job = name,
-                    "the copy of the job in its store is not up to date: {error:#}"
+                    "the copy of the job in its store could not be updated: {error:#}"
                 );
             }
         }
@@ -195,7 +195,7 @@ impl Manager {
         }
         if let Some((_, Some(ending))) = inner.live.get(name) {
             return Err(Refusal::conflict(format!(
-                "job {name} is being ended ({}): wait until that is done",
+                "the sync of job {name} is ending ({}): wait until that is done",
                 ending.label()
             )));
         }
@@ -216,7 +216,7 @@ impl Manager {
         inner
             .state
             .remove(name)
-            .with_context(|| format!("forget job {name}"))?;
+            .with_context(|| format!("delete job {name}"))?;
         inner.jobs.remove(name);
         inner.unreadable.remove(name);
         self.changed.notify_all();
@@ -251,7 +251,7 @@ impl Inner {
     /// The newest runs.
     pub fn runs(&self, job: &str, limit: u32) -> Runs {
         self.state.runs(job, limit).unwrap_or_else(|error| {
-            tracing::error!(job, "its runs cannot be read: {error:#}");
+            tracing::error!(job, "the runs of the job cannot be read: {error:#}");
             Runs::default()
         })
     }
@@ -259,7 +259,7 @@ impl Inner {
     /// Remembers that jobs have a store.
     pub fn remember_store(&mut self, store: &Path) {
         if let Err(error) = self.known.add(store) {
-            tracing::warn!("the list of stores cannot be kept: {error:#}");
+            tracing::warn!("the list of stores cannot be saved: {error:#}");
         }
     }
 

@@ -18,7 +18,7 @@ impl Manager {
                 other => {
                     let other = other.escape_debug();
                     return Err(Refusal::invalid(format!(
-                        "there is no parameter {other}: store and disk are"
+                        "there is no parameter {other}: only store and disk are allowed"
                     )));
                 }
             }

@@ -26,7 +26,10 @@ pub fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Manager>> {
         Opened::Found => rebuild_unseen(&mut state, &now)?,
         Opened::New => rebuild_state(&mut state, &config, &now, None)?,
         Opened::Damaged(kept, why) => {
-            let lost = format!("the state was damaged ({why}) and is kept as {}", kept.display());
+            let lost = format!(
+                "the state database was damaged ({why}) and was moved to {}",
+                kept.display()
+            );
             rebuild_state(&mut state, &config, &now, Some(lost))?
         }
     };
@@ -41,7 +44,7 @@ pub fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Manager>> {
     }
     if elsewhere {
         warnings.push(
-            "this state was written on another machine: its jobs are Stopped until you start them here"
+            "the state was written on another machine: its jobs are Stopped until you start them here"
                 .to_owned(),
         );
         state.claim(&jobs.unreadable)?;
@@ -93,7 +96,7 @@ fn stop_foreign(job: &mut JobRecord) {
         job.start_at = None;
         job.run = None;
         job.warnings
-            .push("this job was of another machine: start it if it is to go on here".to_owned());
+            .push("this job was created on another machine: start it if it should continue here".to_owned());
     }
 }
 
@@ -132,7 +135,7 @@ fn rebuild_unseen(state: &mut State, now: &Moment) -> Result<Found> {
 fn rebuilt_notice(found: &[FoundJob]) -> String {
     let names: Vec<&str> = found.iter().map(|found| found.job.name.as_str()).collect();
     format!(
-        "the state of {} was found again in the stores: check them with `smcctl job show`",
+        "the state of {} was restored from the stores: check it with `smcctl job show`",
         names.join(", ")
     )
 }
@@ -159,7 +162,7 @@ fn rebuild_state(state: &mut State, config: &Config, now: &Moment, lost: Option<
         .filter(|store| missed(store) && !holds_unreadable(store))
     {
         warnings.push(format!(
-            "{} is no store now, and jobs had theirs there: mount it and restart smcd, which looks again",
+            "jobs had their store at {}, but there is no store now: mount it and restart smcd, which then looks again",
             store.display()
         ));
     }
@@ -232,7 +235,7 @@ pub fn resume_running(manager: &Arc<Manager>, name: &str) -> Result<()> {
         (Err(error), _) => {
             // Whether the image was made shows when the store is there: `start` looks.
             let kept = job.run.clone();
-            let reason = format!("its store cannot be read: {}", error.full_message());
+            let reason = format!("the store cannot be read: {}", error.full_message());
             let mut job = interrupt(manager, &mut inner, job, run, &Ended::Failed(reason))?;
             job.run = kept;
             manager.save(&mut inner, job, None)
@@ -253,7 +256,7 @@ pub fn resume_running(manager: &Arc<Manager>, name: &str) -> Result<()> {
                 run,
                 &Ended::Asked(Ending::Shutdown),
             )?;
-            tracing::info!(job = name, "sync was interrupted; going on with it");
+            tracing::info!(job = name, "sync was interrupted; resuming it");
             manager.launch(&mut inner, job, run_type)
         }
     }
@@ -273,7 +276,7 @@ pub fn interrupt(
     run.error = match ended {
         Ended::Failed(reason) => Some(reason.clone()),
         Ended::Asked(Ending::Shutdown) => {
-            Some("smcd ended in the middle; the next run went on with it".to_owned())
+            Some("smcd ended during the run; the next run resumed it".to_owned())
         }
         _ => None,
     };
@@ -290,7 +293,7 @@ pub fn unfinished_run(inner: &Inner, job: &JobRecord) -> RunView {
         tracing::warn!(
             job = job.name,
             run = number,
-            "its record cannot be read: {error:#}"
+            "the record of the run cannot be read: {error:#}"
         );
         None
     });

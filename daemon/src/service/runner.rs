@@ -48,7 +48,7 @@ impl Manager {
         let started = now.wall;
         let run = run_begun(job.runs, run_type, started);
         self.save(inner, job.clone(), Some(&run))?;
-        tracing::info!(job = job.name, run = run.number, kind = %run_type, "sync begins");
+        tracing::info!(job = job.name, run = run.number, kind = %run_type, "sync started");
         self.spawn(inner, job, run, Work::Sync)
     }
 
@@ -159,7 +159,7 @@ impl Runner {
         let result = result.unwrap_or_else(|_| {
             Err(engine::Error::new(
                 ErrorKind::Other,
-                "the sync ended by a bug in smcd, which its log shows; earlier images are as they were",
+                "the sync failed because of a bug in smcd; see its log (journalctl -u smcd). Earlier images are unchanged",
             ))
         });
         self.conclude(run, result);
@@ -192,7 +192,7 @@ impl Runner {
         let stopped = || self.live.control.is_stopped();
         let dir = &self.manager.config.hooks_dir;
         hooks::run(Stage::Pre, dir, &self.job, &self.hook_env(), &stopped)
-            .context("the sync did not begin")
+            .context("the sync did not start")
             .map_err(engine::Error::refused)?;
         let request = self.job.sync_request(self.manager.config.checkpoint_every);
         let disks = engine::open_all(&request.disks, &request.store).map_err(engine::Error::refused)?;

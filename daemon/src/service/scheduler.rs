@@ -73,7 +73,7 @@ impl Scheduler {
         self.held.remove(&job.name);
         if let Err(refusal) = done {
             // Somebody was faster, or the state cannot be written: it is due again some time later.
-            tracing::warn!(job = job.name, "{due:?} is due, and could not be done: {refusal}");
+            tracing::warn!(job = job.name, "{due:?} is due but was refused: {refusal}");
             self.held.insert(job.name.clone(), Deadline::after(now, RETRY));
         }
     }
@@ -100,7 +100,7 @@ impl Manager {
             if due(&job, &self.now()) != Some(Due::Expire) || inner.live.contains_key(name) {
                 return Ok(());
             }
-            tracing::warn!(job = name, "job has expired; its images stay");
+            tracing::warn!(job = name, "job expired; its images remain");
             job.status = Status::Expired;
             job.next_sync = None;
             let store = job.store.clone();
@@ -154,14 +154,18 @@ impl Manager {
             Ok(retained) if !retained.in_use => retained,
             Ok(_) => return,
             Err(error) => {
-                return tracing::warn!(job = job.name, "earlier images stay: {}", error.full_message());
+                return tracing::warn!(
+                    job = job.name,
+                    "earlier images could not be deleted: {}",
+                    error.full_message()
+                );
             }
         };
         for gone in &retained.deleted {
             tracing::info!(
                 job = job.name,
                 image = gone.image,
-                "image is free now, and deleted"
+                "image is no longer in use and was deleted"
             );
         }
         let mut inner = self.lock();

@@ -38,7 +38,7 @@ impl Manager {
             view.progress = Some(live.progress());
             view.ending = ending.map(|ending| ending.label().to_owned());
             if let Some(ending) = ending {
-                view.next.text = format!("this sync is being ended ({})", ending.label());
+                view.next.text = format!("this sync is ending ({})", ending.label());
             }
         }
         // The store is asked without the mutex: its disk may be slow.
@@ -254,16 +254,16 @@ fn next_event(job: &JobRecord, now: &Moment) -> NextEvent {
             match left {
                 Some(_) => timed(Event::Start, left, expiry, now),
                 None => NextEvent {
-                    text: "nothing until it is started; unless it is, it expires".to_owned(),
+                    text: "nothing until the job is started; if it is not, it expires".to_owned(),
                     ..timed(Event::Expire, None, expiry, now)
                 },
             }
         }
         Status::Stopped | Status::InError => timed(Event::Expire, Some(expiry), expiry, now),
-        Status::Deleting => nothing("its images are being deleted, and then it is gone"),
-        Status::Finished => nothing("nothing: it is finished. A new job can take it up"),
-        Status::Canceled => nothing("nothing: it was given up. A new job can take it up"),
-        Status::Expired => nothing("nothing: its valid time has passed. A new job can take it up"),
+        Status::Deleting => nothing("its images are being deleted, and then the job"),
+        Status::Finished => nothing("nothing: the job is finished. A new job can continue its images"),
+        Status::Canceled => nothing("nothing: the job was canceled. A new job can continue its images"),
+        Status::Expired => nothing("nothing: its valid time has passed. A new job can continue its images"),
     }
 }
 
@@ -274,10 +274,10 @@ fn timed(event: Event, left: Option<Duration>, expiry: Duration, now: &Moment) -
         _ => (Event::Expire, expiry),
     };
     let what = match event {
-        Event::Start => "it starts",
+        Event::Start => "the job starts",
         Event::Sync => "the next sync starts",
         Event::Expire | Event::RunEnds | Event::Nothing => {
-            "it expires unless it is started or completed before"
+            "the job expires unless it is started or completed before"
         }
     };
     NextEvent {

@@ -132,9 +132,7 @@ impl State {
             bail!(Damage(verdict));
         }
         let mut state = Self { connection };
-        state
-            .migrate()
-            .with_context(|| format!("bring {shown} up to date"))?;
+        state.migrate().with_context(|| format!("upgrade {shown}"))?;
         Ok(state)
     }
 
@@ -145,8 +143,8 @@ impl State {
         let known = MIGRATIONS.len();
         if usize::try_from(min_reader).unwrap_or(usize::MAX) > known {
             bail!(
-                "it is for smcd with schema {min_reader} or later, and this smcd knows schemas up to {known}: a newer smcd \
-                 wrote it. Install that one, or move the file away and let the jobs be found again in their stores"
+                "a newer smcd wrote it: it needs a smcd that supports schema {min_reader}, and this one supports schemas up to \
+                 {known}. Install the newer smcd, or move the file away so that the jobs are restored from their stores"
             );
         }
         // A version beyond ours has only added to what we know: it is used as it is.
@@ -492,7 +490,7 @@ fn set_aside(path: &Path) -> Result<PathBuf> {
         .map(|number| path.with_extension(format!("db.damaged-{number}")))
         .find(|name| !name.exists());
     let kept = free.unwrap_or_else(|| path.with_extension("db.damaged"));
-    fs::rename(path, &kept).with_context(|| format!("set {} aside", path.display()))?;
+    fs::rename(path, &kept).with_context(|| format!("rename {}", path.display()))?;
     let mut journal = path.as_os_str().to_owned();
     journal.push("-journal");
     // What is left of it belongs to the damaged file, and would be taken for the new one's.

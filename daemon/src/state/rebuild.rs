@@ -86,7 +86,7 @@ fn read_store(path: &Path, rebuilt: &mut Rebuilt) -> Vec<FoundJob> {
             rebuilt.unseen.insert(path.to_owned());
             if error.kind() != imagefmt::ErrorKind::NotAStore {
                 rebuilt.warnings.push(format!(
-                    "store {} cannot be looked through: {}",
+                    "store {} cannot be searched for jobs: {}",
                     path.display(),
                     error.full_message()
                 ));
@@ -128,7 +128,7 @@ fn read_note(store: &Store, path: &Path, name: &str) -> Note {
     };
     if note.host != host() {
         return Note::LeftAlone(format!(
-            "job {name} in {} is of another machine: left alone. A new job can continue its images: --take-up {name}",
+            "job {name} in {} belongs to another machine and was skipped. A new job can continue its images: --take-up {name}",
             path.display()
         ));
     }
@@ -139,7 +139,7 @@ fn read_note(store: &Store, path: &Path, name: &str) -> Note {
     match parse::<StoredJob>(record.as_bytes()) {
         Err(reason) => unreadable(reason, record.as_bytes()),
         Ok(stored) if stored.name != name => Note::LeftAlone(format!(
-            "the note of job {name} in {} is about another job: left alone",
+            "the note of job {name} in {} describes another job and was skipped",
             path.display()
         )),
         Ok(stored) => Note::Found(Box::new(FoundJob {
@@ -164,7 +164,7 @@ fn adapt(job: &mut JobRecord, store: &Path, now: &Moment) {
         job.status = Status::Stopped;
     }
     job.warnings.push(
-        "the daemon's state was lost, and this job was found again in its store: check its parameters"
+        "the daemon's state was lost and this job was restored from its store: check its parameters"
             .to_owned(),
     );
 }

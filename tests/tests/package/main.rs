@@ -266,7 +266,7 @@ fn a_fresh_debian_installs_reboots_loses_power_upgrades_and_purges() -> Result<(
     let installed = lab.boot("install", Until::PowerOff)?;
     assert_serving(&installed)?;
     assert_units(&installed)?;
-    assert_eq!(field(&installed, "SMC-CHECK")?, "/etc/smc/smcd.toml is good");
+    assert_eq!(field(&installed, "SMC-CHECK")?, "/etc/smc/smcd.toml is valid");
     assert_sandbox(&installed);
     let waiting = field_json(&installed, "SMC-WEB01")?;
     assert_waiting(&waiting, &["web01/1"]);

@@ -134,7 +134,9 @@ fn a_store_that_was_away_when_the_state_was_lost_is_looked_through_later() {
     let house = house.restart();
     let warnings = house.manager.status().warnings;
     assert!(
-        warnings.iter().any(|warning| warning.contains("is no store now")),
+        warnings
+            .iter()
+            .any(|warning| warning.contains("there is no store now")),
         "{warnings:?}"
     );
     assert!(house.manager.lock().jobs.is_empty());
@@ -172,7 +174,7 @@ fn the_jobs_of_another_machine_are_left_alone() {
     assert!(
         warnings
             .iter()
-            .any(|warning| warning.contains("is of another machine")),
+            .any(|warning| warning.contains("belongs to another machine")),
         "{warnings:?}"
     );
 }

@@ -254,7 +254,7 @@ fn a_sync_that_is_being_ended_takes_no_second_order() {
     house.manager.stop("web01").unwrap();
     for action in [Action::Stop, Action::Cancel] {
         let refusal = house.ask("web01", action).unwrap_err();
-        assert!(refusal.message.contains("is being ended (stop)"), "{refusal}");
+        assert!(refusal.message.contains("is ending (stop)"), "{refusal}");
     }
     assert!(matches!(
         house.manager.lock().live.get("web01"),
@@ -327,7 +327,7 @@ fn a_disk_has_one_unfinished_job() {
     house.manager.create(&second).unwrap();
     let again = house.manager.create(&first).unwrap_err();
     assert!(
-        again.message.contains("there is a job web01 already (Canceled)"),
+        again.message.contains("job web01 already exists (Canceled)"),
         "{again}"
     );
 }
@@ -506,14 +506,14 @@ fn a_lost_or_damaged_state_is_found_again_in_the_stores() {
         }
         let house = house.restart();
         let mut after = house.job("web01");
-        assert!(after.warnings.pop().unwrap().contains("found again in its store"));
+        assert!(after.warnings.pop().unwrap().contains("restored from its store"));
         assert_eq!(after, before);
         assert_eq!(house.manager.runs("web01", 10).unwrap().len(), 1);
         let warnings = house.manager.status().warnings;
         assert!(
             warnings
                 .iter()
-                .any(|warning| warning.contains("web01 was found again")),
+                .any(|warning| warning.contains("the state of web01 was restored")),
             "{warnings:?}"
         );
         assert_eq!(
