@@ -1,9 +1,11 @@
 #!/bin/bash
-# Checks formatting and runs clippy with every warning an error. A toolchain without rustfmt or clippy is
-# reported; under CI it is a failure.
+# Checks documents and formatting, and runs clippy; every warning is an error. If the toolchain has no rustfmt or clippy,
+# this is reported and skipped; under CI it is a failure.
 set -euo pipefail
 
 CARGO=${CARGO:-cargo}
+
+bash "$(dirname "$0")/check-docs.sh"
 
 has() { "$CARGO" "$1" --version >/dev/null 2>&1; }
 
