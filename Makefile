@@ -41,7 +41,7 @@ bench: build ## measure against fio on the same device
 sweep: ## cut the power of a simulated disk at every operation of many random histories (may take an hour)
 	$(CARGO) test -p imagefmt --locked --lib sweep:: -- --ignored --skip reproduce --nocapture --test-threads 1
 
-crash: build ## power cuts, kill -9, and whole lives of jobs under kills, on ext4, xfs and btrfs (half an hour)
+crash: build ## power cuts, kill -9, and whole lifecycles of jobs under kills, on ext4, xfs and btrfs (half an hour)
 	@"$${CARGO_TARGET_DIR:-target}/release/crash"
 
 fuzz: ## fuzz the image format and the NBD server for ten minutes a target (nightly, cargo-fuzz; the suite has a short version)

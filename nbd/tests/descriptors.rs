@@ -9,7 +9,8 @@ use std::fs;
 use std::net::TcpStream;
 
 use common::raw::{CMD_READ, Raw};
-use common::{MemoryDisk, Running, eventually};
+use common::{MemoryDisk, Running};
+use testkit::process::wait_for;
 
 const CONNECTIONS: usize = 10_000;
 /// What an allocator may keep for later of what ten thousand connections had in turn.
@@ -46,10 +47,10 @@ fn ten_thousand_connections_of_every_kind_leave_neither_descriptors_nor_memory_b
             one_of_each(round);
             // Within the limit of connections.
             if round % 64 == 63 {
-                eventually("connections are closed", || open_descriptors() <= before_all + 32);
+                wait_for("connections are closed", || open_descriptors() <= before_all + 32);
             }
         });
-        eventually("all descriptors are closed", || open_descriptors() <= before_all);
+        wait_for("all descriptors are closed", || open_descriptors() <= before_all);
     };
     // Some first, so that what is made once is made.
     many(500);
@@ -60,6 +61,6 @@ fn ten_thousand_connections_of_every_kind_leave_neither_descriptors_nor_memory_b
         open_descriptors(),
         resident()
     );
-    eventually("all descriptors are closed", || open_descriptors() <= descriptors);
-    eventually("the memory is given back", || resident() <= memory + SLACK_KIB);
+    wait_for("all descriptors are closed", || open_descriptors() <= descriptors);
+    wait_for("the memory is given back", || resident() <= memory + SLACK_KIB);
 }

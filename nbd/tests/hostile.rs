@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 
 use common::raw::{CMD_DISC, CMD_FLUSH, CMD_READ, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_LIST};
 use common::raw::{OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_SHUTDOWN, Raw, option_bytes, request_bytes};
-use common::{CLUSTER, Disks, MIB, MemoryDisk, Running, eventually, expect, path};
+use common::{CLUSTER, Disks, MIB, MemoryDisk, Running, expect, path};
 use nbd::{Access, Catalog, ErrorKind, Export, ExportError, ExportInfo, Extent, Limits, ServeError, Server};
+use testkit::process::wait_for;
 
 const EIO: u32 = 5;
 const ESHUTDOWN: u32 = 108;
@@ -58,7 +59,7 @@ fn n10_a_silent_or_slow_client_is_dropped_when_the_handshake_time_is_over() {
         }
     });
     assert_eq!(silent.rest().len(), 18);
-    assert_eq!(half_way.rest(), []);
+    assert_eq!(half_way.rest(), [0; 0]);
     drip.join().unwrap();
     assert!(started.elapsed() >= handshake);
     assert_serving(&server);
@@ -88,9 +89,9 @@ fn n10_one_connection_too_many_is_turned_away_and_room_comes_back() {
     );
     let first = Raw::greeted(&server.socket());
     let _second = Raw::greeted(&server.socket());
-    assert_eq!(Raw::connect(&server.socket()).rest(), []);
+    assert_eq!(Raw::connect(&server.socket()).rest(), [0; 0]);
     drop(first);
-    eventually("a third client is let in", || {
+    wait_for("a third client is let in", || {
         Raw::connect(&server.socket()).rest_starts_with_greeting()
     });
 }
@@ -163,7 +164,7 @@ fn h8_abort_is_acknowledged_and_the_connection_closed() {
     let server = with_limits(data(MIB), Limits::default());
     let mut raw = Raw::greeted(&server.socket());
     assert_eq!(raw.option(OPT_ABORT, b"why not"), REP_ACK);
-    assert_eq!(raw.rest(), []);
+    assert_eq!(raw.rest(), [0; 0]);
 }
 
 #[test]
@@ -362,7 +363,7 @@ fn h13_t17_a_shutdown_is_told_to_those_who_ask() {
     assert_eq!(haggling.option(OPT_ABORT, &[]), REP_ACK);
     transmitting.request(CMD_READ, 3, 0, 512);
     assert_eq!(transmitting.simple_reply(), (ESHUTDOWN, 3));
-    assert_eq!(transmitting.rest(), []);
+    assert_eq!(transmitting.rest(), [0; 0]);
     server.stop().unwrap();
     assert!(!server.socket().exists());
 }
@@ -492,7 +493,7 @@ fn an_export_is_closed_with_its_connection_and_where_blocking_is_allowed() {
     raw.request(CMD_READ, 1, 0, 512);
     assert_eq!(raw.chunk().3.len(), 8 + 512);
     drop(raw);
-    eventually("the export is dropped on a pool thread", || {
+    wait_for("the export is dropped on a pool thread", || {
         closed_well.load(Ordering::SeqCst)
     });
 }
@@ -641,9 +642,9 @@ fn what_a_client_asked_for_is_not_read_any_more_once_it_is_gone() {
         .flat_map(|cookie| request_bytes(CMD_READ, cookie, 0, 1 << 20))
         .collect();
     raw.say(&requests);
-    eventually("the first are read", || reads.load(Ordering::SeqCst) > 0);
+    wait_for("the first are read", || reads.load(Ordering::SeqCst) > 0);
     drop(raw);
     // The export is held by the connection and by this test.
-    eventually("the connection is over", || Arc::strong_count(&reads) == 2);
+    wait_for("the connection is over", || Arc::strong_count(&reads) == 2);
     assert!(reads.load(Ordering::SeqCst) < 200, "{reads:?}");
 }

@@ -16,11 +16,12 @@ use common::certificates::Authority;
 use common::disk::{Only, WritableDisk};
 use common::raw::{CMD_FLUSH, CMD_READ, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_LIST, OPT_STARTTLS};
 use common::raw::{OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_TLS_REQD, Raw, option_bytes, request_bytes};
-use common::{Disks, MIB, MemoryDisk, Running, client, eventually, expect, path};
+use common::{Disks, MIB, MemoryDisk, Running, client, expect, path};
 use nbd::{Catalog, ErrorKind, Limits, Tls};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use testkit::process::wait_for;
 
 const REP_ERR_INVALID: u32 = (1 << 31) + 3;
 const REVOKED: u64 = 66;
@@ -219,10 +220,9 @@ fn qemu_img_compares_through_tls() {
         ];
         client("qemu-img", &args)
     };
-    let good = compare("good");
-    assert!(good.status.success(), "{}", String::from_utf8_lossy(&good.stderr));
+    compare("good").ok();
     for who in ["none", "foreign", "revoked"] {
-        assert!(!compare(who).status.success(), "{who} was let in");
+        assert_ne!(compare(who).code, Some(0), "{who} was let in");
     }
 }
 
@@ -230,8 +230,9 @@ fn qemu_img_compares_through_tls() {
 fn clients_without_a_good_certificate_are_turned_away() {
     let setup = Setup::of(small());
     for who in ["none", "foreign", "revoked"] {
-        assert!(
-            !client("nbdinfo", &[&setup.uri(who)]).status.success(),
+        assert_ne!(
+            client("nbdinfo", &[&setup.uri(who)]).code,
+            Some(0),
             "{who} was let in"
         );
         // With TLS 1.3 a client learns of it only when it reads.
@@ -247,7 +248,7 @@ fn clients_without_a_good_certificate_are_turned_away() {
 fn h12_in_the_clear_nothing_but_starttls_is_served() {
     let setup = Setup::of(small());
     let in_the_clear = setup.server.tcp_uri("disk");
-    assert!(!client("nbdinfo", &[&in_the_clear]).status.success());
+    assert_ne!(client("nbdinfo", &[&in_the_clear]).code, Some(0));
     let mut raw = setup.greeted();
     for (option, length) in [
         (OPT_LIST, 0),
@@ -353,7 +354,7 @@ fn n11_an_end_of_stream_within_a_record_ends_the_connection_and_gives_its_place_
     let setup = Setup::new(Disks::new(vec![("disk", small())]), limits);
     for length in [1, 4, 5, 6, 20, 40] {
         let mut raw = None;
-        eventually("the last connection is over", || {
+        wait_for("the last connection is over", || {
             let mut stream = setup.tcp();
             let let_in = matches!(stream.read(&mut [0; 18]), Ok(18));
             raw = let_in.then_some(Raw(stream));

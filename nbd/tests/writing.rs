@@ -13,8 +13,9 @@ use common::disk::{Only, WritableDisk};
 use common::raw::{
     CMD_DISC, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, FUA, Raw, request_bytes,
 };
-use common::{MIB, MemoryDisk, Running, eventually, expect, path};
+use common::{MIB, MemoryDisk, Running, expect, path};
 use nbd::{Access, Limits};
+use testkit::process::wait_for;
 
 const EIO: u32 = 5;
 const EINVAL: u32 = 22;
@@ -345,7 +346,7 @@ fn t17_a_write_in_flight_is_finished_on_shutdown_within_the_grace_time() {
     let mut raw = Raw::transmitting(&server.socket(), false);
     raw.say(&request_bytes(CMD_WRITE, 1, 0, 2 << 20));
     raw.say(&vec![5; MIB as usize]);
-    eventually("the first piece is written", || {
+    wait_for("the first piece is written", || {
         disk.logged() == ["write 0+1048576"]
     });
     server.handle.shutdown();

@@ -5,6 +5,7 @@
 //! it as soon as its last user, this guard, closes it.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -31,6 +32,9 @@ pub struct ScratchDir(tempfile::TempDir);
 
 impl ScratchDir {
     /// Makes a directory whose name starts with `name`, under `$SMC_SCRATCH` or `/var/tmp`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
     pub fn new(name: &str) -> Result<Self> {
         let parent =
             std::env::var_os(SCRATCH_VARIABLE).map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
@@ -52,7 +56,22 @@ impl ScratchDir {
         self.path().join(name)
     }
 
+    /// Writes a file, back to the disk too: so that direct reads find it there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`], as when the filesystem is full.
+    pub fn file(&self, name: &str, content: &[u8]) -> Result<PathBuf> {
+        let path = self.join(name);
+        File::create(&path)
+            .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
+            .context(|| format!("write {}", path.display()))?;
+        Ok(path)
+    }
+
     /// Makes a sparse file of `size_bytes` for a loop device.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`], as when there is a file of this name.
     pub fn sparse_file(&self, name: &str, size_bytes: u64) -> Result<PathBuf> {
         let path = self.join(name);
         let file = File::create_new(&path).context(|| format!("create {}", path.display()))?;
@@ -72,11 +91,27 @@ pub struct LoopDevice {
 
 impl LoopDevice {
     /// Attaches all of `backing`, a file or a block device, to a free loop device.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Command`] when `losetup` fails, [`ErrorKind::Io`] when the device cannot be used.
     pub fn attach(backing: &Path) -> Result<Self> {
         Self::losetup(&mut Command::new("losetup"), backing)
     }
 
+    /// As [`attach`](Self::attach), with logical blocks of `block_bytes`: 512 or 4096.
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach).
+    pub fn attach_with_blocks(backing: &Path, block_bytes: u32) -> Result<Self> {
+        let mut command = Command::new("losetup");
+        command.arg(format!("--sector-size={block_bytes}"));
+        Self::losetup(&mut command, backing)
+    }
+
     /// Attaches `length_bytes` of `backing` from `offset_bytes` on: a partition, on kernels that find none.
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach).
     pub fn attach_range(backing: &Path, offset_bytes: u64, length_bytes: u64) -> Result<Self> {
         let mut command = Command::new("losetup");
         command
@@ -119,9 +154,38 @@ impl LoopDevice {
         &self.path
     }
 
+    /// Its number, major and minor, as sysfs shows it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when sysfs does not have it.
+    pub fn number(&self) -> Result<(u32, u32)> {
+        let file = self.sysfs().join("dev");
+        let text = fs::read_to_string(&file).context(|| format!("read {}", file.display()))?;
+        let number = text
+            .trim()
+            .split_once(':')
+            .map(|(major, minor)| (major.parse(), minor.parse()));
+        match number {
+            Some((Ok(major), Ok(minor))) => Ok((major, minor)),
+            _ => Err(Error::new(
+                ErrorKind::Invalid,
+                format!("{} holds {text:?}", file.display()),
+            )),
+        }
+    }
+
+    /// Makes the device take over a changed size of its backing file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Command`] when `losetup` fails.
+    pub fn update_size(&self) -> Result<()> {
+        process::run(Command::new("losetup").arg("--set-capacity").arg(&self.path)).map(drop)
+    }
+
     /// Detaches the device and waits until it is free.
     ///
-    /// Fails with [`ErrorKind::Timeout`] if something else still holds it: a mount, or another process.
+    /// # Errors
+    /// [`ErrorKind::Timeout`] if something else still holds it: a mount, or another process.
     pub fn detach(mut self) -> Result<()> {
         let before = self.backing_file();
         drop(self.handle.take());
@@ -138,8 +202,11 @@ impl LoopDevice {
     }
 
     fn backing_file(&self) -> Option<String> {
-        let name = self.path.file_name()?;
-        fs::read_to_string(Path::new("/sys/block").join(name).join("loop/backing_file")).ok()
+        fs::read_to_string(self.sysfs().join("loop/backing_file")).ok()
+    }
+
+    fn sysfs(&self) -> PathBuf {
+        Path::new("/sys/block").join(self.path.file_name().unwrap_or_default())
     }
 }
 
@@ -152,14 +219,33 @@ pub struct Mount {
 
 impl Mount {
     /// Mounts `source` on `target`, which is made if it does not exist.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
     pub fn new(source: &Path, target: &Path, fstype: &str, flags: MsFlags) -> Result<Self> {
         fs::create_dir_all(target).context(|| format!("create {}", target.display()))?;
         mount(Some(source), target, Some(fstype), flags, None::<&str>)
             .context(|| format!("mount {} ({fstype}) on {}", source.display(), target.display()))?;
-        Ok(Self {
+        Ok(Self::adopt(target))
+    }
+
+    /// Makes a filesystem of this kind on `device` and mounts it on `target`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Command`] when the filesystem cannot be made, [`ErrorKind::Io`] when it cannot be mounted.
+    pub fn format(fstype: &str, device: &Path, target: &Path) -> Result<Self> {
+        let force = if fstype == "ext4" { "-F" } else { "-f" };
+        let mut mkfs = Command::new(format!("mkfs.{fstype}"));
+        process::run(mkfs.args(["-q", force]).arg(device))?;
+        Self::new(device, target, fstype, MsFlags::empty())
+    }
+
+    /// Takes over what somebody else mounted on `target`, as mount(8) did: it is unmounted with the guard.
+    pub fn adopt(target: &Path) -> Self {
+        Self {
             target: target.to_path_buf(),
             mounted: true,
-        })
+        }
     }
 
     /// Where it is mounted.
@@ -168,6 +254,9 @@ impl Mount {
     }
 
     /// Unmounts, waiting a little for whoever still has a file open.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when it stays busy.
     pub fn unmount(mut self) -> Result<()> {
         self.release().context(|| {
             format!(

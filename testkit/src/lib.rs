@@ -4,12 +4,15 @@
 //!   return and while a panic unwinds too.
 //! - [`process`]: child processes that end with us, waiting with a deadline, and Ctrl-C.
 //! - [`program`]: programs under test, run to their end or watched while they run.
+//! - [`noise`]: bytes and numbers that look random and are the same for the same seed.
 //! - [`pages`]: what every program owes its users: help, man pages and completions for every command.
 
 pub mod error;
 pub mod guard;
+pub mod noise;
 pub mod pages;
 pub mod process;
 pub mod program;
 
 pub use error::{Error, ErrorKind, Result};
+pub use noise::{Random, noise};

@@ -29,6 +29,9 @@ fn interrupt_flag() -> &'static Arc<AtomicBool> {
 
 /// From now on SIGINT, SIGTERM and SIGHUP make whatever waits here return [`ErrorKind::Interrupted`], so that
 /// guards are dropped on the way out. A second one ends the process at once.
+///
+/// # Errors
+/// [`ErrorKind::Io`] when the kernel refuses a handler.
 pub fn catch_interrupts() -> Result<()> {
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         // In this order: the first signal finds the flag unset, passes by, and sets it.
@@ -39,7 +42,10 @@ pub fn catch_interrupts() -> Result<()> {
     Ok(())
 }
 
-/// Fails with [`ErrorKind::Interrupted`] once a signal has arrived.
+/// Whether a signal has arrived since [`catch_interrupts`].
+///
+/// # Errors
+/// [`ErrorKind::Interrupted`] once one has.
 pub fn check_interrupt() -> Result<()> {
     if interrupt_flag().load(Ordering::Relaxed) {
         return Err(Error::new(ErrorKind::Interrupted, "interrupted"));
@@ -47,9 +53,11 @@ pub fn check_interrupt() -> Result<()> {
     Ok(())
 }
 
-/// Asks `done` again and again, at most 20 ms apart, until it says yes.
+/// Asks `done` again and again, at most 20 ms apart, until it says yes. Interrupts do not end it: it also serves
+/// cleaning up.
 ///
-/// Fails with [`ErrorKind::Timeout`] after `timeout`. Interrupts do not end it: it also serves cleaning up.
+/// # Errors
+/// [`ErrorKind::Timeout`] after `timeout`.
 pub fn wait_until(timeout: Duration, mut done: impl FnMut() -> bool) -> Result<()> {
     let deadline = Instant::now() + timeout;
     let mut nap = Duration::from_micros(200);
@@ -64,6 +72,20 @@ pub fn wait_until(timeout: Duration, mut done: impl FnMut() -> bool) -> Result<(
         nap = (nap * 2).min(LONGEST_NAP);
     }
     Ok(())
+}
+
+/// How long [`wait_for`] waits: longer than anything may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits until `done` says yes.
+///
+/// # Panics
+/// When it does not within [`PATIENCE`]: the test has failed, and `what` is what it waited for.
+#[track_caller]
+pub fn wait_for(what: &str, done: impl FnMut() -> bool) {
+    if wait_until(PATIENCE, done).is_err() {
+        panic!("waited for {PATIENCE:?} in vain: {what}");
+    }
 }
 
 static OBSERVER: OnceLock<fn(&Command)> = OnceLock::new();
@@ -104,6 +126,9 @@ fn die_with_parent(command: &mut Command) {
 }
 
 /// Starts `command` without standard input; it ends when the thread that started it ends.
+///
+/// # Errors
+/// [`ErrorKind::Command`] when it cannot be started.
 pub fn spawn(command: &mut Command) -> Result<Child> {
     if let Some(observer) = OBSERVER.get() {
         observer(command);
@@ -158,7 +183,8 @@ fn terminate(child: &mut Child) {
 
 /// Runs a command to its end and returns its standard output.
 ///
-/// Fails with [`ErrorKind::Command`], and with what it wrote to standard error, unless it exits with 0.
+/// # Errors
+/// [`ErrorKind::Command`], with what it wrote, unless it exits with 0.
 pub fn run(command: &mut Command) -> Result<String> {
     let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
     let stdout = child.stdout.take().map(read_in_thread);
@@ -197,6 +223,9 @@ impl Server {
     /// Starts `command` with its output going to the file `log`.
     ///
     /// The server also ends when the thread that calls this ends.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Command`] when it cannot be started, [`ErrorKind::Io`] when the log cannot be written.
     pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
         let file = File::create(log).context(|| format!("create {}", log.display()))?;
         let copy = file
@@ -211,6 +240,9 @@ impl Server {
     }
 
     /// Starts `command` and waits until it accepts connections on the Unix socket `socket`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Command`] when it ends before that, [`ErrorKind::Timeout`] when it does not listen in time.
     pub fn start_on_socket(
         command: &mut Command,
         socket: &Path,

@@ -9,12 +9,16 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::process::wait_until;
+use crate::process::display;
+pub use crate::process::wait_for;
 
-const TIMEOUT: Duration = Duration::from_secs(60);
+/// Exit code of timeout(1) when it had to end the program.
+const TIMED_OUT: i32 = 124;
+/// Exit code of timeout(1) when there is no such program.
+const NOT_FOUND: i32 = 127;
 
-/// What a run of the tool left.
-#[derive(Debug)]
+/// What a program that has ended left.
+#[derive(Debug, Clone)]
 pub struct Run {
     /// Exit code; `None` when killed by a signal.
     pub code: Option<i32>,
@@ -24,23 +28,50 @@ pub struct Run {
     pub stderr: String,
 }
 
-/// Runs a command without standard input.
+/// Runs a command to its end, without standard input.
+///
+/// # Panics
+/// When it cannot be started: a test whose program is missing has failed.
+#[track_caller]
 pub fn run(command: &mut Command) -> Run {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.stdin(Stdio::null()).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Run {
-        code: status.code(),
-        stdout: text(stdout),
-        stderr: text(stderr),
+    match command.stdin(Stdio::null()).output() {
+        Ok(output) => output.into(),
+        Err(error) => panic!(
+            "`{}`: {error}; `make setup` installs what is missing",
+            display(command)
+        ),
     }
+}
+
+/// As [`run`], for a program that might hang: it is ended after `limit`, and the test has failed.
+///
+/// # Panics
+/// When it is missing, and when it had to be ended.
+#[track_caller]
+pub fn run_within(limit: Duration, command: &Command) -> Run {
+    let mut limited = Command::new("timeout");
+    limited.arg(limit.as_secs().to_string());
+    limited.arg(command.get_program()).args(command.get_args());
+    let run = run(&mut limited);
+    let shown = display(command);
+    assert_ne!(
+        run.code,
+        Some(NOT_FOUND),
+        "`{shown}` is missing: `make setup` installs it"
+    );
+    assert_ne!(
+        run.code,
+        Some(TIMED_OUT),
+        "`{shown}` has not ended after {limit:?}: {run:?}"
+    );
+    run
 }
 
 impl Run {
     /// Its output, after an exit code of 0.
+    ///
+    /// # Panics
+    /// When it failed.
     #[track_caller]
     pub fn ok(self) -> String {
         assert_eq!(self.code, Some(0), "{self:?}");
@@ -48,7 +79,10 @@ impl Run {
         self.stdout
     }
 
-    /// What it said on stderr, after this exit code.
+    /// What it wrote to standard error, after this exit code.
+    ///
+    /// # Panics
+    /// When it ended otherwise.
     #[track_caller]
     pub fn fails(self, code: i32) -> String {
         assert_eq!(self.code, Some(code), "{self:?}");
@@ -56,29 +90,48 @@ impl Run {
         self.stderr
     }
 
-    /// Its output as objects, one a line.
+    /// Its output as one JSON value.
+    ///
+    /// # Panics
+    /// When it is none.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Its output as JSON values, one a line.
+    ///
+    /// # Panics
+    /// When a line is none.
     #[track_caller]
     pub fn objects(&self) -> Vec<Value> {
-        self.stdout
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
+        let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        self.stdout.lines().map(parse).collect()
+    }
+}
+
+impl From<Output> for Run {
+    fn from(output: Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self {
+            code: output.status.code(),
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        }
     }
 }
 
 /// Runs another program, which must be there and succeed, and returns its stdout.
+///
+/// # Panics
+/// When it is missing, and when it failed.
+#[track_caller]
 pub fn tool(name: &str, args: &[&str]) -> Vec<u8> {
     let output = Command::new(name).args(args).output();
-    let output =
-        output.unwrap_or_else(|error| panic!("{name} is needed (scripts/setup.sh installs it): {error}"));
+    let output = output.unwrap_or_else(|error| panic!("{name}: {error}; `make setup` installs it"));
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name} {args:?}: {complaint}");
     output.stdout
-}
-
-/// Waits until `done`, within a time after which the test has failed.
-pub fn wait_for(what: &str, done: impl FnMut() -> bool) {
-    assert!(wait_until(TIMEOUT, done).is_ok(), "waited in vain: {what}");
 }
 
 /// A process that is ended when dropped.
@@ -128,5 +181,39 @@ impl Drop for Running {
         // It may be gone already.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::catch_unwind;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn a_run_has_the_exit_code_and_both_outputs() {
+        let failed = run(&mut shell("echo '{\"a\":1}'; echo why >&2; exit 3"));
+        assert_eq!(failed.json()["a"], 1);
+        assert_eq!(failed.objects().len(), 1);
+        assert_eq!(failed.fails(3), "why\n");
+        assert_eq!(run(&mut shell("echo yes")).ok(), "yes\n");
+        assert_eq!(run(&mut shell("kill -9 $$")).code, None);
+    }
+
+    #[test]
+    fn a_program_that_failed_hangs_or_is_missing_is_a_failure_of_the_test() {
+        assert!(catch_unwind(|| run(&mut shell("exit 1")).ok()).is_err());
+        assert!(catch_unwind(|| run(&mut shell("exit 1")).fails(2)).is_err());
+        assert!(catch_unwind(|| run(&mut Command::new("/no/such/program"))).is_err());
+        let limit = Duration::from_secs(1);
+        assert!(catch_unwind(|| run_within(limit, &Command::new("/no/such/program"))).is_err());
+        assert!(catch_unwind(|| run_within(limit, &shell("exec sleep 60"))).is_err());
+        let limit = Duration::from_secs(60);
+        assert_eq!(run_within(limit, &shell("echo yes")).ok(), "yes\n");
     }
 }

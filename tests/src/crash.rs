@@ -1,9 +1,9 @@
 //! Crashes of the real programs on real filesystems, and the oracle of what must be there afterwards.
 //!
 //! A [`World`] is a source, a store on a filesystem of its own, and a journal of what was acknowledged. The
-//! journal knows the bytes of each image from the source itself, so no digest of ours judges itself.
+//! journal knows the bytes of each image from the source itself, so no digest of ours is checked against itself.
 
-use crate::{noise, program};
+use crate::program;
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::mount::MsFlags;
@@ -20,6 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use testkit::guard::{LoopDevice, Mount, ScratchDir};
 use testkit::process::run;
+use testkit::{Random, noise};
 
 /// Bytes of a cluster of the images made here.
 pub const CLUSTER: u64 = 16 << 10;
@@ -209,19 +210,6 @@ pub struct World {
     took: BTreeMap<&'static str, Duration>,
 }
 
-/// xorshift64*: the same for the same seed.
-#[derive(Debug)]
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16) % end.max(1)
-    }
-}
-
 /// One of a user's commands.
 #[derive(Debug, Clone, Copy)]
 enum Operation {
@@ -255,7 +243,7 @@ impl World {
             dir,
             source,
             source_bytes,
-            random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            random: Random::new(seed),
             images: BTreeMap::new(),
             maybe: BTreeMap::new(),
             highest: 0,

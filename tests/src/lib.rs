@@ -3,6 +3,7 @@
 //! Tests touch only devices that they made, each in a scratch directory of its own.
 
 pub mod crash;
+pub mod lifecycle;
 pub mod service;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -156,7 +157,7 @@ impl Disk {
 
     /// Fills a range with pseudo-random bytes that depend on `seed`.
     pub fn write_noise(&self, offset: u64, len: usize, seed: u64) -> Result<()> {
-        self.write_at(offset, &noise(len, seed))
+        self.write_at(offset, &testkit::noise(len, seed))
     }
 
     /// Copies the device as it is now.
@@ -166,20 +167,6 @@ impl Disk {
         std::io::copy(&mut source, &mut copy)?;
         Ok(())
     }
-}
-
-/// Pseudo-random bytes (xorshift64*): the same for the same seed, and not compressible.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        bytes.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
 }
 
 /// Compares two files byte for byte.

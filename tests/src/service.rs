@@ -2,21 +2,16 @@
 //! tests move.
 
 use crate::{Disk, code, program, stderr};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
 use testkit::guard::ScratchDir;
-use testkit::process::wait_until;
-
-/// How long anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+use testkit::process::{PATIENCE, wait_until};
 
 /// A daemon, its state, its store and its clock.
 #[derive(Debug)]
@@ -262,156 +257,5 @@ impl Drop for Service {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
-    }
-}
-
-/// A life of one job under kills: what it was at every step is known, so that it can be gone on with after each.
-#[derive(Debug)]
-pub struct Life {
-    /// The daemon.
-    pub service: Service,
-    disk: Disk,
-    seed: u64,
-    /// What of the log is of daemons that were killed.
-    logged: usize,
-    /// How often the daemon was killed.
-    pub kills: u32,
-    /// Kills that met a running sync.
-    pub in_sync: u32,
-}
-
-const LIFE_DISK: u64 = 24 << 20;
-const HOURS: u64 = 3600;
-
-impl Life {
-    /// A job that is created and not started.
-    pub fn new(name: &str, seed: u64) -> Result<Self> {
-        let service = Service::new(name)?;
-        let disk = service.disk("source", LIFE_DISK)?;
-        disk.write_noise(0, 12 << 20, seed)?;
-        // The moment between an image and the word about it is too short to be met by chance.
-        let hook = service.dir.join("hooks.d/linger");
-        fs::write(&hook, "#!/bin/sh\n[ $1 = pre ] || sleep 0.03\n")?;
-        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))?;
-        let life = Self {
-            service,
-            disk,
-            seed,
-            logged: 0,
-            kills: 0,
-            in_sync: 0,
-        };
-        let device = format!("vda={}", life.disk.path().display());
-        life.service.ask(&[
-            "job",
-            "create",
-            "web01",
-            "--disk",
-            &device,
-            "--interval",
-            "6h",
-            "--max-images",
-            "3",
-        ])?;
-        Ok(life)
-    }
-
-    fn random(&mut self, below: u64) -> u64 {
-        self.seed = self
-            .seed
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.seed >> 33) % below
-    }
-
-    /// Kills the daemon at a random moment of the next `within` milliseconds, and starts it again.
-    fn kill_within(&mut self, within: u64) -> Result<()> {
-        let wait = self.random(within * 1000);
-        std::thread::sleep(Duration::from_micros(wait));
-        self.service.kill()?;
-        self.kills += 1;
-        let log = self.service.log();
-        let of_this_run = &log[self.logged.min(log.len())..];
-        let count = |what: &str| of_this_run.matches(what).count();
-        if count("sync begins") > count("sync succeeded") {
-            self.in_sync += 1;
-        }
-        self.logged = log.len();
-        self.service.start()
-    }
-
-    /// One whole life: a full sync, four by the clock, a stop and a start, the last one; with `kills` kills on the
-    /// way. It always ends the same.
-    pub fn live(&mut self, kills: u32) -> Result<()> {
-        let per_step = kills.div_ceil(6).max(1);
-        self.step(per_step, &["job", "start", "web01"], "Waiting", 1)?;
-        for round in 2..=5u64 {
-            let offset = self.random(LIFE_DISK / (1 << 20) - 4) << 20;
-            self.disk.write_noise(offset, 2 << 20, self.seed ^ round)?;
-            self.service.pass(6 * HOURS + 1)?;
-            self.step(per_step, &[], "Waiting", round)?;
-        }
-        self.step(
-            per_step,
-            &["job", "complete", "web01", "--last-sync"],
-            "Finished",
-            6,
-        )?;
-        self.check()
-    }
-
-    /// Asks for something, kills meanwhile, and waits until the job is where it should be, after this many syncs that
-    /// succeeded.
-    fn step(&mut self, kills: u32, ask: &[&str], status: &str, successes: u64) -> Result<()> {
-        if !ask.is_empty() {
-            self.service.ask(ask)?;
-        }
-        for _ in 0..kills {
-            let within = [8, 20, 60][usize::try_from(self.random(3))?];
-            self.kill_within(within)?;
-        }
-        let done = |job: &Value| job["status"] == status && job["last_run"]["outcome"] == "succeeded";
-        let runs = |service: &Service| -> Result<u64> {
-            let made = service.runs("web01")?;
-            let made = made.iter().filter(|run| run["outcome"] == "succeeded").count();
-            Ok(u64::try_from(made)?)
-        };
-        self.service.wait_for("web01", status, |job| {
-            done(job) && runs(&self.service).is_ok_and(|made| made >= successes)
-        })?;
-        let made = runs(&self.service)?;
-        ensure!(
-            made == successes,
-            "{made} syncs made an image where {successes} were asked for"
-        );
-        // A complete image that a restart did not count would be made twice.
-        let job = self.service.job("web01")?;
-        let kept = job["images"].as_array().map_or(0, Vec::len);
-        let expected = usize::try_from(successes.min(3))?;
-        ensure!(kept == expected, "{kept} images after {successes} syncs: {job:#}");
-        Ok(())
-    }
-
-    /// Kills that met the moment between an image and the word about it.
-    pub fn concluded(&self) -> usize {
-        self.service.log().matches("its image is complete").count()
-    }
-
-    /// The end of every life.
-    fn check(&self) -> Result<()> {
-        let job = self.service.job("web01")?;
-        ensure!(job["status"] == "Finished", "{job:#}");
-        ensure!(
-            job["images"].as_array().is_some_and(|images| images.len() == 3),
-            "{job:#}"
-        );
-        self.service.same_content("web01/latest", self.disk.path())?;
-        self.service.verify()?;
-        let refusal = self.service.refused(1, &["job", "sync", "web01"])?;
-        ensure!(refusal.contains("Finished"), "{refusal}");
-        if self.service.store().join("web01/checkpoint.json").exists() {
-            bail!("an unfinished sync is left");
-        }
-        Ok(())
     }
 }

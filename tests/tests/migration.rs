@@ -2,11 +2,12 @@
 
 use anyhow::Result;
 use serde_json::Value;
-use smc_tests::{Bench, Disk, assert_same_bytes, code, noise, stderr};
+use smc_tests::{Bench, Disk, assert_same_bytes, code, stderr};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use testkit::noise;
 use testkit::process::run;
 use vm_tests::qemu::nbd_uri;
 

@@ -17,6 +17,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 use testkit::guard::ScratchDir;
+pub use testkit::noise;
 
 pub const MIB: usize = 1 << 20;
 
@@ -273,18 +274,6 @@ pub fn assert_pushed(
         }
     }
     assert_eq!(synced.counters(), (now.len() as u64, dirty));
-}
-
-/// Bytes that do not compress and repeat nowhere, the same for the same seed.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    (0..len.div_ceil(8)).flat_map(|_| next()).take(len).collect()
 }
 
 /// A disk of zeros, text and noise in turn, in pieces of up to 400 KiB that fit no cluster; it ends in data.

@@ -5,14 +5,16 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nbd::{Access, Catalog, ErrorKind, Export, ExportError, ExportInfo, Extent, Limits, ServeError};
 use nbd::{Server, ShutdownHandle, Tls};
+use testkit::Random;
+use testkit::program::{Run, run_within};
 
 pub mod certificates;
 pub mod disk;
@@ -38,16 +40,13 @@ impl MemoryDisk {
     /// Data, holes and a tail that is no multiple of anything: 16 MiB + 1234 bytes.
     pub fn mixed() -> Self {
         let mut bytes = vec![0; (16 * MIB + 1234) as usize];
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = Random::new(1);
         for (index, cluster) in bytes.chunks_mut(CLUSTER).enumerate() {
             // Runs of different lengths, the tail being data.
             if matches!(index % 16, 0 | 1 | 2 | 5 | 9 | 10) {
-                cluster.fill_with(|| {
-                    state ^= state << 13;
-                    state ^= state >> 7;
-                    state ^= state << 17;
-                    (state >> 32) as u8 | 1
-                });
+                // No byte of it is zero.
+                cluster.copy_from_slice(&random.bytes(cluster.len()));
+                cluster.iter_mut().for_each(|byte| *byte |= 1);
             }
         }
         Self::of(bytes)
@@ -246,44 +245,19 @@ impl Drop for Running {
     }
 }
 
+/// The longest run of a client: a server that stalls fails the test and does not stop it.
+const LONGEST: Duration = Duration::from_secs(60);
+
 /// Runs a client under a time limit. A missing one is a failure that says what to install.
-pub fn client(program: &str, args: &[&str]) -> Output {
-    let output = Command::new("timeout")
-        .args(["60", program])
-        .args(args)
-        .output()
-        .unwrap();
-    let missing = output.status.code() == Some(127);
-    assert!(
-        !missing,
-        "{program} is missing: install libnbd-bin, python3-libnbd, qemu-utils, fio"
-    );
-    output
+#[track_caller]
+pub fn client(program: &str, args: &[&str]) -> Run {
+    run_within(LONGEST, Command::new(program).args(args))
 }
 
 /// Runs a client that must succeed, and returns what it printed.
+#[track_caller]
 pub fn expect(program: &str, args: &[&str]) -> String {
-    let output = client(program, args);
-    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{program} {args:?}: {}\n{stdout}\n{stderr}",
-        output.status
-    );
-    stdout
-}
-
-/// Polls until something holds.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(
-            start.elapsed() < Duration::from_secs(20),
-            "still not so after 20 s: {what}"
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    client(program, args).ok()
 }
 
 pub fn path(path: &Path) -> &str {

@@ -11,6 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use testkit::guard::ScratchDir;
+pub use testkit::noise;
 use testkit::program::{Run, run};
 
 /// The tool under test.
@@ -194,21 +195,6 @@ pub fn has_entry(dir: &Path, prefix: &str) -> bool {
             .flatten()
             .any(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
     })
-}
-
-/// Bytes that do not compress and repeat nowhere: stored raw.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    (0..len.div_ceil(8))
-        .flat_map(|_| next().to_le_bytes())
-        .take(len)
-        .collect()
 }
 
 /// A disk of data, zeros and text: `len` bytes, of which the middle third is zero.

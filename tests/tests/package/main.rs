@@ -4,13 +4,14 @@
 use anyhow::{Context, Result, ensure};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
-use smc_tests::{assert_same_bytes, noise, program};
+use smc_tests::{assert_same_bytes, program};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use testkit::guard::ScratchDir;
+use testkit::noise;
 use testkit::process::run;
 use vm_tests::qemu::BootOptions;
 use vm_tests::system::{Said, System, Until};

@@ -5,13 +5,14 @@ use anyhow::{Context, Result};
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use nix::sys::statvfs::statvfs;
 use smc_tests::crash::{Kind, StoreFs};
-use smc_tests::{noise, program};
+use smc_tests::program;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 use testkit::guard::ScratchDir;
+use testkit::noise;
 
 const CLUSTER: u64 = 64 << 10;
 const KEPT: &str = "10";

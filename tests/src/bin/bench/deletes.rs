@@ -4,13 +4,14 @@ use crate::measure::{median, run, settle, sorted};
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use smc_tests::crash::{Kind, StoreFs};
-use smc_tests::{noise, program};
+use smc_tests::program;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 use testkit::guard::ScratchDir;
+use testkit::noise;
 
 const MIB: u64 = 1 << 20;
 /// Images of the job, and files of qemu's chain.

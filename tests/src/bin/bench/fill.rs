@@ -1,11 +1,12 @@
 //! What the measured disks hold.
 
 use anyhow::{Context, Result};
-use smc_tests::{Disk, noise};
+use smc_tests::Disk;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
+use testkit::noise;
 
 const MIB: u64 = 1 << 20;
 const MIB_LEN: usize = 1 << 20;

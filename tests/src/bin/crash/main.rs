@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use smc_tests::crash::{Crash, Kind, World, rounds};
-use smc_tests::service::Life;
+use smc_tests::lifecycle::Lifecycle;
 
 /// Cut the power and kill smcd and smc-image at random moments, and check everything after each.
 #[derive(Debug, Parser)]
@@ -14,9 +14,9 @@ struct Options {
     /// `kill -9` on ext4, xfs and btrfs each.
     #[arg(long, default_value_t = 170)]
     kills: u64,
-    /// Whole lives of a job of the service, with thirteen or so `kill -9` of smcd in each.
+    /// Whole lifecycles of a job of the service, with about thirteen `kill -9` of smcd in each.
     #[arg(long, default_value_t = 8)]
-    lives: u64,
+    lifecycles: u64,
     /// Seed of the first run; each run adds one.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -30,16 +30,17 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    for seed in 0..options.lives {
-        let mut life = Life::new("crash-life", options.seed + seed)?;
-        life.live(13)
-            .with_context(|| format!("life of seed {}", options.seed + seed))?;
+    for seed in 0..options.lifecycles {
+        let seed = options.seed + seed;
+        let mut cycle = Lifecycle::new("crash-lifecycle", seed)?;
+        cycle
+            .run(13)
+            .with_context(|| format!("lifecycle of seed {seed}"))?;
         println!(
-            "life of seed {}: {} kills, {} of them in a sync, {} behind its image; it ended as every life does",
-            options.seed + seed,
-            life.kills,
-            life.in_sync,
-            life.concluded()
+            "lifecycle of seed {seed}: {} kills, {} of them in a sync, {} between an image's commit and its record",
+            cycle.kills,
+            cycle.in_sync,
+            cycle.concluded()
         );
     }
     let runs = [

@@ -22,7 +22,7 @@ size = h.get_size()
 
 #[test]
 fn newer_readers_negotiate_extended_headers() -> Result<()> {
-    let store = Store::new("judges-newer")?;
+    let store = Store::new("nbd-clients-newer")?;
     let _server = store.serve(&[])?;
     let uri = store.uri("web01/2:vda");
     let info = newer("nbdinfo", &["--json", &uri]).json();
@@ -88,7 +88,7 @@ fn newer_readers_negotiate_extended_headers() -> Result<()> {
 
 #[test]
 fn a_64_bit_block_status_and_its_payload_filter() -> Result<()> {
-    let store = Store::new("judges-newer-status")?;
+    let store = Store::new("nbd-clients-newer-status")?;
     let _server = store.serve(&[])?;
     let lines = format!(
         "{FAILS}
@@ -141,7 +141,7 @@ h.shutdown()",
 
 #[test]
 fn newer_writers_use_an_overlay() -> Result<()> {
-    let store = Store::new("judges-newer-overlay")?;
+    let store = Store::new("nbd-clients-newer-overlay")?;
     let _server = store.serve(&["--overlay"])?;
     let lines = format!(
         "{FAILS}

@@ -1,11 +1,12 @@
 //! A store with two images of one disk, and the server on it.
 
 use anyhow::Result;
-use smc_tests::{Bench, Disk, noise, program};
+use smc_tests::{Bench, Disk, program};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use testkit::noise;
 use testkit::process::{Server, run, wait_until};
 use vm_tests::qemu::nbd_uri;
 

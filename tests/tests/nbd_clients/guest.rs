@@ -1,6 +1,6 @@
 //! The kernel's client, in a guest: reads an image, mounts it, writes to an overlay and finds it again.
 
-use crate::run::{judge, runner};
+use crate::run::{run_client, runner};
 use crate::served::{DISK, Store, text};
 use anyhow::{Context, Result};
 use std::fs;
@@ -51,13 +51,13 @@ fn extra(directory: &str, file: &Path) -> Result<Extra> {
 }
 
 fn sha256(file: &Path) -> String {
-    let said = judge("sha256sum", &[file]).stdout;
+    let said = run_client("sha256sum", &[file]).stdout;
     said.split_whitespace().next().unwrap().to_owned()
 }
 
 #[test]
 fn the_kernels_client_reads_an_image_and_writes_to_an_overlay() -> Result<()> {
-    let store = Store::new("judges-kernel")?;
+    let store = Store::new("nbd-clients-kernel")?;
     let (_server, port) = store.serve_tcp(&["--no-tls", "--overlay"])?;
     let kernel = Kernel::cached()?;
     let archive = build_with(&kernel.modules(&DRIVERS)?, INIT, &nbd_client()?)?;
@@ -83,15 +83,15 @@ fn the_kernels_client_reads_an_image_and_writes_to_an_overlay() -> Result<()> {
 
     // Another client finds a good filesystem, with what the guest wrote and without what it removed.
     let copy = store.path("guest.img");
-    judge("nbdcopy", &[&store.uri("web01/2:vda@guest"), text(&copy)]);
-    judge("e2fsck", &["-f", "-n", text(&copy)]);
+    run_client("nbdcopy", &[&store.uri("web01/2:vda@guest"), text(&copy)]);
+    run_client("e2fsck", &["-f", "-n", text(&copy)]);
     let found = store.path("new");
-    judge(
+    run_client(
         "debugfs",
         &["-R", &format!("dump /new {}", text(&found)), text(&copy)],
     );
     assert_eq!(said("SMC-FOUND "), sha256(&found));
-    let root = judge("debugfs", &["-R", "ls -p /", text(&copy)]).stdout;
+    let root = run_client("debugfs", &["-R", "ls -p /", text(&copy)]).stdout;
     assert!(root.contains("/hello/") && !root.contains("/noise/"), "{root}");
     store.assert_unchanged()
 }

@@ -1,8 +1,9 @@
-//! A job's life through `smcctl` alone: with a clock that is moved, real syncs of a loop device, and kills.
+//! The lifecycle of a job through `smcctl` alone: with a test clock, real syncs of a loop device, and kills.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use smc_tests::service::{Life, Service};
+use smc_tests::lifecycle::Lifecycle;
+use smc_tests::service::Service;
 use smc_tests::{code, program, stderr};
 use std::fs;
 use std::path::Path;
@@ -54,8 +55,8 @@ fn next_sync(service: &mut Service, seconds: u64, runs: usize) -> Result<Value> 
 }
 
 #[test]
-fn a_whole_life_through_smcctl() -> Result<()> {
-    let mut service = Service::new("life")?;
+fn a_whole_lifecycle_through_smcctl() -> Result<()> {
+    let mut service = Service::new("lifecycle")?;
     let disk = service.disk("source", 64 * MIB)?;
     disk.write_noise(0, 40 << 20, 1)?;
     let device = format!("vda={}", disk.path().display());
@@ -139,7 +140,7 @@ fn a_whole_life_through_smcctl() -> Result<()> {
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(service.job("web01")?["status"], "Finished");
 
-    // A new job goes on with its newest image.
+    // A new job continues with its newest image.
     service.ask(&[
         "job",
         "create",
@@ -162,7 +163,7 @@ fn a_whole_life_through_smcctl() -> Result<()> {
     service.verify()
 }
 
-/// A sync is stopped in the middle, and gone on with.
+/// A sync is stopped in the middle, and resumed.
 fn stop_and_start(service: &Service, disk: &smc_tests::Disk) -> Result<()> {
     disk.write_noise(0, 32 << 20, 7)?;
     service.ask(&["job", "modify", "web01", "--bandwidth-limit", "2MiB"])?;
@@ -185,11 +186,11 @@ fn stop_and_start(service: &Service, disk: &smc_tests::Disk) -> Result<()> {
 #[test]
 fn kills_at_random_moments_change_nothing() -> Result<()> {
     for seed in [1, 2] {
-        let mut life = Life::new("life-kills", seed)?;
-        life.live(12).with_context(|| format!("seed {seed}"))?;
+        let mut cycle = Lifecycle::new("lifecycle-kills", seed)?;
+        cycle.run(12).with_context(|| format!("seed {seed}"))?;
         println!(
             "seed {seed}: {} kills, {} of them in a sync",
-            life.kills, life.in_sync
+            cycle.kills, cycle.in_sync
         );
     }
     Ok(())
@@ -224,7 +225,7 @@ fn slow_sync(service: &Service) -> Result<smc_tests::Disk> {
 
 #[test]
 fn sigterm_keeps_what_was_stored_and_a_restart_goes_on() -> Result<()> {
-    let mut service = Service::new("life-term")?;
+    let mut service = Service::new("lifecycle-term")?;
     let disk = slow_sync(&service)?;
     let begun = Instant::now();
     service.terminate()?;
@@ -251,7 +252,7 @@ fn sigterm_keeps_what_was_stored_and_a_restart_goes_on() -> Result<()> {
 
 #[test]
 fn a_limit_that_is_changed_reaches_the_sync_that_runs() -> Result<()> {
-    let service = Service::new("life-pace")?;
+    let service = Service::new("lifecycle-pace")?;
     let disk = slow_sync(&service)?;
     // At 1 MiB/s the rest would take a minute.
     service.ask(&["job", "modify", "web01", "--bandwidth-limit", "0"])?;
@@ -267,7 +268,7 @@ fn a_limit_that_is_changed_reaches_the_sync_that_runs() -> Result<()> {
 
 #[test]
 fn a_cancel_in_the_middle_leaves_nothing_but_images() -> Result<()> {
-    let service = Service::new("life-cancel")?;
+    let service = Service::new("lifecycle-cancel")?;
     let _disk = slow_sync(&service)?;
     let refusal = service.refused(1, &["job", "delete", "web01"])?;
     ensure!(refusal.contains("job web01 is Running"), "{refusal}");
@@ -286,9 +287,9 @@ fn a_cancel_in_the_middle_leaves_nothing_but_images() -> Result<()> {
 fn a_full_store_is_in_error_until_there_is_room() -> Result<()> {
     use smc_tests::crash::{Kind, StoreFs};
     // The daemon goes first, then the filesystem that its store lies on.
-    let dir = ScratchDir::new("life-full-store")?;
+    let dir = ScratchDir::new("lifecycle-full-store")?;
     let filesystem = StoreFs::new(&dir, Kind::Ext4, 96 * MIB)?;
-    let service = Service::new("life-full")?;
+    let service = Service::new("lifecycle-full")?;
     let disk = service.disk("source", 48 * MIB)?;
     disk.write_noise(0, 48 << 20, 1)?;
     let filler = filesystem.fill(24 * MIB)?;
@@ -330,7 +331,7 @@ fn a_full_store_is_in_error_until_there_is_room() -> Result<()> {
 
 #[test]
 fn two_daemons_do_not_share_a_state_and_a_stale_socket_is_replaced() -> Result<()> {
-    let mut service = Service::new("life-two")?;
+    let mut service = Service::new("lifecycle-two")?;
     let second = |config: &Path| {
         Command::new(program("smcd"))
             .arg("--config")
@@ -359,7 +360,7 @@ fn two_daemons_do_not_share_a_state_and_a_stale_socket_is_replaced() -> Result<(
 
 #[test]
 fn a_wrong_configuration_starts_nothing() -> Result<()> {
-    let service = Service::new("life-config")?;
+    let service = Service::new("lifecycle-config")?;
     let wrong = service.dir.join("wrong.toml");
     fs::write(&wrong, "store = '/srv'\nstop_timeout = 'soon'\n")?;
     for more in [&["--check-config"][..], &[]] {

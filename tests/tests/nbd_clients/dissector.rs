@@ -3,7 +3,7 @@
 //! That of Wireshark 4.4 knows reads, writes and disconnects in compact headers, and simple replies to whatever; it passes
 //! over the rest. So one client does without structured replies, and each reply to it must be found.
 
-use crate::run::{judge, judge_ends, nbdsh, newer, runner};
+use crate::run::{client_ends, nbdsh, newer, run_client, runner};
 use crate::served::{NOISE, Store, text};
 use anyhow::Result;
 use std::fs;
@@ -134,10 +134,10 @@ h.shutdown()",
 
 /// Clients that take structured replies read and write.
 fn structured_sessions(store: &Store, uri: &str) {
-    judge("nbdinfo", &["--map", uri]);
-    judge("nbdcopy", &["--connections=2", uri, "null:"]);
+    run_client("nbdinfo", &["--map", uri]);
+    run_client("nbdcopy", &["--connections=2", uri, "null:"]);
     let truth = text(&store.truth[1]);
-    judge("nbdcopy", &["--connections=2", truth, uri]);
+    run_client("nbdcopy", &["--connections=2", truth, uri]);
     let commands = [
         "write -P 0x5a 1M 3M",
         "write -z 2M 100k",
@@ -146,11 +146,11 @@ fn structured_sessions(store: &Store, uri: &str) {
     ];
     let mut args = vec!["-f", "raw", "-d", "unmap"];
     commands.iter().for_each(|command| args.extend(["-c", command]));
-    let said = judge("qemu-io", &[&args[..], &[uri]].concat()).stdout;
+    let said = run_client("qemu-io", &[&args[..], &[uri]].concat()).stdout;
     assert!(!said.contains("failed"), "{said}");
     let at = format!("--uri={uri}");
     let load = ["--rw=randrw", "--bsrange=512-64k", "--iodepth=16", "--size=8m"];
-    judge(
+    run_client(
         "fio",
         &[
             &["--name=t", "--ioengine=nbd", &at, "--output-format=terse"][..],
@@ -162,13 +162,13 @@ fn structured_sessions(store: &Store, uri: &str) {
 
 #[test]
 fn a_dissector_follows_every_request_and_every_simple_reply() -> Result<()> {
-    let store = Store::new("judges-dissector")?;
+    let store = Store::new("nbd-clients-dissector")?;
     let (_server, port) = store.serve_tcp(&["--no-tls", "--overlay"])?;
     let uri = |export: &str| format!("nbd://127.0.0.1:{port}/{export}");
     let capture = Capture::start(&store, port)?;
     simple_session(&uri("web01/2:vda"));
     structured_sessions(&store, &uri("web01/2:vda@wire"));
-    judge_ends(1, "nbdinfo", &["--size", &uri(LAST)]);
+    client_ends(1, "nbdinfo", &["--size", &uri(LAST)]);
     let capture = capture.finish()?;
 
     // The first filter shows that the second one can find something.

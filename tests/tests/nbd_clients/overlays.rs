@@ -1,16 +1,17 @@
 //! Clients write, each to an overlay, and no image is changed by it.
 
-use crate::run::{judge, judge_ends, nbdsh};
+use crate::run::{client_ends, nbdsh, run_client};
 use crate::served::{DISK, MIB, NOISE, Store, text};
 use anyhow::Result;
-use smc_tests::{assert_same_bytes, noise};
+use smc_tests::assert_same_bytes;
 use std::fs;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use testkit::noise;
 
 #[test]
 fn qemu_io_writes_zeroes_discards_and_reads_back() -> Result<()> {
-    let store = Store::new("judges-qemu-io")?;
+    let store = Store::new("nbd-clients-qemu-io")?;
     let _server = store.serve(&["--overlay"])?;
     let uri = store.uri("web01/2:vda");
     let commands = [
@@ -36,10 +37,10 @@ fn qemu_io_writes_zeroes_discards_and_reads_back() -> Result<()> {
     ];
     let mut args = vec!["-f", "raw", "-d", "unmap"];
     commands.iter().for_each(|command| args.extend(["-c", command]));
-    let said = judge("qemu-io", &[&args[..], &[&uri]].concat()).stdout;
+    let said = run_client("qemu-io", &[&args[..], &[&uri]].concat()).stdout;
     assert!(!said.contains("failed"), "{said}");
     // The overlay has left with its only client: this one meets the image.
-    judge(
+    run_client(
         "qemu-img",
         &["compare", "-f", "raw", "-F", "raw", &uri, text(&store.truth[1])],
     );
@@ -52,14 +53,14 @@ fn qemu_io_writes_zeroes_discards_and_reads_back() -> Result<()> {
         ("fua", 0),
         ("multi-conn", 0),
     ] {
-        judge_ends(expected, "nbdinfo", &["--can", flag, &uri]);
+        client_ends(expected, "nbdinfo", &["--can", flag, &uri]);
     }
     store.assert_unchanged()
 }
 
 #[test]
 fn nbdcopy_writes_a_whole_disk_and_a_named_overlay_keeps_it() -> Result<()> {
-    let store = Store::new("judges-nbdcopy-in")?;
+    let store = Store::new("nbd-clients-nbdcopy-in")?;
     let _server = store.serve(&["--overlay"])?;
     let written = store.path("written.img");
     fs::copy(&store.truth[0], &written)?;
@@ -67,12 +68,12 @@ fn nbdcopy_writes_a_whole_disk_and_a_named_overlay_keeps_it() -> Result<()> {
     file.write_all_at(&noise(3 << 20, 99), 51 * MIB)?;
     file.write_all_at(&vec![0; 2 << 20], NOISE.0)?;
     let named = store.uri("web01/2:vda@restored");
-    judge("nbdcopy", &["--connections=4", "--flush", text(&written), &named]);
+    run_client("nbdcopy", &["--connections=4", "--flush", text(&written), &named]);
     // Nobody is connected in between.
     let copy = store.path("copy.img");
-    judge("nbdcopy", &["--connections=4", &named, text(&copy)]);
+    run_client("nbdcopy", &["--connections=4", &named, text(&copy)]);
     assert_same_bytes(&copy, &written)?;
-    judge(
+    run_client(
         "nbdcopy",
         &[
             "--synchronous",
@@ -84,12 +85,12 @@ fn nbdcopy_writes_a_whole_disk_and_a_named_overlay_keeps_it() -> Result<()> {
     // Neither another name nor the export itself sees it.
     for other in ["web01/2:vda@other", "web01/2:vda"] {
         let other = store.uri(other);
-        judge(
+        run_client(
             "qemu-img",
             &["compare", "-f", "raw", "-F", "raw", &other, text(&store.truth[1])],
         );
     }
-    judge(
+    run_client(
         "qemu-img",
         &[
             "convert",
@@ -102,7 +103,7 @@ fn nbdcopy_writes_a_whole_disk_and_a_named_overlay_keeps_it() -> Result<()> {
             &store.uri("web01/2@qemu"),
         ],
     );
-    let said = judge(
+    let said = run_client(
         "qemu-img",
         &[
             "compare",
@@ -120,7 +121,7 @@ fn nbdcopy_writes_a_whole_disk_and_a_named_overlay_keeps_it() -> Result<()> {
 
 #[test]
 fn fio_writes_at_random_and_verifies() -> Result<()> {
-    let store = Store::new("judges-fio")?;
+    let store = Store::new("nbd-clients-fio")?;
     // So little memory that most of it goes through the file.
     let _server = store.serve(&["--overlay", "--overlay-limit", "1GiB"])?;
     for (workers, depth) in [("1", "32"), ("2", "8")] {
@@ -147,7 +148,7 @@ fn fio_writes_at_random_and_verifies() -> Result<()> {
             "--group_reporting",
             "--output-format=terse",
         ];
-        let said = judge("fio", &args);
+        let said = run_client("fio", &args);
         assert!(!said.stderr.contains("verify"), "{}", said.stderr);
     }
     store.assert_unchanged()
@@ -155,7 +156,7 @@ fn fio_writes_at_random_and_verifies() -> Result<()> {
 
 #[test]
 fn illegal_writes_are_refused_and_the_connection_stays() -> Result<()> {
-    let store = Store::new("judges-illegal-writes")?;
+    let store = Store::new("nbd-clients-illegal-writes")?;
     let _server = store.serve(&["--overlay", "--overlay-limit", "8MiB"])?;
     let lines = format!(
         "

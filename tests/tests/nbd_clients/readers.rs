@@ -1,6 +1,6 @@
 //! Clients of this machine's release read.
 
-use crate::run::{judge, judge_ends, nbdsh};
+use crate::run::{client_ends, nbdsh, run_client};
 use crate::served::{CHANGED, CLUSTER, DISK, KIB, MIB, NOISE, Store, TEXT, text};
 use anyhow::Result;
 use serde_json::Value;
@@ -34,10 +34,10 @@ fn changed_extents() -> Vec<(u64, u64)> {
 
 #[test]
 fn nbdinfo_sees_what_is_served_and_what_changed() -> Result<()> {
-    let store = Store::new("judges-nbdinfo")?;
+    let store = Store::new("nbd-clients-nbdinfo")?;
     let _server = store.serve(&[])?;
     let uri = store.uri("web01/2:vda");
-    let export = judge("nbdinfo", &["--json", &uri]).json()["exports"][0].clone();
+    let export = run_client("nbdinfo", &["--json", &uri]).json()["exports"][0].clone();
     assert_eq!(export["export-name"], "web01/2:vda");
     assert_eq!(export["export-size"], DISK);
     assert_eq!(export["is_read_only"], true);
@@ -46,7 +46,7 @@ fn nbdinfo_sees_what_is_served_and_what_changed() -> Result<()> {
     let description = export["description"].as_str().unwrap();
     assert!(description.contains("web01/2"), "{description}");
 
-    let listed = judge("nbdinfo", &["--list", "--json", &store.uri("")]).json();
+    let listed = run_client("nbdinfo", &["--list", "--json", &store.uri("")]).json();
     let names: Vec<_> = listed["exports"]
         .as_array()
         .unwrap()
@@ -59,11 +59,11 @@ fn nbdinfo_sees_what_is_served_and_what_changed() -> Result<()> {
             "{name} is not in {names:?}"
         );
     }
-    let listed = judge("qemu-nbd", &["--list", "-k", text(&store.socket())]).stdout;
+    let listed = run_client("qemu-nbd", &["--list", "-k", text(&store.socket())]).stdout;
     assert!(listed.contains("export: 'web01/2:vda'"), "{listed}");
     assert!(listed.contains("qemu:dirty-bitmap:web01/1"), "{listed}");
 
-    let map = judge("nbdinfo", &["--map", "--json", &uri]).json();
+    let map = run_client("nbdinfo", &["--map", "--json", &uri]).json();
     let holes = extents(&map, 3);
     assert!(
         holes.contains(&(CHANGED[2] + CLUSTER, DISK - CHANGED[2] - CLUSTER)),
@@ -75,19 +75,19 @@ fn nbdinfo_sees_what_is_served_and_what_changed() -> Result<()> {
     assert_eq!(map.as_array().unwrap().len(), holes.len() + data.len());
 
     for context in ["smc:changed", "smc:changed:web01/1", "qemu:dirty-bitmap:web01/1"] {
-        let map = judge("nbdinfo", &[&format!("--map={context}"), "--json", &uri]).json();
+        let map = run_client("nbdinfo", &[&format!("--map={context}"), "--json", &uri]).json();
         assert_eq!(extents(&map, 1), changed_extents(), "{context}");
     }
-    let said = judge_ends(1, "nbdinfo", &["--map=smc:changed:web01/7", &uri]).stderr;
+    let said = client_ends(1, "nbdinfo", &["--map=smc:changed:web01/7", &uri]).stderr;
     assert!(said.contains("smc:changed:web01/7"), "{said}");
-    judge_ends(2, "nbdinfo", &["--can", "write", &uri]);
-    judge_ends(1, "nbdinfo", &["--size", &store.uri("web01/9:vda")]);
+    client_ends(2, "nbdinfo", &["--can", "write", &uri]);
+    client_ends(1, "nbdinfo", &["--size", &store.uri("web01/9:vda")]);
     store.assert_unchanged()
 }
 
 #[test]
 fn nbdcopy_qemu_img_and_nbdkit_copy_every_byte() -> Result<()> {
-    let store = Store::new("judges-copy")?;
+    let store = Store::new("nbd-clients-copy")?;
     let _server = store.serve(&[])?;
     let copy = store.path("copy.img");
     for (i, truth) in store.truth.iter().enumerate() {
@@ -98,15 +98,15 @@ fn nbdcopy_qemu_img_and_nbdkit_copy_every_byte() -> Result<()> {
             &["--no-extents"],
         ] {
             fs::File::create(&copy)?.set_len(DISK)?;
-            judge("nbdcopy", &[options, &[&uri, text(&copy)]].concat());
+            run_client("nbdcopy", &[options, &[&uri, text(&copy)]].concat());
             assert_same_bytes(&copy, truth)?;
         }
-        judge(
+        run_client(
             "qemu-img",
             &["compare", "-f", "raw", "-F", "raw", &uri, text(truth)],
         );
         let qcow = store.path("copy.qcow2");
-        judge(
+        run_client(
             "qemu-img",
             &[
                 "convert",
@@ -121,12 +121,12 @@ fn nbdcopy_qemu_img_and_nbdkit_copy_every_byte() -> Result<()> {
                 text(&qcow),
             ],
         );
-        judge(
+        run_client(
             "qemu-img",
             &["compare", "-f", "qcow2", "-F", "raw", text(&qcow), text(truth)],
         );
     }
-    judge_ends(
+    client_ends(
         1,
         "qemu-img",
         &[
@@ -157,24 +157,24 @@ fn nbdcopy_qemu_img_and_nbdkit_copy_every_byte() -> Result<()> {
     let log = store.path("nbdkit.log");
     let _nbdkit = Server::start_on_socket(&mut nbdkit, &plugin, &log, Duration::from_secs(20))?;
     let through = nbd_uri(&plugin, "");
-    judge("nbdcopy", &["--connections=4", &through, text(&copy)]);
+    run_client("nbdcopy", &["--connections=4", &through, text(&copy)]);
     assert_same_bytes(&copy, &store.truth[1])?;
-    let through = judge("nbdinfo", &["--map", "--json", &through]).json();
+    let through = run_client("nbdinfo", &["--map", "--json", &through]).json();
     assert_eq!(
         through,
-        judge("nbdinfo", &["--map", "--json", &store.uri("web01/2:vda")]).json()
+        run_client("nbdinfo", &["--map", "--json", &store.uri("web01/2:vda")]).json()
     );
     store.assert_unchanged()
 }
 
 #[test]
 fn qemu_reads_images_and_their_changes() -> Result<()> {
-    let store = Store::new("judges-qemu")?;
+    let store = Store::new("nbd-clients-qemu")?;
     let _server = store.serve(&[])?;
     let uri = store.uri("web01/2:vda");
-    let info = judge("qemu-img", &["info", "--output=json", "-f", "raw", &uri]).json();
+    let info = run_client("qemu-img", &["info", "--output=json", "-f", "raw", &uri]).json();
     assert_eq!(info["virtual-size"], DISK);
-    let map = judge("qemu-img", &["map", "--output=json", "-f", "raw", &uri]).json();
+    let map = run_client("qemu-img", &["map", "--output=json", "-f", "raw", &uri]).json();
     let zero = |offset: u64| {
         let extents = map.as_array().unwrap();
         let holds = |extent: &&Value| {
@@ -190,7 +190,7 @@ fn qemu_reads_images_and_their_changes() -> Result<()> {
         "driver=nbd,export=web01/2:vda,server.type=unix,server.path={},x-dirty-bitmap=qemu:dirty-bitmap:web01/1",
         store.socket().display()
     );
-    let map = judge("qemu-img", &["map", "--output=json", "--image-opts", &options]).json();
+    let map = run_client("qemu-img", &["map", "--output=json", "--image-opts", &options]).json();
     let dirty = map
         .as_array()
         .unwrap()
@@ -214,13 +214,13 @@ fn qemu_reads_images_and_their_changes() -> Result<()> {
     ];
     let mut args = vec!["-r", "-f", "raw"];
     reads.iter().for_each(|read| args.extend(["-c", read]));
-    let said = judge("qemu-io", &[&args[..], &[&uri]].concat()).stdout;
+    let said = run_client("qemu-io", &[&args[..], &[&uri]].concat()).stdout;
     assert!(
         !said.contains("failed") && said.contains("all.work.and"),
         "{said}"
     );
-    judge_ends(1, "qemu-io", &["-f", "raw", "-c", "write 0 4k", &uri]);
-    judge(
+    client_ends(1, "qemu-io", &["-f", "raw", "-c", "write 0 4k", &uri]);
+    run_client(
         "fio",
         &[
             "--name=t",
@@ -239,7 +239,7 @@ fn qemu_reads_images_and_their_changes() -> Result<()> {
 
 #[test]
 fn illegal_requests_are_refused_and_the_connection_stays() -> Result<()> {
-    let store = Store::new("judges-illegal")?;
+    let store = Store::new("nbd-clients-illegal")?;
     let _server = store.serve(&[])?;
     let lines = format!(
         "
