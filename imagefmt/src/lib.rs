@@ -10,6 +10,7 @@ mod error;
 mod format;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
+#[path = "../fuzz/oracle/mod.rs"]
 pub mod fuzzing;
 mod read;
 mod reclaim;

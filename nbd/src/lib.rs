@@ -13,6 +13,7 @@ mod execute;
 mod export;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
+#[path = "../fuzz/oracle/mod.rs"]
 pub mod fuzzing;
 mod handshake;
 mod input;

@@ -55,6 +55,7 @@ impl Names {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         names.below(&root.join("src"));
         names.below(&root.join("tests"));
+        names.below(&root.join("fuzz/oracle"));
         names
     }
 

@@ -95,6 +95,13 @@ pub fn observe(observer: fn(&Command)) {
     let _ = OBSERVER.set(observer);
 }
 
+/// Shows `command` to the observer, as [`spawn`] does: for what somebody else starts.
+pub fn announce(command: &Command) {
+    if let Some(observer) = OBSERVER.get() {
+        observer(command);
+    }
+}
+
 /// The command line as a person would type it.
 pub fn display(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -130,9 +137,7 @@ fn die_with_parent(command: &mut Command) {
 /// # Errors
 /// [`ErrorKind::Command`] when it cannot be started.
 pub fn spawn(command: &mut Command) -> Result<Child> {
-    if let Some(observer) = OBSERVER.get() {
-        observer(command);
-    }
+    announce(command);
     die_with_parent(command);
     command.stdin(Stdio::null()).spawn().map_err(|source| {
         let program = command.get_program().to_string_lossy();

@@ -139,7 +139,7 @@ fn readers_do_not_wait_for_a_writer() -> Result<()> {
     assert_same_bytes(&exported, &copy)?;
     let socket = bench.dir.join("nbd.sock");
     let server = bench.serve(&socket)?;
-    let uri = vm_tests::qemu::nbd_uri(&socket, "web01/1:vda");
+    let uri = boot::nbd_uri(&socket, "web01/1:vda");
     expect(&bench.image(&["digest", &uri])?, 0, &[]);
     drop(server);
     expect(&writer.go_on()?, 0, &[]);

@@ -1,6 +1,7 @@
 //! One disk, and two, carried all the way: sync, change, sync, export over NBD, compare with the truth.
 
 use anyhow::Result;
+use boot::nbd_uri;
 use serde_json::Value;
 use smc_tests::{Bench, Disk, assert_same_bytes, code, stderr};
 use std::collections::BTreeSet;
@@ -9,7 +10,6 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use testkit::noise;
 use testkit::process::run;
-use vm_tests::qemu::nbd_uri;
 
 const MIB: u64 = 1 << 20;
 const CLUSTER: u64 = 65536;

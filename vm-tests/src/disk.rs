@@ -43,6 +43,10 @@ pub struct BootDisk {
 impl BootDisk {
     /// Writes a bootable disk to `device`, overwriting what is there: `payload` below `/srv/payload`, and `point`
     /// as the name of its point in time. `mount_point` is used while it is built.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] when it is too small, [`ErrorKind::Setup`] without boot loader or kernel, and what the
+    /// system calls and programs fail with.
     pub fn create(device: &Path, mount_point: &Path, point: &str, payload: &Payload) -> Result<Self> {
         let disk = Self::open(device)?;
         disk.write_partition_table()?;
@@ -58,6 +62,9 @@ impl BootDisk {
     }
 
     /// A disk that [`BootDisk::create`] wrote to `device` before.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] when it is too small, [`ErrorKind::Io`] when it cannot be opened.
     pub fn open(device: &Path) -> Result<Self> {
         let size_bytes = File::open(device)
             .and_then(|mut file| file.seek(SeekFrom::End(0)))
@@ -79,6 +86,9 @@ impl BootDisk {
     }
 
     /// Mounts the root filesystem, read-write, on `mount_point`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Command`] or [`ErrorKind::Io`].
     pub fn mount(&self, mount_point: &Path) -> Result<MountedRoot> {
         let partition = self.partition()?;
         let mount = Mount::new(partition.path(), mount_point, "ext4", MsFlags::MS_NOATIME)?;
@@ -103,7 +113,7 @@ impl BootDisk {
 
     fn make_filesystem(&self) -> Result<()> {
         let partition = self.partition()?;
-        // Nothing lazy: a background thread that goes on zeroing would change the disk when nobody uses it.
+        // Nothing lazy: a kernel thread that zeroes later would change the disk while nobody uses it.
         let mut mkfs = Command::new("mkfs.ext4");
         mkfs.args(["-q", "-F", "-b", "4096", "-L", LABEL, "-O", EXT4_FEATURES]);
         process::run(
@@ -160,6 +170,9 @@ impl MountedRoot {
     }
 
     /// Names the point in time that a guest booted from this disk will report.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] when the name is empty or has control characters, [`ErrorKind::Io`].
     pub fn set_point_in_time(&self, point: &str) -> Result<()> {
         if point.is_empty() || point.chars().any(char::is_control) {
             return Err(Error::new(
@@ -171,11 +184,17 @@ impl MountedRoot {
     }
 
     /// Records the checksums of all files, which the guest checks after booting; returns how many.
+    ///
+    /// # Errors
+    /// As for [`payload::write_manifest`].
     pub fn write_manifest(&self) -> Result<u64> {
         payload::write_manifest(self.path())
     }
 
     /// Brings everything written so far to the disk.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
     pub fn sync(&self) -> Result<()> {
         let context = || format!("sync {}", self.path().display());
         let directory = File::open(self.path()).context(context)?;
@@ -183,6 +202,9 @@ impl MountedRoot {
     }
 
     /// Unmounts and detaches the partition.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when it stays busy, [`ErrorKind::Timeout`] when the partition stays attached.
     pub fn unmount(self) -> Result<()> {
         self.mount.unmount()?;
         self.partition.detach()

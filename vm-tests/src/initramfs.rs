@@ -28,11 +28,17 @@ pub struct Extra {
 }
 
 /// Builds the archive for `kernel`: uncompressed, so that any kernel can read it.
+///
+/// # Errors
+/// `Io` when busybox or a driver cannot be read, `Setup` when the kernel lacks a driver.
 pub fn build(kernel: &Kernel) -> Result<Vec<u8>> {
     build_with(&kernel.guest_modules()?, INIT, &[])
 }
 
 /// Builds an archive of busybox, these modules, `init` as the script to run, and `extras`.
+///
+/// # Errors
+/// `Io` when busybox cannot be read.
 pub fn build_with(modules: &[Module], init: &str, extras: &[Extra]) -> Result<Vec<u8>> {
     let busybox =
         fs::read(BUSYBOX).context(|| format!("read {BUSYBOX}: is busybox-static installed? (make setup)"))?;

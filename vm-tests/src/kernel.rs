@@ -38,7 +38,10 @@ pub struct Module {
 }
 
 impl Kernel {
-    /// The kernel in the cache directory. Fails with [`ErrorKind::Setup`] where there is none.
+    /// The kernel in the cache directory.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setup`] where there is none.
     pub fn cached() -> Result<Self> {
         let root = cache_dir().join("kernel");
         let version = fs::read_to_string(root.join("VERSION")).map_err(|source| {
@@ -65,12 +68,17 @@ impl Kernel {
     }
 
     /// The modules that a guest with a virtio disk and an ext4 root needs, in the order to load them.
+    ///
+    /// # Errors
+    /// As for [`modules`](Self::modules).
     pub fn guest_modules(&self) -> Result<Vec<Module>> {
         self.modules(&REQUIRED)
     }
 
     /// The modules that these drivers consist of, in the order to load them; none for a driver that is built in.
-    /// Fails with [`ErrorKind::Setup`] where the kernel has no such driver.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setup`] where the kernel has no such driver, [`ErrorKind::Io`] when a file cannot be read.
     pub fn modules(&self, drivers: &[&str]) -> Result<Vec<Module>> {
         let dir = self.root.join("lib/modules").join(&self.version);
         let read = |name: &str| {

@@ -2,14 +2,14 @@
 //! report which point in time they are at.
 //!
 //! - [`disk`]: [`disk::BootDisk`], a PC disk with boot loader, ext4 root, distribution kernel and payload.
-//! - [`qemu`]: [`qemu::boot`], one headless run on a throw-away overlay over an NBD export.
+//! - [`guest`]: [`guest::boot`], one headless run on a throw-away overlay over an NBD export.
 //! - [`system`]: [`system::System`], a freshly installed Debian with systemd that runs a script, boot after boot.
 //!
-//! The tools and the guest kernel come from `scripts/setup.sh`.
+//! QEMU itself is driven by the crate `boot`. The tools and the guest kernel come from `scripts/setup.sh`.
 
 pub mod disk;
+pub mod guest;
 pub mod initramfs;
 pub mod kernel;
 pub mod payload;
-pub mod qemu;
 pub mod system;

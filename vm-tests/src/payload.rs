@@ -28,6 +28,9 @@ pub struct Payload {
 impl Payload {
     /// Takes the regular files below `directories`, in order of their paths, until `limit_bytes` are reached.
     /// Files over 8 MiB, and names that a checksum list would have to escape, are left out.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] when no file is found, `Io` when a directory cannot be read.
     pub fn collect(directories: &[&Path], limit_bytes: u64) -> Result<Self> {
         let mut payload = Self {
             files: Vec::new(),
@@ -73,6 +76,9 @@ impl Payload {
     }
 
     /// Copies the files below [`PAYLOAD_DIR`] of the filesystem mounted at `root`.
+    ///
+    /// # Errors
+    /// `Io`, and `Interrupted` when a signal arrives meanwhile.
     pub fn copy_to(&self, root: &Path) -> Result<()> {
         let target_dir = root.join(PAYLOAD_DIR);
         for source in &self.files {
@@ -98,6 +104,9 @@ fn fits(path: &Path, size_bytes: u64, room_bytes: u64) -> bool {
 
 /// Writes the SHA-256 of every file in `srv`, `etc`, `bin`, `sbin` and `boot` into the manifest of the filesystem mounted
 /// at `root`, and returns how many there are.
+///
+/// # Errors
+/// `Command` when `find` or `sha256sum` fails, `Io` when the manifest cannot be written.
 pub fn write_manifest(root: &Path) -> Result<u64> {
     let manifest = root.join(MANIFEST);
     // The boot loader's own files are immutable and rewritten by it alone; the boot itself proves them.

@@ -7,9 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::guest::{self, BootOptions};
 use crate::initramfs;
 use crate::kernel::{self, Kernel};
-use crate::qemu::{self, Accelerator, BootOptions, Guest, KernelStart};
+use boot::{Machine, Next};
 use testkit::error::IoContext;
 use testkit::guard::ScratchDir;
 use testkit::process;
@@ -56,7 +57,8 @@ impl System {
     /// A system as it is right after its installation. The guest sees the directory `payload` read-only as `/mnt`, and
     /// runs `/mnt/run PHASE` with `sh` at the end of each boot, with its output going to the host.
     ///
-    /// Fails with [`ErrorKind::Setup`] where `scripts/setup.sh` has not been run.
+    /// # Errors
+    /// [`ErrorKind::Setup`] where `scripts/setup.sh` has not been run.
     pub fn new(payload: &Path) -> Result<Self> {
         let scratch = ScratchDir::new("smc-system")?;
         let root = scratch.join("root.qcow2");
@@ -88,27 +90,27 @@ impl System {
 
     /// Boots once and follows the script's output.
     ///
-    /// Fails with [`ErrorKind::Timeout`] if the boot does not end in time, and with [`ErrorKind::Guest`] if it ends before
-    /// the line was written at which the power was to be cut. Both carry the ends of the output and of the console.
+    /// # Errors
+    /// [`ErrorKind::Timeout`] if the boot does not end in time, [`ErrorKind::Guest`] if it ends before the line was
+    /// written at which the power was to be cut. Both carry the ends of the output and of the console.
     pub fn boot(&self, phase: &str, until: Until<'_>, options: &BootOptions) -> Result<Said> {
-        let accelerator = options.accelerator.map_or_else(Accelerator::best, Ok)?;
         let console = self.scratch.join("console.log");
-        let mut command = qemu::machine(accelerator, options.memory_mib);
-        // The second serial line, a file: the kernel's and systemd's messages, apart from the script's.
-        command.arg("-serial").arg(format!("file:{}", console.display()));
-        for disk in &self.disks {
-            disk.add_to(&mut command);
-        }
         let archive = initramfs::build_with(&self.kernel.modules(&DRIVERS)?, INIT, &[])?;
-        let parameters = format!("smc.phase={phase}");
-        KernelStart {
-            kernel: &self.kernel,
-            archive: &archive,
-            console: "ttyS1",
-            parameters: &parameters,
+        let initramfs = guest::write_initramfs(&self.scratch, &archive)?;
+        let mut machine = Machine::new(options.accelerator()?, options.memory_mib);
+        // The second serial line, a file: the kernel's and systemd's messages, apart from the script's.
+        machine.serial_file(&console);
+        for disk in &self.disks {
+            machine.disk(&boot::Disk {
+                source: &disk.file.display().to_string(),
+                format: disk.format,
+                snapshot: false,
+                serial: Some(&disk.serial),
+            });
         }
-        .add_to(&mut command, &self.scratch)?;
-        let run = Guest::start(&mut command)?.watch_until(options.timeout, |line| until.is_reached(line));
+        let parameters = format!("smc.phase={phase}");
+        machine.kernel(&self.kernel.image(), &initramfs, "ttyS1", &parameters);
+        let run = guest::follow(machine, options.timeout, &mut |line, _| until.next(line));
         let log = fs::read(&console).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let log = log.unwrap_or_default();
         let run = run.map_err(|error| {
@@ -122,7 +124,7 @@ impl System {
             text: run.console,
             log,
         };
-        if let (Until::Line(line), false) = (until, run.was_cut) {
+        if let (Until::Line(line), false) = (until, run.was_killed) {
             let found = said.describe();
             return Err(Error::new(
                 ErrorKind::Guest,
@@ -134,25 +136,11 @@ impl System {
 }
 
 impl Until<'_> {
-    fn is_reached(self, line: &str) -> bool {
+    fn next(self, line: &str) -> Next {
         match self {
-            Self::PowerOff => false,
-            Self::Line(start) => line.starts_with(start),
+            Self::Line(start) if line.starts_with(start) => Next::Kill,
+            _ => Next::Continue,
         }
-    }
-}
-
-impl Disk {
-    fn add_to(&self, command: &mut Command) {
-        // A comma would end the option's value; doubled it stands for itself.
-        let file = self.file.display().to_string().replace(',', ",,");
-        let (serial, format) = (&self.serial, self.format);
-        command
-            .arg("-drive")
-            .arg(format!("file={file},format={format},if=none,id={serial}"));
-        command
-            .arg("-device")
-            .arg(format!("virtio-blk-pci,drive={serial},serial={serial}"));
     }
 }
 

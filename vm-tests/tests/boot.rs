@@ -11,12 +11,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use ::boot::nbd_uri;
 use testkit::ErrorKind;
 use testkit::guard::{LoopDevice, ScratchDir};
 use testkit::process::Server;
 use vm_tests::disk::BootDisk;
+use vm_tests::guest::{BootOptions, BootReport, boot};
 use vm_tests::payload::{PAYLOAD_DIR, Payload};
-use vm_tests::qemu::{BootOptions, BootReport, boot, nbd_uri};
 
 const MIB: u64 = 1 << 20;
 

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use testkit::process::run;
+use vm_tests::guest::{BootOptions, run_initramfs};
 use vm_tests::initramfs::{Extra, build_with};
 use vm_tests::kernel::Kernel;
-use vm_tests::qemu::{BootOptions, run_initramfs};
 
 const INIT: &str = include_str!("../../../vm-tests/guest/nbd-init.sh");
 const DRIVERS: [&str; 4] = ["virtio_pci", "virtio_net", "nbd", "ext4"];

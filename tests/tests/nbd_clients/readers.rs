@@ -3,13 +3,13 @@
 use crate::run::{client_ends, nbdsh, run_client};
 use crate::served::{CHANGED, CLUSTER, DISK, KIB, MIB, NOISE, Store, TEXT, text};
 use anyhow::Result;
+use boot::nbd_uri;
 use serde_json::Value;
 use smc_tests::assert_same_bytes;
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
 use testkit::process::Server;
-use vm_tests::qemu::nbd_uri;
 
 /// Offsets and lengths of the extents that `nbdinfo --map --json` gave this type.
 fn extents(map: &Value, kind: u64) -> Vec<(u64, u64)> {

@@ -1,6 +1,7 @@
 //! A store with two images of one disk, and the server on it.
 
 use anyhow::Result;
+use boot::nbd_uri;
 use smc_tests::{Bench, Disk, program};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,6 @@ use std::process::Command;
 use std::time::Duration;
 use testkit::noise;
 use testkit::process::{Server, run, wait_until};
-use vm_tests::qemu::nbd_uri;
 
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use testkit::guard::ScratchDir;
 use testkit::noise;
 use testkit::process::run;
-use vm_tests::qemu::BootOptions;
+use vm_tests::guest::BootOptions;
 use vm_tests::system::{Said, System, Until};
 
 const SCRIPT: &str = include_str!("guest.sh");

@@ -3,6 +3,7 @@
 use crate::fill::{self, Layout};
 use crate::measure::run;
 use anyhow::{Context, Result, ensure};
+use boot::nbd_uri;
 use smc_tests::{Bench, program};
 use std::fs;
 use std::io;
@@ -10,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use testkit::process::Server;
-use vm_tests::qemu::nbd_uri;
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Seconds after which a client is killed: a server that hangs must not hang the bench.

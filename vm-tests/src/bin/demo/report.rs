@@ -4,7 +4,7 @@ use std::process::Command;
 
 use comfy_table::{CellAlignment, Table, presets};
 use testkit::process;
-use vm_tests::qemu::BootReport;
+use vm_tests::guest::BootReport;
 
 use crate::tools::SyncReport;
 

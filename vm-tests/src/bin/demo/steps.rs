@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use ::boot::{Accelerator, nbd_uri};
 use anyhow::{Context, Result, ensure};
 use testkit::guard::{LoopDevice, ScratchDir};
 use testkit::process::{self, Server};
 use vm_tests::disk::{BootDisk, MountedRoot};
+use vm_tests::guest::{self, BootOptions, BootReport};
 use vm_tests::payload::{PAYLOAD_DIR, Payload};
-use vm_tests::qemu::{self, Accelerator, BootOptions, BootReport, nbd_uri};
 
 use crate::report::{self, Image, Steps};
 use crate::tools::{SyncReport, Tools};
@@ -209,7 +210,7 @@ fn boot_both(
     report::result(&format!("Listening on {}.", socket.display()));
 
     steps.next("Choose how guests run: KVM if a small guest works on it, otherwise translated (TCG).");
-    let accelerator = Accelerator::best()?;
+    let accelerator = guest::accelerator()?;
     report::result(&format!("{accelerator}."));
 
     let [first, second] = syncs;
@@ -227,22 +228,19 @@ fn boot(
 ) -> Result<BootReport> {
     let image = &sync.image;
     steps.next(&format!(
-        "Boot {image} over NBD on a throw-away overlay; it must wake up in '{expected}'."
+        "Boot {image} over NBD on a throw-away overlay; it must report '{expected}'."
     ));
     let uri = nbd_uri(socket, &format!("{image}:{}", sync.disk().name));
     let options = BootOptions {
         accelerator: Some(accelerator),
         ..BootOptions::default()
     };
-    let boot = qemu::boot(&uri, &options)?;
+    let boot = guest::boot(&uri, &options)?;
     for line in boot.console.lines().filter(|line| line.contains("SMC-")) {
         report::result(&format!("| {line}"));
     }
-    let woke = &boot.point_in_time;
-    ensure!(
-        woke == expected,
-        "{image} woke up in '{woke}', not in '{expected}'"
-    );
+    let point = &boot.point_in_time;
+    ensure!(point == expected, "{image} reports '{point}', not '{expected}'");
     ensure!(
         boot.files_ok,
         "files of {image} differ from their checksums:\n{}",

@@ -1,5 +1,4 @@
-//! What the server under test serves, and what is true of it: the one thing on which the server and its referee
-//! agree beforehand.
+//! What the server under test serves, and what is true of it: the only thing that the server and the checks share.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -316,9 +315,9 @@ pub(super) fn contexts(name: &str) -> Vec<String> {
 }
 
 /// The catalog of all that.
-pub(super) struct World;
+pub(super) struct Exports;
 
-impl Catalog for World {
+impl Catalog for Exports {
     fn list(&self) -> Result<Vec<ExportInfo>, ServeError> {
         let listed = LISTED.map(|name| ExportInfo {
             name: name.to_owned(),

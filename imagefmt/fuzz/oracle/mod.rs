@@ -1,8 +1,9 @@
-//! What the fuzzers in `fuzz/` call, and a test on stable with them: each function takes any bytes, and a panic in
-//! one is a finding. Whatever checks an attacker can recompute are recomputed here, so that what is mutated
-//! gets past them.
+//! The oracle of the fuzzers in `fuzz_targets/`. Each public function takes any bytes; a panic in one is a finding. What an
+//! attacker can recompute (checksums, seals) is recomputed here, so that mutated bytes get past those checks.
 //!
-//! Not part of the crate's interface.
+//! It is a module of the crate `imagefmt` (`src/lib.rs` names this path), because it needs the format's structures, which
+//! are not public; it is compiled for tests and for the fuzzers only. `src/tests/fuzz.rs` runs a short version of every
+//! target in the suite.
 
 #![allow(
     clippy::unwrap_used,

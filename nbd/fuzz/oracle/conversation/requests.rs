@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::replies;
 use super::{Conversation, Deal, Outcome, Stream};
 use crate::Limits;
+use crate::fuzzing::exports;
 use crate::fuzzing::model::{Model, errno};
-use crate::fuzzing::world;
 use crate::proto::{cmd, cmd_flag};
 use crate::reply::ReplyStyle;
 
@@ -65,8 +65,8 @@ pub(super) struct Requests<'a> {
     outcome: &'a mut Outcome,
 }
 
-/// Judges the transmission phase, of which both streams begin.
-pub(super) fn judge<'a>(
+/// Checks the transmission phase, at which both streams begin.
+pub(super) fn check<'a>(
     deal: Deal,
     client: Stream<'a>,
     mut server: Stream<'a>,
@@ -86,7 +86,7 @@ pub(super) fn judge<'a>(
     };
     requests.outcome.understood = requests.client.at;
     while !server.is_empty() {
-        replies::judge_next(&mut requests, &mut server);
+        replies::check_next(&mut requests, &mut server);
     }
     while requests.take_next() {}
     let left = requests.waiting.values().map(VecDeque::len).sum::<usize>();
@@ -285,6 +285,6 @@ impl Requests<'_> {
 
     /// Whether a context can be answered.
     pub(super) fn is_broken(name: &str) -> bool {
-        name == world::BROKEN
+        name == exports::BROKEN
     }
 }

@@ -1,12 +1,12 @@
-//! Judges a whole conversation: reads what the client said as the protocol means it, and holds what the server
-//! said against that. Shares no code with the server but numbers; its panics are the fuzzers' findings.
+//! Checks a whole conversation: reads the client's bytes as the protocol defines them, and compares the server's bytes
+//! with that. Shares no code with the server but numbers; its panics are the fuzzers' findings.
 
 mod replies;
 mod requests;
 
 use std::collections::BTreeSet;
 
-use super::world::{self, Denied, Kind};
+use super::exports::{self, Denied, Kind};
 use crate::handshake::Tls;
 use crate::proto::{handshake_flag, info, opt, rep, tx_flag};
 use crate::reply::ReplyStyle;
@@ -118,7 +118,7 @@ struct Haggling<'a> {
 }
 
 /// Panics at whatever the server got wrong.
-pub(super) fn judge(conversation: &Conversation<'_>, limits: &Limits) -> Outcome {
+pub(super) fn check(conversation: &Conversation<'_>, limits: &Limits) -> Outcome {
     let mut haggling = Haggling {
         client: Stream::new(conversation.client),
         server: Stream::new(conversation.server),
@@ -139,7 +139,7 @@ pub(super) fn judge(conversation: &Conversation<'_>, limits: &Limits) -> Outcome
         ..
     } = haggling;
     match deal {
-        Some(deal) => requests::judge(deal, client, server, conversation, limits, &mut outcome),
+        Some(deal) => requests::check(deal, client, server, conversation, limits, &mut outcome),
         None => assert!(server.is_empty(), "the server goes on talking in the handshake"),
     }
     outcome
@@ -277,7 +277,7 @@ impl Haggling<'_> {
     }
 
     fn list(&mut self) {
-        for name in world::LISTED.iter().filter(|name| !name.contains('\0')) {
+        for name in exports::LISTED.iter().filter(|name| !name.contains('\0')) {
             let (kind, mut data) = self.reply(opt::LIST);
             assert_eq!(kind, rep::SERVER);
             assert_eq!(data.string(), Some(*name));
@@ -288,7 +288,7 @@ impl Haggling<'_> {
 
     fn export_name(&mut self, data: &[u8], draining: bool) -> Next {
         let name = Stream::new(data).text(data.len());
-        let found = name.map(|name| (name, world::find(name)));
+        let found = name.map(|name| (name, exports::find(name)));
         let (Some((name, Ok(kind))), Tls::None | Tls::Active) = (found, self.tls) else {
             return Next::Close;
         };
@@ -345,10 +345,10 @@ impl Haggling<'_> {
             self.expect(option, rep::ERR_INVALID);
             return Next::Option;
         };
-        let found = world::find(name);
+        let found = exports::find(name);
         let described = match found {
             Err(denied @ Denied::Shut) if option == opt::GO => Err(denied),
-            _ => world::describe(name),
+            _ => exports::describe(name),
         };
         match described {
             Err(denied) => {
@@ -396,7 +396,7 @@ impl Haggling<'_> {
                 }
                 _ => {
                     let sizes = [(); 3].map(|()| data.u32());
-                    assert_eq!(sizes, [Some(1), Some(world::PREFERRED.1), Some(most)]);
+                    assert_eq!(sizes, [Some(1), Some(exports::PREFERRED.1), Some(most)]);
                 }
             }
             assert!(data.is_empty(), "info {kind} is too long");
@@ -408,12 +408,12 @@ impl Haggling<'_> {
         let Some((name, queries)) = meta_request(data) else {
             return self.expect(option, rep::ERR_INVALID);
         };
-        if let Err(denied) = world::describe(name) {
+        if let Err(denied) = exports::describe(name) {
             return self.expect(option, refused(denied));
         }
         let all = ["base:allocation".to_owned()]
             .into_iter()
-            .chain(world::contexts(name));
+            .chain(exports::contexts(name));
         let lists = option == opt::LIST_META_CONTEXT;
         let is_meant = |context: &str| {
             let namespaces = context.split_inclusive(':').next();

@@ -93,7 +93,7 @@ fn recorded(style: ReplyStyle, name: &str) -> Vec<u8> {
     client.option(opt::LIST_META_CONTEXT, &wire::meta(name, &[]));
     client.option(
         opt::SET_META_CONTEXT,
-        &wire::meta(name, &["base:allocation", world::PAGES]),
+        &wire::meta(name, &["base:allocation", exports::PAGES]),
     );
     client.option(opt::GO, &wire::info("secret", &[]));
     client.option(opt::GO, &wire::info(name, &[1, 2, 3, 3]));
@@ -118,11 +118,11 @@ fn commands(client: &mut Client, style: ReplyStyle) {
     ask(cmd::READ, 0, 69_990, 20, &[]);
     ask(cmd::READ, cmd_flag::DF, 139_000, 3000, &[]);
     ask(cmd::READ, 0, 200_000, 100, &[]);
-    ask(cmd::READ, 0, world::SIZE, 1, &[]);
+    ask(cmd::READ, 0, exports::SIZE, 1, &[]);
     ask(cmd::READ, 0, 0, 0, &[]);
     ask(cmd::WRITE, announced | cmd_flag::FUA, 5003, 9, b"some data");
     ask(cmd::WRITE, announced, 200_500, 3, b"bad");
-    ask(cmd::WRITE, announced, world::SIZE - 1, 4, b"long");
+    ask(cmd::WRITE, announced, exports::SIZE - 1, 4, b"long");
     ask(cmd::READ, 0, 5000, 16, &[]);
     ask(cmd::WRITE_ZEROES, cmd_flag::NO_HOLE, 5005, 3, &[]);
     ask(cmd::WRITE_ZEROES, cmd_flag::FAST_ZERO, 8192, 4096, &[]);
@@ -234,7 +234,7 @@ fn a_handshake_that_is_closed_without_a_word_fails_nothing_in_the_server() {
 }
 
 #[test]
-fn every_file_of_the_corpora_is_judged_well() {
+fn every_file_of_the_corpora_breaks_no_rule() {
     let mut size = 0;
     for target in TARGETS {
         let inputs = inputs(target.0);
@@ -247,7 +247,7 @@ fn every_file_of_the_corpora_is_judged_well() {
 }
 
 #[test]
-fn generated_sequences_get_far_and_are_judged_well() {
+fn generated_sequences_get_far_and_break_no_rule() {
     let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
     let (mut requests, mut styles) = (0, [0; 3]);
     for _ in 0..3000 {
@@ -268,7 +268,7 @@ fn generated_sequences_get_far_and_are_judged_well() {
 }
 
 #[test]
-fn mutated_bytes_are_judged_well() {
+fn mutated_bytes_break_no_rule() {
     let mut numbers = Numbers(0x2545_f491_4f6c_dd1d);
     let whole: Vec<Vec<u8>> = conversations().map(|session| session.client).collect();
     let inputs = inputs("bytes");
@@ -283,7 +283,7 @@ fn mutated_bytes_are_judged_well() {
 }
 
 #[test]
-fn generated_sequences_are_judged_well_over_sockets() {
+fn generated_sequences_break_no_rule_over_sockets() {
     let mut numbers = Numbers(0x1234_5678_9abc_def1);
     for _ in 0..60 {
         let input = numbers.bytes(400);
@@ -293,27 +293,27 @@ fn generated_sequences_are_judged_well_over_sockets() {
 
 /// Something that is wrong has to be found: the server's bytes with one of them changed.
 #[test]
-fn the_referee_notices_what_is_wrong() {
+fn the_oracle_notices_what_is_wrong() {
     for session in conversations() {
         let (said, _) = session.run();
         let greeting_to_infos = 18..said.len().min(1200);
         let unnoticed = greeting_to_infos.filter(|at| {
             let mut wrong = said.clone();
             wrong[*at] ^= 0x40;
-            catch_unwind(AssertUnwindSafe(|| session.judge(&wrong, true))).is_ok()
+            catch_unwind(AssertUnwindSafe(|| session.check(&wrong, true))).is_ok()
         });
         // Texts for people may say anything.
         let texts = unnoticed.filter(|at| !said[*at].is_ascii_graphic() && said[*at] != b' ');
         assert_eq!(texts.collect::<Vec<_>>(), Vec::<usize>::new());
         for length in 0..said.len() {
-            let cut = catch_unwind(AssertUnwindSafe(|| session.judge(&said[..length], true)));
+            let cut = catch_unwind(AssertUnwindSafe(|| session.check(&said[..length], true)));
             assert!(cut.is_err(), "{length} of {} bytes are not enough", said.len());
             if length > 3000 {
                 break;
             }
         }
         let more = [&said[..], b"x"].concat();
-        assert!(catch_unwind(AssertUnwindSafe(|| session.judge(&more, true))).is_err());
+        assert!(catch_unwind(AssertUnwindSafe(|| session.check(&more, true))).is_err());
     }
 }
 

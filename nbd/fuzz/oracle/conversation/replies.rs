@@ -13,7 +13,7 @@ struct Chunk<'a> {
 }
 
 /// Judges what the server says next.
-pub(super) fn judge_next(requests: &mut Requests<'_>, server: &mut Stream<'_>) {
+pub(super) fn check_next(requests: &mut Requests<'_>, server: &mut Stream<'_>) {
     if requests.deal.style == ReplyStyle::Simple {
         return simple(requests, server);
     }
@@ -44,7 +44,7 @@ pub(super) fn judge_next(requests: &mut Requests<'_>, server: &mut Stream<'_>) {
         payload: Stream::new(payload),
     };
     let done = found.done;
-    judge_chunk(requests, &mut asked, found);
+    check_chunk(requests, &mut asked, found);
     if !done {
         requests.put_back(cookie, asked);
     }
@@ -56,7 +56,7 @@ fn simple(requests: &mut Requests<'_>, server: &mut Stream<'_>) {
     let cookie = server.number(8).expect("a reply's cookie");
     let asked = requests.find(cookie);
     if error != 0 {
-        return judge_error(&asked, error, None);
+        return check_error(&asked, error, None);
     }
     match &asked.want {
         Want::Success => {}
@@ -69,7 +69,7 @@ fn simple(requests: &mut Requests<'_>, server: &mut Stream<'_>) {
     }
 }
 
-fn judge_chunk(requests: &Requests<'_>, asked: &mut Asked, found: Chunk<'_>) {
+fn check_chunk(requests: &Requests<'_>, asked: &mut Asked, found: Chunk<'_>) {
     let Chunk {
         kind,
         done,
@@ -106,14 +106,14 @@ fn judge_chunk(requests: &Requests<'_>, asked: &mut Asked, found: Chunk<'_>) {
             let length = payload.u16().expect("an error's length");
             payload.text(length.into()).expect("an error's text");
             let at = (kind == chunk::ERROR_OFFSET).then(|| payload.number(8).expect("an error's offset"));
-            judge_error(asked, error, at);
+            check_error(asked, error, at);
         }
         _ => panic!("an unknown kind of chunk: {kind}"),
     }
     assert!(payload.is_empty(), "a chunk of kind {kind} is too long");
 }
 
-fn judge_error(asked: &Asked, error: u32, at: Option<u64>) {
+fn check_error(asked: &Asked, error: u32, at: Option<u64>) {
     if let Some(at) = at {
         let end = u128::from(asked.offset) + u128::from(asked.length);
         let inside = at >= asked.offset && u128::from(at) < end;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::world::{self, Kind, SIZE};
+use super::exports::{self, Kind, SIZE};
 use crate::{HOLE, ZERO};
 
 const SECTOR: u64 = 512;
@@ -31,7 +31,7 @@ impl Model {
     pub(super) fn new(kind: Kind) -> Self {
         let bytes = match kind {
             Kind::Disk | Kind::Huge => Vec::new(),
-            Kind::Plain => world::plain_contents(),
+            Kind::Plain => exports::plain_contents(),
             Kind::Overlay => base_contents(),
         };
         let owned = vec![false; bytes.len().div_ceil(512)];
@@ -80,7 +80,7 @@ impl Model {
     }
 
     pub(super) fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), u32> {
-        if self.kind == Kind::Plain && offset < world::FULL {
+        if self.kind == Kind::Plain && offset < exports::FULL {
             return Err(errno::ENOSPC);
         }
         let length = data.len() as u64;
@@ -153,12 +153,12 @@ impl Model {
                     "damage is no zeros"
                 );
             }
-            world::PAGES => {
+            exports::PAGES => {
                 for at in (offset..offset + length)
                     .step_by(512)
                     .chain([offset + length - 1])
                 {
-                    assert_eq!(flags, world::page_flags(at), "page flags at {at}");
+                    assert_eq!(flags, exports::page_flags(at), "page flags at {at}");
                 }
             }
             _ => assert_eq!(flags, 7, "flags of {context}"),

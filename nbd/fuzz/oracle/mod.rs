@@ -1,9 +1,11 @@
-//! What the fuzzers in `fuzz/` call, and tests on stable with them: each function takes any bytes, and a panic in one
-//! is a finding. The server's state machines are driven without sockets ([`driver`]) against exports of which all
-//! is known ([`world`]), and a [`referee`] that knows the protocol and a [`model`] of the disks judge each
-//! conversation from both sides' bytes.
+//! The oracle of the fuzzers in `fuzz_targets/`. Each public function takes any bytes; a panic in one is a finding.
 //!
-//! Not part of the crate's interface.
+//! A [`script`] makes a client's side of a conversation from the bytes. The server's state machines are driven without
+//! sockets ([`driver`]) against [`exports`] whose contents are known. Then [`conversation`] reads both sides' bytes by
+//! the protocol's rules, with a [`model`] of the disks, and panics where the server broke one.
+//!
+//! It is a module of the crate `nbd` (`src/lib.rs` names this path), because the driver needs the state machines; it is
+//! compiled for tests and for the fuzzers only. `tests` runs a short version of every target in the suite.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,14 +13,14 @@
     reason = "a panic is what a fuzzer looks for"
 )]
 
+mod conversation;
 mod driver;
+mod exports;
 mod model;
-mod referee;
 mod script;
 #[cfg(test)]
 mod tests;
 mod wire;
-mod world;
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
@@ -32,9 +34,9 @@ use arbitrary::Unstructured;
 
 use crate::Server;
 use crate::handshake::Tls;
+use conversation::{Conversation, Outcome, check};
 use driver::Driver;
-use referee::{Conversation, Outcome, judge};
-use world::World;
+use exports::Exports;
 
 /// A target's name, as in `fuzz/fuzz_targets`, and its function.
 pub type Target = (&'static str, fn(&[u8]));
@@ -42,23 +44,23 @@ pub type Target = (&'static str, fn(&[u8]));
 /// All targets.
 pub const TARGETS: [Target; 3] = [("bytes", bytes), ("sequence", sequence), ("server", server)];
 
-/// A server that does not answer for so long hangs.
+/// A server that sends nothing for this long hangs.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A client that does not listen fills the socket with replies, and then nothing that it says is taken any more. It
-/// leaves after so long, well before the server would drop it.
+/// A client that does not listen fills the socket with replies; then the server takes nothing more from it. It leaves
+/// after this time, well before the server would drop it.
 const IMPATIENCE: Duration = Duration::from_millis(100);
 
-/// What a client says, and what else decides how the server fares.
+/// What a client sends, and what else decides what the server does.
 #[derive(Debug, Clone)]
 struct Session {
     tls: Tls,
     client: Vec<u8>,
     /// Where the server's reads end.
     cuts: BTreeSet<usize>,
-    /// The server is told to go down when it has read so much.
+    /// The server starts to shut down when it has read this many bytes.
     drained_at: usize,
-    /// Which requests go on first.
+    /// Seed of the order in which requests continue.
     chance: u64,
 }
 
@@ -73,10 +75,10 @@ impl Session {
         }
     }
 
-    /// Runs it through the state machines and has it judged. Returns what the server said as well.
+    /// Runs it through the state machines and checks it. Returns what the server sent as well.
     fn run(&self) -> (Vec<u8>, Outcome) {
-        let limits = world::limits();
-        let mut driver = Driver::new(&World, &limits, self.tls, self.chance);
+        let limits = exports::limits();
+        let mut driver = Driver::new(&Exports, &limits, self.tls, self.chance);
         let length = self.client.len();
         let ends = self
             .cuts
@@ -94,12 +96,12 @@ impl Session {
         }
         let closed = driver.is_closed();
         driver.finish();
-        let outcome = self.judge(&driver.sent, true);
+        let outcome = self.check(&driver.sent, true);
         assert_eq!(closed, outcome.closed, "whether the server closes");
         (driver.sent, outcome)
     }
 
-    fn judge(&self, server: &[u8], ordered: bool) -> Outcome {
+    fn check(&self, server: &[u8], ordered: bool) -> Outcome {
         let conversation = Conversation {
             client: &self.client,
             cuts: &self.cuts,
@@ -108,17 +110,17 @@ impl Session {
             tls: self.tls,
             ordered,
         };
-        judge(&conversation, &world::limits())
+        check(&conversation, &exports::limits())
     }
 
-    /// Says the first `length` bytes to a real server, in pieces, and then no more; has it judged unless the client
-    /// went away without listening.
+    /// Says the first `length` bytes to a real server, in pieces, and then no more; checks the conversation unless
+    /// the client went away without listening.
     fn run_over_socket(&self, length: usize, listens: bool) -> Outcome {
         let (client, stream) = UnixStream::pair().unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         let patience = if listens { PATIENCE } else { IMPATIENCE };
         client.set_write_timeout(Some(patience)).unwrap();
-        let mut server = Server::new(Arc::new(World), world::limits()).unwrap();
+        let mut server = Server::new(Arc::new(Exports), exports::limits()).unwrap();
         server.connect(stream);
         let running = thread::spawn(move || server.run());
         let said = Self {
@@ -134,7 +136,7 @@ impl Session {
         drop(client);
         running.join().unwrap().unwrap();
         if listens {
-            said.judge(&heard, false)
+            said.check(&heard, false)
         } else {
             Outcome::default()
         }
@@ -165,7 +167,7 @@ impl Session {
             .chain([length]);
         let mut start = 0;
         for end in ends {
-            // The server may have closed for a good reason, of which the referee knows.
+            // The server may have closed for a good reason, which the check allows for.
             if client.write_all(&self.client[start..end]).is_err() {
                 return;
             }
@@ -175,7 +177,7 @@ impl Session {
     }
 }
 
-/// Bytes from a client, behind four that say how the server fares.
+/// Bytes from a client, behind four that decide what the server does.
 pub fn bytes(data: &[u8]) {
     if let Some((control, raw)) = data.split_first_chunk() {
         script::raw(*control, raw).run();
@@ -187,7 +189,7 @@ pub fn sequence(data: &[u8]) {
     script::write(&mut Unstructured::new(data), false).run();
 }
 
-/// The same, said to a real server over a socket, perhaps not to the end.
+/// The same, sent to a real server over a socket, perhaps not to the end.
 pub fn server(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let (cut, listens) = script::end(&mut input);

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use arbitrary::{Result, Unstructured};
 
 use super::Session;
+use super::exports;
 use super::wire::{self, Client, Fields};
-use super::world;
 use crate::handshake::Tls;
 use crate::proto::{cmd, cmd_flag, opt};
 use crate::reply::ReplyStyle;
@@ -29,8 +29,8 @@ const NAMES: [&str; 9] = [
 ];
 const QUERIES: [&str; 7] = [
     "base:allocation",
-    world::PAGES,
-    world::BROKEN,
+    exports::PAGES,
+    exports::BROKEN,
     "base:",
     "fuzz:",
     "other:thing",
@@ -46,7 +46,7 @@ pub(super) fn prelude(client: &mut Client, style: ReplyStyle, name: &str) {
         Extended => client.option(opt::EXTENDED_HEADERS, &[]),
     }
     if style != Simple {
-        let data = wire::meta(name, &["base:allocation", world::PAGES]);
+        let data = wire::meta(name, &["base:allocation", exports::PAGES]);
         client.option(opt::SET_META_CONTEXT, &data);
     }
     client.option(opt::GO, &wire::info(name, &[1, 2, 3]));
@@ -251,11 +251,11 @@ impl Writer<'_, '_> {
     }
 
     fn offset(&mut self) -> Result<u64> {
-        let borders: Vec<u64> = world::borders().collect();
+        let borders: Vec<u64> = exports::borders().collect();
         let near = *self.input.choose(&borders)?;
         Ok(match self.input.int_in_range(0..=5)? {
-            0 => self.input.int_in_range(0..=world::SIZE)?,
-            1 => self.input.int_in_range(0..=world::SIZE / 512)? * 512,
+            0 => self.input.int_in_range(0..=exports::SIZE)?,
+            1 => self.input.int_in_range(0..=exports::SIZE / 512)? * 512,
             2 => near,
             3 => near.wrapping_add(self.input.int_in_range(0..=4096)?),
             _ => near.wrapping_sub(self.input.int_in_range(0..=70_000)?),
@@ -263,14 +263,14 @@ impl Writer<'_, '_> {
     }
 
     fn length(&mut self) -> Result<u64> {
-        let most = u64::from(world::limits().max_payload_bytes);
+        let most = u64::from(exports::limits().max_payload_bytes);
         Ok(match self.input.int_in_range(0..=9)? {
             0 => self.input.int_in_range(0..=3)?,
             1 | 2 => self.input.int_in_range(0..=4096)?,
             3 | 4 => self.input.int_in_range(0..=128)? * 512,
             5 => self.input.int_in_range(0..=70_000)?,
             6 => self.input.int_in_range(most - 2..=most + 1)?,
-            7 => self.input.int_in_range(260_000..=world::SIZE)?,
+            7 => self.input.int_in_range(260_000..=exports::SIZE)?,
             8 => *self
                 .input
                 .choose(&[u64::from(u32::MAX), 1 << 32, u64::MAX, i64::MAX as u64])?,
