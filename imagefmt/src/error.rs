@@ -1,5 +1,6 @@
 //! The one error of this crate: what kind, where, and what caused it.
 
+use crate::format::name::ImageId;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
@@ -33,11 +34,22 @@ pub enum ErrorKind {
     Invalid,
 }
 
-/// An error with its context. `Display` gives kind and context; the cause is in `source()`.
+/// What an error is about, as far as it is known.
+#[derive(Default)]
+struct Subject {
+    image: Option<ImageId>,
+    disk: Option<String>,
+    cluster: Option<u64>,
+    file: Option<String>,
+}
+
+/// An error with its context and what it is about. `Display` gives the context; the cause is in `source()`.
 pub struct Error {
     kind: ErrorKind,
     /// Innermost first; displayed outermost first.
     context: Vec<String>,
+    /// Boxed, as every result of this crate has room for it.
+    subject: Box<Subject>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -47,6 +59,7 @@ impl Error {
         Self {
             kind,
             context: vec![what.into()],
+            subject: Box::default(),
             source: None,
         }
     }
@@ -87,6 +100,48 @@ impl Error {
         self
     }
 
+    /// Adds the image that it is about; `what` says what is done to it or which part of it is meant.
+    #[must_use]
+    pub(crate) fn of_image(mut self, what: &str, image: &ImageId) -> Self {
+        self.subject.image.get_or_insert_with(|| image.clone());
+        self.within(format!("{what} {image}"))
+    }
+
+    /// Something that cannot be done with an image, in a sentence of which it is the subject.
+    pub(crate) fn refused(kind: ErrorKind, image: &ImageId, what: &str) -> Self {
+        let mut error = Self::new(kind, format!("image {image} {what}"));
+        error.subject.image = Some(image.clone());
+        error
+    }
+
+    /// Adds the disk that it is about, which is an image's.
+    #[must_use]
+    pub(crate) fn of_disk(mut self, image: &ImageId, disk: &str) -> Self {
+        self.subject.image.get_or_insert_with(|| image.clone());
+        self.subject.disk.get_or_insert_with(|| disk.to_owned());
+        self.within(format!("{image}:{disk}"))
+    }
+
+    /// Adds the cluster that it is about; `name` is how messages call it.
+    #[must_use]
+    pub(crate) fn of_cluster(mut self, index: u64, name: String) -> Self {
+        self.subject.cluster.get_or_insert(index);
+        self.within(name)
+    }
+
+    /// Adds the file that it is about.
+    #[must_use]
+    pub(crate) fn in_file(self, path: &str) -> Self {
+        self.about_file(path).within(path)
+    }
+
+    /// Keeps the file that it is about, which its text names already.
+    #[must_use]
+    pub(crate) fn about_file(mut self, path: &str) -> Self {
+        self.subject.file.get_or_insert_with(|| path.to_owned());
+        self
+    }
+
     /// What would be bad input from a caller is damage where the store says it.
     #[must_use]
     pub(crate) fn into_damage(mut self) -> Self {
@@ -115,6 +170,26 @@ impl Error {
     /// The kind, to branch on.
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// The image that it is about, where it is about one.
+    pub fn image(&self) -> Option<&ImageId> {
+        self.subject.image.as_ref()
+    }
+
+    /// Name of the disk that it is about, within [`image`](Self::image).
+    pub fn disk(&self) -> Option<&str> {
+        self.subject.disk.as_deref()
+    }
+
+    /// Index of the cluster that it is about, on [`disk`](Self::disk).
+    pub fn cluster(&self) -> Option<u64> {
+        self.subject.cluster
+    }
+
+    /// The file of the store that it is about, relative to the store.
+    pub fn file(&self) -> Option<&str> {
+        self.subject.file.as_deref()
     }
 }
 

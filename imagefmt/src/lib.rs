@@ -30,7 +30,7 @@ pub use format::layer::{LayerEntry, LayerTable};
 pub use format::manifest::{
     Consistency, DiskIdentity, DiskRecord, Kind, LayerRecord, Manifest, Method, ParentRef,
 };
-pub use format::name::{ImageRef, Which, check_name};
+pub use format::name::{ImageId, ImageRef, Which, check_name};
 pub use format::node::{Node, NodeId};
 pub use format::pointer::{Codec, Place, Pointer};
 pub use read::bytes::TryRead;
@@ -42,7 +42,7 @@ pub use storage::dir::DirStorage;
 pub use storage::{LayerAppend, LayerRead, Lock, LockMode, Storage};
 pub use store::jobs::JobImages;
 pub use store::pins::{PIN_NAME, Pin};
-pub use store::{Chain, Store};
+pub use store::{Readers, Store};
 pub use verify::verdict::{Against, Complete, Damage, Samples, Span, Stopped, Verdict, VerdictState};
 pub use verify::{Finding, Position, Resume, Sample, Scope, Verified, Verifier, VerifyPlan, VerifyProgress};
 pub use write::builder::{BuildStats, ClusterUpdate};

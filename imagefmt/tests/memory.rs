@@ -379,16 +379,18 @@ fn bombs(dir: &Path) {
     Bomb::new(1, 16384).write(dir, true);
     Bomb::new(2, 262_144).write(dir, false);
     let store = open_store(dir).unwrap().with_cache_bytes(CACHE_BYTES);
-    let chain = store.chain("job").unwrap();
+    let readers = store.readers();
+    let images = store.job("job").unwrap();
+    let open = |sequence| readers.open(&images.get(sequence).unwrap()).unwrap();
     within("a GiB from frames of 30 bytes", READ_MAX, || {
         for sequence in [1, 2] {
-            read_a_byte_of_each(&chain.image(sequence).unwrap());
+            read_a_byte_of_each(&open(sequence));
         }
     });
-    let extents = || chain.image(2).unwrap().disks()[0].extents(0, u64::MAX, 1000);
+    let extents = || open(2).disks()[0].extents(0, u64::MAX, 1000);
     assert_eq!(within("their extents", MIB, extents).unwrap().len(), 1);
     for sequence in [1, 2] {
-        let image = chain.image(sequence).unwrap();
+        let image = open(sequence);
         let found = within("a verification of them", READ_MAX, || {
             let mut go_on = |_| std::ops::ControlFlow::Continue(());
             let whole = imagefmt::VerifyPlan::default();

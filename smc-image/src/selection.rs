@@ -1,6 +1,6 @@
 //! Which images of a store a command means.
 
-use imagefmt::{ErrorKind, ImageRef, Store, check_name};
+use imagefmt::{ErrorKind, ImageId, ImageRef, JobImages, Store, check_name};
 use std::str::FromStr;
 
 /// One image, or all images of a job.
@@ -28,42 +28,21 @@ impl FromStr for Selected {
     }
 }
 
-/// An image's place in the store: its chain and its number.
-pub type Place = (String, u64);
-
-/// The places of what was selected, each once, ascending; of all images where nothing was.
-pub fn places(store: &Store, selected: &[Selected]) -> imagefmt::Result<Vec<Place>> {
-    let mut places = Vec::new();
+/// The images that were selected, each once, by chain and number; all of the store where nothing was.
+pub fn images(store: &Store, selected: &[Selected]) -> imagefmt::Result<Vec<ImageId>> {
+    let mut images = Vec::new();
     for selected in selected {
         match selected {
-            Selected::Job(job) => {
-                let images = store.job(job)?;
-                places.extend(
-                    images
-                        .sequences
-                        .into_iter()
-                        .map(|sequence| (images.chain.clone(), sequence)),
-                );
-            }
-            Selected::Image(image) => places.push(store.resolve(image)?),
+            Selected::Job(job) => images.extend(store.job(job)?.ids()),
+            Selected::Image(image) => images.push(store.resolve(image)?),
         }
     }
     if selected.is_empty() {
-        for chain in store.chains()? {
-            places.extend(of_chain(store, &chain)?);
-        }
+        images.extend(store.jobs()?.values().flat_map(JobImages::ids));
     }
-    places.sort();
-    places.dedup();
-    Ok(places)
-}
-
-fn of_chain(store: &Store, chain: &str) -> imagefmt::Result<Vec<Place>> {
-    Ok(store
-        .sequences(chain)?
-        .into_iter()
-        .map(|sequence| (chain.to_owned(), sequence))
-        .collect())
+    images.sort();
+    images.dedup();
+    Ok(images)
 }
 
 /// What could be opened, or why not; `None` for an image that was deleted since it was listed.

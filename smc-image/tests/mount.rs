@@ -174,6 +174,24 @@ fn the_one_partition_with_a_filesystem_is_mounted() {
     assert_eq!(leftovers(&fixture, job), [""; 0]);
 }
 
+/// The chain has the name of the job that began it, and a job of that name has an image of the same number elsewhere.
+#[test]
+fn an_image_of_a_job_that_took_up_another_one_is_mounted() {
+    let fixture = Fixture::new();
+    let own = ext4(&fixture, 16, "own");
+    fixture.sync("mnt-old", &[("vda", &ext4(&fixture, 16, "before"))]);
+    fixture.take_up("mnt-new", "mnt-old", &[("vda", &own)]);
+    fixture.namesake("mnt-old", &[("vda", &ext4(&fixture, 16, "foreign"))]);
+    let mounted = Mounted::new(&fixture, &["mnt-new/latest"]);
+    assert_eq!(mounted.said["image"], "mnt-new/2:vda");
+    assert_eq!(mounted.name(), "own");
+    mounted.umount();
+    assert_eq!(leftovers(&fixture, "mnt-new"), [""; 0]);
+    let other = Mounted::new(&fixture, &["mnt-old/2"]);
+    assert_eq!(other.name(), "foreign");
+    other.umount();
+}
+
 #[test]
 fn several_filesystems_need_a_choice() {
     let fixture = Fixture::new();

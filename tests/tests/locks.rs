@@ -65,12 +65,18 @@ fn two_states(name: &str) -> Result<(Bench, Disk, PathBuf)> {
 
 /// A sync that stopped once it had begun its layer: it is the job's writer.
 fn stopped_sync(bench: &Bench, disk: &Disk) -> Result<Stopped> {
+    stopped_sync_with(bench, disk, &["--job", "web01"])
+}
+
+fn stopped_sync_with(bench: &Bench, disk: &Disk, args: &[&str]) -> Result<Stopped> {
     let layers = bench.store().join("web01/layers");
     let count = || fs::read_dir(&layers).map_or(0, Iterator::count);
     let before = count();
     let mut command = Command::new(program("smcd"));
     command
-        .args(["sync", "--json", "--job", "web01", "--store"])
+        .args(["sync", "--json"])
+        .args(args)
+        .arg("--store")
         .arg(bench.store());
     command
         .arg("--disk")
@@ -119,11 +125,34 @@ fn a_job_has_one_writer_who_is_named() -> Result<()> {
     let gc = bench.image(&["gc", "web01"])?;
     expect(&gc, 1, &["being synced", &pid]);
     let gc_of_all = bench.image(&["gc"])?;
-    expect(&gc_of_all, 0, &["left out", &pid]);
+    expect(&gc_of_all, 0, &["web01 is skipped", &pid]);
     let done = first.go_on()?;
     expect(&done, 0, &[]);
     assert_eq!(ls(&bench)?, [1, 2]);
     expect(&bench.image(&["verify"])?, 0, &[]);
+    Ok(())
+}
+
+/// Two jobs share a chain, and a message says which of them cannot go on.
+#[test]
+fn a_job_that_waits_for_the_chain_of_another_one_is_named() -> Result<()> {
+    let (bench, disk, _) = two_states("sharedchain")?;
+    let taking_up = ["--job", "web02", "--take-up", "web01"];
+    let first = stopped_sync_with(&bench, &disk, &taking_up)?;
+    let pid = format!("pid {}", first.pid()?);
+    let device = format!("vda={}", disk.path().display());
+    let second = Command::new(program("smcd"))
+        .args(["sync", "--json", "--disk", &device, "--store"])
+        .arg(bench.store())
+        .args(taking_up)
+        .output()?;
+    expect(&second, 1, &["job web02", "chain", "being synced", &pid]);
+    ensure!(
+        !stderr(&second).contains("job web01 is being synced"),
+        "{}",
+        stderr(&second)
+    );
+    expect(&first.go_on()?, 0, &[]);
     Ok(())
 }
 

@@ -210,17 +210,19 @@ impl Bench {
     #[track_caller]
     pub fn assert_images(&self, count: u64) {
         let store = self.store();
-        let sequences = if count == 0 {
-            store.sequences(JOB).unwrap_or_default()
-        } else {
-            store.sequences(JOB).unwrap()
-        };
-        assert_eq!(sequences.len() as u64, count);
-        let needed: usize = sequences
+        let images: Vec<_> = store
+            .images_of(JOB)
+            .unwrap()
             .iter()
-            .flat_map(|&sequence| store.manifest(JOB, sequence).unwrap().disks)
-            .filter(|disk| disk.stored_bytes > 0)
-            .count();
+            .flat_map(imagefmt::JobImages::ids)
+            .collect();
+        assert_eq!(images.len() as u64, count);
+        let stored = |image| {
+            let manifest = store.manifest(image).unwrap();
+            let disks = manifest.disks.iter();
+            disks.filter(|disk| disk.stored_bytes > 0).count()
+        };
+        let needed: usize = images.iter().map(stored).sum();
         assert_eq!(self.layers().len(), needed, "layers");
     }
 

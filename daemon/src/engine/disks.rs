@@ -117,7 +117,7 @@ pub fn check_against(parent: &Image, disks: &[SourceDisk], accept_changed_disk: 
         let Some(known) = parent.manifest().disk(&disk.meta.name) else {
             continue;
         };
-        let (name, path, label) = (&disk.meta.name, disk.device.path().display(), parent.label());
+        let (name, path, label) = (&disk.meta.name, disk.device.path().display(), parent.id());
         ensure!(
             disk.meta.size_bytes >= known.size_bytes,
             "disk {name} ({path}) shrank from {} ({} bytes) in {label} to {} ({} bytes). \

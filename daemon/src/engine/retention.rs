@@ -29,25 +29,21 @@ pub struct Retained {
 pub fn apply(store: &Store, job: &str, max_images: usize) -> Result<Retained> {
     let images = store.job(job)?;
     let mut retained = Retained::default();
-    let mut excess = images.sequences.len().saturating_sub(max_images.max(1));
-    let candidates = images
-        .sequences
-        .split_last()
-        .map_or(&[][..], |(_newest, older)| older);
-    for &sequence in candidates {
+    let count = images.sequences().len();
+    let mut excess = count.saturating_sub(max_images.max(1));
+    for image in images.ids().take(count.saturating_sub(1)) {
         if excess == 0 {
             break;
         }
-        let label = format!("{job}/{sequence}");
-        match store.delete(&images.chain, sequence) {
+        match store.delete(&image) {
             Ok(reclaimed) => {
                 excess -= 1;
                 let reasons = reclaimed.unfinished.iter().chain(&reclaimed.kept);
                 retained.warnings.extend(reasons.map(|reason| {
-                    format!("{label} is deleted, but not all of its space was freed: {reason}")
+                    format!("{image} is deleted, but not all of its space was freed: {reason}")
                 }));
                 retained.deleted.push(DeletedImage {
-                    image: label,
+                    image: image.to_string(),
                     freed_bytes: reclaimed.freed_bytes,
                 });
             }

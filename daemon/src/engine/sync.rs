@@ -94,14 +94,14 @@ pub fn run<O: Observer>(
         observer,
     };
     let image = job.begin()?;
-    let resumed = image.resumed().map(|unfinished| unfinished.chain().to_owned());
+    let resumed = image.resumed().map(|unfinished| unfinished.id().job().to_owned());
     match (job.make_image(image), resumed) {
-        (Err(error), Some(chain)) if error.kind() == ErrorKind::Damaged => {
+        (Err(error), Some(job_begun)) if error.kind() == ErrorKind::Damaged => {
             observer.warn(&format!(
                 "what the unfinished sync stored is damaged and is discarded; the sync starts again: {}",
                 error.full_message()
             ));
-            store.discard_checkpoint(&chain)?;
+            store.discard_unfinished(&job_begun)?;
             let manifest = job.make_image(job.begin()?)?;
             Ok(Synced {
                 manifest,
@@ -245,7 +245,7 @@ fn advise(error: Error, image: &ImageWriter) -> Error {
         Some(parent) if error.kind() == ErrorKind::Damaged => error.within(format!(
             "image {}, which this one builds on, is damaged: `smc-image verify` shows what is affected. \
              To start again with a full image, sync to a new job",
-            parent.label()
+            parent.id()
         )),
         _ => error,
     }

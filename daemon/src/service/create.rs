@@ -144,15 +144,15 @@ impl Manager {
             let images = store
                 .job(from)
                 .map_err(|error| Refusal::conflict(error.full_message()))?;
-            let Some(&newest) = images.sequences.last() else {
+            let Some(newest) = images.latest() else {
                 return Err(Refusal::conflict(format!(
                     "job {from} has no images to continue: create a job without --take-up"
                 )));
             };
-            let manifest = store.manifest(&images.chain, newest);
+            let manifest = store.manifest(&newest);
             check_disk_names(
                 new,
-                &manifest.map_err(|error| Refusal::conflict(error.full_message()))?,
+                &*manifest.map_err(|error| Refusal::conflict(error.full_message()))?,
             )?;
             return if *from == new.name {
                 Ok(())
@@ -170,16 +170,13 @@ impl Manager {
             .map_err(|error| Refusal::conflict(error.full_message()))?;
         if let Some((successor, _)) = jobs
             .iter()
-            .find(|(job, images)| images.chain == name && *job != name)
+            .find(|(job, images)| images.chain() == name && *job != name)
         {
             return Err(Refusal::conflict(format!(
                 "the images of job {successor} continue a chain that is named after an earlier job {name}: choose another name"
             )));
         }
-        let Ok(images) = store.job(name) else {
-            return Ok(());
-        };
-        if images.sequences.is_empty() {
+        if jobs.get(name).is_none_or(|images| images.sequences().is_empty()) {
             return Ok(());
         }
         Err(Refusal::conflict(format!(

@@ -4,7 +4,7 @@ use super::manager::{Inner, Manager};
 use crate::job::{JobRecord, Refusal, Refused};
 use crate::state::Unreadable;
 use api::{Action, Status};
-use imagefmt::{ErrorKind, Store};
+use imagefmt::{ErrorKind, JobImages, Store};
 use std::sync::Arc;
 use std::thread;
 
@@ -174,27 +174,25 @@ fn refuse_needed(inner: &Inner, job: &JobRecord) -> Refused<()> {
 fn purge_images(job: &JobRecord) -> imagefmt::Result<usize> {
     // A store that is not mounted has not been purged.
     let store = imagefmt::open_store(&job.store)?;
-    let images = match store.job(&job.name) {
-        Ok(images) => images,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(error),
+    discard_unfinished(&store, job)?;
+    let Some(images) = store.images_of(&job.name)? else {
+        return Ok(0);
     };
-    if is_unfinished_of(&store, &images.chain, &job.name)? {
-        store.discard_checkpoint(&images.chain)?;
-    }
-    for &sequence in &images.sequences {
-        match store.delete(&images.chain, sequence) {
+    for image in images.ids() {
+        match store.delete(&image) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
-    Ok(images.sequences.len())
+    Ok(images.sequences().len())
 }
 
-fn is_unfinished_of(store: &Store, chain: &str, job: &str) -> imagefmt::Result<bool> {
-    Ok(store
-        .unfinished(chain)?
-        .is_some_and(|unfinished| unfinished.job == job))
+/// Discards what an unfinished sync of the job has stored, if there is one.
+fn discard_unfinished(store: &Store, job: &JobRecord) -> imagefmt::Result<()> {
+    match store.discard_unfinished(&job.name) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// The same, where nobody is to wait for the store.
@@ -207,18 +205,8 @@ pub fn discard_in_background(job: JobRecord) {
 
 /// Drops what a sync of the job stored that did not become an image.
 pub fn discard(job: &JobRecord) {
-    let dropped = store_of(job).and_then(|store| {
-        let Some(store) = store else { return Ok(()) };
-        let chain = match store.job(&job.name) {
-            Ok(images) => images.chain,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        if is_unfinished_of(&store, &chain, &job.name)? {
-            store.discard_checkpoint(&chain)?;
-        }
-        Ok(())
-    });
+    let dropped =
+        store_of(job).and_then(|store| store.map_or(Ok(()), |store| discard_unfinished(&store, job)));
     if let Err(error) = dropped {
         tracing::warn!(
             job = job.name,
@@ -234,22 +222,19 @@ fn refuse_in_use(job: &JobRecord) -> Refused<()> {
     let Some(store) = store_of(job).map_err(failed)? else {
         return Ok(());
     };
-    let Ok(images) = store.job(&job.name) else {
-        return Ok(());
-    };
-    for &sequence in &images.sequences {
-        let label = job.label(sequence);
-        let holders = store.held_by(&images.chain, sequence).map_err(failed)?;
+    let images = store.images_of(&job.name).map_err(failed)?;
+    for image in images.iter().flat_map(JobImages::ids) {
+        let holders = store.held_by(&image);
         if !holders.is_empty() {
             return Err(Refusal::conflict(format!(
-                "image {label} is in use by {}: images can be deleted when nothing uses them",
+                "image {image} is in use by {}: images can be deleted when nothing uses them",
                 holders.join(", ")
             )));
         }
-        let pins = store.pins(&images.chain, sequence).map_err(failed)?;
+        let pins = store.pins(&image).map_err(failed)?;
         if let Some(pin) = pins.first() {
             return Err(Refusal::conflict(format!(
-                "image {label} is pinned ({}): run `smc-image unpin {label}` first",
+                "image {image} is pinned ({}): run `smc-image unpin {image}` first",
                 pin.name
             )));
         }

@@ -306,13 +306,9 @@ pub fn image_of(job: &JobRecord) -> imagefmt::Result<Option<Manifest>> {
         return Ok(None);
     };
     let store = imagefmt::open_store(&job.store)?;
-    let images = match store.job(&job.name) {
-        Ok(images) => images,
-        Err(error) if error.kind() == imagefmt::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    if !images.sequences.contains(&sequence) {
-        return Ok(None);
-    }
-    store.manifest(&images.chain, sequence).map(Some)
+    let images = store.images_of(&job.name)?;
+    let image = images.and_then(|images| images.get(sequence));
+    image
+        .map(|image| store.manifest(&image).map(Arc::unwrap_or_clone))
+        .transpose()
 }

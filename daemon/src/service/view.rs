@@ -194,24 +194,23 @@ fn unreadable_view(job: &Unreadable) -> JobView {
 /// Images of a job in its store; none where that cannot be read, which the next sync will say.
 fn images(job: &JobRecord) -> Vec<String> {
     let images = imagefmt::open_store(&job.store).and_then(|store| store.job(&job.name));
-    let sequences = images.map(|images| images.sequences).unwrap_or_default();
-    sequences
-        .into_iter()
-        .map(|sequence| job.label(sequence))
-        .collect()
+    images.map_or_else(
+        |_| Vec::new(),
+        |images| images.ids().map(|image| image.to_string()).collect(),
+    )
 }
 
 fn in_use(store: &Store) -> Vec<ExportView> {
     let mut found = Vec::new();
-    for (job, images) in store.jobs().unwrap_or_default() {
-        for sequence in images.sequences {
-            let held_by = store.held_by(&images.chain, sequence).unwrap_or_default();
-            let pins = store.pins(&images.chain, sequence).unwrap_or_default();
+    for images in store.jobs().unwrap_or_default().values() {
+        for image in images.ids() {
+            let held_by = store.held_by(&image);
+            let pins = store.pins(&image).unwrap_or_default();
             if held_by.is_empty() && pins.is_empty() {
                 continue;
             }
             found.push(ExportView {
-                image: format!("{job}/{sequence}"),
+                image: image.to_string(),
                 store: store.label().to_owned(),
                 held_by,
                 pins: pins.into_iter().map(|pin| pin.name).collect(),

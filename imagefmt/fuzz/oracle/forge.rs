@@ -368,11 +368,11 @@ pub(super) fn examine(storage: &MemoryStorage, chain: &str) {
     };
     assert!(store.chains().unwrap().iter().all(|found| found == chain));
     let sequences = store.sequences(chain).unwrap();
-    let readers = store.chain(chain).unwrap();
+    let readers = store.readers();
     let mut verifier = Verifier::new();
     let mut before: Option<Image> = None;
     for sequence in sequences {
-        let image = match readers.image(sequence) {
+        let image = match readers.open(&store.image_id(chain, sequence)) {
             Ok(image) => image,
             Err(error) => {
                 expected_kind(error.kind());

@@ -1,6 +1,6 @@
 //! Layers: append-only files, each written by one run of a sync for one disk.
 
-use crate::error::{Error, ErrorKind, Result, Within};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::digest::{DIGEST_LEN, header_check};
 use crate::format::geometry::ClusterSize;
 use crate::format::id::Uuid;
@@ -214,7 +214,10 @@ impl LayerFiles {
                 "layer {id:08x} of chain {chain} has id {found}, but the image was made with {expected}"
             )));
         }
-        layer.file.read_at(offset, target).within(|| self.name(id))
+        layer
+            .file
+            .read_at(offset, target)
+            .map_err(|error| error.in_file(&self.name(id)))
     }
 
     /// Fills `target` from `offset` of layer `id` if that layer is open and its bytes are in memory.
@@ -256,7 +259,10 @@ impl LayerFiles {
             return Ok(layer);
         }
         // Opened without the lock: a slow disk must not hold up readers of other layers.
-        let layer = Arc::new(self.open_layer(id).within(|| self.name(id))?);
+        let layer = Arc::new(
+            self.open_layer(id)
+                .map_err(|error| error.in_file(&self.name(id)))?,
+        );
         self.open
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -306,7 +312,8 @@ impl LayerWriter {
     pub fn create(storage: &dyn Storage, chain: &str, identity: LayerIdentity) -> Result<Self> {
         let path = layer_path(chain, identity.layer);
         let mut file = storage.create_layer(&path)?;
-        file.append(identity.to_raw().as_bytes()).within(|| path)?;
+        let begun = file.append(identity.to_raw().as_bytes());
+        begun.map_err(|error| error.in_file(&path))?;
         Ok(Self {
             file,
             id: identity.layer,

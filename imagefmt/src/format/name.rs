@@ -1,8 +1,10 @@
-//! Names of jobs, chains and disks, and references to images: `web01/7`, `web01/latest:vda`.
+//! Names of jobs, chains and disks, references to images (`web01/7`, `web01/latest:vda`), and what a reference is
+//! resolved to.
 
 use crate::error::{Error, Result};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// Longest name in bytes.
 const NAME_LEN_MAX: usize = 64;
@@ -41,6 +43,57 @@ pub(crate) fn printable(text: &str, max: usize) -> String {
         }
     }
     shown
+}
+
+/// One image of a store: what [`Store::resolve`](crate::Store::resolve) finds for a reference.
+///
+/// An image lies in a chain, which several jobs may have continued one after another; people name it by its job.
+/// Displayed as they write it: `web01/7`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImageId {
+    chain: Arc<str>,
+    sequence: u64,
+    job: Arc<str>,
+}
+
+impl ImageId {
+    pub(crate) fn new(chain: &str, sequence: u64, job: &str) -> Self {
+        Self {
+            chain: chain.into(),
+            sequence,
+            job: job.into(),
+        }
+    }
+
+    /// The job that made the image; the chain's name where the image's manifest cannot be read.
+    pub fn job(&self) -> &str {
+        &self.job
+    }
+
+    /// The image's number, which no other image of its chain has.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Name of the chain that holds it: a directory of the store. No command takes it for a job's name.
+    pub fn chain(&self) -> &str {
+        &self.chain
+    }
+
+    /// The reference that names this image, or one disk of it.
+    pub fn reference(&self, disk: Option<&str>) -> ImageRef {
+        ImageRef {
+            job: self.job.to_string(),
+            which: Which::Sequence(self.sequence),
+            disk: disk.map(str::to_owned),
+        }
+    }
+}
+
+impl fmt::Display for ImageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.job, self.sequence)
+    }
 }
 
 /// Which image of a job.

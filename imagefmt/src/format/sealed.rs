@@ -1,7 +1,7 @@
 //! Small JSON files that end in a line with the BLAKE3 of all before it: no flipped bit goes unseen,
 //! and a person can still read them.
 
-use crate::error::{Error, ErrorKind, Result, Within};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::digest::{Digest, seal_check};
 use crate::format::name::{SHOWN_MAX, printable};
 use crate::storage::Storage;
@@ -119,8 +119,9 @@ fn excerpt(body: &[u8], error: &serde_json::Error) -> String {
 
 /// Reads a sealed file.
 pub(crate) fn read<T: DeserializeOwned>(storage: &dyn Storage, path: &str) -> Result<T> {
-    let text = storage.read(path, SEALED_LEN_MAX)?;
-    unseal(&text).within(|| path.to_owned())
+    let text = storage.read(path, SEALED_LEN_MAX);
+    let text = text.map_err(|error| error.about_file(path))?;
+    unseal(&text).map_err(|error| error.in_file(path))
 }
 
 /// Puts a sealed file in place so that after a crash either the old or the new one is there.

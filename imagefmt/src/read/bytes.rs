@@ -1,7 +1,7 @@
 //! Reading a disk's bytes. What is handed out was verified since the image was opened: clusters stored raw
 //! once, after which they are read in part and without hashing; compressed ones whenever they are expanded.
 
-use crate::error::{Error, Result, Within};
+use crate::error::{Error, Result};
 use crate::format::codec::{check_plain, decompress_cluster_into};
 use crate::format::geometry::{FANOUT, parent_index, slot};
 use crate::format::int::to_usize;
@@ -42,7 +42,7 @@ impl Disk {
                 self.label()
             )));
         }
-        self.fill(offset, target).within(|| self.label().to_owned())
+        self.fill(offset, target).map_err(|error| self.name_in(error))
     }
 
     fn holds(&self, offset: u64, len: usize) -> bool {
@@ -128,7 +128,7 @@ impl Disk {
                 ControlFlow::Break(())
             }
         });
-        walked.and(done).within(|| self.label().to_owned())
+        walked.and(done).map_err(|error| self.name_in(error))
     }
 
     fn prepare(&self, index: u64, pointer: &Pointer) -> Result<()> {
@@ -228,7 +228,7 @@ impl<'a> Leaf<'a> {
         let place = self.pointer(first).place;
         self.tree
             .read_stored(place.layer, place.offset + start as u64, target)
-            .within(|| self.tree.cluster_name(first))?;
+            .map_err(|error| self.tree.name_cluster(error, first))?;
         let mut rest = &*target;
         let mut start = start;
         for index in first..first + span.clusters as u64 {
@@ -247,7 +247,7 @@ impl<'a> Leaf<'a> {
     /// Compares the whole stored bytes of a raw cluster with its digest, and remembers that they match.
     fn check_raw(&self, index: u64, stored: &[u8]) -> Result<()> {
         let pointer = self.pointer(index);
-        check_plain(stored, pointer.digest).within(|| self.tree.place_name(index, pointer))?;
+        check_plain(stored, pointer.digest).map_err(|error| self.tree.name_place(error, index, pointer))?;
         self.node.set_verified(slot(index));
         Ok(())
     }
@@ -268,7 +268,7 @@ impl<'a> Leaf<'a> {
             Codec::Zstd | Codec::Damaged => {
                 let content = self.tree.read_cluster_cached(index, pointer)?;
                 let plain = content.readable(start..start + target.len());
-                target.copy_from_slice(plain.within(|| self.tree.cluster_name(index))?);
+                target.copy_from_slice(plain.map_err(|error| self.tree.name_cluster(error, index))?);
                 Ok(())
             }
         }
@@ -283,7 +283,7 @@ impl<'a> Leaf<'a> {
         }
         self.with_stored(index, |stored| {
             decompress_cluster_into(stored, pointer.digest, target)
-                .within(|| self.tree.place_name(index, pointer))
+                .map_err(|error| self.tree.name_place(error, index, pointer))
         })
     }
 
@@ -306,7 +306,7 @@ impl<'a> Leaf<'a> {
             }
             self.tree
                 .read_stored(layer, offset, &mut stored[..len])
-                .within(|| self.tree.cluster_name(index))?;
+                .map_err(|error| self.tree.name_cluster(error, index))?;
             work(&stored[..len])
         })
     }

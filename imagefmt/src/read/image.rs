@@ -1,19 +1,20 @@
 //! Opened images and their disks: what readers hold.
 
-use crate::error::{Error, ErrorKind, Result, Within};
-use crate::format::digest::DiskDigest;
-use crate::format::geometry::Geometry;
-use crate::format::manifest::Manifest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::digest::{Digest, DiskDigest};
+use crate::format::geometry::{Geometry, child_index, parent_index, slot};
+use crate::format::manifest::{DiskRecord, Manifest};
+use crate::format::name::ImageId;
 use crate::read::cache::ChainFiles;
 use crate::read::tree::{Run, Tree};
 use crate::storage::Lock;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 /// An image, opened and locked against deletion for as long as it or one of its disks lives.
 #[derive(Debug, Clone)]
 pub struct Image {
-    chain: String,
+    id: ImageId,
     manifest: Arc<Manifest>,
     disks: Vec<Disk>,
 }
@@ -21,6 +22,7 @@ pub struct Image {
 /// One disk of an image. Cheap to clone; safe to read from many threads.
 #[derive(Debug, Clone)]
 pub struct Disk {
+    image: ImageId,
     label: Arc<str>,
     name: Arc<str>,
     tree: Tree,
@@ -41,30 +43,28 @@ pub struct Extent {
 impl Image {
     pub(crate) fn new(
         chain: &str,
-        manifest: Manifest,
+        manifest: Arc<Manifest>,
         files: &Arc<ChainFiles>,
         lock: &Arc<Lock>,
     ) -> Result<Self> {
         let cluster_size = manifest.cluster_size()?;
         let mut tables = manifest.layer_tables();
-        let disk = |record: &crate::format::manifest::DiskRecord| {
-            let label = format!("{}/{}:{}", manifest.job, manifest.sequence, record.name);
+        let id = ImageId::new(chain, manifest.sequence, &manifest.job);
+        let disk = |record: &DiskRecord| {
             let geometry = Geometry::new(record.size_bytes, cluster_size)?;
             let layers = Arc::new(tables.remove(record.name.as_str()).unwrap_or_default());
-            let tree = Tree::new(geometry, record.root()?, layers, files.clone()).within(|| label.clone())?;
+            let tree = Tree::new(geometry, record.root()?, layers, files.clone())
+                .map_err(|error| error.of_disk(&id, &record.name))?;
             Ok(Disk {
-                label: label.into(),
+                image: id.clone(),
+                label: format!("{id}:{}", record.name).into(),
                 name: record.name.as_str().into(),
                 tree,
                 _lock: lock.clone(),
             })
         };
         let disks = manifest.disks.iter().map(disk).collect::<Result<_>>()?;
-        Ok(Self {
-            chain: chain.to_owned(),
-            manifest: Arc::new(manifest),
-            disks,
-        })
+        Ok(Self { id, manifest, disks })
     }
 
     /// The image's manifest.
@@ -72,14 +72,9 @@ impl Image {
         &self.manifest
     }
 
-    /// Name of the chain that holds it.
-    pub fn chain(&self) -> &str {
-        &self.chain
-    }
-
-    /// How people write it: `web01/7`.
-    pub fn label(&self) -> String {
-        format!("{}/{}", self.manifest.job, self.manifest.sequence)
+    /// Which image it is. Displayed as people write it: `web01/7`.
+    pub fn id(&self) -> &ImageId {
+        &self.id
     }
 
     /// All disks.
@@ -88,6 +83,9 @@ impl Image {
     }
 
     /// The disk of this name, or the only one where none is named.
+    ///
+    /// # Errors
+    /// `NotFound` where the image has no such disk, `Invalid` where none is named and it has several.
     pub fn disk(&self, name: Option<&str>) -> Result<&Disk> {
         let names = || {
             self.disks
@@ -98,16 +96,12 @@ impl Image {
         };
         match (name, self.disks.as_slice()) {
             (Some(name), disks) => disks.iter().find(|disk| &*disk.name == name).ok_or_else(|| {
-                let label = self.label();
-                Error::new(
-                    ErrorKind::NotFound,
-                    format!("image {label} has no disk {name}; it has {}", names()),
-                )
+                let what = format!("image {} has no disk {name}; it has {}", self.id, names());
+                Error::new(ErrorKind::NotFound, what)
             }),
             (None, [disk]) => Ok(disk),
             (None, _) => {
-                let label = self.label();
-                let first = &self.disks[0].name;
+                let (label, first) = (&self.id, &self.disks[0].name);
                 Err(Error::invalid(format!(
                     "image {label} has several disks: name one of {}, as in {label}:{first}",
                     names()
@@ -138,6 +132,11 @@ impl Disk {
         self.geometry().size_bytes()
     }
 
+    /// The error, with this disk named in it.
+    pub(crate) fn name_in(&self, error: Error) -> Error {
+        error.of_disk(&self.image, &self.name)
+    }
+
     /// The disk's tree.
     pub fn tree(&self) -> &Tree {
         &self.tree
@@ -146,6 +145,25 @@ impl Disk {
     /// Digest of the disk's content, as its root gives it.
     pub fn digest(&self) -> DiskDigest {
         self.tree.digest()
+    }
+
+    /// The digests of a range of clusters, as their leaves give them: that of zeros for clusters of zeros, and for
+    /// those that lie behind the end of the disk.
+    ///
+    /// # Errors
+    /// `Damaged` where a node of the tree is not what was written there.
+    pub fn digests(&self, clusters: Range<u64>) -> Result<Vec<Digest>> {
+        let mut digests = Vec::new();
+        let mut next = clusters.start;
+        while next < clusters.end {
+            let leaf = self.tree.leaf(parent_index(next));
+            let leaf = leaf.map_err(|error| self.name_in(error))?;
+            let end = child_index(parent_index(next) + 1, 0).min(clusters.end);
+            let of_leaf = slot(next)..slot(end - 1) + 1;
+            digests.extend(leaf.children()[of_leaf].iter().map(|child| child.digest));
+            next = end;
+        }
+        Ok(digests)
     }
 
     /// What lies in `length` bytes from `offset` on: at most `max` extents, which may end early.
@@ -176,7 +194,7 @@ impl Disk {
             }
             ControlFlow::Continue(())
         });
-        walked.within(|| self.label.to_string())?;
+        walked.map_err(|error| self.name_in(error))?;
         Ok(extents)
     }
 }

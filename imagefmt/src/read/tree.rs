@@ -192,7 +192,7 @@ impl Tree {
                 .files
                 .layers()
                 .read(&pointer.place, &self.layers)
-                .within(|| self.cluster_name(index))?,
+                .map_err(|error| self.name_cluster(error, index))?,
         };
         decode_cluster(
             pointer.codec,
@@ -200,7 +200,7 @@ impl Tree {
             self.geometry.cluster_len(index),
             pointer.digest,
         )
-        .within(|| self.place_name(index, pointer))
+        .map_err(|error| self.name_place(error, index, pointer))
     }
 
     /// As [`read_cluster`](Self::read_cluster), remembering clusters that were read lately.
@@ -240,13 +240,18 @@ impl Tree {
         self.files.layers().check_header(id, &self.layers)
     }
 
-    /// How messages name a cluster and where it is stored.
-    pub(crate) fn place_name(&self, index: u64, pointer: &Pointer) -> String {
-        format!("{}, {}", self.cluster_name(index), place_name(pointer))
+    /// The error, with a cluster and where it is stored named in it.
+    pub(crate) fn name_place(&self, error: Error, index: u64, pointer: &Pointer) -> Error {
+        let name = format!("{}, {}", self.cluster_name(index), place_name(pointer));
+        error.of_cluster(index, name)
     }
 
-    /// How messages name a cluster.
-    pub(crate) fn cluster_name(&self, index: u64) -> String {
+    /// The error, with a cluster named in it.
+    pub(crate) fn name_cluster(&self, error: Error, index: u64) -> Error {
+        error.of_cluster(index, self.cluster_name(index))
+    }
+
+    fn cluster_name(&self, index: u64) -> String {
         format!("cluster {index} (byte {})", self.geometry.cluster_offset(index))
     }
 

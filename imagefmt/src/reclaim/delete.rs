@@ -10,17 +10,18 @@
 //!
 //! Whoever writes next repeats what a crash cut short.
 
-use crate::error::{Error, ErrorKind, Result, Within};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::Manifest;
+use crate::format::name::ImageId;
 use crate::format::sealed;
 use crate::read::image::Image;
 use crate::reclaim::roots::Roots;
 use crate::reclaim::walk;
+use crate::storage::Lock;
 use crate::storage::paths::{
     DROPPED_CHECKPOINT, deleting_path, dropped_checkpoint_path, image_file, images_dir, layer_path,
-    layers_dir, manifest_path, reclaim_lock_path, writer_lock_path,
+    layers_dir, manifest_path,
 };
-use crate::storage::{Lock, LockMode, Storage};
 use crate::store::{Chain, Store};
 
 /// What giving back space came to.
@@ -51,18 +52,15 @@ impl Store {
     /// # Errors
     /// Of kind `InUse`, naming who holds it, when the image is being read or is pinned; nothing has changed
     /// then. `NotFound` when there is no such image.
-    pub fn delete(&self, chain: &str, sequence: u64) -> Result<Reclaimed> {
+    pub fn delete(&self, image: &ImageId) -> Result<Reclaimed> {
+        let (chain, sequence) = (image.chain(), image.sequence());
         if !self.sequences(chain)?.contains(&sequence) {
-            let what = format!("there is no image {chain}/{sequence}");
-            return Err(Error::new(ErrorKind::NotFound, what));
+            return Err(Error::refused(ErrorKind::NotFound, image, "does not exist"));
         }
         let storage = self.storage();
-        let path = manifest_path(chain, sequence);
         let _reclaim = self.lock_reclaim(chain)?;
-        self.check_unpinned(chain, sequence)?;
-        let image = storage
-            .lock(&path, LockMode::Exclusive)
-            .map_err(|error| self.in_use(error, chain, sequence))?;
+        self.check_unpinned(image)?;
+        let lock = self.lock_for_deletion(image)?;
         let mut reclaimed = Reclaimed::default();
         // With the image would go the knowledge that a checkpoint led to it; a damaged one leads nowhere, and
         // would keep everything from being freed.
@@ -70,34 +68,14 @@ impl Store {
             self.finish(chain, Dead::Checkpoint, Writer::Unknown, &mut reclaimed)?;
         }
         storage
-            .rename(&path, &deleting_path(chain, sequence))
+            .rename(&manifest_path(chain, sequence), &deleting_path(chain, sequence))
             .and_then(|()| storage.sync_dir(&images_dir(chain)))
-            .within(|| format!("delete image {chain}/{sequence}"))?;
-        drop(image);
+            .map_err(|error| error.of_image("delete image", image))?;
+        drop(lock);
         if let Err(error) = self.finish(chain, Dead::Image(sequence), Writer::Unknown, &mut reclaimed) {
             reclaimed.unfinished = Some(error.full_message());
         }
         Ok(reclaimed)
-    }
-
-    /// Waits for the lock under which roots are changed and space is given back.
-    pub(crate) fn lock_reclaim(&self, chain: &str) -> Result<Lock> {
-        let lock = self.storage().lock_waiting(&reclaim_lock_path(chain));
-        lock.within(|| format!("lock chain {chain}"))
-    }
-
-    fn in_use(&self, error: Error, chain: &str, sequence: u64) -> Error {
-        if error.kind() != ErrorKind::Busy {
-            return error.within(format!("delete image {chain}/{sequence}"));
-        }
-        let holders = self.storage().holders(&manifest_path(chain, sequence));
-        let by = if holders.is_empty() {
-            String::new()
-        } else {
-            format!(" by {}", holders.join(", "))
-        };
-        let what = format!("image {chain}/{sequence} is in use{by}: it can be deleted when nobody reads it");
-        Error::new(ErrorKind::InUse, what)
     }
 
     /// The images and the unfinished sync that a crash left half deleted.
@@ -158,8 +136,9 @@ impl Store {
 
     fn open_dead(&self, readers: &Chain, path: &str) -> Result<Image> {
         let manifest: Manifest = sealed::read(&**self.storage(), path)?;
-        manifest.check(manifest.sequence).within(|| path.to_owned())?;
-        readers.open(manifest, Lock::new(()))
+        let checked = manifest.check(manifest.sequence);
+        checked.map_err(|error| error.in_file(path))?;
+        readers.open(manifest.into(), Lock::new(()))
     }
 
     /// Gives back what only `dead` held: pieces of layers that others list, and whole layers.
@@ -170,8 +149,8 @@ impl Store {
         writer: Writer,
         reclaimed: &mut Reclaimed,
     ) -> Result<()> {
-        let storage = &**self.storage();
-        let freed = walk::free_shared(storage, dead, roots)?;
+        let chain = dead.id().chain();
+        let freed = walk::free_shared(&**self.storage(), dead, roots)?;
         reclaimed.freed_bytes += freed.bytes;
         reclaimed.kept.extend(freed.kept);
         let listed = roots.layers();
@@ -185,11 +164,11 @@ impl Store {
         // While somebody else writes, layers are emptied; whoever writes next removes them.
         let ours = match writer {
             Writer::Us => Some(None),
-            Writer::Unknown => lock_writer(storage, dead.chain()).ok().map(Some),
+            Writer::Unknown => self.lock_writer(chain, dead.id().job()).ok().map(Some),
         };
         match ours {
-            Some(_lock) => self.remove_layers(dead.chain(), &alone, reclaimed),
-            None => self.empty_layers(dead.chain(), &alone, reclaimed),
+            Some(_lock) => self.remove_layers(chain, &alone, reclaimed),
+            None => self.empty_layers(chain, &alone, reclaimed),
         }
     }
 
@@ -257,23 +236,4 @@ impl Dead {
             Self::Checkpoint => dropped_checkpoint_path(chain),
         }
     }
-}
-
-/// Tries to become the chain's writer.
-pub(crate) fn lock_writer(storage: &dyn Storage, chain: &str) -> Result<Lock> {
-    let path = writer_lock_path(chain);
-    storage.lock(&path, LockMode::ExclusiveCreate).map_err(|error| {
-        if error.kind() != ErrorKind::Busy {
-            return error.within(format!("lock job {chain}"));
-        }
-        let holders = storage.holders(&path);
-        let by = if holders.is_empty() {
-            "another process".to_owned()
-        } else {
-            holders.join(", ")
-        };
-        error.within(format!(
-            "job {chain} is being synced or cleaned up by {by}: wait until it is done"
-        ))
-    })
 }

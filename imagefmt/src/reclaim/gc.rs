@@ -11,7 +11,7 @@ use crate::format::node::NodeId;
 use crate::format::pointer::{Place, Pointer};
 use crate::read::image::Image;
 use crate::read::tree::Tree;
-use crate::reclaim::delete::{Reclaimed, lock_writer};
+use crate::reclaim::delete::Reclaimed;
 use crate::reclaim::roots::{ListedLayer, Roots};
 use crate::reclaim::walk::{blocks, free_ranges};
 use crate::storage::BLOCK_LEN;
@@ -24,17 +24,14 @@ use std::ops::Range;
 const WINDOW_BLOCKS: u64 = 1 << 28;
 
 impl Store {
-    /// Frees what no image of a chain needs, whatever left it there, and finishes what crashes cut short.
-    ///
-    /// # Errors
-    /// Of kind `Busy` while a sync runs.
-    pub fn gc(&self, chain: &str) -> Result<Reclaimed> {
-        self.gc_in_windows(chain, WINDOW_BLOCKS)
+    /// Frees what no image of a chain needs, for `job`.
+    pub(crate) fn gc_chain(&self, chain: &str, job: &str) -> Result<Reclaimed> {
+        self.gc_in_windows(chain, job, WINDOW_BLOCKS)
     }
 
-    pub(crate) fn gc_in_windows(&self, chain: &str, window_blocks: u64) -> Result<Reclaimed> {
+    pub(crate) fn gc_in_windows(&self, chain: &str, job: &str, window_blocks: u64) -> Result<Reclaimed> {
         self.sequences(chain)?;
-        let _writer = lock_writer(&**self.storage(), chain)?;
+        let _writer = self.lock_writer(chain, job)?;
         let _reclaim = self.lock_reclaim(chain)?;
         let mut reclaimed = Reclaimed::default();
         self.repair(chain, &mut reclaimed)?;

@@ -2,7 +2,7 @@
 
 use crate::error::{ErrorKind, Result};
 use crate::reclaim::delete::{Reclaimed, Writer};
-use crate::reclaim::roots::{Roots, read_checkpoint};
+use crate::reclaim::roots::Roots;
 use crate::reclaim::walk::free_from;
 use crate::storage::paths::{images_dir, layer_of, layer_path, layers_dir};
 use crate::store::Store;
@@ -46,9 +46,9 @@ impl Store {
 
     /// Whether there is no checkpoint, or one of a sync that is not finished and can be gone on with.
     pub(crate) fn checkpoint_is_of_use(&self, chain: &str) -> Result<bool> {
-        match read_checkpoint(self, chain) {
+        match self.read_checkpoint(chain) {
             Ok(None) => Ok(true),
-            Ok(Some(_)) => Ok(self.unfinished(chain)?.is_some()),
+            Ok(Some(_)) => Ok(self.unfinished_in(chain)?.is_some()),
             Err(error) if error.kind() == ErrorKind::Damaged => Ok(false),
             Err(error) => Err(error),
         }
@@ -83,7 +83,7 @@ impl Store {
 
     /// Gives back what a killed sync stored behind its last checkpoint.
     fn truncate_uncommitted(&self, chain: &str, roots: &Roots, reclaimed: &mut Reclaimed) -> Result<()> {
-        let Some(unfinished) = self.unfinished(chain)? else {
+        let Some(unfinished) = self.unfinished_in(chain)? else {
             return Ok(());
         };
         let images = roots

@@ -1,13 +1,14 @@
 //! The roots of a chain: everything that still needs what it points to.
 
-use crate::error::{Error, ErrorKind, Result, Within};
+use crate::error::{Error, Result};
+use crate::format::id::Uuid;
 use crate::format::manifest::Manifest;
-use crate::format::sealed;
+use crate::format::name::ImageId;
 use crate::read::image::Image;
 use crate::storage::Lock;
-use crate::storage::paths::checkpoint_path;
 use crate::store::{Chain, Store};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The images of a chain and its unfinished sync, as the holder of the reclaim lock finds them.
 #[derive(Debug)]
@@ -28,17 +29,20 @@ impl Roots {
             unread: Vec::new(),
         };
         let name = chain.name();
-        if let Some(found) = read_checkpoint(store, name).transpose() {
-            roots.add(chain, "the unfinished sync".to_owned(), found);
+        if let Some(found) = store.read_checkpoint(name).transpose() {
+            roots.add(chain, "the unfinished sync".to_owned(), found.map(Arc::new));
         }
         for sequence in store.sequences(name)? {
-            let label = format!("image {name}/{sequence}");
-            roots.add(chain, label, store.manifest(name, sequence));
+            let found = store.read_manifest(name, sequence);
+            // As others name it: by the chain where its own manifest does not say the job.
+            let job = found.as_ref().map_or(name, |manifest| manifest.job.as_str());
+            let label = format!("image {}", ImageId::new(name, sequence, job));
+            roots.add(chain, label, found);
         }
         Ok(roots)
     }
 
-    fn add(&mut self, chain: &Chain, label: String, manifest: Result<Manifest>) {
+    fn add(&mut self, chain: &Chain, label: String, manifest: Result<Arc<Manifest>>) {
         match manifest.and_then(|manifest| chain.open(manifest, Lock::new(()))) {
             Ok(image) => self.images.push(image),
             Err(error) => self.unread.push((label, error)),
@@ -74,22 +78,9 @@ impl Roots {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ListedLayer {
     /// Its random id.
-    pub uuid: crate::format::id::Uuid,
+    pub uuid: Uuid,
     /// Committed length in bytes.
     pub len: u64,
     /// Whether all roots mean the same layer; if not, the store is damaged and nothing in it is freed.
     pub agreed: bool,
-}
-
-/// The manifest of the unfinished sync, where there is one.
-pub(crate) fn read_checkpoint(store: &Store, chain: &str) -> Result<Option<Manifest>> {
-    let path = checkpoint_path(chain);
-    match sealed::read::<Manifest>(&**store.storage(), &path) {
-        Ok(manifest) => {
-            manifest.check(manifest.sequence).within(|| path)?;
-            Ok(Some(manifest))
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
 }

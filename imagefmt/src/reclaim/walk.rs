@@ -53,7 +53,7 @@ pub(crate) fn free_shared(storage: &dyn Storage, dead: &Image, roots: &Roots) ->
         let layers = disk.tree().layers();
         let shared = |layer: u32| may_touch(layer, layers, &listed);
         if layers.iter().any(|(layer, _)| shared(layer)) {
-            let reclaimer = Reclaimer::new(storage, dead.chain(), disk.tree());
+            let reclaimer = Reclaimer::new(storage, dead.id().chain(), disk.tree());
             let survivors: Vec<&Tree> = survivors.iter().map(Disk::tree).collect();
             let mut walk = Walk::new(disk.tree(), survivors, &shared, reclaimer);
             walk.run()?;

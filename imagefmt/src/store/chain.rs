@@ -6,11 +6,11 @@ use crate::format::id::Uuid;
 use crate::format::manifest::Manifest;
 use crate::format::name::check_name;
 use crate::format::sealed;
-use crate::reclaim::roots::read_checkpoint;
 use crate::storage::Storage;
 use crate::storage::paths::{chain_path, image_file, images_dir, layer_of, layers_dir};
 use crate::store::Store;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// chain.json. Readers do not need it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -96,7 +96,7 @@ impl ChainRecord {
             .iter()
             .filter_map(|name| image_file(name))
             .map(|(sequence, _)| sequence);
-        let unfinished = read_checkpoint(store, chain).ok().flatten();
+        let unfinished = store.read_checkpoint(chain).ok().flatten();
         let unfinished = unfinished.map(|manifest| manifest.sequence);
         if let Some(newest) = numbers.chain(unfinished).max() {
             self.next_sequence = self.next_sequence.max(newest.saturating_add(1));
@@ -125,10 +125,10 @@ impl ChainRecord {
 }
 
 /// The newest manifest that can be read; an error if there are some but none can be.
-fn newest_manifest(store: &Store, chain: &str) -> Result<Option<Manifest>> {
+fn newest_manifest(store: &Store, chain: &str) -> Result<Option<Arc<Manifest>>> {
     let mut unread = None;
     for sequence in store.sequences(chain)?.into_iter().rev() {
-        match store.manifest(chain, sequence) {
+        match store.read_manifest(chain, sequence) {
             Ok(manifest) => return Ok(Some(manifest)),
             Err(error) => unread = Some(error),
         }

@@ -1,7 +1,9 @@
 //! The store: a directory that holds the images of many jobs, each in its chain.
 
 pub(crate) mod chain;
+pub(crate) mod copies;
 pub(crate) mod jobs;
+pub(crate) mod locks;
 pub(crate) mod notes;
 pub(crate) mod pins;
 
@@ -10,31 +12,29 @@ use crate::format::geometry::ClusterSize;
 use crate::format::id::Uuid;
 use crate::format::layer::LayerFiles;
 use crate::format::manifest::Manifest;
-use crate::format::name::{ImageRef, check_name};
+use crate::format::name::{ImageId, ImageRef, check_name};
 use crate::format::sealed;
 use crate::read::cache::{CACHE_BYTES, ChainFiles};
 use crate::read::image::Image;
 use crate::storage::dir::PROBE_FILES;
-use crate::storage::paths::{images_dir, manifest_path, sequence_of};
-use crate::storage::{Lock, LockMode, Storage};
+use crate::storage::paths::{checkpoint_path, images_dir, manifest_path, sequence_of};
+use crate::storage::{Lock, Storage};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 const STORE_FILE: &str = "store.json";
 /// Left by a creation that was killed.
 const STORE_TEMPORARY: &str = "store.json.tmp";
 
-/// How often an image that somebody is deleting is tried to be locked, and how long is waited in between.
-const HOLD_TRIES: u32 = 20;
-const HOLD_PAUSE: Duration = Duration::from_millis(25);
-
-/// A store. Opening one never writes.
+/// A store. Opening one never writes. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
     storage: Arc<dyn Storage>,
-    label: String,
+    label: Arc<str>,
     cache_bytes: usize,
+    /// Copies of chains that were warned of.
+    warned: Arc<Mutex<HashSet<String>>>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -49,6 +49,9 @@ struct StoreRecord {
 
 impl Store {
     /// Makes an empty directory a store. `label` is how messages name it.
+    ///
+    /// # Errors
+    /// `NotAStore` for a directory that holds something else.
     pub fn create(storage: Arc<dyn Storage>, label: &str) -> Result<Self> {
         Self::check_empty(&*storage, label)?;
         let record = StoreRecord {
@@ -58,11 +61,16 @@ impl Store {
             id: Uuid::random()?,
         };
         sealed::replace(&*storage, "", STORE_FILE, &record).within(|| format!("create store {label}"))?;
-        Ok(Self {
+        Ok(Self::new(storage, label))
+    }
+
+    fn new(storage: Arc<dyn Storage>, label: &str) -> Self {
+        Self {
             storage,
-            label: label.to_owned(),
+            label: label.into(),
             cache_bytes: CACHE_BYTES,
-        })
+            warned: Arc::default(),
+        }
     }
 
     /// Refuses a directory that holds something else.
@@ -82,6 +90,9 @@ impl Store {
     }
 
     /// Opens a store.
+    ///
+    /// # Errors
+    /// `NotAStore` where there is none, `Unsupported` for one of a newer version.
     pub fn open(storage: Arc<dyn Storage>, label: &str) -> Result<Self> {
         match sealed::read::<StoreRecord>(&*storage, STORE_FILE) {
             Ok(_) => {}
@@ -91,11 +102,7 @@ impl Store {
             }
             Err(error) => return Err(error.within(format!("store {label}"))),
         }
-        Ok(Self {
-            storage,
-            label: label.to_owned(),
-            cache_bytes: CACHE_BYTES,
-        })
+        Ok(Self::new(storage, label))
     }
 
     /// How much of each chain's decoded clusters is kept in memory, for chains asked for from now on:
@@ -118,17 +125,20 @@ impl Store {
         &self.storage
     }
 
-    /// Names of all chains, ascending.
-    pub fn chains(&self) -> Result<Vec<String>> {
-        let mut names = self.storage.list("").within(|| self.label.clone())?;
-        names.retain(|name| check_name("chain", name).is_ok());
-        names.retain(|name| self.storage.list(&images_dir(name)).is_ok());
-        names.sort();
-        Ok(names)
+    /// Names of all chains, ascending. Copies of chains are left out, with a warning.
+    pub(crate) fn chains(&self) -> Result<Vec<String>> {
+        let (chains, copies) = self.chains_and_copies()?;
+        for copy in copies {
+            let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+            if warned.insert(copy.name.clone()) {
+                tracing::warn!("store {}: {copy}", self.label);
+            }
+        }
+        Ok(chains)
     }
 
     /// Numbers of a chain's images, ascending.
-    pub fn sequences(&self, chain: &str) -> Result<Vec<u64>> {
+    pub(crate) fn sequences(&self, chain: &str) -> Result<Vec<u64>> {
         check_name("chain", chain)?;
         let names = match self.storage.list(&images_dir(chain)) {
             Ok(names) => names,
@@ -145,20 +155,44 @@ impl Store {
         Error::new(ErrorKind::NotFound, what)
     }
 
+    /// The image of this number in a chain, named by the job that made it.
+    pub(crate) fn image_id(&self, chain: &str, sequence: u64) -> ImageId {
+        ImageId::new(chain, sequence, &self.job_of(chain, sequence))
+    }
+
     /// The checked manifest of an image.
-    pub fn manifest(&self, chain: &str, sequence: u64) -> Result<Manifest> {
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such image, `Damaged` where its manifest is not what was written there.
+    pub fn manifest(&self, image: &ImageId) -> Result<Arc<Manifest>> {
+        let read = self.read_manifest(image.chain(), image.sequence());
+        read.map_err(|error| error.of_image("image", image))
+    }
+
+    pub(crate) fn read_manifest(&self, chain: &str, sequence: u64) -> Result<Arc<Manifest>> {
         let path = manifest_path(chain, sequence);
-        let manifest: Manifest =
-            sealed::read(&*self.storage, &path).within(|| format!("image {chain}/{sequence}"))?;
-        manifest
-            .check(sequence)
-            .within(|| path)
-            .within(|| format!("image {chain}/{sequence}"))?;
-        Ok(manifest)
+        let manifest: Manifest = sealed::read(&*self.storage, &path)?;
+        let checked = manifest.check(sequence);
+        checked.map_err(|error| error.in_file(&path))?;
+        Ok(manifest.into())
+    }
+
+    /// The manifest of a chain's unfinished sync, where there is one.
+    pub(crate) fn read_checkpoint(&self, chain: &str) -> Result<Option<Manifest>> {
+        let path = checkpoint_path(chain);
+        match sealed::read::<Manifest>(&*self.storage, &path) {
+            Ok(manifest) => {
+                let checked = manifest.check(manifest.sequence);
+                checked.map_err(|error| error.in_file(&path))?;
+                Ok(Some(manifest))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// What the readers of one chain share. Images opened with the same one share their caches.
-    pub fn chain(&self, chain: &str) -> Result<Chain> {
+    pub(crate) fn chain(&self, chain: &str) -> Result<Chain> {
         check_name("chain", chain)?;
         Ok(Chain {
             store: self.clone(),
@@ -167,39 +201,62 @@ impl Store {
         })
     }
 
-    /// Locks an image against deletion without opening it.
+    /// Opens an image and locks it against deletion.
     ///
-    /// Whoever deletes it locks it for moments: then it is gone, or it was refused and can be locked.
-    pub fn hold(&self, chain: &str, sequence: u64) -> Result<Lock> {
-        let path = manifest_path(chain, sequence);
-        let mut tries = 0;
-        loop {
-            match self.storage.lock(&path, LockMode::Shared) {
-                Err(error) if error.kind() == ErrorKind::Busy && tries < HOLD_TRIES => {
-                    tries += 1;
-                    std::thread::sleep(HOLD_PAUSE);
-                }
-                lock => return lock.within(|| format!("lock image {chain}/{sequence}")),
-            }
-        }
-    }
-
-    /// Who has an image open, each in words for people, as far as /proc tells.
-    pub fn held_by(&self, chain: &str, sequence: u64) -> Result<Vec<String>> {
-        check_name("chain", chain)?;
-        Ok(self.storage.holders(&manifest_path(chain, sequence)))
+    /// # Errors
+    /// `NotFound` where there is no such image, `Busy` while it is being deleted, `Damaged` where its manifest is
+    /// not what was written there.
+    pub fn open_image(&self, image: &ImageId) -> Result<Image> {
+        self.chain(image.chain())?.image(image)
     }
 
     /// Opens the image that a reference names, and locks it against deletion.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve) and [`open_image`](Self::open_image).
     pub fn image(&self, image: &ImageRef) -> Result<Image> {
-        let (chain, sequence) = self.resolve(image)?;
-        self.chain(&chain)?.image(sequence)
+        self.open_image(&self.resolve(image)?)
+    }
+
+    /// Opens images so that those of one chain share their caches.
+    pub fn readers(&self) -> Readers {
+        Readers {
+            store: self.clone(),
+            chains: Mutex::default(),
+        }
+    }
+}
+
+/// Opens images of a store: those of one chain share open layers and caches for as long as this lives.
+#[derive(Debug)]
+pub struct Readers {
+    store: Store,
+    chains: Mutex<HashMap<String, Chain>>,
+}
+
+impl Readers {
+    /// Opens an image and locks it against deletion.
+    ///
+    /// # Errors
+    /// As [`Store::open_image`].
+    pub fn open(&self, image: &ImageId) -> Result<Image> {
+        self.chain(image.chain())?.image(image)
+    }
+
+    fn chain(&self, name: &str) -> Result<Chain> {
+        let mut chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(chain) = chains.get(name) {
+            return Ok(chain.clone());
+        }
+        let chain = self.store.chain(name)?;
+        chains.insert(name.to_owned(), chain.clone());
+        Ok(chain)
     }
 }
 
 /// One chain, as its readers see it.
 #[derive(Debug, Clone)]
-pub struct Chain {
+pub(crate) struct Chain {
     store: Store,
     name: String,
     files: Arc<std::sync::OnceLock<Arc<ChainFiles>>>,
@@ -212,21 +269,21 @@ impl Chain {
     }
 
     /// Opens an image and locks it against deletion.
-    pub fn image(&self, sequence: u64) -> Result<Image> {
-        let lock = self.store.hold(&self.name, sequence)?;
-        let manifest = self.store.manifest(&self.name, sequence)?;
-        self.open(manifest, lock)
-            .within(|| format!("image {}/{sequence}", self.name))
+    pub fn image(&self, image: &ImageId) -> Result<Image> {
+        let lock = self.store.hold(image)?;
+        let manifest = self.store.manifest(image)?;
+        let opened = self.open(manifest, lock);
+        opened.map_err(|error| error.of_image("image", image))
     }
 
     /// Opens what a checked manifest describes; `lock` is what keeps it from being deleted.
-    pub(crate) fn open(&self, manifest: Manifest, lock: Lock) -> Result<Image> {
+    pub fn open(&self, manifest: Arc<Manifest>, lock: Lock) -> Result<Image> {
         let files = self.files(manifest.cluster_size()?);
         Image::new(&self.name, manifest, &files, &Arc::new(lock))
     }
 
     /// Layers, nodes and clusters of the chain.
-    pub(crate) fn files(&self, cluster_size: ClusterSize) -> Arc<ChainFiles> {
+    pub fn files(&self, cluster_size: ClusterSize) -> Arc<ChainFiles> {
         let new = || {
             let layers = LayerFiles::new(self.store.storage.clone(), &self.name);
             Arc::new(ChainFiles::new(layers, cluster_size, self.store.cache_bytes))

@@ -1,10 +1,10 @@
 //! Pins: who wants an image kept. A pinned image is in use, and an image in use is never deleted.
 
-use crate::error::{Error, ErrorKind, Result, Within};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::id::Uuid;
+use crate::format::name::{ImageId, check_name};
 use crate::format::sealed;
-use crate::storage::LockMode;
-use crate::storage::paths::{images_dir, manifest_path, pins_path, reclaim_lock_path};
+use crate::storage::paths::{images_dir, pins_path};
 use crate::store::Store;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -35,23 +35,27 @@ pub const PIN_NAME: &str = "pinned";
 
 impl Store {
     /// The pins of an image; none for an image that does not exist.
-    pub fn pins(&self, chain: &str, sequence: u64) -> Result<Vec<Pin>> {
-        let path = pins_path(chain, sequence);
+    ///
+    /// # Errors
+    /// `Damaged` where its pins cannot be read any more.
+    pub fn pins(&self, image: &ImageId) -> Result<Vec<Pin>> {
+        let path = pins_path(image.chain(), image.sequence());
         match sealed::read::<PinsRecord>(&**self.storage(), &path) {
             Ok(record) => Ok(record.pins),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error.within(format!("pins of image {chain}/{sequence}"))),
+            Err(error) => Err(error.of_image("pins of image", image)),
         }
     }
 
     /// Keeps an image from being deleted until the pin is taken away. A pin of the same name stays as it is.
-    pub fn pin(&self, chain: &str, sequence: u64, name: &str) -> Result<()> {
-        crate::format::name::check_name("pin", name)?;
-        let _reclaim = self.storage().lock_waiting(&reclaim_lock_path(chain))?;
-        let _image = self
-            .storage()
-            .lock(&manifest_path(chain, sequence), LockMode::Shared)?;
-        let mut pins = self.pins(chain, sequence)?;
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such image, `Invalid` for a name that does not fit.
+    pub fn pin(&self, image: &ImageId, name: &str) -> Result<()> {
+        check_name("pin", name)?;
+        let _reclaim = self.lock_reclaim(image.chain())?;
+        let _image = self.hold(image)?;
+        let mut pins = self.pins(image)?;
         if pins.iter().any(|pin| pin.name == name) {
             return Ok(());
         }
@@ -59,17 +63,20 @@ impl Store {
             name: name.to_owned(),
             since: Timestamp::now(),
         });
-        self.write_pins(chain, sequence, pins)
+        self.write_pins(image, pins)
     }
 
     /// Takes a pin away, or all of them where none is named, and says how many that were.
     ///
     /// Pins that cannot be read any more are taken away as well when all are meant.
-    pub fn unpin(&self, chain: &str, sequence: u64, name: Option<&str>) -> Result<usize> {
-        let _reclaim = self.storage().lock_waiting(&reclaim_lock_path(chain))?;
-        let pins = match (self.pins(chain, sequence), name) {
+    ///
+    /// # Errors
+    /// `NotFound` where the image has no pin of this name, `Damaged` where one is named and they cannot be read.
+    pub fn unpin(&self, image: &ImageId, name: Option<&str>) -> Result<usize> {
+        let _reclaim = self.lock_reclaim(image.chain())?;
+        let pins = match (self.pins(image), name) {
             (Err(error), None) if error.kind() == ErrorKind::Damaged => {
-                return self.remove_pins(chain, sequence).map(|()| 1);
+                return self.remove_pins(image).map(|()| 1);
             }
             (pins, _) => pins?,
         };
@@ -78,48 +85,43 @@ impl Store {
             .partition(|pin| name.is_none_or(|name| pin.name == name));
         match (gone.len(), left.is_empty(), name) {
             (0, _, Some(name)) => {
-                let what = format!("image {chain}/{sequence} has no pin {name}");
-                return Err(Error::new(ErrorKind::NotFound, what));
+                let what = format!("has no pin {name}");
+                return Err(Error::refused(ErrorKind::NotFound, image, &what));
             }
             (0, _, None) => {}
-            (_, true, _) => self.remove_pins(chain, sequence)?,
-            (_, false, _) => self.write_pins(chain, sequence, left)?,
+            (_, true, _) => self.remove_pins(image)?,
+            (_, false, _) => self.write_pins(image, left)?,
         }
         Ok(gone.len())
     }
 
-    fn write_pins(&self, chain: &str, sequence: u64, pins: Vec<Pin>) -> Result<()> {
+    fn write_pins(&self, image: &ImageId, pins: Vec<Pin>) -> Result<()> {
         let record = PinsRecord {
             format: 1,
             incompatible: Vec::new(),
             compatible: Vec::new(),
-            image: self.manifest(chain, sequence)?.id,
+            image: self.manifest(image)?.id,
             pins,
         };
-        let path = pins_path(chain, sequence);
-        sealed::replace(&**self.storage(), &images_dir(chain), &path, &record)
-            .within(|| format!("pins of image {chain}/{sequence}"))
+        let path = pins_path(image.chain(), image.sequence());
+        sealed::replace(&**self.storage(), &images_dir(image.chain()), &path, &record)
+            .map_err(|error| error.of_image("pins of image", image))
     }
 
-    fn remove_pins(&self, chain: &str, sequence: u64) -> Result<()> {
-        self.storage().remove(&pins_path(chain, sequence))?;
-        self.storage().sync_dir(&images_dir(chain))
+    fn remove_pins(&self, image: &ImageId) -> Result<()> {
+        self.storage()
+            .remove(&pins_path(image.chain(), image.sequence()))?;
+        self.storage().sync_dir(&images_dir(image.chain()))
     }
 
     /// Refuses if an image is pinned, or if that cannot be known.
-    pub(crate) fn check_unpinned(&self, chain: &str, sequence: u64) -> Result<()> {
-        let names: Vec<String> = self
-            .pins(chain, sequence)?
-            .into_iter()
-            .map(|pin| pin.name)
-            .collect();
+    pub(crate) fn check_unpinned(&self, image: &ImageId) -> Result<()> {
+        let pins = self.pins(image)?;
+        let names: Vec<&str> = pins.iter().map(|pin| pin.name.as_str()).collect();
         if names.is_empty() {
             return Ok(());
         }
-        let what = format!(
-            "image {chain}/{sequence} is pinned ({}): unpin it first",
-            names.join(", ")
-        );
-        Err(Error::new(ErrorKind::InUse, what))
+        let what = format!("is pinned ({}): unpin it first", names.join(", "));
+        Err(Error::refused(ErrorKind::InUse, image, &what))
     }
 }

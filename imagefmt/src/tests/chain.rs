@@ -314,7 +314,7 @@ fn check_referenced(image: &Image) {
         .iter()
         .map(|layer| (layer.id, layer.referenced))
         .collect();
-    assert_eq!(listed, counted, "bytes referenced by {}", image.label());
+    assert_eq!(listed, counted, "bytes referenced by {}", image.id());
 }
 
 fn check_diff(a: &Image, before: &[Model; 2], b: &Image, after: &[Model; 2]) {
@@ -326,8 +326,8 @@ fn check_diff(a: &Image, before: &[Model; 2], b: &Image, after: &[Model; 2]) {
             found,
             before[i].diff(&after[i]),
             "diff of {} and {}",
-            a.label(),
-            b.label()
+            a.id(),
+            b.id()
         );
     }
 }

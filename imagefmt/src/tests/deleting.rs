@@ -7,7 +7,9 @@ use crate::format::pointer::Place;
 use crate::storage::memory::MemoryStorage;
 use crate::storage::paths::layer_of;
 use crate::storage::{BLOCK_LEN, Storage};
-use crate::{ClusterSize, Consistency, Disk, Error, ErrorKind, Image, Manifest, Reclaimed, Result, Store};
+use crate::{
+    ClusterSize, Consistency, Disk, Error, ErrorKind, Image, ImageId, Manifest, Reclaimed, Result, Store,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -79,7 +81,7 @@ impl Chain {
     }
 
     fn delete(&mut self, sequence: u64) -> Reclaimed {
-        let reclaimed = self.store.delete(JOB, sequence).unwrap();
+        let reclaimed = self.store.delete(&self.store.image_id(JOB, sequence)).unwrap();
         assert_eq!(
             (&reclaimed.unfinished, reclaimed.kept.as_slice()),
             (&None, &[][..])
@@ -138,7 +140,7 @@ impl Chain {
         let unfinished = self.store.unfinished(JOB).unwrap();
         roots.extend(unfinished.map(|manifest| {
             let chain = self.store.chain(JOB).unwrap();
-            chain.open(manifest, crate::Lock::new(())).unwrap()
+            chain.open(manifest.into(), crate::Lock::new(())).unwrap()
         }));
         roots
     }
@@ -352,14 +354,14 @@ fn an_unfinished_sync_can_be_dropped() {
     chain.change(100);
     sync_until(&chain.store, &chain.disk, 10, Some(250)).unwrap();
     assert!(chain.store.unfinished(JOB).unwrap().is_some());
-    let dropped = chain.store.discard_checkpoint(JOB).unwrap();
+    let dropped = chain.store.discard_unfinished(JOB).unwrap();
     assert!(
         dropped.freed_bytes > 0 && dropped.removed_layers == 1,
         "{dropped:?}"
     );
     assert_eq!(chain.store.unfinished(JOB).unwrap(), None);
     assert_eq!(
-        chain.store.discard_checkpoint(JOB).unwrap_err().kind(),
+        chain.store.discard_unfinished(JOB).unwrap_err().kind(),
         ErrorKind::NotFound
     );
     chain.check();
@@ -402,7 +404,7 @@ fn garbage_is_found_in_windows_of_any_size() {
             .unwrap();
         chain.images.retain(|&sequence, _| sequence != 1 && sequence != 3);
         let before = chain.allocated();
-        let collected = chain.store.gc_in_windows(JOB, window).unwrap();
+        let collected = chain.store.gc_in_windows(JOB, JOB, window).unwrap();
         assert_eq!(collected.freed_bytes, before - chain.allocated());
         assert_eq!(
             (collected.kept.as_slice(), &collected.unfinished),
@@ -427,7 +429,7 @@ fn nothing_is_freed_while_a_manifest_cannot_be_read() {
     let whole = chain.storage.read(path, u64::MAX).unwrap();
     chain.storage.write(path, &whole[..whole.len() - 1]).unwrap();
     let before = chain.allocated();
-    let reclaimed = chain.store.delete(JOB, 1).unwrap();
+    let reclaimed = chain.store.delete(&chain.store.image_id(JOB, 1)).unwrap();
     assert!(reclaimed.kept[0].contains("job/2"), "{:?}", reclaimed.kept);
     let collected = chain.store.gc(JOB).unwrap();
     assert!(
@@ -460,7 +462,7 @@ fn what_a_damaged_image_points_to_is_kept() {
         .place;
     let path = format!("job/layers/{:08x}.layer", root.layer);
     chain.storage.files.lock().unwrap().get_mut(&path).unwrap()[root.offset as usize] ^= 1;
-    let reclaimed = chain.store.delete(JOB, 1).unwrap();
+    let reclaimed = chain.store.delete(&chain.store.image_id(JOB, 1)).unwrap();
     assert!(
         reclaimed.kept[0].contains("cannot be read"),
         "{:?}",
@@ -481,7 +483,7 @@ fn a_deleted_image_that_cannot_be_read_is_left_to_gc() {
     chain.change(100);
     chain.sync();
     chain.storage.write("job/images/000001.json", b"damaged").unwrap();
-    let reclaimed = chain.store.delete(JOB, 1).unwrap();
+    let reclaimed = chain.store.delete(&chain.store.image_id(JOB, 1)).unwrap();
     assert!(reclaimed.kept[0].contains("gc"), "{:?}", reclaimed.kept);
     chain.images.remove(&1);
     assert!(chain.store.gc(JOB).unwrap().freed_bytes > 0);
@@ -493,30 +495,55 @@ fn a_pinned_image_stays() {
     let mut chain = Chain::new(40_000);
     chain.change(5);
     chain.sync();
-    chain.store.pin(JOB, 1, "audit").unwrap();
-    chain.store.pin(JOB, 1, "audit").unwrap();
-    chain.store.pin(JOB, 1, "legal").unwrap();
-    let refused = chain.store.delete(JOB, 1).unwrap_err();
+    chain.store.pin(&chain.store.image_id(JOB, 1), "audit").unwrap();
+    chain.store.pin(&chain.store.image_id(JOB, 1), "audit").unwrap();
+    chain.store.pin(&chain.store.image_id(JOB, 1), "legal").unwrap();
+    let refused = chain.store.delete(&chain.store.image_id(JOB, 1)).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InUse);
     assert!(refused.to_string().contains("audit, legal"), "{refused}");
     chain.check();
     assert_eq!(
-        chain.store.unpin(JOB, 1, Some("other")).unwrap_err().kind(),
+        chain
+            .store
+            .unpin(&chain.store.image_id(JOB, 1), Some("other"))
+            .unwrap_err()
+            .kind(),
         ErrorKind::NotFound
     );
-    assert_eq!(chain.store.unpin(JOB, 1, Some("audit")).unwrap(), 1);
-    assert_eq!(chain.store.delete(JOB, 1).unwrap_err().kind(), ErrorKind::InUse);
+    assert_eq!(
+        chain
+            .store
+            .unpin(&chain.store.image_id(JOB, 1), Some("audit"))
+            .unwrap(),
+        1
+    );
+    assert_eq!(
+        chain
+            .store
+            .delete(&chain.store.image_id(JOB, 1))
+            .unwrap_err()
+            .kind(),
+        ErrorKind::InUse
+    );
     chain.storage.write("job/images/000001.pins", b"damaged").unwrap();
     assert_eq!(
-        chain.store.delete(JOB, 1).unwrap_err().kind(),
+        chain
+            .store
+            .delete(&chain.store.image_id(JOB, 1))
+            .unwrap_err()
+            .kind(),
         ErrorKind::Damaged,
         "in doubt it stays"
     );
-    assert_eq!(chain.store.unpin(JOB, 1, None).unwrap(), 1);
+    assert_eq!(chain.store.unpin(&chain.store.image_id(JOB, 1), None).unwrap(), 1);
     chain.delete(1);
     chain.check();
     assert_eq!(
-        chain.store.pin(JOB, 1, "late").unwrap_err().kind(),
+        chain
+            .store
+            .pin(&chain.store.image_id(JOB, 1), "late")
+            .unwrap_err()
+            .kind(),
         ErrorKind::NotFound
     );
     assert_eq!(chain.storage.list("job/images").unwrap(), NOTHING);
@@ -546,15 +573,12 @@ fn a_job_taken_up_continues_the_chain_and_neither_harms_the_other() {
     chain.change(20);
     assert_eq!(sync_second(&mut chain), 4, "the same words go on with it");
     chain.check();
-    assert_eq!(chain.store.job(JOB).unwrap().sequences, [1, 2]);
+    assert_eq!(chain.store.job(JOB).unwrap().sequences(), [1, 2]);
     let second = chain.store.job("second").unwrap();
-    assert_eq!(
-        (second.chain.as_str(), second.sequences.as_slice()),
-        (JOB, &[3, 4][..])
-    );
+    assert_eq!((second.chain(), second.sequences()), (JOB, &[3, 4][..]));
     assert_eq!(
         chain.store.resolve(&"second/latest".parse().unwrap()).unwrap(),
-        (JOB.to_owned(), 4)
+        ImageId::new(JOB, 4, "second")
     );
     assert!(chain.store.resolve(&"job/3".parse().unwrap()).is_err());
 
@@ -562,6 +586,20 @@ fn a_job_taken_up_continues_the_chain_and_neither_harms_the_other() {
     assert!(refused.to_string().contains("second"), "{refused}");
     let refused = chain.store.take_up("third", JOB, &disks).unwrap_err();
     assert!(refused.to_string().contains("second"), "{refused}");
+    // Whatever is said of an image names the job that made it, never the chain under the name of a job.
+    let fourth = chain.store.resolve(&"second/4".parse().unwrap()).unwrap();
+    chain.store.pin(&fourth, "audit").unwrap();
+    let refused = chain.store.delete(&fourth).unwrap_err();
+    assert!(
+        refused.to_string().contains("image second/4 is pinned (audit)"),
+        "{refused}"
+    );
+    assert_eq!(refused.image(), Some(&fourth));
+    chain.store.unpin(&fourth, None).unwrap();
+    let reader = chain.store.open_image(&fourth).unwrap();
+    assert_eq!(reader.id().to_string(), "second/4");
+    assert_eq!(reader.id().reference(Some("vda")).to_string(), "second/4:vda");
+    drop(reader);
     for sequence in [2, 3, 1] {
         chain.delete(sequence);
         chain.check();

@@ -195,9 +195,9 @@ fn write_log(store: &Store, expected: &mut Value) {
         disk.raw(5 - round);
         write(store, expected, "log", &[("sda", &disk)]);
     }
-    store.delete("log", 2).unwrap();
+    store.delete(&store.image_id("log", 2)).unwrap();
     expected["log"].as_object_mut().unwrap().remove("2");
-    store.pin("log", 3, "audit").unwrap();
+    store.pin(&store.image_id("log", 3), "audit").unwrap();
     let image = open_image(store, "log", 3).unwrap();
     let mut verdict = Verdict::new(image.manifest());
     let verified = Verifier::new().verify(&image, &VerifyPlan::default(), &mut |_| ControlFlow::Continue(()));
@@ -347,13 +347,16 @@ fn the_fixture_holds_every_codec_and_is_small() {
 fn what_is_said_beside_images_and_an_unfinished_sync_are_read() {
     let store = open_store(&fixture().join("store")).unwrap();
     assert_eq!(store.sequences("log").unwrap(), [1, 3], "image 2 is deleted");
-    let pins = store.pins("log", 3).unwrap();
+    let pins = store.pins(&store.image_id("log", 3)).unwrap();
     assert_eq!(
         pins.iter().map(|pin| pin.name.as_str()).collect::<Vec<_>>(),
         ["audit"]
     );
-    let manifest = store.manifest("log", 3).unwrap();
-    let verdict = store.verdict("log", &manifest).unwrap().unwrap();
+    let manifest = store.manifest(&store.image_id("log", 3)).unwrap();
+    let verdict = store
+        .verdict(&store.image_id("log", 3), &manifest)
+        .unwrap()
+        .unwrap();
     assert!(matches!(verdict.state(), VerdictState::Good(_)));
 
     let unfinished = store.unfinished("log").unwrap().unwrap();
@@ -361,7 +364,7 @@ fn what_is_said_beside_images_and_an_unfinished_sync_are_read() {
     let unfinished = store
         .chain("log")
         .unwrap()
-        .open(unfinished, crate::Lock::new(()))
+        .open(unfinished.into(), crate::Lock::new(()))
         .unwrap();
     let image = open_image(&store, "log", 3).unwrap();
     let (now, before) = (&unfinished.disks()[0], &image.disks()[0]);

@@ -284,9 +284,9 @@ fn told_of(store: &Store, part: &str) -> bool {
     findings(store, "job", 1).iter().any(|line| line.contains(part))
 }
 
-/// Nothing in a chain leads out of its directory, so a copy of it is a chain as good as the first.
+/// Nothing in a chain leads out of its directory, so a copy of it reads as well as the first; but only one counts.
 #[test]
-fn a_chain_copied_under_another_name_reads_alike() {
+fn a_chain_copied_under_another_name_reads_alike_and_is_ignored() {
     let (storage, store, mut model) = small();
     for dir in ["copy", "copy/images", "copy/layers"] {
         crate::Storage::create_dir(&storage, dir).unwrap();
@@ -297,14 +297,23 @@ fn a_chain_copied_under_another_name_reads_alike() {
             put(&storage, &format!("copy/{rest}"), bytes);
         }
     }
-    assert_eq!(store.chains().unwrap(), ["copy", "job"]);
+    let jobs = store.jobs().unwrap();
+    assert_eq!(jobs.keys().collect::<Vec<_>>(), ["job"]);
+    assert_eq!((jobs["job"].chain(), jobs["job"].sequences()), ("job", &[1][..]));
+    let found = store.resolve(&"job/latest".parse().unwrap()).unwrap();
+    assert_eq!((found.chain(), found.sequence()), ("job", 1));
+    assert!(store.resolve(&"copy/1".parse().unwrap()).is_err());
     let bytes = |chain: &str, sequence| read_all(&open_image(&store, chain, sequence).unwrap().disks()[0]);
     assert!(bytes("copy", 1).unwrap() == model.read(0, model.size as usize));
     assert_eq!(findings(&store, "copy", 1), NOTHING);
-    // The copy says that its images are those of another job, which goes on in its own chain.
+    // It is no place for a job of its name, and the other job continues in its own chain.
     model.set(8, random_bytes(8, 16384));
     let error = write_image(&store, "copy", &[("vda", &model)]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    assert!(
+        error.to_string().contains("copy is a copy of chain job"),
+        "{error}"
+    );
     write_image(&store, "job", &[("vda", &model)]).unwrap();
     assert_eq!(store.sequences("job").unwrap(), [1, 2]);
     assert_eq!(store.sequences("copy").unwrap(), [1]);

@@ -110,7 +110,7 @@ pub(super) fn write_image(store: &Store, job: &str, disks: &[(&str, &Model)]) ->
 
 /// Opens an image by its chain, whichever job made it.
 pub(super) fn open_image(store: &Store, chain: &str, sequence: u64) -> Result<Image> {
-    store.chain(chain)?.image(sequence)
+    store.open_image(&store.image_id(chain, sequence))
 }
 
 /// Everything that is wrong with an image.

@@ -154,10 +154,13 @@ fn samples_together_find_what_is_damaged_wherever_it_is() {
 fn a_verdict_is_kept_beside_its_image_and_goes_with_it() {
     let (storage, store) = two_images();
     let image = open_image(&store, "job", 1).unwrap();
-    assert_eq!(store.verdict("job", image.manifest()).unwrap(), None);
+    assert_eq!(store.verdict(image.id(), image.manifest()).unwrap(), None);
     let (verdict, _) = in_pieces(&image, usize::MAX);
     store.keep_verdict(&image, &verdict).unwrap();
-    assert_eq!(store.verdict("job", image.manifest()).unwrap(), Some(verdict));
+    assert_eq!(
+        store.verdict(image.id(), image.manifest()).unwrap(),
+        Some(verdict)
+    );
 
     // A record about another image, and one that is damaged, say nothing, and are replaced.
     let path = "job/images/000001.verified";
@@ -169,7 +172,7 @@ fn a_verdict_is_kept_beside_its_image_and_goes_with_it() {
         .insert("job/images/000002.verified".to_owned(), whole.clone());
     let second = open_image(&store, "job", 2).unwrap();
     assert_eq!(
-        store.verdict("job", second.manifest()).unwrap_err().kind(),
+        store.verdict(second.id(), second.manifest()).unwrap_err().kind(),
         ErrorKind::Damaged
     );
     for len in [0, 10, whole.len() - 1] {
@@ -179,14 +182,17 @@ fn a_verdict_is_kept_beside_its_image_and_goes_with_it() {
             .unwrap()
             .insert(path.to_owned(), whole[..len].to_vec());
         assert_eq!(
-            store.verdict("job", image.manifest()).unwrap_err().kind(),
+            store.verdict(image.id(), image.manifest()).unwrap_err().kind(),
             ErrorKind::Damaged
         );
     }
     let (again, _) = in_pieces(&second, usize::MAX);
     store.keep_verdict(&second, &again).unwrap();
-    assert_eq!(store.verdict("job", second.manifest()).unwrap(), Some(again));
+    assert_eq!(
+        store.verdict(second.id(), second.manifest()).unwrap(),
+        Some(again)
+    );
     drop((image, second));
-    store.delete("job", 1).unwrap();
+    store.delete(&store.image_id("job", 1)).unwrap();
     assert!(!storage.files.lock().unwrap().contains_key(path));
 }

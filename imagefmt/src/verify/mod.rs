@@ -201,7 +201,7 @@ impl Verifier {
 }
 
 fn key(image: &Image, disk: &Disk) -> (String, String) {
-    (image.chain().to_owned(), disk.name().to_owned())
+    (image.id().chain().to_owned(), disk.name().to_owned())
 }
 
 fn of_disk(findings: &[Finding], disk: &Disk) -> Vec<Finding> {

@@ -1,7 +1,7 @@
 //! Reading and checking what a walk has found: stored pieces that lie behind one another, with one read.
 
 use super::finding::{Problem, note};
-use crate::error::{Error, Result, Within};
+use crate::error::{Error, Result};
 use crate::format::codec::check_cluster;
 use crate::format::int::to_usize;
 use crate::format::pointer::{Place, Pointer};
@@ -46,7 +46,7 @@ impl Piece {
             Self::Cluster(index, pointer) => {
                 let plain_len = tree.geometry().cluster_len(*index);
                 check_cluster(pointer.codec, stored, plain_len, pointer.digest)
-                    .within(|| tree.place_name(*index, pointer))
+                    .map_err(|error| tree.name_place(error, *index, pointer))
             }
             Self::Gap(gap) => check_zero(gap, stored),
         }
@@ -58,7 +58,7 @@ impl Piece {
         let mut stored = vec![0; place.len as usize];
         let read = tree.read_stored(place.layer, place.offset, &mut stored);
         match self {
-            Self::Cluster(index, _) => read.within(|| tree.cluster_name(*index))?,
+            Self::Cluster(index, _) => read.map_err(|error| tree.name_cluster(error, *index))?,
             Self::Gap(_) => read?,
         }
         self.check(tree, &stored)

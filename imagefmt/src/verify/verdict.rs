@@ -1,8 +1,9 @@
 //! What verifications of an image came to: a record beside its manifest.
 
-use crate::error::{Error, ErrorKind, Result, Within};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::id::Uuid;
 use crate::format::manifest::Manifest;
+use crate::format::name::ImageId;
 use crate::format::sealed;
 use crate::read::image::Image;
 use crate::storage::paths::{images_dir, verified_path};
@@ -402,14 +403,15 @@ impl Store {
     /// # Errors
     /// `Damaged` for a record that is damaged or about another image, `Unsupported` for one of a newer smc:
     /// nothing depends on it, so go on without.
-    pub fn verdict(&self, chain: &str, manifest: &Manifest) -> Result<Option<Verdict>> {
-        let path = verified_path(chain, manifest.sequence);
+    pub fn verdict(&self, image: &ImageId, manifest: &Manifest) -> Result<Option<Verdict>> {
+        let path = verified_path(image.chain(), image.sequence());
         let read = sealed::read::<Verdict>(&**self.storage(), &path);
         match read {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             read => {
                 let verdict = read?;
-                verdict.check(manifest).within(|| path)?;
+                let checked = verdict.check(manifest);
+                checked.map_err(|error| error.in_file(&path).of_image("verification of image", image))?;
                 Ok(Some(verdict))
             }
         }
@@ -421,14 +423,14 @@ impl Store {
     /// `Io` where the store cannot be written, `Unsupported` where the record there is of a newer smc: it is left
     /// alone.
     pub fn keep_verdict(&self, image: &Image, verdict: &Verdict) -> Result<()> {
-        let (chain, manifest) = (image.chain(), image.manifest());
-        if let Err(error) = self.verdict(chain, manifest)
+        let id = image.id();
+        if let Err(error) = self.verdict(id, image.manifest())
             && error.kind() == ErrorKind::Unsupported
         {
             return Err(error);
         }
-        let path = verified_path(chain, manifest.sequence);
-        sealed::replace(&**self.storage(), &images_dir(chain), &path, verdict)
-            .within(|| format!("keep the verification of {}", image.label()))
+        let path = verified_path(id.chain(), id.sequence());
+        sealed::replace(&**self.storage(), &images_dir(id.chain()), &path, verdict)
+            .map_err(|error| error.of_image("keep the verification of image", id))
     }
 }

@@ -3,12 +3,12 @@
 //! A chain has at most one. It is replaced while the sync goes on, and gone when the image exists. The next
 //! sync takes it for the base to compare with, so what is stored already is not stored again.
 
-use crate::error::{Error, ErrorKind, Result, Within};
+use crate::error::{ErrorKind, Result, Within};
 use crate::format::manifest::{Consistency, DiskRecord, LayerRecord, Manifest};
 use crate::format::sealed;
 use crate::read::image::Image;
-use crate::reclaim::delete::{Dead, Reclaimed, Writer, lock_writer};
-use crate::reclaim::roots::{Roots, read_checkpoint};
+use crate::reclaim::delete::{Dead, Reclaimed, Writer};
+use crate::reclaim::roots::Roots;
 use crate::reclaim::walk::free_from;
 use crate::storage::Lock;
 use crate::storage::paths::{checkpoint_path, dropped_checkpoint_path, layer_path, layers_dir};
@@ -16,33 +16,30 @@ use crate::store::{Chain, Store};
 use crate::write::sync::ImageWriter;
 
 impl Store {
-    /// What the unfinished sync of a chain has stored so far, where there is one: a manifest of the disks
-    /// that were begun. Its number is the one that the image would have got.
-    pub fn unfinished(&self, chain: &str) -> Result<Option<Manifest>> {
-        let found = read_checkpoint(self, chain).within(|| format!("unfinished sync of {chain}"))?;
+    /// The unfinished sync of a chain, where there is one.
+    pub(crate) fn unfinished_in(&self, chain: &str) -> Result<Option<Manifest>> {
+        let found = self.read_checkpoint(chain)?;
         let newest = self.sequences(chain)?.last().copied();
         // Once there is an image of this number or a later one, the sync was finished.
         Ok(found.filter(|manifest| newest.is_none_or(|newest| newest < manifest.sequence)))
     }
 
-    /// Drops what the unfinished sync of a chain has stored, and gives its space back.
+    /// Drops what the unfinished sync of a chain has stored, for `job`, and frees its space; nothing where there is
+    /// no such sync.
     ///
     /// # Errors
-    /// Of kind `Busy` while a sync runs, `NotFound` when there is nothing unfinished.
-    pub fn discard_checkpoint(&self, chain: &str) -> Result<Reclaimed> {
-        let _writer = lock_writer(&**self.storage(), chain)?;
+    /// `Busy` while a sync runs.
+    pub(crate) fn discard_checkpoint(&self, chain: &str, job: &str) -> Result<Option<Reclaimed>> {
+        let _writer = self.lock_writer(chain, job)?;
         let _reclaim = self.lock_reclaim(chain)?;
         let mut reclaimed = Reclaimed::default();
         if !self.drop_checkpoint(chain)? {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!("job {chain} has no unfinished sync"),
-            ));
+            return Ok(None);
         }
         if let Err(error) = self.finish(chain, Dead::Checkpoint, Writer::Us, &mut reclaimed) {
             reclaimed.unfinished = Some(error.full_message());
         }
-        Ok(reclaimed)
+        Ok(Some(reclaimed))
     }
 
     /// Takes the unfinished sync's name away, durably; says whether there was one.
@@ -60,9 +57,9 @@ impl Store {
 
     /// The unfinished sync to go on with; none if it is damaged, as then there is nothing to go on with.
     pub(crate) fn resumable(&self, readers: &Chain) -> Result<Option<Image>> {
-        let opened = self.unfinished(readers.name()).and_then(|found| {
+        let opened = self.unfinished_in(readers.name()).and_then(|found| {
             found
-                .map(|manifest| readers.open(manifest, Lock::new(())))
+                .map(|manifest| readers.open(manifest.into(), Lock::new(())))
                 .transpose()
         });
         match opened {
@@ -118,7 +115,7 @@ impl ImageWriter {
     fn free_checkpoint(&self, before: Manifest) {
         let freed = self
             .readers
-            .open(before, Lock::new(()))
+            .open(before.into(), Lock::new(()))
             .and_then(|image| self.free(&image));
         if let Err(error) = freed {
             tracing::warn!(error = %error.full_message(), "what an earlier checkpoint held is left to gc");

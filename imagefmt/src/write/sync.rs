@@ -8,7 +8,6 @@ use crate::format::manifest::{Consistency, DiskRecord, Kind, LayerRecord, Manife
 use crate::format::name::check_name;
 use crate::format::sealed;
 use crate::read::image::{Disk, Image};
-use crate::reclaim::delete::lock_writer;
 use crate::storage::paths::{images_dir, layers_dir, manifest_path};
 use crate::storage::{Lock, Storage};
 use crate::store::chain::{self, ChainRecord};
@@ -91,11 +90,10 @@ impl Store {
         // A crash may have kept the name of one directory and not that of the other.
         let missing = |dir: String| storage.list(&dir).is_err();
         if missing(images_dir(chain)) || missing(layers_dir(chain)) {
-            chain::create_dirs(&*storage, chain).within(|| format!("create chain {chain}"))?;
+            chain::create_dirs(&*storage, chain).within(|| format!("create the chain of job {job}"))?;
         }
-        let lock = lock_writer(&*storage, chain)?;
-        let record =
-            ChainRecord::load(self, chain, cluster_size, disks).within(|| format!("chain {chain}"))?;
+        let lock = self.lock_writer(chain, job)?;
+        let record = ChainRecord::load(self, chain, cluster_size, disks).within(|| format!("job {job}"))?;
         let own = record.cluster_size()?;
         if let Some(wanted) = cluster_size.filter(|&wanted| wanted != own) {
             return Err(Error::invalid(format!(
@@ -370,7 +368,7 @@ type PassedOver = Vec<(u64, Error)>;
 fn newest_readable(store: &Store, chain: &Chain) -> Result<(Option<Image>, PassedOver)> {
     let mut damaged = Vec::new();
     for sequence in store.sequences(chain.name())?.into_iter().rev() {
-        match chain.image(sequence) {
+        match chain.image(&store.image_id(chain.name(), sequence)) {
             Ok(image) => return Ok((Some(image), damaged)),
             Err(error) if error.kind() == ErrorKind::Damaged => damaged.push((sequence, error)),
             // Busy or unreadable for now is no reason to build on an older image, or on none.

@@ -5,10 +5,12 @@ mod images;
 mod overlays;
 mod reporting;
 mod served;
+mod single;
 
 pub use reporting::{ReadFailures, ReportingDisk};
+pub use single::SingleDisk;
 
-use imagefmt::{DiskRecord, ErrorKind, ImageRef, Lock, Manifest, Store, Which};
+use imagefmt::{DiskRecord, ErrorKind, ImageId, ImageRef, Lock, Manifest, Store, Which};
 use images::Images;
 use nbd::{Access, Catalog, Export, ExportInfo, ServeError};
 use overlays::{Key, Overlays};
@@ -40,8 +42,8 @@ pub struct StoreCatalog {
 pub struct Offer {
     /// Name of the export; empty for the default export.
     pub name: String,
-    /// The image, by number: `web01/7`.
-    pub image: String,
+    /// The image.
+    pub image: ImageId,
     /// The disk's name.
     pub disk: String,
     /// The disk's size in bytes.
@@ -78,11 +80,6 @@ impl StoreCatalog {
         Ok(Self { overlays, ..self })
     }
 
-    /// What could not be read since the catalog was made.
-    pub fn failures(&self) -> &Arc<ReadFailures> {
-        &self.failures
-    }
-
     /// Every name that is offered now. An image that was named and cannot be used is an error; where everything is
     /// offered, a damaged one is only told.
     pub fn offers(&self) -> imagefmt::Result<Vec<Offer>> {
@@ -105,14 +102,15 @@ impl StoreCatalog {
     fn offer_everything(&self) -> imagefmt::Result<Vec<Offer>> {
         let mut offers = Vec::new();
         for (job, images) in self.images.store.jobs()? {
-            let numbers = images.sequences.into_iter().map(Which::Sequence);
-            for which in numbers.chain([Which::Latest]) {
+            let numbers = images.ids().map(|id| (Which::Sequence(id.sequence()), id));
+            let latest = images.latest().map(|id| (Which::Latest, id));
+            for (which, id) in numbers.chain(latest) {
                 let image = ImageRef {
                     job: job.clone(),
                     which,
                     disk: None,
                 };
-                match self.offer(&image) {
+                match self.offer_of(&image, &id) {
                     Ok(of_image) => offers.extend(of_image),
                     Err(error) => tracing::warn!("not served: {}", chain_text(&error)),
                 }
@@ -123,8 +121,12 @@ impl StoreCatalog {
 
     /// The names of one image, or of one disk of it.
     fn offer(&self, image: &ImageRef) -> imagefmt::Result<Vec<Offer>> {
-        let (chain, sequence) = self.images.store.resolve(image)?;
-        let manifest = self.images.store.manifest(&chain, sequence)?;
+        self.offer_of(image, &self.images.store.resolve(image)?)
+    }
+
+    /// The same, of the image that a reference has been found to name.
+    fn offer_of(&self, image: &ImageRef, id: &ImageId) -> imagefmt::Result<Vec<Offer>> {
+        let manifest = self.images.store.manifest(id)?;
         if let Some(name) = image.disk.as_deref().filter(|name| manifest.disk(name).is_none()) {
             return Err(no_disk(image, name, &manifest));
         }
@@ -135,14 +137,13 @@ impl StoreCatalog {
                 disk: Some(disk.name.clone()),
                 ..image.clone()
             };
-            let number = format!("{}/{sequence}", manifest.job);
-            offers.push(offer(full.to_string(), number.clone(), &manifest, disk));
+            offers.push(offer(full.to_string(), id, &manifest, disk));
             if manifest.disks.len() == 1 {
                 let short = ImageRef {
                     disk: None,
                     ..image.clone()
                 };
-                offers.push(offer(short.to_string(), number, &manifest, disk));
+                offers.push(offer(short.to_string(), id, &manifest, disk));
             }
         }
         Ok(offers)
@@ -195,11 +196,10 @@ impl StoreCatalog {
     }
 
     fn open_disk(&self, offer: &Offer) -> imagefmt::Result<Arc<dyn Export>> {
-        let image: ImageRef = offer.image.parse()?;
-        let disk = self.images.disk(&image, &offer.disk)?;
-        Ok(Arc::new(ServedDisk::new(
+        let disk = self.images.disk(&offer.image, &offer.disk)?;
+        Ok(Arc::new(ServedDisk::among(
             disk,
-            image,
+            offer.image.clone(),
             &self.images,
             &self.failures,
         )))
@@ -223,7 +223,7 @@ impl StoreCatalog {
     }
 }
 
-fn offer(name: String, image: String, manifest: &Manifest, disk: &DiskRecord) -> Offer {
+fn offer(name: String, image: &ImageId, manifest: &Manifest, disk: &DiskRecord) -> Offer {
     let Manifest {
         finished,
         consistency,
@@ -235,7 +235,7 @@ fn offer(name: String, image: String, manifest: &Manifest, disk: &DiskRecord) ->
             "disk {} of image {image}, taken {finished}, {consistency}",
             disk.name
         ),
-        image,
+        image: image.clone(),
         disk: disk.name.clone(),
         size_bytes: disk.size_bytes,
         cluster_bytes: manifest.cluster_size,
@@ -293,7 +293,7 @@ impl Catalog for StoreCatalog {
         if self.overlays.is_some() {
             return Ok(Vec::new());
         }
-        let image = self.find(name)?.image.parse().map_err(|error| refusal(&error))?;
+        let image = self.find(name)?.image;
         changes::offered(&self.images.store, &image).map_err(|error| refusal(&error))
     }
 

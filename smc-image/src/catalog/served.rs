@@ -4,7 +4,7 @@ use super::changes::{self, CHANGED};
 use super::images::Images;
 use super::reporting::{ReadFailures, ReportingDisk};
 use super::{chain_text, locked};
-use imagefmt::{Disk, ImageRef, TryRead};
+use imagefmt::{Disk, ImageId, TryRead};
 use nbd::{Export, ExportError, FailureKind, Ready};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -16,25 +16,41 @@ const EXTENTS_MAX: usize = 4096;
 #[derive(Debug)]
 pub(super) struct ServedDisk {
     disk: ReportingDisk,
-    image: ImageRef,
+    /// What meta contexts compare with; where there are none, the disk alone is served.
+    others: Option<Others>,
+}
+
+/// The images that a disk is compared with.
+#[derive(Debug)]
+struct Others {
+    image: ImageId,
     images: Arc<Images>,
-    /// What meta contexts compare with, opened when it is first asked for.
-    compared: Mutex<HashMap<String, Disk>>,
+    /// Opened when they are first asked for.
+    opened: Mutex<HashMap<String, Disk>>,
 }
 
 impl ServedDisk {
-    /// A disk of `image`, which is named by number.
-    pub(super) fn new(
+    /// A disk alone.
+    pub(super) fn new(disk: Disk, failures: &Arc<ReadFailures>) -> Self {
+        let disk = ReportingDisk::new(disk, Arc::clone(failures));
+        Self { disk, others: None }
+    }
+
+    /// A disk of `image`, which can be compared with other images.
+    pub(super) fn among(
         disk: Disk,
-        image: ImageRef,
+        image: ImageId,
         images: &Arc<Images>,
         failures: &Arc<ReadFailures>,
     ) -> Self {
-        Self {
-            disk: ReportingDisk::new(disk, Arc::clone(failures)),
+        let others = Others {
             image,
             images: Arc::clone(images),
-            compared: Mutex::default(),
+            opened: Mutex::default(),
+        };
+        Self {
+            others: Some(others),
+            ..Self::new(disk, failures)
         }
     }
 
@@ -48,17 +64,20 @@ impl ServedDisk {
 
     /// The disk that a context compares with.
     fn compared_with(&self, context: &str) -> Result<Disk, ExportError> {
-        if let Some(known) = locked(&self.compared).get(context) {
+        let unknown = || {
+            let text = format!("this export does not know the meta context {context}");
+            ExportError::new(FailureKind::Invalid, 0, text)
+        };
+        let others = self.others.as_ref().ok_or_else(unknown)?;
+        if let Some(known) = locked(&others.opened).get(context) {
             return Ok(known.clone());
         }
         let failed = |error: imagefmt::Error| ExportError::io(0, chain_text(&error));
-        let image = changes::compared(&self.images.store, &self.image, context).map_err(failed)?;
-        let Some(image) = image else {
-            let text = format!("this export does not know the meta context {context}");
-            return Err(ExportError::new(FailureKind::Invalid, 0, text));
-        };
-        let disk = self.images.disk(&image, self.inner().name()).map_err(failed)?;
-        locked(&self.compared).insert(context.to_owned(), disk.clone());
+        let (images, image) = (&others.images, &others.image);
+        let image = changes::compared(&images.store, image, context).map_err(failed)?;
+        let image = image.ok_or_else(unknown)?;
+        let disk = images.disk(&image, self.inner().name()).map_err(failed)?;
+        locked(&others.opened).insert(context.to_owned(), disk.clone());
         Ok(disk)
     }
 }

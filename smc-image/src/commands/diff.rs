@@ -37,12 +37,12 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     for disk in a.disks() {
         match b.disks().iter().find(|other| other.name() == disk.name()) {
             Some(other) => compare(context.json, disk, other)?,
-            None => alone(context.json, disk, &b.label())?,
+            None => alone(context.json, disk, &b.id().to_string())?,
         }
     }
     for disk in b.disks() {
         if !a.disks().iter().any(|other| other.name() == disk.name()) {
-            alone(context.json, disk, &a.label())?;
+            alone(context.json, disk, &a.id().to_string())?;
         }
     }
     Ok(ExitCode::SUCCESS)

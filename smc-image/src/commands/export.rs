@@ -1,6 +1,6 @@
 //! `smc-image export`: a disk of an image as a file that needs no store.
 
-use crate::catalog::StoreCatalog;
+use crate::catalog::SingleDisk;
 use crate::commands::serve::default_uri;
 use crate::context::Context;
 use crate::exit::Advise;
@@ -11,7 +11,7 @@ use cli::output;
 use cli::progress::Progress;
 use cli::units;
 use crossbeam_channel::{Receiver, Sender};
-use imagefmt::{Disk, Image, ImageRef};
+use imagefmt::{Disk, ImageRef};
 use nbd::{Limits, Server, ShutdownHandle};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, RenameFlags, renameat2};
@@ -115,8 +115,7 @@ struct Done<'a> {
 
 /// Writes the file.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
-    let image = context.open_image(&args.image)?;
-    let disk = image.disk(args.image.disk.as_deref())?.clone();
+    let disk = context.open_disk(&args.image)?;
     let format = args.format.unwrap_or_else(|| Format::of(&args.file));
     refuse_occupied(&args.file, args.force)?;
     let interrupt = Interrupt::install()?;
@@ -124,10 +123,11 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let progress = Progress::bytes(disk.size_bytes(), format!("export {}", disk.label()));
     match format {
         Format::Raw => write_raw(&disk, &part.file, &progress, &interrupt)?,
-        _ => convert(context, &image, &disk, format, &part.path, &progress, &interrupt)?,
+        _ => convert(&disk, format, &part.path, &progress, &interrupt)?,
     }
     part.finish(args.force)?;
     progress.clear();
+    // Everything that was written was read through this disk's tree and verified against its root.
     let digest = disk.digest().to_string();
     if context.json {
         let done = Done {
@@ -337,18 +337,13 @@ fn copy_pieces(disk: &Disk, file: &File, todo: &Receiver<Piece>, progress: &Prog
 
 /// Has `qemu-img` read the disk from an NBD server of ours and write it in `format`.
 fn convert(
-    context: &Context,
-    image: &Image,
     disk: &Disk,
     format: Format,
     part: &Path,
     progress: &Progress,
     interrupt: &Interrupt,
 ) -> anyhow::Result<()> {
-    // By number, since the newest image may be another one in a moment.
-    let exact: ImageRef =
-        format!("{}/{}:{}", image.chain(), image.manifest().sequence, disk.name()).parse()?;
-    let catalog = Arc::new(StoreCatalog::new(context.open_store()?, &[exact]));
+    let catalog = Arc::new(SingleDisk::new(disk.clone()));
     let failures = catalog.failures().clone();
     let server = PrivateServer::start(catalog)?;
     let mut command = Command::new("qemu-img");
@@ -374,7 +369,7 @@ struct PrivateServer {
 }
 
 impl PrivateServer {
-    fn start(catalog: Arc<StoreCatalog>) -> anyhow::Result<Self> {
+    fn start(catalog: Arc<SingleDisk>) -> anyhow::Result<Self> {
         // Made with mode 0700.
         let dir = tempfile::Builder::new()
             .prefix("smc-export-")

@@ -4,9 +4,9 @@ use crate::commands::rm;
 use crate::context::Context;
 use crate::exit;
 use cli::output;
-use imagefmt::{ErrorKind, Store};
+use imagefmt::{ErrorKind, JobImages, Store};
 use serde_json::json;
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::process::ExitCode;
 
 /// Free what no image needs
@@ -30,18 +30,20 @@ fn job_name(text: &str) -> Result<String, String> {
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
     let mut code = ExitCode::SUCCESS;
-    for chain in chains(&store, &args.jobs)? {
-        let done = match store.gc(&chain) {
+    for images in chains(&store, &args.jobs)? {
+        let job = images.job();
+        let done = match store.gc(job) {
             Ok(reclaimed) => {
                 if context.json {
-                    output::json(&json!({ "chain": chain, "space": rm::space(&reclaimed) }))?;
+                    let space = rm::space(&reclaimed);
+                    output::json(&json!({ "job": job, "chain": images.chain(), "space": space }))?;
                 } else {
-                    output::line(format_args!("{chain}: {}", rm::in_words(&reclaimed)))?;
+                    output::line(format_args!("{job}: {}", rm::in_words(&reclaimed)))?;
                 }
-                rm::judge(&chain, &reclaimed)
+                rm::judge(job, &reclaimed)
             }
             Err(error) if error.kind() == ErrorKind::Busy && args.jobs.is_empty() => {
-                eprintln!("smc-image: {chain} is left out: {error}");
+                eprintln!("smc-image: {job} is skipped: {error}");
                 ExitCode::SUCCESS
             }
             Err(error) => exit::report(&error.into()),
@@ -51,9 +53,16 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-fn chains(store: &Store, jobs: &[String]) -> imagefmt::Result<BTreeSet<String>> {
-    if jobs.is_empty() {
-        return Ok(store.chains()?.into_iter().collect());
-    }
-    jobs.iter().map(|job| Ok(store.job(job)?.chain)).collect()
+/// One job of each chain that is to be cleaned up.
+fn chains(store: &Store, jobs: &[String]) -> imagefmt::Result<Vec<JobImages>> {
+    let mut found: Vec<JobImages> = if jobs.is_empty() {
+        store.jobs()?.into_values().collect()
+    } else {
+        jobs.iter()
+            .map(|job| store.job(job))
+            .collect::<imagefmt::Result<_>>()?
+    };
+    let mut chains = HashSet::new();
+    found.retain(|images| chains.insert(images.chain().to_owned()));
+    Ok(found)
 }

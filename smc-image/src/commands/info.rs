@@ -5,7 +5,7 @@ use anyhow::Context as _;
 use cli::output;
 use cli::text;
 use cli::units;
-use imagefmt::{Codec, Disk, DiskIdentity, DiskRecord, Image, ImageRef, Manifest, Run};
+use imagefmt::{Codec, Disk, DiskIdentity, DiskRecord, Image, ImageId, ImageRef, Manifest, Run};
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
@@ -28,7 +28,9 @@ struct Unreadable {
 
 /// Shows the manifest, and what follows from it.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
-    let image = context.open_image(&args.image)?;
+    let store = context.open_store()?;
+    let image = store.image(&args.image)?;
+    let parent = store.parent(image.id())?;
     let disks: Vec<&Disk> = match &args.image.disk {
         Some(name) => vec![image.disk(Some(name))?],
         None => image.disks().iter().collect(),
@@ -47,10 +49,10 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
             .iter()
             .map(|(disk, record, found)| disk_object(disk, record, found))
             .collect();
-        output::json(&image_object(&image, &disks))?;
+        output::json(&image_object(&image, parent.as_ref(), &disks))?;
         return Ok(ExitCode::SUCCESS);
     }
-    print_image(&image)?;
+    print_image(&image, parent.as_ref())?;
     for (disk, record, unreadable) in &shown {
         print_disk(disk, record)?;
         if let Some(unreadable) = unreadable {
@@ -104,17 +106,21 @@ fn with_reason(choice: impl std::fmt::Display, reason: &str) -> String {
     }
 }
 
-fn print_image(image: &Image) -> anyhow::Result<()> {
+fn print_image(image: &Image, parent: Option<&ImageId>) -> anyhow::Result<()> {
     let manifest = image.manifest();
-    field("image", image.label())?;
+    field("image", image.id().to_string())?;
     field("id", manifest.id)?;
-    field("chain", format_args!("{} ({})", image.chain(), manifest.chain))?;
-    match &manifest.parent {
-        Some(parent) => field(
+    field(
+        "chain",
+        format_args!("{} ({})", image.id().chain(), manifest.chain),
+    )?;
+    match (&manifest.parent, parent) {
+        (Some(record), Some(parent)) => field("parent", format_args!("{parent} ({})", record.id))?,
+        (Some(record), None) => field(
             "parent",
-            format_args!("{}/{} ({})", image.chain(), parent.sequence, parent.id),
+            format_args!("number {}, deleted ({})", record.sequence, record.id),
         )?,
-        None => field("parent", "none")?,
+        (None, _) => field("parent", "none")?,
     }
     field("started", units::local_time(manifest.started))?;
     field("finished", units::local_time(manifest.finished))?;
@@ -194,15 +200,16 @@ fn print_unreadable(unreadable: &[Unreadable]) -> anyhow::Result<()> {
     })
 }
 
-fn image_object(image: &Image, disks: &[Value]) -> Value {
+fn image_object(image: &Image, parent: Option<&ImageId>, disks: &[Value]) -> Value {
     let manifest = image.manifest();
     json!({
-        "image": image.label(),
+        "image": image.id().to_string(),
         "job": manifest.job,
         "sequence": manifest.sequence,
         "id": manifest.id,
-        "chain": { "name": image.chain(), "id": manifest.chain },
+        "chain": { "name": image.id().chain(), "id": manifest.chain },
         "parent": manifest.parent,
+        "parent_image": parent.map(ImageId::to_string),
         "started": manifest.started,
         "finished": manifest.finished,
         "kind": manifest.kind,

@@ -6,8 +6,9 @@ use crate::selection::{self, Selected};
 use cli::output;
 use cli::table::{Align, Table};
 use cli::units;
-use imagefmt::{DiskRecord, Manifest, Pin, Store, Verdict, VerdictState};
+use imagefmt::{DiskRecord, ImageId, JobImages, Manifest, Pin, Store, Verdict, VerdictState};
 use serde_json::json;
+use std::collections::HashSet;
 use std::process::ExitCode;
 
 /// List images
@@ -24,32 +25,36 @@ pub struct Args {
 /// Lists every image; one whose manifest is damaged is listed as that.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
-    let places = selection::places(&store, &args.selected)?;
     let mut list = List::new(context.json);
-    for (chain, sequence) in places {
-        match selection::unless_deleted(store.manifest(&chain, sequence)) {
-            Some(Ok(manifest)) => list.image(&manifest, &Said::of(&store, &chain, &manifest))?,
-            Some(Err(error)) => list.unreadable(&format!("{chain}/{sequence}"), &error.into())?,
+    for image in selection::images(&store, &args.selected)? {
+        match selection::unless_deleted(store.manifest(&image)) {
+            Some(Ok(manifest)) => list.image(&manifest, &Said::of(&store, &image, &manifest))?,
+            Some(Err(error)) => list.unreadable(&image.to_string(), &error.into())?,
             None => {}
         }
     }
-    for chain in chains(&store, &args.selected)? {
-        match store.unfinished(&chain) {
+    let mut unreadable = HashSet::new();
+    for images in jobs(&store, &args.selected)? {
+        let job = images.job();
+        match store.unfinished(job) {
             Ok(Some(unfinished)) => list.unfinished(&unfinished)?,
-            Ok(None) => {}
-            Err(error) => list.unreadable(&format!("{chain}/unfinished"), &error.into())?,
+            // A chain has one, and which of its jobs it is of cannot be read either.
+            Err(error) if unreadable.insert(images.chain().to_owned()) => {
+                list.unreadable(&format!("{job}/unfinished"), &error.into())?;
+            }
+            _ => {}
         }
     }
     list.finish(store.label())
 }
 
-/// The chains whose unfinished syncs are to be listed.
-fn chains(store: &Store, selected: &[Selected]) -> imagefmt::Result<Vec<String>> {
+/// The jobs whose unfinished syncs are to be listed.
+fn jobs(store: &Store, selected: &[Selected]) -> imagefmt::Result<Vec<JobImages>> {
     if selected.is_empty() {
-        return store.chains();
+        return Ok(store.jobs()?.into_values().collect());
     }
     let of_job = |selected: &Selected| match selected {
-        Selected::Job(job) => Some(store.job(job).map(|images| images.chain)),
+        Selected::Job(job) => Some(store.job(job)),
         Selected::Image(_) => None,
     };
     selected.iter().filter_map(of_job).collect()
@@ -63,10 +68,10 @@ struct Said {
 
 impl Said {
     /// What cannot be read is left out: the image is what counts.
-    fn of(store: &Store, chain: &str, manifest: &Manifest) -> Self {
+    fn of(store: &Store, image: &ImageId, manifest: &Manifest) -> Self {
         Self {
-            verdict: store.verdict(chain, manifest).ok().flatten(),
-            pins: store.pins(chain, manifest.sequence).unwrap_or_default(),
+            verdict: store.verdict(image, manifest).ok().flatten(),
+            pins: store.pins(image).unwrap_or_default(),
         }
     }
 

@@ -26,9 +26,10 @@ pub struct Args {
     /// Number of the partition; may be left out where one filesystem is on the disk
     #[arg(long, value_name = "N")]
     partition: Option<u32>,
-    /// Serve the disk in the foreground, in this mount's private DIR (what mount itself starts)
-    #[arg(long, hide = true, conflicts_with = "partition")]
-    fuse_server: bool,
+    /// Serve the disk in the foreground, in this mount's private DIR, if its image has this id (what mount itself
+    /// starts)
+    #[arg(long, value_name = "ID", hide = true, conflicts_with = "partition")]
+    fuse_server: Option<String>,
 }
 
 /// What `--json` shows.
@@ -47,8 +48,8 @@ struct Mounted<'a> {
 /// Mounts it and returns when it is there.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     mount::require_root()?;
-    if args.fuse_server {
-        return fuse::serve(context, &args.image, &args.dir);
+    if let Some(id) = &args.fuse_server {
+        return fuse::serve(context, &args.image, id, &args.dir);
     }
     let interrupt = Interrupt::install()?;
     let dir = args
@@ -62,11 +63,10 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let block_bytes = block_bytes(&image, disk.name());
     let selection = select::select(disk, block_bytes.into(), args.partition)
         .with_context(|| format!("mount {}", disk.label()))?;
-    let exact: ImageRef =
-        format!("{}/{}:{}", image.chain(), image.manifest().sequence, disk.name()).parse()?;
     let plan = Plan {
         store: &context.store,
-        image: &exact,
+        image: &image.id().reference(Some(disk.name())),
+        image_id: &image.manifest().id.to_string(),
         selection: &selection,
         block_bytes,
         dir: &dir,

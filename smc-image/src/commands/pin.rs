@@ -30,13 +30,12 @@ pub struct UnpinArgs {
 /// Pins an image.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
-    let (chain, sequence) = store.resolve(&args.image)?;
-    store.pin(&chain, sequence, &args.name)?;
-    let label = format!("{}/{sequence}", args.image.job);
+    let image = store.resolve(&args.image)?;
+    store.pin(&image, &args.name)?;
     if context.json {
-        output::json(&json!({ "image": label, "pinned": args.name }))?;
+        output::json(&json!({ "image": image.to_string(), "pinned": args.name }))?;
     } else {
-        output::line(format_args!("{label} is pinned ({})", args.name))?;
+        output::line(format_args!("{image} is pinned ({})", args.name))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -44,13 +43,12 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
 /// Takes pins away.
 pub fn run_unpin(context: &Context, args: &UnpinArgs) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
-    let (chain, sequence) = store.resolve(&args.image)?;
-    let gone = store.unpin(&chain, sequence, args.name.as_deref())?;
-    let label = format!("{}/{sequence}", args.image.job);
+    let image = store.resolve(&args.image)?;
+    let gone = store.unpin(&image, args.name.as_deref())?;
     if context.json {
-        output::json(&json!({ "image": label, "unpinned": gone }))?;
+        output::json(&json!({ "image": image.to_string(), "unpinned": gone }))?;
     } else {
-        output::line(format_args!("{label}: {} taken away", text::count(gone, "pin")))?;
+        output::line(format_args!("{image}: {} taken away", text::count(gone, "pin")))?;
     }
     Ok(ExitCode::SUCCESS)
 }

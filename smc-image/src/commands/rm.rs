@@ -5,7 +5,7 @@ use crate::exit::{self, Advise};
 use cli::output;
 use cli::text;
 use cli::units;
-use imagefmt::{ErrorKind, ImageRef, Reclaimed, Store};
+use imagefmt::{ErrorKind, ImageId, ImageRef, Reclaimed, Store};
 use serde_json::json;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -66,33 +66,30 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// Where something to delete is.
+/// Something to delete, found in the store.
 enum Named {
-    Image(String, u64),
+    Image(ImageId),
     Unfinished(String),
 }
 
 fn name(store: &Store, doomed: &Doomed) -> (String, anyhow::Result<Named>) {
     match doomed {
         Doomed::Image(image) => match store.resolve(image) {
-            Ok((chain, sequence)) => (
-                format!("{}/{sequence}", image.job),
-                Ok(Named::Image(chain, sequence)),
-            ),
+            Ok(id) => (id.to_string(), Ok(Named::Image(id))),
             Err(error) => (image.to_string(), Err(error.into())),
         },
         Doomed::Unfinished(job) => {
-            let chain = store.job(job).map(|images| Named::Unfinished(images.chain));
-            (format!("{job}/{UNFINISHED}"), chain.map_err(anyhow::Error::from))
+            let named = store.job(job).map(|_| Named::Unfinished(job.clone()));
+            (format!("{job}/{UNFINISHED}"), named.map_err(anyhow::Error::from))
         }
     }
 }
 
 fn delete(store: &Store, named: &Named) -> anyhow::Result<Reclaimed> {
     match named {
-        Named::Unfinished(chain) => Ok(store.discard_checkpoint(chain)?),
-        Named::Image(chain, sequence) => {
-            let deleted = store.delete(chain, *sequence);
+        Named::Unfinished(job) => Ok(store.discard_unfinished(job)?),
+        Named::Image(image) => {
+            let deleted = store.delete(image);
             let damaged_pins = matches!(&deleted, Err(error) if error.kind() == ErrorKind::Damaged);
             let deleted = deleted.map_err(anyhow::Error::from);
             if damaged_pins {

@@ -86,7 +86,7 @@ fn parse_limit(text: &str) -> Result<u64, String> {
 struct Served<'a> {
     export: &'a str,
     uri: String,
-    image: &'a str,
+    image: String,
     disk: &'a str,
     size_bytes: u64,
     writable: bool,
@@ -191,7 +191,7 @@ fn announce(
                 output::json(&Served {
                     export: &offer.name,
                     uri,
-                    image: &offer.image,
+                    image: offer.image.to_string(),
                     disk: &offer.disk,
                     size_bytes: offer.size_bytes,
                     writable: args.overlay,

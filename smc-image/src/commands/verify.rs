@@ -5,7 +5,7 @@ mod throttle;
 
 use crate::context::Context;
 use crate::exit;
-use crate::selection::{self, Place, Selected};
+use crate::selection::{self, Selected};
 use anyhow::Context as _;
 use cli::interrupt::Interrupt;
 use cli::output::{self, ClosedOutput};
@@ -13,11 +13,11 @@ use cli::progress::Progress;
 use cli::text;
 use cli::units;
 use imagefmt::{
-    Chain, ErrorKind, Finding, Image, Scope, Span, Store, Verdict, Verifier, VerifyPlan, VerifyProgress,
+    ErrorKind, Finding, Image, ImageId, Readers, Scope, Span, Store, Verdict, Verifier, VerifyPlan,
+    VerifyProgress,
 };
 use jiff::Timestamp;
 use serde_json::json;
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use throttle::Throttle;
@@ -82,16 +82,16 @@ fn parse_rate(text: &str) -> Result<u64, String> {
 /// Verifies what was selected, and reports.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
-    let places = selection::places(&store, &args.selected)?;
+    let images = selection::images(&store, &args.selected)?;
     if let Some(device) = &args.against {
-        return against::run(context, &store, &places, args.disk.as_deref(), device);
+        return against::run(context, &store, &images, args.disk.as_deref(), device);
     }
     let mut run = Verification::new(&store, context.json, args)?;
     if args.resume {
-        run.begun = interrupted(&store, &places)?;
+        run.begun = interrupted(&store, &images)?;
     }
-    for place in &places {
-        match run.image(place) {
+    for image in &images {
+        match run.image(image) {
             // Nobody reads on: the exit code still tells what was found.
             Err(error) if error.is::<ClosedOutput>() && run.findings > 0 => break,
             verified => verified?,
@@ -104,13 +104,13 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// When the verification began that was interrupted last.
-fn interrupted(store: &Store, places: &[Place]) -> anyhow::Result<Timestamp> {
-    let stopped = |(chain, sequence): &Place| {
-        let manifest = store.manifest(chain, *sequence).ok()?;
-        let verdict = store.verdict(chain, &manifest).ok()??;
+fn interrupted(store: &Store, images: &[ImageId]) -> anyhow::Result<Timestamp> {
+    let stopped = |image: &ImageId| {
+        let manifest = store.manifest(image).ok()?;
+        let verdict = store.verdict(image, &manifest).ok()??;
         verdict.stopped.map(|stopped| stopped.span.run)
     };
-    places
+    images
         .iter()
         .filter_map(stopped)
         .max()
@@ -122,7 +122,7 @@ struct Verification<'a> {
     args: &'a Args,
     json: bool,
     verifier: Verifier,
-    chains: HashMap<String, Chain>,
+    readers: Readers,
     interrupt: Interrupt,
     throttle: Throttle,
     /// When it began, or the one began that is gone on with.
@@ -147,7 +147,7 @@ impl<'a> Verification<'a> {
             args,
             json,
             verifier: Verifier::new(),
-            chains: HashMap::new(),
+            readers: store.readers(),
             interrupt: Interrupt::install()?,
             throttle: Throttle::new(args.rate),
             begun: Timestamp::now(),
@@ -162,9 +162,9 @@ impl<'a> Verification<'a> {
         })
     }
 
-    fn image(&mut self, (chain, sequence): &Place) -> anyhow::Result<()> {
-        let label = format!("{chain}/{sequence}");
-        match selection::unless_deleted(self.open(chain, *sequence)) {
+    fn image(&mut self, id: &ImageId) -> anyhow::Result<()> {
+        let label = id.to_string();
+        match selection::unless_deleted(self.readers.open(id)) {
             Some(Ok(image)) => self.content(&image),
             Some(Err(error)) if error.kind() == ErrorKind::Damaged => {
                 let what = exit::full_message(&error.into());
@@ -183,16 +183,8 @@ impl<'a> Verification<'a> {
         }
     }
 
-    /// Opens an image through its chain's one set of caches.
-    fn open(&mut self, chain: &str, sequence: u64) -> imagefmt::Result<Image> {
-        if !self.chains.contains_key(chain) {
-            self.chains.insert(chain.to_owned(), self.store.chain(chain)?);
-        }
-        self.chains[chain].image(sequence)
-    }
-
     fn content(&mut self, image: &Image) -> anyhow::Result<()> {
-        let label = image.label();
+        let label = image.id().to_string();
         let mut verdict = self.verdict(image);
         if self.args.resume && verdict.done_by(self.begun).is_some() {
             return self.was_done(image, &verdict);
@@ -232,7 +224,7 @@ impl<'a> Verification<'a> {
 
     /// What is known of an image; nothing where the record cannot be read, since it will be replaced.
     fn verdict(&self, image: &Image) -> Verdict {
-        let known = self.store.verdict(image.chain(), image.manifest());
+        let known = self.store.verdict(image.id(), image.manifest());
         known
             .ok()
             .flatten()
@@ -252,7 +244,7 @@ impl<'a> Verification<'a> {
 
     /// An image that was done before the interruption: what it shares with the next need not be read again.
     fn was_done(&mut self, image: &Image, verdict: &Verdict) -> anyhow::Result<()> {
-        let label = image.label();
+        let label = image.id().to_string();
         match verdict.done_by(self.begun) {
             Some((scope, Some([]))) => {
                 self.verifier.remember(image, scope, &[]);

@@ -8,7 +8,7 @@
 use super::{DISK_FILE, state};
 use crate::catalog::{ReadFailures, ReportingDisk};
 use crate::context::Context;
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use fuser::{
     AccessFlags, BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData,
@@ -34,9 +34,17 @@ const DISK: INodeNo = INodeNo(2);
 /// Requests that the kernel may have under way in the background (readahead).
 const BACKGROUND_MAX: u16 = 64;
 
-/// Serves `image` (one disk, by number) in the private directory `dir` of a mount, until nobody needs it.
-pub fn serve(context: &Context, image: &ImageRef, dir: &Path) -> anyhow::Result<ExitCode> {
-    let disk = ReportingDisk::new(context.open_disk(image)?, Arc::new(ReadFailures::default()));
+/// Serves `image` (one disk, by number), which has the random id `id`, in the private directory `dir` of a mount,
+/// until nobody needs it.
+pub fn serve(context: &Context, image: &ImageRef, id: &str, dir: &Path) -> anyhow::Result<ExitCode> {
+    let opened = context.open_image(image)?;
+    let found = opened.manifest().id.to_string();
+    ensure!(
+        found == id,
+        "{image} is another image now: its id is {found}, not {id}"
+    );
+    let disk = opened.disk(image.disk.as_deref())?.clone();
+    let disk = ReportingDisk::new(disk, Arc::new(ReadFailures::default()));
     let users = Arc::new(Users::default());
     let _session = start(disk, users.clone(), &state::fuse_dir(dir))?;
     let ready = io::stdout()

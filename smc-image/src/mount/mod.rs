@@ -50,6 +50,8 @@ pub struct Plan<'a> {
     pub store: &'a Path,
     /// The disk, with the image's number.
     pub image: &'a ImageRef,
+    /// The image's random id: the server serves no other one.
+    pub image_id: &'a str,
     /// Which part of it.
     pub selection: &'a Selection,
     /// Its logical block size in bytes.
@@ -195,7 +197,7 @@ fn spawn_server(plan: &Plan<'_>, dir: &Path) -> anyhow::Result<Child> {
         .arg0("smc-image")
         .arg("--store")
         .arg(store)
-        .args(["mount", "--fuse-server"]);
+        .args(["mount", "--fuse-server", plan.image_id]);
     command.arg(plan.image.to_string()).arg(dir);
     command
         .stdin(Stdio::piped())

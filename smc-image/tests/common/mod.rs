@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use testkit::guard::ScratchDir;
 pub use testkit::noise;
-use testkit::program::{Run, run};
+use testkit::program::{Run, run, tool};
 
 /// The tool under test.
 pub const SMC_IMAGE: &str = env!("CARGO_BIN_EXE_smc-image");
@@ -70,8 +70,34 @@ impl Fixture {
     /// Syncs `job`: full the first time, then only what differs.
     pub fn sync_with(&self, job: &str, cluster_size: ClusterSize, disks: &[(&str, &[u8])]) -> Manifest {
         let store = imagefmt::open_store(&self.store()).unwrap();
-        let names: Vec<String> = disks.iter().map(|(name, _)| (*name).to_owned()).collect();
-        let mut image = store.begin(job, Some(cluster_size), &names).unwrap();
+        let image = store.begin(job, Some(cluster_size), &names(disks)).unwrap();
+        self.write(image, cluster_size, disks)
+    }
+
+    /// Syncs `job`, which continues the chain of the job `from`, with these disks, of 64 KiB clusters.
+    pub fn take_up(&self, job: &str, from: &str, disks: &[(&str, &[u8])]) -> Manifest {
+        let store = imagefmt::open_store(&self.store()).unwrap();
+        let image = store.take_up(job, from, &names(disks)).unwrap();
+        self.write(image, ClusterSize::K64, disks)
+    }
+
+    /// Leaves of the chain of `job` what other jobs made in it, and puts two images of a job of this name into a
+    /// chain elsewhere, the second of them with these disks.
+    pub fn namesake(&self, job: &str, disks: &[(&str, &[u8])]) {
+        self.run(&["rm", &format!("{job}/1")]).ok();
+        let other = Self::new();
+        other.sync(job, disks);
+        other.sync(job, disks);
+        let (from, to) = (other.store().join(job), self.store().join("elsewhere"));
+        tool("cp", &["-a", from.to_str().unwrap(), to.to_str().unwrap()]);
+    }
+
+    fn write(
+        &self,
+        mut image: imagefmt::ImageWriter,
+        cluster_size: ClusterSize,
+        disks: &[(&str, &[u8])],
+    ) -> Manifest {
         for (name, content) in disks {
             let meta = DiskMeta {
                 name: (*name).to_owned(),
@@ -126,6 +152,10 @@ impl Fixture {
     pub fn manifest(&self, chain: &str, sequence: u64) -> PathBuf {
         self.store().join(format!("{chain}/images/{sequence:06}.json"))
     }
+}
+
+fn names(disks: &[(&str, &[u8])]) -> Vec<String> {
+    disks.iter().map(|(name, _)| (*name).to_owned()).collect()
 }
 
 fn write_disk(

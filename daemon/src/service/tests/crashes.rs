@@ -189,7 +189,7 @@ fn a_stale_look_at_a_job_deletes_nothing_of_a_later_one_of_its_name() {
     std::thread::sleep(Duration::from_millis(50));
     assert!(!house.manager.lock().deleting.contains("web01"));
     let images = imagefmt::open_store(&store).unwrap().job("web01").unwrap();
-    assert_eq!(images.sequences, [1]);
+    assert_eq!(images.sequences(), [1]);
 }
 
 #[test]

@@ -531,7 +531,7 @@ fn deleting_keeps_images_and_purging_does_not() {
     house.wait_idle();
     assert_eq!(house.manager.delete("web01", false), Ok(true));
     let store = imagefmt::open_store(&house.dir.path().join("store")).unwrap();
-    assert_eq!(store.job("web01").unwrap().sequences, [1]);
+    assert_eq!(store.job("web01").unwrap().sequences(), [1]);
     let again = house.request("web01");
     let refusal = house.manager.create(&again).unwrap_err();
     assert!(refusal.message.contains("--take-up web01"), "{refusal}");
@@ -540,17 +540,18 @@ fn deleting_keeps_images_and_purging_does_not() {
         ..again
     };
     house.manager.create(&adopted).unwrap();
-    store.pin("web01", 1, "audit").unwrap();
+    let first = store.job("web01").unwrap().get(1).unwrap();
+    store.pin(&first, "audit").unwrap();
     let refusal = house.manager.delete("web01", true).unwrap_err();
     assert!(refusal.message.contains("web01/1 is pinned (audit)"), "{refusal}");
-    store.unpin("web01", 1, Some("audit")).unwrap();
+    store.unpin(&first, Some("audit")).unwrap();
     house.manager.delete("web01", true).unwrap();
     let begun = Instant::now();
     while house.manager.lock().jobs.contains_key("web01") {
         assert!(begun.elapsed() < Duration::from_secs(30));
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert_eq!(store.job("web01").unwrap().sequences, [0u64; 0]);
+    assert_eq!(store.job("web01").unwrap().sequences(), [0u64; 0]);
     // The note goes in the background, behind the job.
     let begun = Instant::now();
     while store.notes().unwrap() != Vec::<String>::new() {

@@ -130,7 +130,7 @@ fn a_job_of_a_newer_version_does_nothing_and_keeps_what_is_its_own() {
     assert_eq!(house.job("db").status, Status::Expired);
     assert_eq!(record(&house, "web01"), before);
     let images = imagefmt::open_store(&store).unwrap().job("web01").unwrap();
-    assert_eq!(images.sequences, [1]);
+    assert_eq!(images.sequences(), [1]);
 
     // The version that knows it finds it as it was.
     edit(&house, "web01", |record| record["status"] = json!("Stopped"));
@@ -156,7 +156,7 @@ fn a_job_that_cannot_be_read_can_be_forgotten_and_its_images_taken_up() {
     house.manager.start("web01").unwrap();
     house.wait_idle();
     let images = imagefmt::open_store(&store).unwrap().job("web01").unwrap();
-    assert_eq!(images.sequences, [1, 2]);
+    assert_eq!(images.sequences(), [1, 2]);
 }
 
 #[test]

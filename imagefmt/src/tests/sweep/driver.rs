@@ -275,7 +275,8 @@ impl<'a> Driver<'a> {
             job.unsure.insert(sequence, image);
         }
         self.note();
-        let reclaimed = self.store()?.delete(name, sequence)?;
+        let store = self.store()?;
+        let reclaimed = store.delete(&store.image_id(name, sequence))?;
         let job = self.world.job(name);
         job.unsure.remove(&sequence);
         job.gone.insert(sequence);
@@ -296,7 +297,8 @@ impl<'a> Driver<'a> {
             return self.delete(name, pick);
         }
         let Some(sequence) = parent else { return Ok(()) };
-        match self.store()?.delete(name, sequence) {
+        let store = self.store()?;
+        match store.delete(&store.image_id(name, sequence)) {
             Err(error) if error.kind() == ErrorKind::InUse => Ok(()),
             Err(error) => Err(error.into()),
             Ok(_) => Err("the parent was deleted under its sync".to_owned().into()),
@@ -315,7 +317,7 @@ impl<'a> Driver<'a> {
             unfinished.push(None);
         }
         self.note();
-        match self.store()?.discard_checkpoint(name) {
+        match self.store()?.discard_unfinished(name) {
             Ok(reclaimed) => self.check_done(&reclaimed)?,
             Err(error) if error.kind() == ErrorKind::NotFound && may_be_none => {}
             Err(error) => return Err(error.into()),
@@ -376,7 +378,7 @@ fn check_not_stored_again(
     manifest: &Manifest,
     progress: &Progress,
 ) -> Result<(), Trouble> {
-    let image = store.chain(job)?.image(manifest.sequence)?;
+    let image = store.open_image(&store.image_id(job, manifest.sequence))?;
     for (name, index, held) in &progress.held {
         let now = image.disk(Some(name))?.tree().cluster(*index)?;
         if now != *held {

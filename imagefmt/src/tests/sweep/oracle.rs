@@ -77,7 +77,7 @@ fn check_image(store: &Store, name: &str, job: &mut Job, sequence: u64) -> Resul
     if job.gone.contains(&sequence) {
         return Err("was deleted, and is there".to_owned());
     }
-    let opened = store.chain(name).and_then(|chain| chain.image(sequence));
+    let opened = store.open_image(&store.image_id(name, sequence));
     let image = opened.map_err(|error| format!("cannot be opened: {error:?}"))?;
     job.see(image.manifest())?;
     if let Some(model) = job.images.get(&sequence).or_else(|| job.unsure.get(&sequence)) {
@@ -113,11 +113,11 @@ fn compare(image: &Image, model: &ImageModel) -> Result<(), String> {
 
 /// The unfinished sync of a job, opened like an image.
 fn unfinished(store: &Store, name: &str) -> Result<Option<Image>, String> {
-    let found = match store.unfinished(name) {
+    let found = match store.unfinished_in(name) {
         Err(error) if error.kind() == ErrorKind::NotFound => None,
         found => found.map_err(|error| format!("the unfinished sync cannot be read: {error:?}"))?,
     };
-    let opened = found.map(|manifest| store.chain(name)?.open(manifest, Lock::new(())));
+    let opened = found.map(|manifest| store.chain(name)?.open(manifest.into(), Lock::new(())));
     opened
         .transpose()
         .map_err(|error| format!("the unfinished sync cannot be opened: {error:?}"))
@@ -172,8 +172,7 @@ fn no_leaks(disk: &SimDisk, store: &Store, chain: &str) -> Result<(), String> {
     for &sequence in &sequences {
         roots.push(
             store
-                .chain(chain)
-                .and_then(|chain| chain.image(sequence))
+                .open_image(&store.image_id(chain, sequence))
                 .map_err(error)?,
         );
     }

@@ -2,7 +2,6 @@
 
 use crate::context::Context;
 use crate::exit::{self, Advise};
-use crate::selection::Place;
 use anyhow::{Context as _, bail, ensure};
 use blockio::{Device, ReadOptions, SequentialReader};
 use cli::interrupt::Interrupt;
@@ -10,7 +9,7 @@ use cli::output;
 use cli::progress::Progress;
 use cli::text;
 use cli::units;
-use imagefmt::{Against, Disk, FANOUT, Image, Span, Store, Verdict, cluster_digest};
+use imagefmt::{Against, Disk, Image, ImageId, Span, Store, Verdict, cluster_digest};
 use jiff::Timestamp;
 use serde_json::json;
 use std::ops::Range;
@@ -26,14 +25,14 @@ const RANGES_SHOWN_MAX: usize = 20;
 pub fn run(
     context: &Context,
     store: &Store,
-    places: &[Place],
+    images: &[ImageId],
     disk: Option<&str>,
     path: &Path,
 ) -> anyhow::Result<ExitCode> {
-    let [(chain, sequence)] = places else {
+    let [image] = images else {
         bail!("--against compares with one image: name it as JOB/NUMBER or JOB/latest");
     };
-    let image = store.chain(chain)?.image(*sequence)?;
+    let image = store.open_image(image)?;
     let disk = image
         .disk(disk)
         .map_err(anyhow::Error::from)
@@ -106,12 +105,13 @@ fn compare_chunk(
     differing: &mut Vec<Range<u64>>,
 ) -> anyhow::Result<()> {
     let geometry = disk.geometry();
-    for (i, plain) in bytes.chunks(geometry.cluster_size().byte_len()).enumerate() {
-        let index = geometry.cluster_at(offset) + i as u64;
+    let first = geometry.cluster_at(offset);
+    let clusters = bytes.chunks(geometry.cluster_size().byte_len());
+    let known = disk.digests(first..first + clusters.len() as u64)?;
+    for ((index, plain), known) in (first..).zip(clusters).zip(known) {
         let start = geometry.cluster_offset(index);
         let same = if plain.len() == geometry.cluster_len(index) {
-            let leaf = disk.tree().leaf(index / FANOUT as u64)?;
-            leaf.child(index).digest == cluster_digest(plain)
+            known == cluster_digest(plain)
         } else {
             let mut known = vec![0; plain.len()];
             disk.read_at(start, &mut known)?;
@@ -125,7 +125,7 @@ fn compare_chunk(
 }
 
 fn keep(store: &Store, image: &Image, result: &Against) {
-    let known = store.verdict(image.chain(), image.manifest()).ok().flatten();
+    let known = store.verdict(image.id(), image.manifest()).ok().flatten();
     let mut verdict = known.unwrap_or_else(|| Verdict::new(image.manifest()));
     verdict.add_comparison(result.clone(), &[]);
     if let Err(error) = store.keep_verdict(image, &verdict) {

@@ -1,0 +1,94 @@
+//! The locks of a store: whoever reads an image, writes to a chain, or frees its space holds one.
+
+use crate::error::{Error, ErrorKind, Result, Within};
+use crate::format::name::ImageId;
+use crate::storage::paths::{manifest_path, reclaim_lock_path, writer_lock_path};
+use crate::storage::{Lock, LockMode};
+use crate::store::Store;
+use std::time::Duration;
+
+/// How often an image that somebody is deleting is tried to be locked, and how long is waited in between.
+const HOLD_TRIES: u32 = 20;
+const HOLD_PAUSE: Duration = Duration::from_millis(25);
+
+impl Store {
+    /// Locks an image against deletion without opening it.
+    ///
+    /// Whoever deletes it locks it for moments: then it is gone, or it was refused and can be locked.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such image, `Busy` when it is being deleted for long.
+    pub fn hold(&self, image: &ImageId) -> Result<Lock> {
+        let path = manifest_path(image.chain(), image.sequence());
+        let mut tries = 0;
+        loop {
+            match self.storage().lock(&path, LockMode::Shared) {
+                Err(error) if error.kind() == ErrorKind::Busy && tries < HOLD_TRIES => {
+                    tries += 1;
+                    std::thread::sleep(HOLD_PAUSE);
+                }
+                lock => return lock.map_err(|error| error.of_image("lock image", image)),
+            }
+        }
+    }
+
+    /// Who has an image open, each in words for people, as far as /proc tells.
+    pub fn held_by(&self, image: &ImageId) -> Vec<String> {
+        self.storage()
+            .holders(&manifest_path(image.chain(), image.sequence()))
+    }
+
+    /// Tries to become the writer of a chain, for `job`.
+    ///
+    /// # Errors
+    /// `Busy`, naming who holds it, while a sync or a collection of garbage runs.
+    pub(crate) fn lock_writer(&self, chain: &str, job: &str) -> Result<Lock> {
+        let path = writer_lock_path(chain);
+        let locked = self.storage().lock(&path, LockMode::ExclusiveCreate);
+        locked.map_err(|error| {
+            if error.kind() != ErrorKind::Busy {
+                return error.within(format!("lock job {job}"));
+            }
+            error.within(self.who_writes(chain, job))
+        })
+    }
+
+    /// Why `job` cannot write now: the chain may be written to for another job that it shares it with.
+    fn who_writes(&self, chain: &str, job: &str) -> String {
+        let by = self.holders_of(&writer_lock_path(chain));
+        let by = by.unwrap_or_else(|| "another process".to_owned());
+        match self.owner(chain) {
+            Ok(owner) if owner != job => format!(
+                "job {job} has a chain in common with job {owner}, and that is being synced or cleaned up by {by}: \
+                 wait until it is done"
+            ),
+            _ => format!("job {job} is being synced or cleaned up by {by}: wait until it is done"),
+        }
+    }
+
+    /// Waits for the lock under which roots are changed and space is freed.
+    pub(crate) fn lock_reclaim(&self, chain: &str) -> Result<Lock> {
+        let lock = self.storage().lock_waiting(&reclaim_lock_path(chain));
+        lock.within(|| format!("lock chain {chain}"))
+    }
+
+    /// Locks an image that is to be deleted.
+    pub(crate) fn lock_for_deletion(&self, image: &ImageId) -> Result<Lock> {
+        let path = manifest_path(image.chain(), image.sequence());
+        let locked = self.storage().lock(&path, LockMode::Exclusive);
+        locked.map_err(|error| {
+            if error.kind() != ErrorKind::Busy {
+                return error.of_image("delete image", image);
+            }
+            let by = self.holders_of(&path);
+            let by = by.map_or_else(String::new, |by| format!(" by {by}"));
+            let what = format!("is in use{by}: it can be deleted when nobody reads it");
+            Error::refused(ErrorKind::InUse, image, &what)
+        })
+    }
+
+    fn holders_of(&self, path: &str) -> Option<String> {
+        let holders = self.storage().holders(path);
+        (!holders.is_empty()).then(|| holders.join(", "))
+    }
+}

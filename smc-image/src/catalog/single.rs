@@ -1,0 +1,56 @@
+//! One opened disk as the only export.
+
+use super::reporting::ReadFailures;
+use super::served::ServedDisk;
+use imagefmt::Disk;
+use nbd::{Access, Catalog, Export, ExportInfo, ServeError};
+use std::sync::Arc;
+
+/// Offers one disk, which its caller has opened, as the default export: nothing is looked up again, so nothing else
+/// can be served in its place.
+#[derive(Debug)]
+pub struct SingleDisk {
+    disk: Disk,
+    failures: Arc<ReadFailures>,
+}
+
+impl SingleDisk {
+    /// Offers `disk`.
+    pub fn new(disk: Disk) -> Self {
+        let failures = Arc::default();
+        Self { disk, failures }
+    }
+
+    /// What could not be read since it was made.
+    pub fn failures(&self) -> &Arc<ReadFailures> {
+        &self.failures
+    }
+}
+
+impl Catalog for SingleDisk {
+    fn list(&self) -> Result<Vec<ExportInfo>, ServeError> {
+        Ok(vec![self.info("")?])
+    }
+
+    fn info(&self, name: &str) -> Result<ExportInfo, ServeError> {
+        if !name.is_empty() {
+            return Err(ServeError::not_found(name));
+        }
+        Ok(ExportInfo {
+            name: String::new(),
+            description: Some(self.disk.label().to_owned()),
+            size_bytes: self.disk.size_bytes(),
+            preferred_block_bytes: self.disk.geometry().cluster_size().bytes(),
+            access: Access::ReadOnly,
+        })
+    }
+
+    fn contexts(&self, _name: &str) -> Result<Vec<String>, ServeError> {
+        Ok(Vec::new())
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Export>, ServeError> {
+        self.info(name)?;
+        Ok(Arc::new(ServedDisk::new(self.disk.clone(), &self.failures)))
+    }
+}
