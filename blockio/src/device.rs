@@ -6,13 +6,13 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::identity::{Identity, sysfs_directory};
-use crate::open::{self, device_number};
-use crate::topology::{self, Dependencies};
+use hostdev::{BlockDevice, DeviceNumber, Identity, Node, Root};
+
+use crate::open;
 use crate::{AlignedBuf, BLOCK_BYTES, Error, ErrorKind, Result, align_down, align_up, to_u64, to_usize};
 
 /// What a [`Device`] is.
@@ -36,11 +36,8 @@ struct Inner {
     file: File,
     path: PathBuf,
     name: String,
-    kind: DeviceKind,
-    /// Device number of a block device, `(0, 0)` of a file.
-    number: (u32, u32),
-    /// Filesystem and inode number, by which a file is told from others.
-    inode: (u64, u64),
+    /// The block device or file itself, by whatever path it was opened.
+    node: Node,
     size_bytes: u64,
     logical_block_size: u32,
     alignment: u64,
@@ -57,10 +54,9 @@ impl Device {
     pub fn open(path: &Path) -> Result<Device> {
         let resolved = open::resolve(path)?;
         let (file, direct) = resolved.open_for_reading(path)?;
-        let inner = if resolved.metadata.file_type().is_block_device() {
-            Inner::of_block_device(file, path, device_number(&resolved.metadata), direct)?
-        } else {
-            Inner::of_file(file, path, direct)?
+        let inner = match DeviceNumber::of_block_device(&resolved.metadata) {
+            Some(number) => Inner::of_block_device(file, path, number, direct)?,
+            None => Inner::of_file(file, path, direct)?,
         };
         if inner.size_bytes == 0 {
             return Err(Error::new(ErrorKind::Empty, "open")
@@ -101,12 +97,23 @@ impl Device {
 
     /// Whether it is a block device or a file.
     pub fn kind(&self) -> DeviceKind {
-        self.inner.kind
+        match self.inner.node {
+            Node::Device(_) => DeviceKind::Block,
+            Node::File(..) => DeviceKind::File,
+        }
+    }
+
+    /// The block device or file itself, for questions about what lies on it and below it ([`hostdev::lies_on`]).
+    pub fn node(&self) -> &Node {
+        &self.inner.node
     }
 
     /// Major and minor number of a block device.
-    pub fn device_number(&self) -> Option<(u32, u32)> {
-        (self.kind() == DeviceKind::Block).then_some(self.inner.number)
+    pub fn device_number(&self) -> Option<DeviceNumber> {
+        match self.inner.node {
+            Node::Device(number) => Some(number),
+            Node::File(..) => None,
+        }
     }
 
     /// Whether reads bypass the page cache.
@@ -119,18 +126,13 @@ impl Device {
         &self.inner.identity
     }
 
-    /// Filesystem and inode number of the opened file or device node.
-    pub(crate) fn inode(&self) -> (u64, u64) {
-        self.inner.inode
-    }
-
     /// Asks the kernel again for the size and, of a block device, the disk sequence number.
     ///
     /// # Errors
     /// `Changed` when one differs from what it was at opening; `Io` when the kernel does not answer.
     pub fn check_unchanged(&self) -> Result<()> {
         let inner = &*self.inner;
-        let size_bytes = match inner.kind {
+        let size_bytes = match self.kind() {
             DeviceKind::Block => block_size_bytes(inner.file.as_fd()),
             DeviceKind::File => inner.file.metadata().map(|metadata| metadata.len()),
         };
@@ -153,14 +155,6 @@ impl Device {
         Error::new(ErrorKind::Changed, "go on with")
             .at_path(self.path())
             .detail(detail)
-    }
-
-    /// The block devices and files that this device's content depends on, itself included.
-    ///
-    /// # Errors
-    /// `Io` when a backing file cannot be examined.
-    pub fn depends(&self) -> Result<Dependencies> {
-        topology::below_device(self)
     }
 
     /// Reads exactly `buf.len()` bytes at `offset`, synchronously. Any offset and length will do; aligned ones
@@ -310,26 +304,30 @@ impl Device {
 }
 
 impl Inner {
-    fn of_block_device(file: File, path: &Path, number: (u32, u32), direct: bool) -> Result<Inner> {
+    fn of_block_device(file: File, path: &Path, number: DeviceNumber, direct: bool) -> Result<Inner> {
         let fail = |source| Error::os("read the geometry of", source).at_path(path);
         let size_bytes = block_size_bytes(file.as_fd()).map_err(fail)?;
         let logical_block_size = logical_block_size(file.as_fd()).map_err(fail)?;
-        let metadata = file.metadata().map_err(fail)?;
-        let sysfs = sysfs_directory(number);
-        let name = sysfs
-            .as_deref()
-            .and_then(Path::file_name)
-            .or(path.file_name())
-            .map(lossy)
-            .unwrap_or_default();
+        // Without sysfs the device has no identity that is known, and is read all the same.
+        let known = BlockDevice::find(&Root::system(), number).map_err(|e| Error::host("identify", e))?;
+        let name = match &known {
+            Some(device) => device.name(),
+            None => path.file_name().map(lossy).unwrap_or_default(),
+        };
+        let identity = known.map(|device| device.identity()).unwrap_or_default();
+        for unread in &identity.unread {
+            tracing::warn!(device = %path.display(), file = %unread.display(), "cannot read what identifies the disk");
+        }
         Ok(Inner {
-            identity: Identity::of_block_device(number, diskseq(file.as_fd())),
+            identity: Identity {
+                // Of the very device that is open.
+                diskseq: diskseq(file.as_fd()),
+                ..identity
+            },
             file,
             path: path.to_owned(),
             name,
-            kind: DeviceKind::Block,
-            number,
-            inode: (metadata.dev(), metadata.ino()),
+            node: Node::Device(number),
             size_bytes,
             logical_block_size,
             alignment: u64::from(logical_block_size),
@@ -347,9 +345,7 @@ impl Inner {
             name: path.file_stem().map(lossy).unwrap_or_default(),
             file,
             path: path.to_owned(),
-            kind: DeviceKind::File,
-            number: (0, 0),
-            inode: (metadata.dev(), metadata.ino()),
+            node: Node::of(path, &metadata),
             size_bytes: metadata.len(),
             logical_block_size: 512,
             direct,
@@ -375,7 +371,7 @@ impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Device")
             .field("path", &self.inner.path)
-            .field("kind", &self.inner.kind)
+            .field("kind", &self.kind())
             .field("size_bytes", &self.inner.size_bytes)
             .field("direct", &self.inner.direct)
             .finish_non_exhaustive()

@@ -90,6 +90,19 @@ impl Error {
         error
     }
 
+    /// An error of what the kernel says of devices.
+    pub(crate) fn host(operation: &'static str, source: hostdev::Error) -> Error {
+        let kind = match source.kind() {
+            hostdev::ErrorKind::NotFound => ErrorKind::NotFound,
+            hostdev::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+            _ => ErrorKind::Io,
+        };
+        let path = source.path().to_owned();
+        Error::os(operation, io::Error::other(source))
+            .with_kind(kind)
+            .at_path(&path)
+    }
+
     pub(crate) fn with_kind(mut self, kind: ErrorKind) -> Error {
         self.inner.kind = kind;
         self

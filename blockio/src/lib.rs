@@ -8,33 +8,27 @@
 //!   order in which reads complete, to any number of consumers.
 //! - [`Pace`] bounds how fast readers read, and can be changed meanwhile.
 //! - [`SequentialWriter`] appends to a file or a block device in the caller's thread.
-//! - [`lies_on`] tells whether a store lies on the disk that is to be imaged.
 //!
 //! **Invariants.** Memory that the kernel may write to or read from is freed only after the operation's
 //! completion. What could not be read is an error that names the first unreadable byte, never zeros. A
 //! device that ends before the size it reported is an error, never padding.
 
-mod backing;
 mod buffer;
 mod device;
 mod error;
-mod identity;
 mod open;
 mod pace;
 mod read;
 mod ring;
-mod topology;
 mod write;
 
 pub use buffer::AlignedBuf;
 pub use crossbeam_channel::Receiver;
 pub use device::{Device, DeviceKind};
 pub use error::{Error, ErrorKind, Result};
-pub use identity::Identity;
 pub use open::{create_direct, open_exclusive, set_buffered};
 pub use pace::Pace;
 pub use read::{Chunk, ReadOptions, SequentialReader};
-pub use topology::{Dependencies, disks_below, lies_on};
 pub use write::{SequentialWriter, WriteOptions};
 
 /// Alignment in bytes of every buffer, and of file offsets where nothing stricter is known.

@@ -3,7 +3,7 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl, openat};
@@ -152,11 +152,6 @@ pub(crate) fn file_alignment(file: BorrowedFd<'_>) -> u64 {
     u64::from(asked).max(crate::BLOCK)
 }
 
-/// The id of the mount that `file` was opened through (statx `STATX_MNT_ID`, from Linux 5.8).
-pub(crate) fn mount_id(file: BorrowedFd<'_>) -> Option<u64> {
-    statx(file, libc::STATX_MNT_ID).map(|answer| answer.stx_mnt_id)
-}
-
 fn statx(file: BorrowedFd<'_>, mask: libc::c_uint) -> Option<libc::statx> {
     // SAFETY: `statx` consists of integers only, for which all zeros is a value.
     let mut answer: libc::statx = unsafe { std::mem::zeroed() };
@@ -171,14 +166,4 @@ fn statx(file: BorrowedFd<'_>, mask: libc::c_uint) -> Option<libc::statx> {
         )
     };
     (result == 0 && answer.stx_mask & mask == mask).then_some(answer)
-}
-
-/// Major and minor number of a block device's inode.
-pub(crate) fn device_number(metadata: &Metadata) -> (u32, u32) {
-    split_device(metadata.rdev())
-}
-
-/// Major and minor number of a `dev_t`.
-pub(crate) fn split_device(dev: u64) -> (u32, u32) {
-    (libc::major(dev), libc::minor(dev))
 }

@@ -12,15 +12,13 @@
 //! it gets into a message. What could not be found out is told as that, never as fine.
 
 mod command;
-mod error;
+mod files;
 mod inventory;
 mod precheck;
-mod root;
 #[cfg(test)]
 mod tests;
 mod text;
 
-pub use error::{Error, ErrorKind, Result};
+pub use hostdev::{Error, ErrorKind, Result, Root};
 pub use inventory::{disk_names, disks};
 pub use precheck::{PrecheckInput, precheck};
-pub use root::Root;

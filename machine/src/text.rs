@@ -1,5 +1,6 @@
 //! Words for people: sizes, lists, and what files say, made safe to show.
 
+use std::ffi::OsStr;
 use std::fmt::Write;
 
 /// Longest text out of a file that goes into a message, in characters.
@@ -83,23 +84,15 @@ pub(crate) fn natural_key(name: &str) -> Vec<(u8, u64, String)> {
     parts
 }
 
-/// Undoes the octal escapes of white space and backslashes in the kernel's tables and in fstab.
-pub(crate) fn unescape(field: &str) -> String {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        let digits = after.get(..3).filter(|_| byte == b'\\').and_then(octal);
-        bytes.push(digits.unwrap_or(byte));
-        rest = if digits.is_some() { &after[3..] } else { after };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+/// A path, as [`shown`] does.
+pub(crate) fn shown_path(path: impl AsRef<OsStr>) -> String {
+    shown(&path.as_ref().to_string_lossy())
 }
 
-fn octal(digits: &[u8]) -> Option<u8> {
-    let text = std::str::from_utf8(digits)
-        .ok()
-        .filter(|text| !text.starts_with('+'))?;
-    u8::from_str_radix(text, 8).ok()
+/// An error with its cause, on one line.
+pub(crate) fn cause(error: &hostdev::Error) -> String {
+    let source = std::error::Error::source(error);
+    source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
 #[cfg(test)]
@@ -141,12 +134,5 @@ mod tests {
         names.sort_by_key(|name| natural_key(name));
         assert_eq!(names, ["6.1.9-2", "6.1.10-1", "dm-0", "nvme2n1", "nvme10n1"]);
         assert_eq!(natural_key(&"9".repeat(100)).len(), 1);
-    }
-
-    #[test]
-    fn broken_escapes_are_kept() {
-        assert_eq!(unescape(r"a\040b\134"), r"a b\");
-        assert_eq!(unescape(r"\04"), r"\04");
-        assert_eq!(unescape(r"\999\+12"), r"\999\+12");
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
+use hostdev::DeviceNumber;
 use machine::{PrecheckInput, Root, disk_names, disks, precheck};
 use nix::mount::MsFlags;
 use testkit::guard::{LoopDevice, Mount, ScratchDir};
@@ -101,10 +102,7 @@ fn device_numbers_lead_to_names_of_disks() {
         .file_name();
     let name = name.to_str().expect("UTF-8").to_owned();
     let number = std::fs::read_to_string(format!("/sys/block/{name}/dev")).expect("a number");
-    let (major, minor) = number.trim().split_once(':').expect("two numbers");
-    let number = (major.parse().expect("a number"), minor.parse().expect("a number"));
-    assert_eq!(
-        disk_names(&Root::system(), &[number, (4095, 1)]),
-        BTreeSet::from([name])
-    );
+    let number: DeviceNumber = number.trim().parse().expect("a number");
+    let names = disk_names(&Root::system(), &[number, DeviceNumber::new(4095, 1)]);
+    assert_eq!(names.expect("sysfs is read"), BTreeSet::from([name]));
 }

@@ -64,8 +64,9 @@ impl LoopDevice {
     }
 
     /// As sysfs shows it.
-    pub fn number(&self) -> (u32, u32) {
-        self.guard.number().unwrap()
+    pub fn number(&self) -> hostdev::DeviceNumber {
+        let (major, minor) = self.guard.number().unwrap();
+        hostdev::DeviceNumber::new(major, minor)
     }
 }
 

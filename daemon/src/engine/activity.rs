@@ -1,6 +1,7 @@
 //! Whether a disk was written to while it was read: the kernel's own counters say so.
 
-use blockio::{Device, DeviceKind};
+use blockio::Device;
+use hostdev::{BlockDevice, Counters, Node, Root};
 use imagefmt::Consistency;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -23,22 +24,12 @@ struct Watched {
 /// Something that shows when it is written to.
 #[derive(Debug)]
 enum Place {
-    /// A directory of a block device in sysfs.
-    Device(PathBuf, Option<Counters>),
+    /// A block device, and its counters where they count.
+    Device(BlockDevice, Option<Counters>),
     /// The file behind a loop device: it can be written to without the device.
     File(PathBuf, Option<FileState>),
-}
-
-/// Counters of a disk (Documentation/block/stat.rst).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Counters {
-    read_sectors: u64,
-    write_sectors: u64,
-    discard_sectors: u64,
-    /// Requests that change something, completed: writes and discards.
-    change_requests: u64,
-    /// Writes in flight.
-    writes_in_flight: u64,
+    /// Something below the disk that the kernel does not tell about.
+    Unknown,
 }
 
 /// What a write to a file changes: inode, length, and the times of modification and change.
@@ -89,9 +80,9 @@ impl Watched {
 impl Place {
     fn doubt(&self, own_reads_bytes: u64) -> Option<String> {
         match self {
-            Self::Device(dir, before) => match (before, counters(dir)) {
-                (Some(before), Some(now)) => before.doubt(&now, own_reads_bytes),
-                _ => Some("has no I/O counters, so writes during the sync cannot be ruled out".to_owned()),
+            Self::Device(device, before) => match (before, counters(device)) {
+                (Some(before), Some(now)) => doubt(before, &now, own_reads_bytes),
+                _ => Some(NO_COUNTERS.to_owned()),
             },
             Self::File(path, before) => {
                 let same = before.is_some() && *before == state(path);
@@ -102,62 +93,72 @@ impl Place {
                     )
                 })
             }
+            Self::Unknown => Some(NO_COUNTERS.to_owned()),
         }
     }
 }
 
-impl Counters {
-    fn doubt(&self, now: &Self, own_reads_bytes: u64) -> Option<String> {
-        let grown = |pick: fn(&Self) -> u64| pick(now).wrapping_sub(pick(self));
-        if self.writes_in_flight + now.writes_in_flight > 0 {
-            Some("had writes in flight".to_owned())
-        } else if grown(|counters| counters.write_sectors) > 0 {
-            let sectors = grown(|counters| counters.write_sectors);
-            Some(format!("was written to during the sync: {sectors} sectors"))
-        } else if grown(|counters| counters.change_requests) > 0
-            || grown(|counters| counters.discard_sectors) > 0
-        {
-            Some("was written to during the sync: sectors were discarded".to_owned())
-        } else if grown(|counters| counters.read_sectors) < own_reads_bytes / 512 {
-            Some("has I/O counters that do not count its reads, so writes cannot be ruled out".to_owned())
-        } else {
-            None
-        }
+const NO_COUNTERS: &str = "has no I/O counters, so writes during the sync cannot be ruled out";
+
+fn doubt(before: &Counters, now: &Counters, own_reads_bytes: u64) -> Option<String> {
+    let grown = |pick: fn(&Counters) -> u64| pick(now).wrapping_sub(pick(before));
+    let (Some(discards_before), Some(discards_now)) = (before.discards, now.discards) else {
+        return Some(NO_COUNTERS.to_owned());
+    };
+    if before.writes_in_flight > 0 || now.writes_in_flight > 0 {
+        Some("had writes in flight".to_owned())
+    } else if grown(|counters| counters.written_sectors) > 0 {
+        let sectors = grown(|counters| counters.written_sectors);
+        Some(format!("was written to during the sync: {sectors} sectors"))
+    } else if grown(|counters| counters.writes) > 0 || discards_before != discards_now {
+        Some("was written to during the sync: sectors were discarded".to_owned())
+    } else if grown(|counters| counters.read_sectors) < own_reads_bytes / 512 {
+        Some("has I/O counters that do not count its reads, so writes cannot be ruled out".to_owned())
+    } else {
+        None
     }
 }
 
 /// Where writes to a device show: the whole disk that it is a part of, and all that lies below that.
 fn places(device: &Device) -> Vec<Place> {
-    let (DeviceKind::Block, Some((major, minor))) = (device.kind(), device.device_number()) else {
-        return Vec::new();
-    };
     let mut found = Vec::new();
-    collect(Path::new(&format!("/sys/dev/block/{major}:{minor}")), &mut found);
+    if let Node::Device(_) = device.node() {
+        let root = Root::system();
+        if collect(&root, device.node(), &mut found).is_err() {
+            found.push(Place::Unknown);
+        }
+    }
     found
 }
 
-fn collect(dir: &Path, found: &mut Vec<Place>) {
-    let Ok(dir) = dir.canonicalize() else {
-        found.push(Place::Device(dir.to_owned(), None));
-        return;
+fn collect(root: &Root, node: &Node, found: &mut Vec<Place>) -> hostdev::Result<()> {
+    let number = match node {
+        Node::Device(number) => *number,
+        Node::File(path, _) => {
+            found.push(Place::File(path.clone(), state(path)));
+            return Ok(());
+        }
     };
-    let whole = match dir.parent() {
-        Some(disk) if dir.join("partition").exists() => disk.to_owned(),
-        _ => dir,
+    let Some(device) = BlockDevice::find(root, number)? else {
+        found.push(Place::Unknown);
+        return Ok(());
     };
-    let known = |place: &Place| matches!(place, Place::Device(dir, _) if *dir == whole);
+    let whole = device.whole_disk()?;
+    let known = |place: &Place| matches!(place, Place::Device(device, _) if *device == whole);
     if found.iter().any(known) {
-        return;
+        return Ok(());
     }
     found.push(Place::Device(whole.clone(), counters(&whole)));
-    if let Ok(backing) = fs::read_to_string(whole.join("loop/backing_file")) {
-        let path = PathBuf::from(backing.trim_end_matches('\n'));
-        let state = state(&path);
-        found.push(Place::File(path, state));
+    if let Some(backing) = whole.backing()? {
+        match backing.node {
+            Some(node) => collect(root, &node, found)?,
+            None => found.push(Place::Unknown),
+        }
     }
-    for below in fs::read_dir(whole.join("slaves")).into_iter().flatten().flatten() {
-        collect(&below.path(), found);
+    for below in whole.slaves()? {
+        collect(root, &Node::Device(below.number()), found)?;
     }
+    Ok(())
 }
 
 fn state(path: &Path) -> Option<FileState> {
@@ -170,23 +171,9 @@ fn state(path: &Path) -> Option<FileState> {
     ))
 }
 
-fn counters(dir: &Path) -> Option<Counters> {
+/// The counters of a device; none where the kernel does not count, or does not say.
+fn counters(device: &BlockDevice) -> Option<Counters> {
     // With iostats off the counters stand still, whatever is written.
-    if fs::read_to_string(dir.join("queue/iostats")).ok()?.trim() != "1" {
-        return None;
-    }
-    let stat = numbers(&dir.join("stat"))?;
-    let field = |number: usize| stat.get(number - 1).copied();
-    Some(Counters {
-        read_sectors: field(3)?,
-        write_sectors: field(7)?,
-        discard_sectors: field(14)?,
-        change_requests: field(5)?.wrapping_add(field(12)?),
-        writes_in_flight: *numbers(&dir.join("inflight"))?.get(1)?,
-    })
-}
-
-fn numbers(path: &Path) -> Option<Vec<u64>> {
-    let text = fs::read_to_string(path).ok()?;
-    text.split_whitespace().map(|field| field.parse().ok()).collect()
+    let counting = device.is_counting().ok().flatten()?;
+    counting.then(|| device.counters().ok()).flatten()
 }

@@ -3,9 +3,10 @@
 use crate::engine::DiskArg;
 use anyhow::{Context, Result, bail, ensure};
 use blockio::{Device, DeviceKind};
+use hostdev::Root;
 use imagefmt::{DiskIdentity, DiskMeta, Image};
 use indicatif::HumanBytes;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// An opened disk and its name in the job.
 #[derive(Debug)]
@@ -82,16 +83,12 @@ fn identity(device: &Device) -> DiskIdentity {
 }
 
 fn is_same(a: &Device, b: &Device) -> bool {
-    match (a.device_number(), b.device_number()) {
-        (Some(a), Some(b)) => a == b,
-        _ => a.path().canonicalize().ok() == b.path().canonicalize().ok(),
-    }
+    a.node().is_same(b.node())
 }
 
 /// A store on a disk that is being imaged would image itself, growing for ever.
 fn refuse_own_store(store: &Path, disk: &SourceDisk) -> Result<()> {
-    let place = existing_ancestor(store);
-    let inside = blockio::lies_on(&place, &disk.device)
+    let inside = hostdev::lies_on(&Root::system(), store, disk.device.node())
         .with_context(|| format!("find out which disks hold {}", store.display()))?;
     ensure!(
         !inside,
@@ -101,14 +98,6 @@ fn refuse_own_store(store: &Path, disk: &SourceDisk) -> Result<()> {
         disk.device.path().display()
     );
     Ok(())
-}
-
-fn existing_ancestor(path: &Path) -> PathBuf {
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    absolute
-        .ancestors()
-        .find(|part| part.exists())
-        .map_or_else(|| PathBuf::from("/"), Path::to_owned)
 }
 
 /// Refuses disks that are not the job's: smaller than they were, or known by another identity.

@@ -2,7 +2,7 @@
 
 use super::disks;
 use super::manager::{Inner, Manager};
-use crate::job::{self, JobRecord, Refusal, Refused, ResolvedInput};
+use crate::job::{self, DiskRecord, JobRecord, Refusal, Refused, ResolvedInput};
 use crate::state::Unreadable;
 use api::{Action, CreateJob, rules};
 use imagefmt::{Manifest, Store};
@@ -206,23 +206,29 @@ fn check_disk_names(new: &JobRecord, newest: &Manifest) -> Refused<()> {
     )))
 }
 
+/// The disk of a new job that is the one at a path, or a part of it.
+fn disk_on<'a>(new: &'a JobRecord, path: &Path) -> Refused<Option<&'a DiskRecord>> {
+    for disk in &new.disks {
+        let overlap = disks::overlap(&disk.path, path);
+        if overlap.map_err(|error| Refusal::failed(&error.into()))? {
+            return Ok(Some(disk));
+        }
+    }
+    Ok(None)
+}
+
 /// A disk belongs to one unfinished job, and one whose record cannot be read may be unfinished.
 fn check_disks(inner: &Inner, new: &JobRecord) -> Refused<()> {
-    let ours = || new.disks.iter().map(|disk| &disk.path);
-    let shares = |job: &&Unreadable| {
-        let mut theirs = job.disks.iter();
-        theirs.any(|theirs| ours().any(|ours| disks::overlap(ours, theirs)))
-    };
-    if let Some(job) = inner.unreadable.values().find(shares) {
-        return Err(Refusal::unreadable(job.warning()));
+    for job in inner.unreadable.values() {
+        for theirs in &job.disks {
+            if disk_on(new, theirs)?.is_some() {
+                return Err(Refusal::unreadable(job.warning()));
+            }
+        }
     }
     for job in inner.jobs.values().filter(|job| job.status.is_unfinished()) {
         for theirs in &job.disks {
-            let ours = new
-                .disks
-                .iter()
-                .find(|ours| disks::overlap(&ours.path, &theirs.path));
-            if let Some(ours) = ours {
+            if let Some(ours) = disk_on(new, &theirs.path)? {
                 return Err(Refusal::conflict(format!(
                     "disk {} ({}) belongs to job {}, which is {}: a disk can have only one unfinished job. Complete or \
                      cancel that one first",

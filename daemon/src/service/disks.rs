@@ -4,9 +4,8 @@ use super::manager::Manager;
 use crate::engine::{self, DiskArg, SourceDisk};
 use crate::job::{DiskRecord, Refusal, Refused};
 use api::{DiskList, DiskRequest, limits};
+use hostdev::{ErrorKind, Node, Root};
 use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 impl Manager {
@@ -14,7 +13,7 @@ impl Manager {
     pub fn disks(&self, store: Option<&Path>) -> Refused<DiskList> {
         let store = store.unwrap_or(&self.config.store);
         let below = store_disks(store)?;
-        machine::disks(&machine::Root::system(), &below).map_err(|error| Refusal::failed(&error.into()))
+        machine::disks(&Root::system(), &below).map_err(|error| Refusal::failed(&error.into()))
     }
 
     /// The disks that a request names, or all that can be migrated.
@@ -107,38 +106,24 @@ fn lasting_path(disk: &SourceDisk) -> PathBuf {
 
 /// The kernel's names of the whole disks that hold a directory.
 pub fn store_disks(store: &Path) -> Refused<BTreeSet<String>> {
-    let below = blockio::disks_below(store).map_err(|error| Refusal::failed(&error.into()))?;
-    Ok(below.into_iter().filter_map(kernel_name).collect())
+    let root = Root::system();
+    let names = hostdev::disks_below(&root, store).and_then(|numbers| machine::disk_names(&root, &numbers));
+    names.map_err(|error| Refusal::failed(&error.into()))
 }
 
-fn kernel_name((major, minor): (u32, u32)) -> Option<String> {
-    let directory = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()?;
-    Some(directory.file_name()?.to_string_lossy().into_owned())
-}
-
-/// Whether two paths lead to the same disk, or to a disk and a part of it.
-pub fn overlap(a: &Path, b: &Path) -> bool {
-    match (place(a), place(b)) {
-        (Some(a), Some(b)) => a == b,
-        // What is gone is known by its name.
-        _ => a == b,
+/// Whether two paths lead to the same disk, or to a disk and a part of it. What is gone is known by its name.
+///
+/// # Errors
+/// When the kernel does not say what a path leads to.
+pub fn overlap(a: &Path, b: &Path) -> hostdev::Result<bool> {
+    let root = Root::system();
+    let disk = |path: &Path| match Node::at(&root, path) {
+        Ok(node) => node.whole(&root).map(Some),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    match (disk(a)?, disk(b)?) {
+        (Some(a), Some(b)) => Ok(a.is_same(&b)),
+        _ => Ok(a == b),
     }
-}
-
-/// The whole disk of a device, or the file.
-fn place(path: &Path) -> Option<(u64, u64)> {
-    let metadata = fs::metadata(path).ok()?;
-    if !metadata.file_type().is_block_device() {
-        return Some((metadata.dev(), metadata.ino()));
-    }
-    let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
-    let own = Some((u64::MAX, metadata.rdev()));
-    let directory = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()?;
-    if !directory.join("partition").exists() {
-        return own;
-    }
-    let text = fs::read_to_string(directory.parent()?.join("dev")).ok()?;
-    let (major, minor) = text.trim().split_once(':')?;
-    let whole = libc::makedev(major.parse().ok()?, minor.parse().ok()?);
-    Some((u64::MAX, whole))
 }

@@ -176,11 +176,7 @@ fn compress(chunk: &[u8], level: i32, sampled: &mut Sampled) {
 
 /// Writes to a file without a name, which is gone whatever happens.
 fn try_store(store: &Path, time: Duration) -> Result<StoreEstimate> {
-    let absolute = std::path::absolute(store)?;
-    let place = absolute
-        .ancestors()
-        .find(|path| path.is_dir())
-        .unwrap_or(Path::new("/"));
+    let place = &hostdev::Root::system().existing_ancestor(store)?;
     let free = free_bytes(place)?;
     let limit = WRITE_MAX.min(free / 10);
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_DIRECT;

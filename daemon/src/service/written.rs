@@ -2,8 +2,7 @@
 
 use crate::clock::Moment;
 use crate::job::{JobRecord, WriteCounter};
-use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use hostdev::{BlockDevice, Root};
 use std::path::Path;
 
 /// Bytes written to all disks of a job since the machine booted; nothing if one of them is no block device.
@@ -19,16 +18,19 @@ pub fn count(job: &JobRecord, now: &Moment) -> Option<WriteCounter> {
     })
 }
 
-/// Bytes written to a block device since it appeared (Documentation/block/stat.rst, field 7, in 512 bytes).
+/// Bytes written to a block device since it appeared; nothing if it is none, or the kernel does not say.
 pub fn written(path: &Path) -> Option<u64> {
-    let metadata = fs::metadata(path).ok()?;
-    if !metadata.file_type().is_block_device() {
-        return None;
+    let counters = || {
+        let device = BlockDevice::at(&Root::system(), path)?;
+        device.map(|device| device.counters()).transpose()
+    };
+    match counters() {
+        Ok(counters) => counters?.written_sectors.checked_mul(512),
+        Err(error) => {
+            tracing::warn!(disk = %path.display(), "how much was written is not known: {:#}", anyhow::Error::from(error));
+            None
+        }
     }
-    let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
-    let stat = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).ok()?;
-    let sectors: u64 = stat.split_whitespace().nth(6)?.parse().ok()?;
-    sectors.checked_mul(512)
 }
 
 /// Bytes written between two counts of one boot.

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::Device;
+use hostdev::{Block, Root};
+
 use crate::command::{output_of, within};
-use crate::root::Root;
+use crate::files::Files;
 
 /// How long blkid may look at one device, and at all of them together.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -26,9 +28,24 @@ pub(crate) struct Content {
     pub table: Option<String>,
     /// Type of the partition that it is: a GUID, or a number such as `0xef`.
     pub entry_type: Option<String>,
+    /// Model name, as udev knows it.
+    pub model: Option<String>,
+    /// Serial number, as udev knows it.
+    pub serial: Option<String>,
     /// Whether anything looked: what is absent then is not there.
     pub looked: bool,
 }
+
+/// Of a device that nothing looked at.
+pub(super) const UNKNOWN: Content = Content {
+    fs_type: None,
+    fs_uuid: None,
+    table: None,
+    entry_type: None,
+    model: None,
+    serial: None,
+    looked: false,
+};
 
 impl Content {
     /// Takes one `NAME=VALUE`, as udev and blkid call them.
@@ -41,6 +58,8 @@ impl Content {
             "ID_FS_UUID" | "UUID" => &mut self.fs_uuid,
             "ID_PART_TABLE_TYPE" | "PTTYPE" => &mut self.table,
             "ID_PART_ENTRY_TYPE" | "PART_ENTRY_TYPE" => &mut self.entry_type,
+            "ID_MODEL" => &mut self.model,
+            "ID_SERIAL_SHORT" => &mut self.serial,
             _ => return,
         };
         *field = Some(value.to_owned());
@@ -48,59 +67,60 @@ impl Content {
 }
 
 /// Asks udev's database about every device, and blkid about those that udev knows nothing of.
-pub(super) fn add(root: &Root, devices: &mut BTreeMap<String, Device>) {
+pub(super) fn of_all<'a>(
+    files: &Files<'_>,
+    devices: impl Iterator<Item = &'a Block>,
+) -> BTreeMap<String, Content> {
     let deadline = Instant::now() + PROBES_TIMEOUT;
-    for device in devices
-        .values_mut()
-        .filter(|device| device.size_bytes > 0 && !device.hidden)
-    {
-        if from_udev(root, device) || !root.is_system() {
-            continue;
-        }
+    let mut contents = BTreeMap::new();
+    for device in devices.filter(|device| device.size_bytes > 0 && !device.hidden) {
         let left = deadline.saturating_duration_since(Instant::now());
-        if !left.is_zero() {
-            from_blkid(device, left.min(PROBE_TIMEOUT));
-        }
+        let content = match from_udev(files, device) {
+            Some(content) => Some(content),
+            None if files.root().is_system() && !left.is_zero() => {
+                from_blkid(device, left.min(PROBE_TIMEOUT))
+            }
+            None => None,
+        };
+        contents.extend(content.map(|content| (device.name.clone(), content)));
     }
+    contents
 }
 
-/// Reads `/run/udev/data/bMAJOR:MINOR`, with lines `E:NAME=VALUE`. False if udev does not know the device.
-fn from_udev(root: &Root, device: &mut Device) -> bool {
-    let Some((major, minor)) = device.number else {
-        return false;
+/// Reads `/run/udev/data/bMAJOR:MINOR`, with lines `E:NAME=VALUE`. None if udev does not know the device.
+fn from_udev(files: &Files<'_>, device: &Block) -> Option<Content> {
+    let path = format!("/run/udev/data/b{}", device.number);
+    if !files.exists(&path) {
+        return None;
+    }
+    // Under a device without a medium, or one that udev was told to skip, there may be no type.
+    let mut content = Content {
+        looked: true,
+        ..UNKNOWN
     };
-    let Ok(text) = root.text(format!("/run/udev/data/b{major}:{minor}")) else {
-        return false;
-    };
-    let values = || text.lines().filter_map(|line| line.strip_prefix("E:"));
-    values().for_each(|line| device.content.take(line));
-    let value = |name: &str| {
-        let found = values().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-        found.map(str::to_owned)
-    };
-    device.model = device.model.take().or_else(|| value("ID_MODEL"));
-    device.serial = device.serial.take().or_else(|| value("ID_SERIAL_SHORT"));
-    // Under a device without a medium, or one that udev was told to pass over, there may be no type.
-    device.content.looked = true;
-    true
+    let text = files.text(&path);
+    let values = text.lines().filter_map(|line| line.strip_prefix("E:"));
+    values.for_each(|line| content.take(line));
+    Some(content)
 }
 
 /// Lets blkid look at the device itself (`-p`), which neither reads nor writes its cache.
-fn from_blkid(device: &mut Device, timeout: Duration) {
-    let path = device.path();
+fn from_blkid(device: &Block, timeout: Duration) -> Option<Content> {
+    let path = device.node();
     // A device that cannot be read looks to blkid like one without content.
-    if first_sector(&Root::system(), &path, timeout).is_none() {
-        return;
-    }
-    let args = ["-p", "-o", "export", path.as_str()];
-    if let Ok(text) = output_of("blkid", &args, timeout, PROBE_MAX_BYTES) {
-        text.lines().for_each(|line| device.content.take(line));
-        device.content.looked = true;
-    }
+    first_sector(&Root::system(), &path, timeout)?;
+    let args = ["-p", "-o", "export", path.to_str()?];
+    let text = output_of("blkid", &args, timeout, PROBE_MAX_BYTES).ok()?;
+    let mut content = Content {
+        looked: true,
+        ..UNKNOWN
+    };
+    text.lines().for_each(|line| content.take(line));
+    Some(content)
 }
 
 /// The first sector of a device; none if it cannot be read, or not within `timeout`.
-pub(crate) fn first_sector(root: &Root, path: &str, timeout: Duration) -> Option<[u8; 512]> {
+pub(crate) fn first_sector(root: &Root, path: &Path, timeout: Duration) -> Option<[u8; 512]> {
     let (root, path) = (root.clone(), path.to_owned());
     within(timeout, move || {
         let mut sector = [0; 512];

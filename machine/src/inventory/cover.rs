@@ -1,10 +1,9 @@
 //! Whether what lies on the chosen disks lies on them as a whole.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use super::{DEPTH_MAX, Inventory};
-use crate::text::shown;
+use crate::text::{shown, shown_path};
 
 /// How much of something lies on the chosen disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,8 +57,8 @@ impl Inventory {
         {
             return Cover::All;
         }
-        if let Some(file) = &disk.backing_file {
-            let mount = self.mount_above(Path::new(file));
+        if let Some(file) = &disk.backing_path {
+            let mount = self.mount_above(file);
             let below = mount.iter().flat_map(|mount| &mount.devices);
             return Cover::of_all(below.map(|name| self.cover_at(name, chosen, depth - 1)));
         }
@@ -94,7 +93,7 @@ impl Inventory {
             },
             members: device.below.iter().cloned().collect(),
         });
-        let pools = self.btrfs.iter().map(|members| Volume {
+        let pools = self.host.pools().iter().map(|members| Volume {
             name: self.pool_name(members),
             members: members.clone(),
         });
@@ -104,10 +103,10 @@ impl Inventory {
 
     fn pool_name(&self, members: &BTreeSet<String>) -> String {
         let mount = self
-            .mounts
+            .mounts()
             .iter()
             .find(|mount| !mount.devices.is_disjoint(members));
-        let point = mount.map_or_else(|| "unknown".to_owned(), |mount| shown(&mount.point));
+        let point = mount.map_or_else(|| "unknown".to_owned(), |mount| shown_path(&mount.point));
         format!("the btrfs filesystem {point}")
     }
 

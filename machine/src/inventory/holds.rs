@@ -1,7 +1,10 @@
 //! What a disk holds, in words.
 
-use super::{DEPTH_MAX, Device, Inventory};
-use crate::text::{count, list, shown};
+use hostdev::Block;
+
+use super::content::Content;
+use super::{DEPTH_MAX, Inventory};
+use crate::text::{count, list, shown, shown_path};
 
 const PARTITIONS_MAX: usize = 16;
 const ABOVE_MAX: usize = 8;
@@ -48,7 +51,7 @@ impl Inventory {
             .partitions(name)
             .map(|partition| self.describe(&partition.name, depth - 1))
             .collect();
-        let table = device.content.table.as_deref().map(shown);
+        let table = self.content(&device.name).table.as_deref().map(shown);
         if partitions.is_empty() {
             let words = self.words(device, depth);
             return match table.filter(|_| device.disk.is_none()) {
@@ -62,15 +65,16 @@ impl Inventory {
     }
 
     /// What lies directly on a device, where it is mounted, and what lies on that.
-    fn words(&self, device: &Device, depth: usize) -> String {
+    fn words(&self, device: &Block, depth: usize) -> String {
         let mounts = self.mounts_of(&device.name);
         let mut words = match self.format_of(device) {
             Some(format) => format,
-            None => mounts
-                .first()
-                .map_or_else(|| unnamed(device), |mount| shown(&mount.fs_type)),
+            None => mounts.first().map_or_else(
+                || unnamed(device, self.content(&device.name)),
+                |mount| shown(&mount.fs_type),
+            ),
         };
-        let mut points: Vec<String> = mounts.iter().map(|mount| shown(&mount.point)).collect();
+        let mut points: Vec<String> = mounts.iter().map(|mount| shown_path(&mount.point)).collect();
         points.dedup();
         if !points.is_empty() {
             words = format!("{words} {}", list(points, MOUNTS_MAX));
@@ -93,20 +97,20 @@ impl Inventory {
     }
 
     /// The format of what lies on a device: as recognized, else as its use shows.
-    fn format_of(&self, device: &Device) -> Option<String> {
-        let recognized = device.content.fs_type.as_deref();
+    fn format_of(&self, device: &Block) -> Option<String> {
+        let recognized = self.content(&device.name).fs_type.as_deref();
         if let Some(found) = recognized {
             let known = FORMATS.iter().find(|(format, _)| *format == found);
             return Some(known.map_or_else(|| shown(found), |(_, words)| (*words).to_owned()));
         }
         let above = || device.above.iter().filter_map(|name| self.device(name));
-        let format = if self.is_swap(&device.name) {
+        let format = if self.host.is_swap(&device.name) {
             "swap"
         } else if above().any(|above| above.is_mapped_by("LVM-")) {
             "LVM PV"
         } else if above().any(|above| above.is_mapped_by("CRYPT-LUKS")) {
             "LUKS"
-        } else if above().any(Device::is_multipath) {
+        } else if above().any(Block::is_multipath) {
             "multipath path"
         } else if above().any(|above| above.name.starts_with("md")) {
             "md member"
@@ -120,12 +124,12 @@ impl Inventory {
 const NOTHING: &str = "nothing recognized";
 
 /// Words for a device on which no filesystem was recognized.
-fn unnamed(device: &Device) -> String {
-    let entry = device.content.entry_type.as_deref();
+fn unnamed(device: &Block, content: &Content) -> String {
+    let entry = content.entry_type.as_deref();
     let known = ENTRIES.iter().find(|(entry_type, _)| Some(*entry_type) == entry);
     match known {
         Some((_, words)) => (*words).to_owned(),
-        None if device.content.looked || !device.above.is_empty() => NOTHING.to_owned(),
+        None if content.looked || !device.above.is_empty() => NOTHING.to_owned(),
         None => "unknown".to_owned(),
     }
 }

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::{Device, Inventory};
-use crate::text::{list, shown};
+use hostdev::Block;
+
+use super::Inventory;
+use crate::text::{list, shown, shown_path};
 
 /// Kinds of devices that are no disks, by how the kernel names them.
 const NO_DISKS: [(&str, &str); 13] = [
@@ -30,12 +32,14 @@ const NO_DISKS: [(&str, &str); 13] = [
 
 impl Inventory {
     /// Why a job of all disks does not have this one; none if it does.
-    pub(crate) fn left_out(&self, device: &Device, store_disks: &BTreeSet<String>) -> Option<String> {
+    pub(crate) fn left_out(&self, device: &Block, store_disks: &BTreeSet<String>) -> Option<String> {
         if store_disks.contains(&device.name) {
             return Some("a store lies on it: it would be imaged into itself".to_owned());
         }
         let path_of = self.multipath_above(device);
-        let reason = if device.hidden {
+        let reason = if let Some(path) = device.unread.first() {
+            format!("not all about it is known: {} cannot be read", shown_path(path))
+        } else if device.hidden {
             "one path of an NVMe multipath disk, which is listed by itself".to_owned()
         } else if let Some(bundle) = path_of {
             format!(
@@ -62,12 +66,12 @@ impl Inventory {
     }
 
     /// The multipath disk that this is a path of.
-    pub(crate) fn multipath_above(&self, device: &Device) -> Option<&Device> {
+    pub(crate) fn multipath_above(&self, device: &Block) -> Option<&Block> {
         let above = device.above.iter().filter_map(|name| self.device(name));
         above.into_iter().find(|above| above.is_multipath())
     }
 
-    fn lies_on_others(&self, device: &Device) -> String {
+    fn lies_on_others(&self, device: &Block) -> String {
         let kind = match &device.mapped {
             Some(mapped) => format!("the device-mapper device {}", shown(&mapped.name)),
             None if device.name.starts_with("md") => "a RAID array".to_owned(),

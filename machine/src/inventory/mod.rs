@@ -1,23 +1,20 @@
-//! The machine's block devices, what lies on what, and what is mounted.
+//! The machine's block devices, what lies on what, and what is mounted, in words.
 
-mod block;
 pub(crate) mod content;
 mod cover;
 mod holds;
 mod left_out;
-mod mounts;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use api::{DiskList, ListedDisk};
+use hostdev::{Block, BlockDevice, DeviceNumber, Mount, Namespaces, PlacedMount, Result, Root, Swap};
 
-use crate::error::Result;
-use crate::root::Root;
-use crate::text::{natural_key, shown};
-pub(crate) use block::Device;
+use crate::files::Files;
+use crate::text::{natural_key, shown, shown_path};
+use content::Content;
 pub(crate) use cover::Cover;
-pub(crate) use mounts::{Mount, Swap};
 
 /// How deep devices are stacked at most: a partition, RAID, encryption, LVM, and a file on that, twice over.
 pub(crate) const DEPTH_MAX: usize = 12;
@@ -28,201 +25,160 @@ pub(crate) const DEPTH_MAX: usize = 12;
 /// them would image the images.
 ///
 /// # Errors
-/// When the kernel's list of block devices cannot be read.
+/// When the kernel's list of block devices, its mounts or its swap areas cannot be read.
 pub fn disks(root: &Root, store_disks: &BTreeSet<String>) -> Result<DiskList> {
-    let inventory = Inventory::read(root)?;
+    let files = Files::new(root);
+    let mut host = hostdev::Inventory::read(root, Namespaces::Machine)?;
+    if let Some(error) = host.take_unread().into_iter().next() {
+        return Err(error);
+    }
+    let inventory = Inventory::of(host, &files);
     // A loop device without a file is no disk yet, and there are many of them.
-    let there = |device: &&Device| device.size_bytes > 0 || !device.name.starts_with("loop");
-    let listed = inventory.whole().filter(there).map(|device| ListedDisk {
-        name: shown(&device.name),
-        path: shown(&device.path()),
-        size_bytes: device.size_bytes,
-        model: device.model.as_deref().map(shown),
-        serial: device.serial.as_deref().map(shown),
-        holds: inventory.holds(&device.name),
-        left_out: inventory.left_out(device, store_disks),
+    let there = |device: &&Block| device.size_bytes > 0 || !device.name.starts_with("loop");
+    let listed = inventory.whole().filter(there).map(|device| {
+        let content = inventory.content(&device.name);
+        ListedDisk {
+            name: shown(&device.name),
+            path: shown_path(device.node()),
+            size_bytes: device.size_bytes,
+            model: device
+                .model
+                .as_ref()
+                .or(content.model.as_ref())
+                .map(|text| shown(text)),
+            serial: device
+                .serial
+                .as_ref()
+                .or(content.serial.as_ref())
+                .map(|text| shown(text)),
+            holds: inventory.holds(&device.name),
+            left_out: inventory.left_out(device, store_disks),
+        }
     });
     Ok(DiskList {
         disks: listed.collect(),
     })
 }
 
-/// The kernel's names of the disks with these device numbers (major, minor); of a partition, its disk's.
-pub fn disk_names(root: &Root, numbers: &[(u32, u32)]) -> BTreeSet<String> {
-    numbers
-        .iter()
-        .filter_map(|number| block::disk_of_number(root, *number))
-        .collect()
+/// The kernel's names of the disks with these device numbers; of a partition, its disk's. A number that the kernel
+/// has no device for has no name.
+///
+/// # Errors
+/// When sysfs cannot be read.
+pub fn disk_names(root: &Root, numbers: &[DeviceNumber]) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for number in numbers {
+        if let Some(device) = BlockDevice::find(root, *number)? {
+            names.insert(device.whole_disk()?.name());
+        }
+    }
+    Ok(names)
 }
 
 /// Everything that is known of block devices and mounts, read once.
 #[derive(Debug, Default)]
 pub(crate) struct Inventory {
-    /// Disks and partitions, by the kernel's name.
-    devices: BTreeMap<String, Device>,
+    host: hostdev::Inventory,
+    /// What was recognized on each device, by the kernel's name.
+    contents: BTreeMap<String, Content>,
     /// Names of those that are no partition, as people sort them.
     whole: Vec<String>,
-    pub mounts: Vec<Mount>,
-    pub swaps: Vec<Swap>,
-    /// Names of the devices of each btrfs.
-    btrfs: Vec<BTreeSet<String>>,
-    /// Device-mapper names and where symbolic links in `/dev` lead, by path.
-    links: BTreeMap<String, String>,
     /// PVs that LVM saw coming, by VG.
     pvs_online: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Inventory {
-    pub(crate) fn read(root: &Root) -> Result<Inventory> {
-        let mut devices = block::read(root)?;
-        content::add(root, &mut devices);
-        let mut whole: Vec<String> = devices
-            .values()
-            .filter(|d| d.disk.is_none())
-            .map(|d| d.name.clone())
+    /// Reads all; what could not be read is noted in `files`.
+    pub(crate) fn read(files: &Files<'_>) -> Result<Inventory> {
+        let mut host = hostdev::Inventory::read(files.root(), Namespaces::Machine)?;
+        for error in host.take_unread() {
+            files.note(&error);
+        }
+        Ok(Inventory::of(host, files))
+    }
+
+    fn of(host: hostdev::Inventory, files: &Files<'_>) -> Inventory {
+        let mut whole: Vec<String> = host
+            .devices()
+            .filter(|device| device.disk.is_none())
+            .map(|device| device.name.clone())
             .collect();
         whole.sort_by_cached_key(|name| natural_key(name));
-        let mut inventory = Inventory {
-            btrfs: btrfs(root),
-            mounts: mounts::mounts(root),
-            swaps: mounts::swaps(root),
-            pvs_online: pvs_online(root, &devices),
-            devices,
+        Inventory {
+            contents: content::of_all(files, host.devices()),
+            pvs_online: pvs_online(files, &host),
             whole,
-            links: BTreeMap::new(),
-        };
-        inventory.find_links(root);
-        inventory.place_mounts();
-        Ok(inventory)
+            host,
+        }
     }
 
     /// Devices that are no partition.
-    pub(crate) fn whole(&self) -> impl Iterator<Item = &Device> {
-        self.whole.iter().filter_map(|name| self.devices.get(name))
+    pub(crate) fn whole(&self) -> impl Iterator<Item = &Block> {
+        self.whole.iter().filter_map(|name| self.device(name))
     }
 
-    pub(crate) fn device(&self, name: &str) -> Option<&Device> {
-        self.devices.get(name)
+    pub(crate) fn device(&self, name: &str) -> Option<&Block> {
+        self.host.device(name)
     }
 
     /// All devices, partitions too.
-    pub(crate) fn all(&self) -> impl Iterator<Item = &Device> {
-        self.devices.values()
+    pub(crate) fn devices(&self) -> impl Iterator<Item = &Block> {
+        self.host.devices()
     }
 
-    pub(crate) fn partitions<'a>(&'a self, disk: &'a str) -> impl Iterator<Item = &'a Device> {
-        let mut partitions: Vec<&Device> = self.all().filter(|d| d.disk.as_deref() == Some(disk)).collect();
+    /// What was recognized on a device.
+    pub(crate) fn content(&self, name: &str) -> &Content {
+        self.contents.get(name).unwrap_or(&content::UNKNOWN)
+    }
+
+    pub(crate) fn partitions<'a>(&'a self, disk: &'a str) -> impl Iterator<Item = &'a Block> {
+        let mut partitions: Vec<&Block> = self.host.partitions(disk).collect();
         partitions.sort_by_cached_key(|device| natural_key(&device.name));
         partitions.into_iter()
     }
 
-    /// The kernel's name of the device at a path below `/dev`.
-    pub(crate) fn name_at(&self, path: &str) -> Option<&str> {
-        let below_dev = path.strip_prefix("/dev/")?.replace('/', "!");
-        let direct = self
-            .devices
-            .get_key_value(&below_dev)
-            .map(|(name, _)| name.as_str());
-        direct.or_else(|| self.links.get(path).map(String::as_str))
+    pub(crate) fn mounts(&self) -> &[PlacedMount] {
+        self.host.mounts()
     }
 
-    /// Where the sources of mounts and swaps lead that are no names of the kernel's.
-    fn find_links(&mut self, root: &Root) {
-        let mapped = self.devices.values().filter_map(|device| {
-            let mapped = device.mapped.as_ref()?;
-            Some((format!("/dev/mapper/{}", mapped.name), device.name.clone()))
-        });
-        self.links = mapped.collect();
-        let sources = self.mounts.iter().flat_map(Mount::source_paths);
-        let sources = sources.chain(self.swaps.iter().map(|swap| swap.path.as_str()));
-        let unknown: BTreeSet<String> = sources
-            .filter(|path| path.starts_with("/dev/") && self.name_at(path).is_none())
-            .map(str::to_owned)
-            .collect();
-        for path in unknown {
-            if let Some(name) = self.resolved_name(root, &path) {
-                self.links.insert(path, name);
-            }
-        }
+    pub(crate) fn swaps(&self) -> &[Swap] {
+        self.host.swaps()
+    }
+
+    /// The kernel's name of the device at a path below `/dev`.
+    pub(crate) fn name_at(&self, path: &Path) -> Option<&str> {
+        self.host.name_at(path)
     }
 
     /// The kernel's name of what a path below `/dev` leads to, symbolic links followed.
-    pub(crate) fn resolved_name(&self, root: &Root, path: &str) -> Option<String> {
+    pub(crate) fn resolved_name(&self, files: &Files<'_>, path: &Path) -> Option<String> {
         if let Some(name) = self.name_at(path) {
             return Some(name.to_owned());
         }
-        let target = root.resolved(path)?;
-        self.name_at(target.to_str()?).map(str::to_owned)
+        let target: PathBuf = files.resolved(path)?;
+        self.name_at(&target).map(str::to_owned)
     }
 
-    /// Notes with each mount on which block devices its filesystem lies.
-    fn place_mounts(&mut self) {
-        let by_number: BTreeMap<(u32, u32), &String> = self
-            .devices
-            .values()
-            .filter_map(|device| Some((device.number?, &device.name)))
-            .collect();
-        let place = |mount: &Mount| {
-            let named: BTreeSet<String> = match by_number.get(&mount.number) {
-                Some(name) => BTreeSet::from([(*name).clone()]),
-                None => mount
-                    .source_paths()
-                    .filter_map(|path| self.name_at(path).map(str::to_owned))
-                    .collect(),
-            };
-            let pool = self.btrfs.iter().find(|pool| !pool.is_disjoint(&named));
-            pool.filter(|_| mount.fs_type == "btrfs")
-                .cloned()
-                .unwrap_or(named)
-        };
-        let placed: Vec<BTreeSet<String>> = self.mounts.iter().map(place).collect();
-        for (mount, devices) in self.mounts.iter_mut().zip(placed) {
-            mount.devices = devices;
-        }
-    }
-
-    /// Mounts of the filesystem on a device; those of the whole filesystem before binds of parts of it.
     pub(crate) fn mounts_of(&self, name: &str) -> Vec<&Mount> {
-        let mut mounts: Vec<&Mount> = self.mounts.iter().filter(|m| m.devices.contains(name)).collect();
-        mounts.sort_by_key(|mount| (mount.root != "/", mount.point.len()));
-        mounts
-    }
-
-    /// Whether a device is in use as swap.
-    pub(crate) fn is_swap(&self, name: &str) -> bool {
-        self.swaps
-            .iter()
-            .any(|swap| self.name_at(&swap.path) == Some(name))
+        self.host.mounts_of(name)
     }
 
     /// The mount that a path lies on.
-    pub(crate) fn mount_above(&self, path: &Path) -> Option<&Mount> {
-        // The last of equals hides the others.
-        let above = self.mounts.iter().filter(|mount| path.starts_with(&mount.point));
-        above.max_by_key(|mount| mount.point.len())
+    pub(crate) fn mount_above(&self, path: &Path) -> Option<&PlacedMount> {
+        self.host.mount_above(path)
     }
 }
 
-/// Members of each mounted btrfs: `/sys/fs/btrfs/UUID/devices/NAME`.
-fn btrfs(root: &Root) -> Vec<BTreeSet<String>> {
-    let pools = root.names("/sys/fs/btrfs").into_iter();
-    let members = pools.map(|pool| root.names(format!("/sys/fs/btrfs/{pool}/devices")));
-    members
-        .filter(|members| !members.is_empty())
-        .map(|members| members.into_iter().collect())
-        .collect()
-}
-
 /// What LVM's event handling noted: `/run/lvm/pvs_online/PVID` has a line `MAJOR:MINOR` and one `vg:NAME`.
-fn pvs_online(root: &Root, devices: &BTreeMap<String, Device>) -> BTreeMap<String, BTreeSet<String>> {
+fn pvs_online(files: &Files<'_>, host: &hostdev::Inventory) -> BTreeMap<String, BTreeSet<String>> {
     let mut groups: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for file in root.files("/run/lvm/pvs_online", "") {
-        let Ok(text) = root.text(&file) else { continue };
-        let number = text.lines().find_map(block::parse_number);
+    for file in files.files("/run/lvm/pvs_online", "") {
+        let text = files.text(&file);
+        let number = text
+            .lines()
+            .find_map(|line| line.trim().parse::<DeviceNumber>().ok());
         let group = text.lines().find_map(|line| line.strip_prefix("vg:"));
-        let device = devices
-            .values()
-            .find(|device| number.is_some() && device.number == number);
+        let device = host.devices().find(|device| Some(device.number) == number);
         if let (Some(group), Some(device)) = (group, device) {
             groups
                 .entry(group.to_owned())
@@ -231,4 +187,40 @@ fn pvs_online(root: &Root, devices: &BTreeMap<String, Device>) -> BTreeMap<Strin
         }
     }
     groups
+}
+
+/// Filesystem types whose files are on other machines.
+const NETWORK: [&str; 17] = [
+    "9p",
+    "afs",
+    "beegfs",
+    "ceph",
+    "cifs",
+    "coda",
+    "glusterfs",
+    "gpfs",
+    "lustre",
+    "ncpfs",
+    "nfs",
+    "nfs4",
+    "pvfs2",
+    "smb3",
+    "smbfs",
+    "virtiofs",
+    "vboxsf",
+];
+const NETWORK_FUSE: [&str; 7] = [
+    "ceph-fuse",
+    "glusterfs",
+    "juicefs",
+    "mfs",
+    "rclone",
+    "s3fs",
+    "sshfs",
+];
+
+/// Whether the files of a mount are on other machines.
+pub(crate) fn is_network(mount: &Mount) -> bool {
+    let fuse = mount.fs_type.strip_prefix("fuse.");
+    NETWORK.contains(&mount.fs_type.as_str()) || fuse.is_some_and(|fuse| NETWORK_FUSE.contains(&fuse))
 }

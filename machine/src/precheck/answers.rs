@@ -7,8 +7,9 @@ use nix::errno::Errno;
 use nix::sys::statvfs::statvfs;
 use nix::sys::utsname::uname;
 
+use hostdev::Root;
+
 use crate::command::within;
-use crate::root::Root;
 
 /// A dead server behind a mount never answers.
 const SPACE_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -54,7 +55,7 @@ impl KernelFacts {
             io_uring: io_uring(),
             bpf: bpf(),
             clock_synchronized: clock_synchronized(),
-            space: Box::new(move |path| space(root.join(path))),
+            space: Box::new(move |path| space(root.clone(), path.to_owned())),
         }
     }
 }
@@ -95,9 +96,10 @@ fn clock_synchronized() -> Option<bool> {
 }
 
 /// Space of the filesystem of a path, or of its nearest ancestor that exists.
-fn space(path: PathBuf) -> Option<Space> {
+fn space(root: Root, path: PathBuf) -> Option<Space> {
     within(SPACE_TIMEOUT, move || {
-        let found = path.ancestors().find_map(|path| statvfs(path).ok())?;
+        let place = root.existing_ancestor(path).ok()?;
+        let found = statvfs(&root.join(place)).ok()?;
         let fragment = found.fragment_size();
         Some(Space {
             used_bytes: found

@@ -1,6 +1,7 @@
 //! The kernels that are installed, and room for a new initramfs.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use super::Context;
 use super::findings::Findings;
@@ -38,7 +39,7 @@ fn installed(case: &Context<'_>) -> Vec<Kernel> {
     let files = if case.is_behind_automount(BOOT) {
         Vec::new()
     } else {
-        case.root.names(BOOT)
+        case.files.names(BOOT)
     };
     let files = files.into_iter();
     let mut labels: BTreeSet<String> = files.filter_map(|file| label(&file)).collect();
@@ -62,15 +63,15 @@ fn label(file: &str) -> Option<String> {
 
 /// A kernel by its label. Arch and Alpine name files by the package, which the modules' directory knows or ends with.
 fn kernel(case: &Context<'_>, label: &str) -> Kernel {
-    let has_modules = case.root.is_dir(format!("/lib/modules/{label}"));
+    let has_modules = case.files.is_dir(format!("/lib/modules/{label}"));
     let release = if has_modules {
         None
     } else {
         let of_package = |release: &&String| {
-            let package = case.root.attribute(format!("/lib/modules/{release}/pkgbase"));
+            let package = case.files.attribute(format!("/lib/modules/{release}/pkgbase"));
             package.as_deref() == Some(label) || release.ends_with(&format!("-{label}"))
         };
-        case.root.names("/lib/modules").iter().find(of_package).cloned()
+        case.files.names("/lib/modules").iter().find(of_package).cloned()
     };
     let release = release.unwrap_or_else(|| label.to_owned());
     Kernel {
@@ -143,18 +144,21 @@ fn kernel_image(case: &Context<'_>, out: &mut Findings) {
 }
 
 fn is_mounted(case: &Context<'_>, point: &str) -> bool {
-    case.inventory.mounts.iter().any(|mount| mount.point == point)
+    case.inventory
+        .mounts()
+        .iter()
+        .any(|mount| mount.point == Path::new(point))
 }
 
 /// Room in `/boot` for one more initramfs of the size of the largest.
 fn room(case: &Context<'_>, out: &mut Findings) {
     let files = case
-        .root
+        .files
         .names("/boot")
         .into_iter()
         .filter(|name| name.starts_with("initr"));
     let largest = files
-        .filter_map(|name| case.root.file_bytes(format!("/boot/{name}")))
+        .filter_map(|name| case.files.file_bytes(format!("/boot/{name}")))
         .max();
     let needed = largest.unwrap_or(0).max(ROOM_MIN_BYTES);
     let Some(space) = (case.answers.space)("/boot".as_ref()) else {

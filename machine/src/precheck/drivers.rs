@@ -50,13 +50,9 @@ pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
 fn built_in(case: &Context<'_>, kernel: &Kernel) -> BTreeSet<Driver> {
     let release = &kernel.release;
     let listed = case
-        .root
+        .files
         .text_up_to(format!("/lib/modules/{release}/modules.builtin"), LIST_MAX_BYTES);
-    let listed: BTreeSet<String> = listed
-        .unwrap_or_default()
-        .lines()
-        .filter_map(initramfs::module_name)
-        .collect();
+    let listed: BTreeSet<String> = listed.lines().filter_map(initramfs::module_name).collect();
     let configs = [
         format!("/boot/config-{}", kernel.label),
         format!("/lib/modules/{release}/config"),
@@ -64,7 +60,8 @@ fn built_in(case: &Context<'_>, kernel: &Kernel) -> BTreeSet<Driver> {
     let config = configs
         .iter()
         .filter(|file| !case.is_behind_automount(file))
-        .find_map(|file| case.root.text(file).ok())
+        .map(|file| case.files.text(file))
+        .find(|text| !text.is_empty())
         .unwrap_or_default();
     let configured = |driver: &Driver| {
         let mut values = config.lines().filter_map(|line| line.strip_prefix(driver.option));
@@ -74,8 +71,8 @@ fn built_in(case: &Context<'_>, kernel: &Kernel) -> BTreeSet<Driver> {
     let runs = |driver: &Driver| {
         let directory = format!("/sys/module/{}", driver.name);
         kernel.is_running
-            && case.root.exists(&directory)
-            && !case.root.exists(format!("{directory}/initstate"))
+            && case.files.exists(&directory)
+            && !case.files.exists(format!("{directory}/initstate"))
     };
     let is_built_in = |driver: &Driver| listed.contains(driver.name) || configured(driver) || runs(driver);
     ALL.into_iter().filter(is_built_in).collect()
@@ -83,13 +80,8 @@ fn built_in(case: &Context<'_>, kernel: &Kernel) -> BTreeSet<Driver> {
 
 /// Drivers whose files are among the kernel's modules. None where the list cannot be read.
 fn modules(case: &Context<'_>, kernel: &Kernel) -> Option<BTreeSet<Driver>> {
-    let text = case
-        .root
-        .text_up_to(
-            format!("/lib/modules/{}/modules.dep", kernel.release),
-            LIST_MAX_BYTES,
-        )
-        .ok()?;
+    let path = format!("/lib/modules/{}/modules.dep", kernel.release);
+    let text = case.files.root().text_up_to(path, LIST_MAX_BYTES).ok()?;
     let files = text
         .lines()
         .filter_map(|line| initramfs::module_name(line.split(':').next()?));
@@ -123,7 +115,7 @@ fn disk_drivers(
     }
     let files = initramfs::files(case, kernel);
     let names: Vec<&str> = wanted.iter().map(|driver| driver.name).collect();
-    let listing = initramfs::scan(case.root, &files, &kernel.release, &names, deadline);
+    let listing = initramfs::scan(case.files.root(), &files, &kernel.release, &names, deadline);
     let missing = |driver: &Driver| !built_in.contains(driver) && !listing.found.contains(driver.name);
     let needed: Vec<Driver> = NEEDED.into_iter().filter(missing).collect();
     let optional: Vec<Driver> = OPTIONAL.into_iter().filter(missing).collect();
@@ -190,7 +182,7 @@ fn without_initramfs(
     );
     // One file for kernel and initramfs, or a place unknown here.
     let unified = ["/boot/efi/EFI/Linux", "/efi/EFI/Linux", "/boot/EFI/Linux"].iter();
-    let mut unified = unified.filter(|path| !case.is_behind_automount(path) && case.root.is_dir(path));
+    let mut unified = unified.filter(|path| !case.is_behind_automount(path) && case.files.is_dir(path));
     if case.is_behind_automount("/boot") {
         let found = format!(
             "whether {linux} has {} in its initramfs could not be found out",

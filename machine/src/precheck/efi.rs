@@ -1,10 +1,13 @@
 //! How firmware finds the boot loader: UEFI from its system partition, BIOS from a disk's first sector.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use hostdev::Block;
 
 use super::Context;
 use super::findings::Findings;
-use crate::inventory::{Cover, Device, content};
+use crate::inventory::{Cover, content};
 use crate::text::{list, shown};
 
 /// Type of an EFI system partition in a GPT and in an MBR.
@@ -29,7 +32,7 @@ pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     {
         return;
     }
-    if !case.root.is_dir("/sys/firmware/efi") {
+    if !case.files.is_dir("/sys/firmware/efi") {
         out.ok(
             "boot_mode",
             "started by a BIOS: the machine that it goes to must start by BIOS too",
@@ -55,7 +58,7 @@ fn boot_code(case: &Context<'_>, out: &mut Findings) {
             unread.push(shown(name));
             continue;
         }
-        match content::first_sector(case.root, &device.path(), SECTOR_TIMEOUT) {
+        match content::first_sector(case.files.root(), &device.node(), SECTOR_TIMEOUT) {
             Some(sector) if has_boot_code(&sector) => {
                 out.ok(
                     "boot_sector",
@@ -90,9 +93,9 @@ fn has_boot_code(sector: &[u8; 512]) -> bool {
 }
 
 fn system_partition(case: &Context<'_>, out: &mut Findings) {
-    let is_chosen = |device: &&Device| case.inventory.cover(&device.name, &case.chosen) == Cover::All;
-    let typed = case.inventory.all().filter(is_chosen).find(|device| {
-        let entry = device.content.entry_type.as_deref();
+    let is_chosen = |device: &&Block| case.inventory.cover(&device.name, &case.chosen) == Cover::All;
+    let typed = case.inventory.devices().filter(is_chosen).find(|device| {
+        let entry = case.inventory.content(&device.name).entry_type.as_deref();
         entry.is_some_and(|entry| SYSTEM_PARTITION.contains(&entry.to_ascii_lowercase().as_str()))
     });
     match (mounted(case), typed) {
@@ -115,18 +118,18 @@ fn system_partition(case: &Context<'_>, out: &mut Findings) {
 /// Where a system partition of the chosen disks is mounted, and its name.
 fn mounted<'a>(case: &Context<'a>) -> Option<(&'static str, String)> {
     MOUNT_POINTS.iter().find_map(|point| {
-        let mut mounts = case.inventory.mounts.iter().rev();
-        let mount = mounts.find(|mount| mount.point == *point && mount.fs_type == "vfat")?;
+        let mut mounts = case.inventory.mounts().iter().rev();
+        let mount = mounts.find(|mount| mount.point == Path::new(point) && mount.fs_type == "vfat")?;
         let name = mount.devices.first()?;
         let is_chosen = case.inventory.cover(name, &case.chosen) == Cover::All;
-        (is_chosen && case.root.is_dir(format!("{point}/EFI"))).then(|| (*point, name.clone()))
+        (is_chosen && case.files.is_dir(format!("{point}/EFI"))).then(|| (*point, name.clone()))
     })
 }
 
 /// Firmware that does not know the machine yet starts what lies at the path for removable media.
 fn fallback(case: &Context<'_>, point: &str, out: &mut Findings) {
     let is_32_bit = case
-        .root
+        .files
         .attribute("/sys/firmware/efi/fw_platform_size")
         .as_deref()
         == Some("32");
@@ -155,7 +158,7 @@ fn fallback(case: &Context<'_>, point: &str, out: &mut Findings) {
 /// A path on a filesystem that knows no case, wherever that is mounted.
 fn find_ignoring_case(case: &Context<'_>, directory: &str, names: &[&str]) -> Option<String> {
     names.iter().try_fold(directory.to_owned(), |path, name| {
-        let entries = case.root.names(&path);
+        let entries = case.files.names(&path);
         let entry = entries.iter().find(|entry| entry.eq_ignore_ascii_case(name))?;
         Some(format!("{path}/{entry}"))
     })
@@ -164,7 +167,7 @@ fn find_ignoring_case(case: &Context<'_>, directory: &str, names: &[&str]) -> Op
 /// The variable has four bytes of attributes, then 1 for on.
 fn secure_boot(case: &Context<'_>, out: &mut Findings) {
     let variable = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
-    let value = case.root.bytes_up_to(variable, 64).ok();
+    let value = case.files.bytes_up_to(variable, 64);
     let found = match value.as_deref().and_then(|bytes| bytes.get(4)) {
         Some(1) => "Secure Boot is on: keys that were enrolled on this machine (MOK) are not migrated",
         Some(_) => "Secure Boot is off: the machine that it goes to must not insist on it",

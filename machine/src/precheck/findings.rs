@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use api::{Check, Level, Precheck};
 
-use crate::error::Error;
 use crate::text::escaped;
 
 /// Lines of one level about one matter: a table of a thousand wrong mounts needs no thousand lines.
@@ -66,7 +65,7 @@ impl Findings {
             let is_alike = |check: &Check| check.id == id && check.level == level;
             let last = self.checks.iter().rposition(is_alike);
             let found = format!("{} more lines like these", count - LINES_MAX);
-            let advice = (level > Level::Ok).then(|| "mend those above, and check again".to_owned());
+            let advice = (level > Level::Ok).then(|| "repair the ones above, then check again".to_owned());
             let more = Check {
                 id: id.to_owned(),
                 level,
@@ -77,10 +76,4 @@ impl Findings {
         }
         Precheck { checks: self.checks }
     }
-}
-
-/// An error with its cause, on one line.
-pub(super) fn cause(error: &Error) -> String {
-    let source = std::error::Error::source(error);
-    source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }

@@ -1,12 +1,14 @@
 //! What is mounted at boot, by names that stay true elsewhere: fstab, crypttab, and systemd's units.
 
+use std::path::Path;
+
 use api::Level;
+use hostdev::{ErrorKind, unescape};
 
 use super::Context;
-use super::findings::{Findings, cause};
+use super::findings::Findings;
 use super::names::Stability;
-use crate::error::ErrorKind;
-use crate::text::{shown, unescape};
+use crate::text::{cause, shown};
 
 pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     table(case, out);
@@ -27,8 +29,8 @@ impl Line {
         let mut fields = line.split_ascii_whitespace();
         let device = fields.next().filter(|field| !field.starts_with('#'))?;
         Some(Line {
-            device: unquoted(&unescape(device)),
-            point: unescape(fields.next()?),
+            device: unquoted(&text(device)),
+            point: text(fields.next()?),
             fs_type: fields.next().unwrap_or("auto").to_owned(),
             options: fields.next().unwrap_or("defaults").to_owned(),
         })
@@ -47,13 +49,19 @@ impl Line {
     }
 }
 
+/// A field with its escapes undone.
+fn text(field: &str) -> String {
+    String::from_utf8_lossy(&unescape(field.as_bytes())).into_owned()
+}
+
 /// `UUID="x"` means `UUID=x`.
 fn unquoted(device: &str) -> String {
     device.replace('"', "")
 }
 
 fn lines(case: &Context<'_>) -> Vec<Line> {
-    let text = case.root.text("/etc/fstab").unwrap_or_default();
+    // That it cannot be read is a line of its own.
+    let text = case.files.root().text("/etc/fstab").unwrap_or_default();
     text.lines().filter_map(Line::parse).collect()
 }
 
@@ -65,7 +73,7 @@ pub(super) fn requires(case: &Context<'_>, point: &str) -> bool {
 }
 
 fn table(case: &Context<'_>, out: &mut Findings) {
-    if let Err(error) = case.root.text("/etc/fstab") {
+    if let Err(error) = case.files.root().text("/etc/fstab") {
         match error.kind() {
             ErrorKind::NotFound => out.ok("fstab", "there is no /etc/fstab"),
             _ => out.warning(
@@ -119,8 +127,8 @@ fn judge(
 
 /// What to write in place of a device's name.
 pub(super) fn by_uuid(case: &Context<'_>, device: &str) -> String {
-    let name = case.inventory.resolved_name(case.root, device);
-    let known = name.and_then(|name| case.inventory.device(&name)?.content.fs_uuid.clone());
+    let name = case.inventory.resolved_name(&case.files, Path::new(device));
+    let known = name.and_then(|name| case.inventory.content(&name).fs_uuid.clone());
     match known {
         Some(uuid) => format!("write UUID={} instead", shown(&uuid)),
         None => format!(
@@ -132,9 +140,10 @@ pub(super) fn by_uuid(case: &Context<'_>, device: &str) -> String {
 
 /// crypttab(5): the second field is the encrypted device.
 fn encrypted(case: &Context<'_>, out: &mut Findings) {
-    let Ok(text) = case.root.text("/etc/crypttab") else {
+    if !case.files.exists("/etc/crypttab") {
         return;
-    };
+    }
+    let text = case.files.text("/etc/crypttab");
     for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
         let mut fields = line.split_ascii_whitespace();
         let (Some(volume), Some(device)) = (fields.next(), fields.next()) else {
@@ -159,9 +168,9 @@ fn encrypted(case: &Context<'_>, out: &mut Findings) {
 /// Units of the administrator that mount by a name: `What=/dev/sdb1`.
 fn units(case: &Context<'_>, out: &mut Findings) {
     let directory = "/etc/systemd/system";
-    let files = [".mount", ".swap"].map(|suffix| case.root.files(directory, suffix));
+    let files = [".mount", ".swap"].map(|suffix| case.files.files(directory, suffix));
     for file in files.iter().flatten() {
-        let text = case.root.text(file).unwrap_or_default();
+        let text = case.files.text(file);
         let what = text.lines().find_map(|line| line.trim().strip_prefix("What="));
         if let Some(device) = what {
             let named = format!("{} names {}", shown(file), shown(device));

@@ -33,7 +33,7 @@ fn privileges(case: &Context<'_>, out: &mut Findings) {
         );
         return;
     }
-    let status = case.root.text("/proc/self/status").unwrap_or_default();
+    let status = case.files.text("/proc/self/status");
     let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let capabilities = capabilities.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
     match capabilities {
@@ -48,7 +48,7 @@ fn privileges(case: &Context<'_>, out: &mut Findings) {
 
 fn container(case: &Context<'_>, out: &mut Findings) {
     let marks = ["/run/systemd/container", "/.dockerenv", "/run/.containerenv"];
-    match marks.iter().find(|mark| case.root.exists(mark)) {
+    match marks.iter().find(|mark| case.files.exists(mark)) {
         Some(mark) => out.warning(
             "container",
             format!("runs in a container ({mark} exists): the files seen here are not the machine's"),
@@ -100,7 +100,7 @@ fn io_uring(case: &Context<'_>, out: &mut Findings) {
         return;
     };
     let disabled = case
-        .root
+        .files
         .number("/proc/sys/kernel/io_uring_disabled")
         .filter(|value| *value > 0);
     let found = format!(
@@ -124,10 +124,7 @@ fn io_uring(case: &Context<'_>, out: &mut Findings) {
 }
 
 fn bpf(case: &Context<'_>, out: &mut Findings) {
-    let lockdown = case
-        .root
-        .text("/sys/kernel/security/lockdown")
-        .unwrap_or_default();
+    let lockdown = case.files.text("/sys/kernel/security/lockdown");
     if let Err(errno) = case.answers.bpf {
         let found = format!("changes cannot be tracked: no BPF ({}); {SLOWER}", errno.desc());
         out.warning(
@@ -135,7 +132,7 @@ fn bpf(case: &Context<'_>, out: &mut Findings) {
             found,
             "use a kernel with CONFIG_BPF_SYSCALL, and run as root outside of containers",
         );
-    } else if !case.root.exists("/sys/kernel/btf/vmlinux") {
+    } else if !case.files.exists("/sys/kernel/btf/vmlinux") {
         let found =
             format!("changes cannot be tracked: the kernel has no BTF (/sys/kernel/btf/vmlinux); {SLOWER}");
         out.warning("bpf", found, "use a kernel with CONFIG_DEBUG_INFO_BTF");
@@ -150,8 +147,8 @@ fn bpf(case: &Context<'_>, out: &mut Findings) {
 
 /// What confines programs: told because a copy starts with the same.
 pub(super) fn check_security_module(case: &Context<'_>, out: &mut Findings) {
-    let enforcing = case.root.attribute("/sys/fs/selinux/enforce");
-    let apparmor = case.root.attribute("/sys/module/apparmor/parameters/enabled");
+    let enforcing = case.files.attribute("/sys/fs/selinux/enforce");
+    let apparmor = case.files.attribute("/sys/module/apparmor/parameters/enabled");
     let found = match (enforcing.as_deref(), apparmor.as_deref()) {
         (Some("1"), _) => "SELinux is enforcing",
         (Some(_), _) => "SELinux is permissive",

@@ -1,14 +1,16 @@
 //! The chosen disks, and what lies on them only in part or not at all.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use api::limits::DISKS_MAX;
+use hostdev::PlacedMount;
 
 use super::Context;
 use super::findings::Findings;
 use super::fstab;
-use crate::inventory::{Cover, Mount};
-use crate::text::{list, shown};
+use crate::inventory::{Cover, is_network};
+use crate::text::{list, shown, shown_path};
 
 /// Names in a list of what is there instead.
 const NAMES_MAX: usize = 16;
@@ -134,7 +136,7 @@ fn volumes(case: &Context<'_>, out: &mut Findings) {
 /// Mounted filesystems on disks that are not migrated.
 fn outside(case: &Context<'_>, out: &mut Findings) {
     let mut seen = BTreeSet::new();
-    for mount in &case.inventory.mounts {
+    for mount in case.inventory.mounts() {
         let devices = &mount.devices;
         let cover = case.inventory.cover_all(devices, &case.chosen);
         if devices.is_empty() || cover != Cover::None || !seen.insert(devices) {
@@ -150,20 +152,20 @@ fn outside(case: &Context<'_>, out: &mut Findings) {
     }
 }
 
-fn outside_line(case: &Context<'_>, mount: &Mount, out: &mut Findings) {
-    let point = shown(&mount.point);
+fn outside_line(case: &Context<'_>, mount: &PlacedMount, out: &mut Findings) {
+    let point = shown_path(&mount.point);
     let devices = list(mount.devices.iter().map(|name| shown(name)), 4);
     let found = format!(
         "{} {point} lies on {devices}, which is not migrated",
         shown(&mount.fs_type)
     );
-    if SYSTEM.contains(&mount.point.as_str()) {
+    if SYSTEM.iter().any(|point| mount.point == Path::new(point)) {
         out.critical(
             "mounts_outside",
             format!("{found}: the copy cannot start without it"),
             "choose its disk too",
         );
-    } else if fstab::requires(case, &mount.point) {
+    } else if fstab::requires(case, &mount.point.to_string_lossy()) {
         let found = format!(
             "{found}, and /etc/fstab requires it at boot: the copy would stop in the emergency shell"
         );
@@ -182,7 +184,7 @@ fn outside_line(case: &Context<'_>, mount: &Mount, out: &mut Findings) {
 }
 
 fn swaps_outside(case: &Context<'_>, out: &mut Findings) {
-    for swap in case.inventory.swaps.iter().filter(|swap| !swap.is_file) {
+    for swap in case.inventory.swaps().iter().filter(|swap| !swap.is_file) {
         let Some(device) = case.inventory.name_at(&swap.path) else {
             continue;
         };
@@ -192,7 +194,7 @@ fn swaps_outside(case: &Context<'_>, out: &mut Findings) {
         }
         let found = format!(
             "the swap space {} lies on a disk that is not migrated",
-            shown(&swap.path)
+            shown_path(&swap.path)
         );
         let advice = "choose its disk too, or give it the option nofail in /etc/fstab: the copy would wait for it when it starts";
         out.warning("mounts_outside", found, advice);
@@ -201,15 +203,20 @@ fn swaps_outside(case: &Context<'_>, out: &mut Findings) {
 
 /// The kernel does not tell which disks a ZFS pool lies on.
 fn zfs(case: &Context<'_>, out: &mut Findings) {
-    let Some(mount) = case.inventory.mounts.iter().find(|mount| mount.fs_type == "zfs") else {
+    let Some(mount) = case
+        .inventory
+        .mounts()
+        .iter()
+        .find(|mount| mount.fs_type == "zfs")
+    else {
         return;
     };
     let members = case
         .inventory
-        .all()
-        .filter(|d| d.content.fs_type.as_deref() == Some("zfs_member"));
+        .devices()
+        .filter(|d| case.inventory.content(&d.name).fs_type.as_deref() == Some("zfs_member"));
     let members: Vec<&String> = members.map(|device| &device.name).collect();
-    let found = format!("ZFS is mounted at {}", shown(&mount.point));
+    let found = format!("ZFS is mounted at {}", shown_path(&mount.point));
     if !members.is_empty() && case.inventory.cover_all(members.iter().copied(), &case.chosen) == Cover::All {
         out.ok(
             "zfs",
@@ -227,11 +234,15 @@ fn zfs(case: &Context<'_>, out: &mut Findings) {
 
 fn network_mounts(case: &Context<'_>, out: &mut Findings) {
     let mut seen = BTreeSet::new();
-    for mount in case.inventory.mounts.iter().filter(|mount| mount.is_network()) {
+    for mount in case.inventory.mounts().iter().filter(|mount| is_network(mount)) {
         if !seen.insert(&mount.point) {
             continue;
         }
-        let (fs_type, point, source) = (shown(&mount.fs_type), shown(&mount.point), shown(&mount.source));
+        let (fs_type, point, source) = (
+            shown(&mount.fs_type),
+            shown_path(&mount.point),
+            shown_path(&mount.source),
+        );
         let found = format!("{fs_type} {point} lies on another machine ({source}) and is not migrated");
         out.warning(
             "network_mounts",
@@ -246,10 +257,11 @@ fn network_mounts(case: &Context<'_>, out: &mut Findings) {
 
 /// What cannot be stopped for a moment is synced, and its state is right if nobody writes to it meanwhile.
 fn freeze(case: &Context<'_>, out: &mut Findings) {
-    let on_chosen = |mount: &&Mount| case.inventory.cover_all(&mount.devices, &case.chosen) != Cover::None;
-    let (cannot, can): (Vec<&Mount>, Vec<&Mount>) = case
+    let on_chosen =
+        |mount: &&PlacedMount| case.inventory.cover_all(&mount.devices, &case.chosen) != Cover::None;
+    let (cannot, can): (Vec<&PlacedMount>, Vec<&PlacedMount>) = case
         .inventory
-        .mounts
+        .mounts()
         .iter()
         .filter(on_chosen)
         .partition(|mount| CANNOT_FREEZE.contains(&mount.fs_type.as_str()));
@@ -264,7 +276,7 @@ fn freeze(case: &Context<'_>, out: &mut Findings) {
     }
     let names: BTreeSet<String> = cannot
         .iter()
-        .map(|mount| format!("{} {}", shown(&mount.fs_type), shown(&mount.point)))
+        .map(|mount| format!("{} {}", shown(&mount.fs_type), shown_path(&mount.point)))
         .collect();
     let names = list(names, NAMES_MAX);
     out.ok(

@@ -87,7 +87,7 @@ pub(super) fn entries(case: &Context<'_>) -> Vec<Entry> {
     let mut entries = Vec::new();
     for (file, loader) in CONFIGS {
         if !case.is_behind_automount(file) {
-            let text = case.root.text(file).unwrap_or_default();
+            let text = case.files.text(file);
             parse_menu(&text, file, loader, &mut entries);
         }
     }
@@ -95,8 +95,8 @@ pub(super) fn entries(case: &Context<'_>) -> Vec<Entry> {
         if case.is_behind_automount(directory) {
             continue;
         }
-        for file in case.root.files(directory, ".conf") {
-            let text = case.root.text(&file).unwrap_or_default();
+        for file in case.files.files(directory, ".conf") {
+            let text = case.files.text(&file);
             entries.extend(parse_entry(&text, &file));
         }
     }
@@ -227,12 +227,12 @@ fn root_names(case: &Context<'_>, out: &mut Findings) {
         .map(|entry| (entry.file.clone(), entry.options.clone()))
         .collect();
     for file in COMMAND_LINES {
-        let text = case.root.text(file).unwrap_or_default();
+        let text = case.files.text(file);
         let settings = text.lines().filter(|line| !line.trim_start().starts_with('#'));
         lines.extend(settings.map(|line| (file.to_owned(), after_assignment(line).to_owned())));
     }
     if case.entries.is_empty() {
-        let running = case.root.text("/proc/cmdline").unwrap_or_default();
+        let running = case.files.text("/proc/cmdline");
         lines.push(("the running kernel's command line".to_owned(), running));
     }
     let mut seen = BTreeSet::new();
@@ -294,7 +294,7 @@ fn root_name(case: &Context<'_>, file: &str, name: &str, device: &str, out: &mut
 
 /// GRUB's scripts can be told to name the root by its device.
 fn grub_default(case: &Context<'_>, out: &mut Findings) {
-    let text = case.root.text("/etc/default/grub").unwrap_or_default();
+    let text = case.files.text("/etc/default/grub");
     let disabled = text.lines().any(|line| {
         let (key, value) = line.trim().split_once('=').unwrap_or(("", ""));
         key == "GRUB_DISABLE_LINUX_UUID" && value.trim_matches(|c| c == '"' || c == '\'') == "true"
@@ -312,7 +312,7 @@ fn grub_default(case: &Context<'_>, out: &mut Findings) {
 /// Lines such as `(hd0) /dev/sda`: only grub-install reads them, and fails where the device is not there.
 fn device_map(case: &Context<'_>, out: &mut Findings) {
     for file in ["/boot/grub/device.map", "/boot/grub2/device.map"] {
-        let text = case.root.text(file).unwrap_or_default();
+        let text = case.files.text(file);
         let names = text
             .lines()
             .filter_map(|line| line.split_ascii_whitespace().nth(1));

@@ -18,7 +18,7 @@ pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
 
 /// Lines such as `IDTYPE=sys_wwid IDNAME=naa.5000 DEVNAME=/dev/sda2 PVID=…`: numbers of the disk's hardware.
 fn devices_file(case: &Context<'_>, out: &mut Findings) {
-    let text = case.root.text(DEVICES_FILE).unwrap_or_default();
+    let text = case.files.text(DEVICES_FILE);
     // These types go by what is written on the disks below.
     let by_content = ["IDTYPE=lvmlv_uuid", "IDTYPE=md_uuid", "IDTYPE=crypt_uuid"];
     let by_hardware = text.lines().filter(|line| {
@@ -39,7 +39,7 @@ fn devices_file(case: &Context<'_>, out: &mut Findings) {
 
 /// `filter = [ "a|/dev/sda.*|", "r|.*|" ]`.
 fn filters(case: &Context<'_>, out: &mut Findings) {
-    let text = case.root.text(CONFIG).unwrap_or_default();
+    let text = case.files.text(CONFIG);
     for line in text.lines() {
         let Some((key, value)) = line.split_once('=') else {
             continue;

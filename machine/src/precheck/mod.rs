@@ -23,10 +23,11 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use api::Precheck;
+use hostdev::Root;
 
+use crate::files::Files;
 use crate::inventory::Inventory;
-use crate::root::Root;
-use crate::text::shown;
+use crate::text::{cause, shown, shown_path};
 pub(crate) use answers::KernelFacts;
 #[cfg(test)]
 pub(crate) use answers::Space;
@@ -57,6 +58,7 @@ pub struct PrecheckInput {
 ///   `boot_space`, `initramfs_virtio`, `virtio_net`
 /// - names of disks: `fstab`, `crypttab`, `mount_units`, `lvm_devices`, `lvm_filter`
 /// - the rest: `network_config`, `clock`, `hardware_clock`, `security_module`
+/// - files of any of these that exist and could not be read: `unreadable`
 ///
 /// There may be several lines with one id, and none where there is nothing to tell.
 pub fn precheck(root: &Root, input: &PrecheckInput) -> Precheck {
@@ -66,19 +68,30 @@ pub fn precheck(root: &Root, input: &PrecheckInput) -> Precheck {
 /// The same, with the kernel's answers given.
 pub(crate) fn examine(root: &Root, input: &PrecheckInput, answers: &KernelFacts) -> Precheck {
     let mut out = Findings::default();
-    let inventory = Inventory::read(root).unwrap_or_else(|error| {
-        let found = format!(
-            "the block devices could not be listed: {}",
-            findings::cause(&error)
-        );
+    let files = Files::new(root);
+    let inventory = Inventory::read(&files).unwrap_or_else(|error| {
+        let found = format!("cannot list the block devices: {}", cause(&error));
         out.critical("disk", found, "mount sysfs at /sys");
         Inventory::default()
     });
-    let case = Context::new(root, input, answers, inventory);
+    let case = Context::new(files, input, answers, inventory);
     for check in CHECKS {
         check(&case, &mut out);
     }
+    unread(&case, &mut out);
     out.finish()
+}
+
+/// What exists and could not be read: the other lines were made without it.
+fn unread(case: &Context<'_>, out: &mut Findings) {
+    for (path, cause) in case.files.unread() {
+        let found = format!("cannot read {}: {}", shown_path(&path), shown(&cause));
+        out.warning(
+            "unreadable",
+            found,
+            "make it readable, then check again: the other lines were made without it",
+        );
+    }
 }
 
 /// In the order in which people read the lines.
@@ -99,7 +112,7 @@ const CHECKS: [fn(&Context<'_>, &mut Findings); 12] = [
 
 /// What all checks look at.
 struct Context<'a> {
-    root: &'a Root,
+    files: Files<'a>,
     input: &'a PrecheckInput,
     answers: &'a KernelFacts,
     inventory: Inventory,
@@ -112,15 +125,20 @@ struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    fn new(root: &'a Root, input: &'a PrecheckInput, answers: &'a KernelFacts, inventory: Inventory) -> Self {
+    fn new(
+        files: Files<'a>,
+        input: &'a PrecheckInput,
+        answers: &'a KernelFacts,
+        inventory: Inventory,
+    ) -> Self {
         let chosen = chosen(input, &inventory);
         let mut case = Context {
-            root,
+            release: files.attribute("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            files,
             input,
             answers,
             inventory,
             chosen,
-            release: root.attribute("/proc/sys/kernel/osrelease").unwrap_or_default(),
             entries: Vec::new(),
         };
         case.entries = loader::entries(&case);

@@ -89,7 +89,7 @@ fn space(case: &Context<'_>, store: &Path, out: &mut Findings) {
 /// Bytes in files of mounted filesystems on the chosen disks, and bytes of these disks.
 fn need(case: &Context<'_>) -> (u64, u64) {
     let mut seen = BTreeSet::new();
-    let mounts = case.inventory.mounts.iter().filter(|mount| {
+    let mounts = case.inventory.mounts().iter().filter(|mount| {
         let devices = &mount.devices;
         !devices.is_empty()
             && mount.fs_type != "squashfs"
@@ -99,7 +99,7 @@ fn need(case: &Context<'_>) -> (u64, u64) {
     // Each one that does not answer takes its time.
     let deadline = Instant::now() + SPACES_TIMEOUT;
     let used = mounts.take_while(|_| Instant::now() < deadline);
-    let used = used.filter_map(|mount| (case.answers.space)(Path::new(&mount.point)));
+    let used = used.filter_map(|mount| (case.answers.space)(&mount.point));
     let used = used.fold(0u64, |sum, space| sum.saturating_add(space.used_bytes));
     let disks = case.chosen.iter().filter_map(|name| case.inventory.device(name));
     let total = disks.fold(0u64, |sum, disk| sum.saturating_add(disk.size_bytes));

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use api::{Check, Level, Precheck};
+use hostdev::Root;
 
-use crate::Root;
 use crate::inventory::disks;
 use crate::precheck::{KernelFacts, PrecheckInput, Space, examine};
 
@@ -28,12 +28,14 @@ pub struct Tree {
 impl Tree {
     /// No machine at all: only a kernel that answers.
     pub fn new() -> Tree {
-        Tree {
+        let mut tree = Tree {
             directory: tempfile::tempdir().expect("a temporary directory"),
             answers: answers(),
             input: PrecheckInput::default(),
             mounts: Vec::new(),
-        }
+        };
+        tree.file("/proc/1/mountinfo", "");
+        tree
     }
 
     pub fn root(&self) -> Root {

@@ -200,7 +200,7 @@ fn sources_of_mounts_are_followed_through_links() {
 #[test]
 fn a_machine_without_sysfs_gets_an_answer() {
     let mut tree = Tree::new();
-    tree.expect("disk", Critical, "the block devices could not be listed");
+    tree.expect("disk", Critical, "cannot list the block devices");
     tree.choose(&["vda"]);
     tree.expect("disk", Critical, "there is no disk vda");
 }

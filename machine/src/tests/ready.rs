@@ -230,7 +230,7 @@ fn names_in_fstab() {
             |t| t.remove("/etc/fstab").directory("/etc/fstab"),
             "fstab",
             Warning,
-            "no regular file",
+            "is not a regular file",
         ),
         (
             |t| t.file("/etc/crypttab", "c /dev/sda3 none luks\n"),

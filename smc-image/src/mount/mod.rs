@@ -3,24 +3,23 @@
 
 pub mod filesystem;
 pub mod fuse;
-pub mod loopdev;
 pub mod partition;
 pub mod select;
 pub mod state;
-mod table;
 pub mod teardown;
 
 use crate::exit::Advise;
 use anyhow::{Context, anyhow, bail};
 use cli::interrupt::Interrupt;
+use hostdev::{LoopDevice, LoopOptions};
 use imagefmt::{Disk, ImageRef};
-use loopdev::LoopDevice;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 use select::Selection;
 use state::{Process, Record};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -138,7 +137,14 @@ impl Setup {
         let path = state::disk_path(&self.dir);
         let disk = File::open(&path).with_context(|| format!("open {}", path.display()))?;
         let Selection { offset, length, .. } = *plan.selection;
-        let device = LoopDevice::attach(&disk, offset, length, plan.block_bytes)?;
+        let options = LoopOptions {
+            offset_bytes: offset,
+            length_bytes: length,
+            block_bytes: plan.block_bytes,
+            read_only: true,
+            ..LoopOptions::default()
+        };
+        let device = LoopDevice::attach(disk.as_fd(), &options)?;
         Ok(self.device.insert(device).path())
     }
 

@@ -1,7 +1,8 @@
 //! What is known about each mount, under `/run/smc/mounts`: a private directory and, beside it, a record.
 
-use super::{DISK_FILE, loopdev, table};
+use super::DISK_FILE;
 use anyhow::Context;
+use hostdev::{BlockDevice, MountTable, Root};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, umount2};
@@ -116,22 +117,28 @@ impl Record {
 
     /// Whether anything of the mount still does its work.
     pub fn is_in_use(&self, dir: &Path) -> anyhow::Result<bool> {
-        Ok(self.server.is_alive() || self.attached_loop(dir).is_some())
+        Ok(self.server.is_alive() || self.attached_loop(dir)?.is_some())
     }
 
     /// The loop device, if it is still attached to this mount's disk.
-    pub fn attached_loop(&self, dir: &Path) -> Option<&Path> {
-        self.loop_device
-            .as_deref()
-            .filter(|device| loopdev::is_attached(device, &disk_path(dir)))
+    pub fn attached_loop(&self, dir: &Path) -> anyhow::Result<Option<&Path>> {
+        let Some(path) = self.loop_device.as_deref() else {
+            return Ok(None);
+        };
+        let device = BlockDevice::at(&Root::system(), path)?;
+        let backing = device.map_or(Ok(None), |device| device.backing_path())?;
+        Ok(Some(path).filter(|_| backing.is_some_and(|file| file == disk_path(dir))))
     }
 
     /// The loop device, if it is mounted where it was.
     pub fn mounted_loop(&self, dir: &Path) -> anyhow::Result<Option<&Path>> {
-        match self.attached_loop(dir) {
-            Some(device) if table::is_on(device, &self.dir)? => Ok(Some(device)),
-            _ => Ok(None),
-        }
+        let Some(device) = self.attached_loop(dir)? else {
+            return Ok(None);
+        };
+        // It may be below something else.
+        let table = MountTable::own(&Root::system())?;
+        let is_on = |mount: &hostdev::Mount| mount.point == self.dir && mount.source == device;
+        Ok(Some(device).filter(|_| table.mounts.iter().any(is_on)))
     }
 }
 

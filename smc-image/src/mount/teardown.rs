@@ -1,9 +1,10 @@
 //! Unmounting: whatever is still there of a mount goes, in the order in which one part holds the next.
 
 use super::state::{self, Record};
-use super::{END_TIMEOUT, loopdev, table, wait_until};
+use super::{END_TIMEOUT, wait_until};
 use crate::exit::Advise;
 use anyhow::{Context, anyhow, bail};
+use hostdev::{MountTable, Root};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
@@ -44,13 +45,13 @@ fn find(dir: &Path) -> anyhow::Result<(PathBuf, Record)> {
                 .map(|record| (private, record)),
         );
     }
-    let top = table::on(dir)?.map(|mounted| mounted.source);
-    let is_top = |(private, record): &(PathBuf, Record)| {
-        let device = record.attached_loop(private);
-        device.is_some() && device == top.as_deref()
-    };
-    if let Some(found) = ours.iter().find(|mount| is_top(mount)) {
-        return Ok(found.clone());
+    let table = MountTable::own(&Root::system())?;
+    let top = table.on(dir).map(|mount| Path::new(&mount.source));
+    for (private, record) in &ours {
+        let device = record.attached_loop(private)?;
+        if device.is_some() && device == top {
+            return Ok((private.clone(), record.clone()));
+        }
     }
     let covered = !ours.is_empty();
     for (private, record) in ours {
@@ -82,12 +83,12 @@ fn release(dir: &Path) -> anyhow::Result<()> {
 
 /// The device goes by itself when its filesystem is unmounted; one that has never been mounted is told to.
 fn detach(private: &Path, record: &Record) -> anyhow::Result<()> {
-    let is_gone = || record.attached_loop(private).is_none();
+    let is_gone = || matches!(record.attached_loop(private), Ok(None));
     if wait_until(END_TIMEOUT / 5, is_gone) {
         return Ok(());
     }
-    if let Some(device) = record.attached_loop(private) {
-        loopdev::detach(device)?;
+    if let Some(device) = record.attached_loop(private)? {
+        hostdev::detach_loop(device)?;
         if !wait_until(END_TIMEOUT, is_gone) {
             return Err(anyhow!(
                 "{} is still in use, although {} is unmounted",

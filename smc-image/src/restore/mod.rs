@@ -1,5 +1,4 @@
 //! Writing a disk of an image to a device or file: what may be written to, and how.
 
 pub mod target;
-mod usage;
 pub mod write;

@@ -1,10 +1,10 @@
 //! The device or file that an image is restored to, opened so that nobody else can take it.
 
 use crate::exit::Advise;
-use crate::restore::usage;
 use anyhow::{Context, bail};
 use blockio::{Device, DeviceKind};
 use cli::units;
+use hostdev::{Root, User};
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -30,9 +30,12 @@ impl Target {
             return too_small(path, device.size_bytes(), size_bytes);
         }
         check_apart(&device, store)?;
-        if let Some(user) = usage::user_of(&device)? {
+        let root = Root::system();
+        let user = hostdev::first_user(&root, device.node())
+            .with_context(|| format!("find out who uses {}", path.display()))?;
+        if let Some(user) = user {
             let shown = path.display();
-            let refused = Err(anyhow::anyhow!("{shown} is in use: {user}"));
+            let refused = Err(anyhow::anyhow!("{shown} is in use: {}", words(&user)));
             return refused.advise(format!("free {shown} first, or name another device"));
         }
         let file = blockio::open_exclusive(path)?;
@@ -54,6 +57,15 @@ impl Target {
     }
 }
 
+fn words(user: &User) -> String {
+    match user {
+        User::Mount(point) => format!("it is mounted on {}", point.display()),
+        User::Swap(path) => format!("it is in use as swap ({})", path.display()),
+        User::Holder(name) => format!("it is part of {name}"),
+        User::Loop(path) => format!("it is behind {}", path.display()),
+    }
+}
+
 fn too_small<T>(path: &Path, actual: u64, wanted: u64) -> anyhow::Result<T> {
     let path = path.display();
     let refused = Err(anyhow::anyhow!(
@@ -68,7 +80,7 @@ fn too_small<T>(path: &Path, actual: u64, wanted: u64) -> anyhow::Result<T> {
 /// Refuses a target whose overwriting would destroy the store.
 fn check_apart(device: &Device, store: &Path) -> anyhow::Result<()> {
     let (shown, store_shown) = (device.path().display(), store.display());
-    if blockio::lies_on(store, device)? {
+    if hostdev::lies_on(&Root::system(), store, device.node())? {
         bail!("{shown} holds the store {store_shown}: restoring to it would destroy the image");
     }
     if device.kind() == DeviceKind::File {

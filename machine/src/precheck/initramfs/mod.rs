@@ -7,11 +7,11 @@ use std::collections::BTreeSet;
 use std::io;
 use std::time::Instant;
 
+use hostdev::Root;
+
 use super::Context;
 use super::boot::Kernel;
-use super::findings::cause;
-use crate::root::Root;
-use crate::text::list;
+use crate::text::{cause, list};
 
 /// What was seen in an initramfs.
 #[derive(Debug, Default)]
@@ -71,12 +71,12 @@ fn located(case: &Context<'_>, path: &str) -> Option<String> {
                 .filter(|directory| !case.is_behind_automount(directory));
             readable.map(move |directory| format!("{directory}/{path}"))
         });
-    places.find(|path| case.root.file_bytes(path).is_some())
+    places.find(|path| case.files.file_bytes(path).is_some())
 }
 
 fn usual(case: &Context<'_>, kernel: &Kernel) -> Vec<String> {
     let (label, release) = (&kernel.label, &kernel.release);
-    let machine = case.root.attribute("/etc/machine-id").unwrap_or_default();
+    let machine = case.files.attribute("/etc/machine-id").unwrap_or_default();
     let mut places = vec![
         format!("/boot/initrd.img-{label}"),
         format!("/boot/initramfs-{label}.img"),
@@ -93,7 +93,7 @@ fn usual(case: &Context<'_>, kernel: &Kernel) -> Vec<String> {
     }
     places
         .into_iter()
-        .find(|path| !case.is_behind_automount(path) && case.root.file_bytes(path).is_some())
+        .find(|path| !case.is_behind_automount(path) && case.files.file_bytes(path).is_some())
         .into_iter()
         .collect()
 }
@@ -156,7 +156,7 @@ pub(super) fn advice(case: &Context<'_>, kernel: &Kernel, drivers: &[&str]) -> S
     let has = |program: &str| {
         ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
             .iter()
-            .any(|d| case.root.exists(format!("{d}/{program}")))
+            .any(|d| case.files.exists(format!("{d}/{program}")))
     };
     let file = files(case, kernel)
         .pop()

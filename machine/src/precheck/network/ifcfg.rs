@@ -1,23 +1,23 @@
 //! The `ifcfg` files of Red Hat's and SUSE's scripts: assignments as in a shell.
 
 use super::{Kind, Profile};
-use crate::root::Root;
+use crate::files::Files;
 
 const DIRECTORIES: [&str; 2] = ["/etc/sysconfig/network-scripts", "/etc/sysconfig/network"];
 
 /// Copies that editors and package managers left.
 const LEFT_OVER: [&str; 7] = ["~", ".bak", ".orig", ".old", ".rpmsave", ".rpmorig", ".rpmnew"];
 
-pub(super) fn profiles(root: &Root) -> Vec<Profile> {
+pub(super) fn profiles(files: &Files<'_>) -> Vec<Profile> {
     let names = DIRECTORIES.iter().flat_map(|directory| {
-        let names = root.names(directory).into_iter();
+        let names = files.names(directory).into_iter();
         names.map(move |name| (format!("{directory}/{name}"), name))
     });
     let names = names.filter(|(_, name)| !LEFT_OVER.iter().any(|suffix| name.ends_with(suffix)));
     names
         .filter_map(|(file, name)| {
             let interface = name.strip_prefix("ifcfg-")?;
-            parse(&root.text(&file).unwrap_or_default(), &file, interface)
+            parse(&files.text(&file), &file, interface)
         })
         .collect()
 }

@@ -1,15 +1,15 @@
 //! Debian's `/etc/network/interfaces`.
 
 use super::{Kind, Profile};
-use crate::root::Root;
+use crate::files::Files;
 
 /// Stanzas such as `iface eth0 inet static`, with `hwaddress` among their lines.
-pub(super) fn profiles(root: &Root) -> Vec<Profile> {
-    let mut files = vec!["/etc/network/interfaces".to_owned()];
-    files.extend(root.files("/etc/network/interfaces.d", ""));
-    files
+pub(super) fn profiles(files: &Files<'_>) -> Vec<Profile> {
+    let mut paths = vec!["/etc/network/interfaces".to_owned()];
+    paths.extend(files.files("/etc/network/interfaces.d", ""));
+    paths
         .iter()
-        .flat_map(|file| parse(&root.text(file).unwrap_or_default(), file))
+        .flat_map(|file| parse(&files.text(file), file))
         .collect()
 }
 

@@ -1,24 +1,20 @@
 //! Files with sections: NetworkManager's profiles, and systemd-networkd's networks and links.
 
 use super::{Kind, Profile};
-use crate::root::Root;
+use crate::files::Files;
 
 /// Words of NetworkManager for an address that is not written there.
 const POLICIES: [&str; 5] = ["permanent", "preserve", "random", "stable", "stable-ssid"];
 
-pub(super) fn profiles(root: &Root) -> Vec<Profile> {
-    let profiles = root.files("/etc/NetworkManager/system-connections", "");
+pub(super) fn profiles(files: &Files<'_>) -> Vec<Profile> {
+    let profiles = files.files("/etc/NetworkManager/system-connections", "");
     let profiles = profiles
         .iter()
-        .filter_map(|file| network_manager(&root.text(file).unwrap_or_default(), file));
-    let networks = root.files("/etc/systemd/network", ".network");
-    let networks = networks
-        .iter()
-        .map(|file| networkd(&root.text(file).unwrap_or_default(), file));
-    let links = root.files("/etc/systemd/network", ".link");
-    let links = links
-        .iter()
-        .filter_map(|file| link(&root.text(file).unwrap_or_default(), file));
+        .filter_map(|file| network_manager(&files.text(file), file));
+    let networks = files.files("/etc/systemd/network", ".network");
+    let networks = networks.iter().map(|file| networkd(&files.text(file), file));
+    let links = files.files("/etc/systemd/network", ".link");
+    let links = links.iter().filter_map(|file| link(&files.text(file), file));
     profiles.chain(networks).chain(links).collect()
 }
 

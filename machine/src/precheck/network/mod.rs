@@ -40,15 +40,15 @@ enum Kind {
 }
 
 pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
-    let mut profiles = ifupdown::profiles(case.root);
-    profiles.extend(ifcfg::profiles(case.root));
-    profiles.extend(netplan::profiles(case.root));
-    profiles.extend(ini::profiles(case.root));
-    profiles.extend(udev::profiles(case.root));
+    let mut profiles = ifupdown::profiles(&case.files);
+    profiles.extend(ifcfg::profiles(&case.files));
+    profiles.extend(netplan::profiles(&case.files));
+    profiles.extend(ini::profiles(&case.files));
+    profiles.extend(udev::profiles(&case.files));
     profiles.retain(|profile| profile.interface.as_deref() != Some("lo"));
     let is_by_default = ["/usr/sbin/NetworkManager", "/usr/bin/NetworkManager"]
         .iter()
-        .any(|p| case.root.exists(p));
+        .any(|p| case.files.exists(p));
     for profile in &profiles {
         judge(case, profile, out);
     }
@@ -136,14 +136,14 @@ fn changes(case: &Context<'_>, name: &str) -> bool {
     if name.contains(['*', '?', '[', '!']) || name.contains('/') {
         return false;
     }
-    let is_there = case.root.exists(format!("/sys/class/net/{name}"));
-    let is_hardware = case.root.exists(format!("/sys/class/net/{name}/device"));
+    let is_there = case.files.exists(format!("/sys/class/net/{name}"));
+    let is_hardware = case.files.exists(format!("/sys/class/net/{name}/device"));
     if is_there && !is_hardware {
         return false;
     }
     if is_kernel_name(name) {
         // In the order of finding: true with one card, if nothing renames it.
-        let command_line = case.root.text("/proc/cmdline").unwrap_or_default();
+        let command_line = case.files.text("/proc/cmdline");
         let keeps = command_line
             .split_whitespace()
             .any(|word| word == "net.ifnames=0");
@@ -171,9 +171,9 @@ fn is_hardware_name(name: &str) -> bool {
 }
 
 fn hardware_interfaces(case: &Context<'_>) -> usize {
-    let names = case.root.names("/sys/class/net");
+    let names = case.files.names("/sys/class/net");
     names
         .iter()
-        .filter(|name| case.root.exists(format!("/sys/class/net/{name}/device")))
+        .filter(|name| case.files.exists(format!("/sys/class/net/{name}/device")))
         .count()
 }

@@ -3,7 +3,7 @@
 //! `network: ethernets: ID: {match: {macaddress, name}, macaddress, addresses, dhcp4}`.
 
 use super::{Kind, Profile};
-use crate::root::Root;
+use crate::files::Files;
 
 /// Sections whose interfaces are hardware.
 const HARDWARE: [&str; 2] = ["ethernets", "wifis"];
@@ -11,11 +11,11 @@ const HARDWARE: [&str; 2] = ["ethernets", "wifis"];
 /// Deeper than any key that is looked for.
 const DEPTH_MAX: usize = 16;
 
-pub(super) fn profiles(root: &Root) -> Vec<Profile> {
-    let files = root.files("/etc/netplan", ".yaml");
-    files
+pub(super) fn profiles(files: &Files<'_>) -> Vec<Profile> {
+    let paths = files.files("/etc/netplan", ".yaml");
+    paths
         .iter()
-        .flat_map(|file| parse(&root.text(file).unwrap_or_default(), file))
+        .flat_map(|file| parse(&files.text(file), file))
         .collect()
 }
 

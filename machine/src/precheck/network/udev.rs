@@ -1,13 +1,13 @@
 //! Rules of udev that name interfaces by hardware address, such as `70-persistent-net.rules`.
 
 use super::{Kind, Profile};
-use crate::root::Root;
+use crate::files::Files;
 
-pub(super) fn profiles(root: &Root) -> Vec<Profile> {
-    let files = root.files("/etc/udev/rules.d", ".rules");
-    files
+pub(super) fn profiles(files: &Files<'_>) -> Vec<Profile> {
+    let paths = files.files("/etc/udev/rules.d", ".rules");
+    paths
         .iter()
-        .flat_map(|file| parse(&root.text(file).unwrap_or_default(), file))
+        .flat_map(|file| parse(&files.text(file), file))
         .collect()
 }
 
