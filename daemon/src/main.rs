@@ -11,6 +11,7 @@ mod oneshot;
 mod serve;
 mod service;
 mod state;
+mod stores;
 mod units;
 
 use anyhow::Result;

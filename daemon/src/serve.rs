@@ -178,13 +178,14 @@ fn watch(manager: &Arc<Manager>, stop: &AtomicBool) {
     let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 3);
     let mut fed = Instant::now();
     let mut scheduler = Scheduler::default();
+    let changes = manager.listen();
     while !stop.load(Ordering::Relaxed) {
         scheduler.tick(manager);
         if watchdog.is_some_and(|every| fed.elapsed() >= every) {
             fed = Instant::now();
             tell(&[NotifyState::Watchdog]);
         }
-        manager.wait(POLL_INTERVAL.min(manager.poll_interval()));
+        changes.wait(POLL_INTERVAL.min(manager.poll_interval()));
     }
 }
 
@@ -195,9 +196,10 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// waited for: it ends with the process.
 fn end(manager: &Manager, limit: Duration) {
     let begun = Instant::now();
+    let changes = manager.listen();
     manager.close();
     while manager.running() > 0 && begun.elapsed() < limit {
-        manager.wait(Duration::from_millis(50));
+        changes.wait(Duration::from_millis(50));
     }
     match manager.running() {
         0 => tracing::info!("smcd is stopped; unfinished syncs resume at its next start"),

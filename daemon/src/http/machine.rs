@@ -2,6 +2,7 @@
 
 use super::Service;
 use super::answer::{Answer, Body, Query, answer};
+use crate::job::{Refusal, Refused};
 use crate::service;
 use api::{DiskList, ErrorBody, Estimate, EstimateRequest, ExportView, Precheck, ServiceStatus};
 use axum::Json;
@@ -39,10 +40,37 @@ pub async fn disks(State(service): State<Service>, Query(query): Query<StoreQuer
     ("disk" = Option<Vec<String>>, Query, description = "The kernel's names of the disks to check, for example `vda`; may be repeated. Default: all disks that can be migrated.")),
     responses((status = 200, body = Precheck), (status = 400, body = ErrorBody)))]
 pub async fn precheck(State(service): State<Service>, RawQuery(query): RawQuery) -> Answer<Precheck> {
+    let wanted = PrecheckQuery::parse(query.as_deref().unwrap_or(""))?;
     answer(service, move |service| {
-        service.precheck(query.as_deref().unwrap_or(""))
+        service.precheck(wanted.store, wanted.disks)
     })
     .await
+}
+
+/// `store=DIR`, and `disk=NAME` for each disk: repeated parameters, which `Query` does not take.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct PrecheckQuery {
+    store: Option<PathBuf>,
+    disks: Vec<String>,
+}
+
+impl PrecheckQuery {
+    fn parse(query: &str) -> Refused<Self> {
+        let mut parsed = Self::default();
+        for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+            match &*key {
+                "store" => parsed.store = Some(PathBuf::from(&*value)),
+                "disk" => parsed.disks.push(value.into_owned()),
+                other => {
+                    let other = other.escape_debug();
+                    return Err(Refusal::invalid(format!(
+                        "there is no parameter {other}: only store and disk are allowed"
+                    )));
+                }
+            }
+        }
+        Ok(parsed)
+    }
 }
 
 /// Estimates how long a job would take and how much space it needs.
@@ -63,4 +91,19 @@ pub async fn estimate(
 #[utoipa::path(get, path = "/v1/exports", tag = "machine", responses((status = 200, body = [ExportView])))]
 pub async fn exports(State(service): State<Service>) -> Answer<Vec<ExportView>> {
     answer(service, |service| Ok(service.exports())).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_may_be_repeated_and_unknown_parameters_are_refused() {
+        let parsed = PrecheckQuery::parse("disk=vda&store=%2Fsrv%2Fa+b&disk=vdb").unwrap();
+        assert_eq!(parsed.disks, ["vda", "vdb"]);
+        assert_eq!(parsed.store, Some("/srv/a b".into()));
+        assert_eq!(PrecheckQuery::parse(""), Ok(PrecheckQuery::default()));
+        let refusal = PrecheckQuery::parse("disks=vda").unwrap_err();
+        assert!(refusal.message.contains("no parameter disks"), "{refusal}");
+    }
 }

@@ -74,6 +74,7 @@ pub fn new_record(
         run: None,
         runs: 0,
         retention_pending: false,
+        images: Vec::new(),
         purge: false,
         synced: false,
         written: None,

@@ -45,6 +45,8 @@ pub struct JobRecord {
     pub runs: u64,
     /// There are more images than are to be kept, since they were in use.
     pub retention_pending: bool,
+    /// Numbers of its images, ascending, as they were when its store was last asked.
+    pub images: Vec<u64>,
     /// While Deleting: the images go too.
     pub purge: bool,
     /// Whether a run has made an image.

@@ -1,9 +1,10 @@
 //! What people ask of jobs that exist.
 
+use super::images::image_of;
 use super::manager::Manager;
 use super::outcome::finish;
-use super::recover::image_of;
 use crate::job::{self, Ending, JobRecord, Refusal, Refused};
+use crate::stores::ACTION_PATIENCE;
 use api::{Action, CompleteJob, ModifyJob, RunType, Status};
 use imagefmt::Manifest;
 use std::sync::Arc;
@@ -53,7 +54,11 @@ impl Manager {
             return None;
         }
         let job = self.job(&self.lock(), name).ok()?;
-        image_of(&job).ok().flatten()
+        job.run.as_ref()?.image?;
+        let path = job.store.clone();
+        let asked = self.stores.begin(&path, move |store| image_of(store, &job));
+        // A store that cannot be read fails the sync, which says so.
+        asked.wait(ACTION_PATIENCE).ok().flatten()
     }
 
     /// Finishes a job, after a last sync if asked for.
@@ -90,7 +95,18 @@ impl Manager {
             job.next_sync = None;
         })?;
         let job = self.job(&self.lock(), name)?;
-        super::deleting::discard(&job);
+        let (stores, path) = (self.stores.clone(), job.store.clone());
+        let discarded = self.stores.run(&path, move || {
+            super::deleting::discard(&stores, &job);
+            Ok(())
+        });
+        if let Err(error) = discarded.wait(ACTION_PATIENCE) {
+            tracing::warn!(
+                job = name,
+                "what its last sync stored is not discarded yet: {}",
+                error.full_message()
+            );
+        }
         Ok(())
     }
 

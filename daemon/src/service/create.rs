@@ -8,6 +8,10 @@ use api::{Action, CreateJob, rules};
 use imagefmt::{Manifest, Store};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the store of a new job is waited for: making one tries what it can do.
+const CREATE_PATIENCE: Duration = Duration::from_secs(60);
 
 impl Manager {
     /// Makes a job. A request that was made before with the same token is answered with the job that it made:
@@ -36,9 +40,7 @@ impl Manager {
             check_disks(&inner, &record)?;
             self.check_take_up(&inner, &record)?;
         }
-        let opened = imagefmt::open_or_create_store(&record.store, request.allow_network_fs)
-            .map_err(|error| Refusal::conflict(error.full_message()))?;
-        self.check_images(&opened, &record)?;
+        self.check_store(&record, request.allow_network_fs)?;
         let name = record.name.clone();
         {
             let mut inner = self.lock();
@@ -58,6 +60,17 @@ impl Manager {
         }
         tracing::info!(job = name, "job created");
         Ok((name, true))
+    }
+
+    /// Makes the store where there is none, and looks at what it holds of the job's name.
+    fn check_store(&self, record: &JobRecord, allow_network_fs: bool) -> Refused<()> {
+        let new = record.clone();
+        let checked = self.stores.run(&record.store, move || {
+            let store = imagefmt::open_or_create_store(&new.store, allow_network_fs)?;
+            Ok(check_images(&store, &new))
+        });
+        let checked = checked.wait(CREATE_PATIENCE);
+        checked.map_err(|error| Refusal::conflict(error.full_message()))?
     }
 
     fn store_of(&self, request: &CreateJob) -> Refused<PathBuf> {
@@ -137,54 +150,54 @@ impl Manager {
         }
         Ok(())
     }
+}
 
-    /// What the store holds of this name, and of the job to be taken up.
-    fn check_images(&self, store: &Store, new: &JobRecord) -> Refused<()> {
-        if let Some(from) = &new.take_up {
-            let images = store
-                .job(from)
-                .map_err(|error| Refusal::conflict(error.full_message()))?;
-            let Some(newest) = images.latest() else {
-                return Err(Refusal::conflict(format!(
-                    "job {from} has no images to continue: create a job without --take-up"
-                )));
-            };
-            let manifest = store.manifest(&newest);
-            check_disk_names(
-                new,
-                &*manifest.map_err(|error| Refusal::conflict(error.full_message()))?,
-            )?;
-            return if *from == new.name {
-                Ok(())
-            } else {
-                self.check_unused(store, &new.name)
-            };
-        }
-        self.check_unused(store, &new.name)
-    }
-
-    /// Images of an unknown job of that name are not taken over by chance.
-    fn check_unused(&self, store: &Store, name: &str) -> Refused<()> {
-        let jobs = store
-            .jobs()
+/// What the store holds of this name, and of the job to be taken up.
+fn check_images(store: &Store, new: &JobRecord) -> Refused<()> {
+    if let Some(from) = &new.take_up {
+        let images = store
+            .job(from)
             .map_err(|error| Refusal::conflict(error.full_message()))?;
-        if let Some((successor, _)) = jobs
-            .iter()
-            .find(|(job, images)| images.chain() == name && *job != name)
-        {
+        let Some(newest) = images.latest() else {
             return Err(Refusal::conflict(format!(
-                "the images of job {successor} continue a chain that is named after an earlier job {name}: choose another name"
+                "job {from} has no images to continue: create a job without --take-up"
             )));
-        }
-        if jobs.get(name).is_none_or(|images| images.sequences().is_empty()) {
-            return Ok(());
-        }
-        Err(Refusal::conflict(format!(
-            "store {} has images of a job {name} that this smcd does not know: continue them with --take-up {name}, \
-             or choose another name",
-            store.label()
-        )))
+        };
+        let manifest = store.manifest(&newest);
+        check_disk_names(
+            new,
+            &*manifest.map_err(|error| Refusal::conflict(error.full_message()))?,
+        )?;
+        return if *from == new.name {
+            Ok(())
+        } else {
+            check_unused(store, &new.name)
+        };
     }
+    check_unused(store, &new.name)
+}
+
+/// Images of an unknown job of that name are not taken over by chance.
+fn check_unused(store: &Store, name: &str) -> Refused<()> {
+    let jobs = store
+        .jobs()
+        .map_err(|error| Refusal::conflict(error.full_message()))?;
+    if let Some((successor, _)) = jobs
+        .iter()
+        .find(|(job, images)| images.chain() == name && *job != name)
+    {
+        return Err(Refusal::conflict(format!(
+            "the images of job {successor} continue a chain that is named after an earlier job {name}: choose another name"
+        )));
+    }
+    if jobs.get(name).is_none_or(|images| images.sequences().is_empty()) {
+        return Ok(());
+    }
+    Err(Refusal::conflict(format!(
+        "store {} has images of a job {name} that this smcd does not know: continue them with --take-up {name}, \
+         or choose another name",
+        store.label()
+    )))
 }
 
 /// Every image of a chain has the same disks.

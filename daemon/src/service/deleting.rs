@@ -1,12 +1,13 @@
 //! Deleting jobs, and their images where that is asked for.
 
+use super::background::Task;
 use super::manager::{Inner, Manager};
 use crate::job::{JobRecord, Refusal, Refused};
 use crate::state::Unreadable;
+use crate::stores::{ACTION_PATIENCE, Stores};
 use api::{Action, Status};
 use imagefmt::{ErrorKind, JobImages, Store};
 use std::sync::Arc;
-use std::thread;
 
 impl Manager {
     /// Forgets a job. With `purge` its images go first, in the background; says whether the job is gone already.
@@ -20,7 +21,7 @@ impl Manager {
         if purge {
             let job = self.job_for(&self.lock(), name, Action::Delete)?;
             refuse_needed(&self.lock(), &job)?;
-            refuse_in_use(&job)?;
+            self.refuse_in_use(&job)?;
         }
         let job = {
             let mut inner = self.lock();
@@ -70,26 +71,26 @@ impl Manager {
         Ok(())
     }
 
-    /// Goes on with a job that is Deleting, unless somebody does already.
-    pub(super) fn purge_in_background(self: &Arc<Self>, job: JobRecord) {
-        self.delete_in_background(job, Self::purge);
+    /// Refuses to delete images of which one is in use.
+    fn refuse_in_use(&self, job: &JobRecord) -> Refused<()> {
+        let (stores, seen) = (self.stores.clone(), job.clone());
+        let looked = self
+            .stores
+            .run(&job.store, move || Ok(refuse_in_use(&stores, &seen)));
+        let looked = looked.wait(ACTION_PATIENCE);
+        looked.map_err(|error| Refusal::conflict(error.full_message()))?
     }
 
-    /// Deletes images in a thread, as a store that does not answer must not hold up whoever asks: one thread a job.
-    pub(super) fn delete_in_background(self: &Arc<Self>, job: JobRecord, work: fn(&Arc<Self>, &JobRecord)) {
-        if !self.lock().deleting.insert(job.name.clone()) {
-            return;
-        }
-        let (manager, name) = (self.clone(), job.name.clone());
-        let thread = thread::Builder::new().name(format!("delete {name}"));
-        let spawned = thread.spawn(move || {
-            work(&manager, &job);
-            manager.lock().deleting.remove(&job.name);
+    /// Deletes the images of a job that is Deleting, unless that is being done.
+    pub(super) fn purge_in_background(self: &Arc<Self>, job: JobRecord) {
+        self.in_background(Task::Delete(job.name.clone()), move |manager| manager.purge(&job));
+    }
+
+    /// Discards what an unfinished sync of the job stored, where nobody is to wait for the store.
+    pub(super) fn discard_in_background(self: &Arc<Self>, job: JobRecord) {
+        self.in_background(Task::Discard(job.name.clone()), move |manager| {
+            discard(&manager.stores, &job);
         });
-        if let Err(error) = spawned {
-            tracing::error!(job = name, "cannot start a thread to delete its images: {error}");
-            self.lock().deleting.remove(&name);
-        }
     }
 
     /// Deletes the images of a job, and then the job; what is in the way is told, and tried again later.
@@ -99,7 +100,7 @@ impl Manager {
         if !is_still_deleting(&self.lock(), job) {
             return;
         }
-        match purge_images(job) {
+        match purge_images(&self.stores, job) {
             Ok(count) => {
                 {
                     let mut inner = self.lock();
@@ -133,8 +134,8 @@ impl Manager {
 }
 
 /// The job's store; nothing if it is no store any more.
-fn store_of(job: &JobRecord) -> imagefmt::Result<Option<Store>> {
-    match imagefmt::open_store(&job.store) {
+fn store_of(stores: &Stores, job: &JobRecord) -> imagefmt::Result<Option<Arc<Store>>> {
+    match stores.get(&job.store) {
         Ok(store) => Ok(Some(store)),
         Err(error) if error.kind() == ErrorKind::NotAStore => Ok(None),
         Err(error) => Err(error),
@@ -171,9 +172,9 @@ fn refuse_needed(inner: &Inner, job: &JobRecord) -> Refused<()> {
 }
 
 /// Deletes every image of a job; returns how many.
-fn purge_images(job: &JobRecord) -> imagefmt::Result<usize> {
+fn purge_images(stores: &Stores, job: &JobRecord) -> imagefmt::Result<usize> {
     // A store that is not mounted has not been purged.
-    let store = imagefmt::open_store(&job.store)?;
+    let store = stores.get(&job.store)?;
     discard_unfinished(&store, job)?;
     let Some(images) = store.images_of(&job.name)? else {
         return Ok(0);
@@ -195,18 +196,10 @@ fn discard_unfinished(store: &Store, job: &JobRecord) -> imagefmt::Result<()> {
     }
 }
 
-/// The same, where nobody is to wait for the store.
-pub fn discard_in_background(job: JobRecord) {
-    let thread = thread::Builder::new().name("discard".to_owned());
-    if let Err(error) = thread.spawn(move || discard(&job)) {
-        tracing::warn!("cannot start a thread to discard what a sync stored: {error}");
-    }
-}
-
 /// Drops what a sync of the job stored that did not become an image.
-pub fn discard(job: &JobRecord) {
+pub fn discard(stores: &Stores, job: &JobRecord) {
     let dropped =
-        store_of(job).and_then(|store| store.map_or(Ok(()), |store| discard_unfinished(&store, job)));
+        store_of(stores, job).and_then(|store| store.map_or(Ok(()), |store| discard_unfinished(&store, job)));
     if let Err(error) = dropped {
         tracing::warn!(
             job = job.name,
@@ -217,9 +210,9 @@ pub fn discard(job: &JobRecord) {
 }
 
 /// Refuses to delete images of which one is in use.
-fn refuse_in_use(job: &JobRecord) -> Refused<()> {
+fn refuse_in_use(stores: &Stores, job: &JobRecord) -> Refused<()> {
     let failed = |error: imagefmt::Error| Refusal::failed(&error.into());
-    let Some(store) = store_of(job).map_err(failed)? else {
+    let Some(store) = store_of(stores, job).map_err(failed)? else {
         return Ok(());
     };
     let images = store.images_of(&job.name).map_err(failed)?;

@@ -1,16 +1,19 @@
 //! The one who knows all jobs: in memory, and written down before anybody is told.
 
+use super::background::Task;
+use super::events::{Event, Events, Listener};
 use super::live::LiveRun;
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::job::{JobRecord, Refusal, Refused};
-use crate::state::{Jobs, KnownStores, NOTE_RUNS, Runs, State, StoredNote, Unreadable};
+use crate::state::{FoundJob, Jobs, KnownStores, NOTE_RUNS, Runs, State, StoredNote, Unreadable};
+use crate::stores::Stores;
 use anyhow::Context;
 use api::{Action, RunView, rules};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// All jobs of this machine.
@@ -22,8 +25,10 @@ pub struct Manager {
     inner: Mutex<Inner>,
     /// Jobs whose copy in their store is to be written, by store; a store that is here has a writer.
     notes: Mutex<BTreeMap<PathBuf, BTreeSet<String>>>,
-    /// Told whenever a job changes.
-    changed: Condvar,
+    /// Tells whoever listens what changed.
+    pub(super) events: Events,
+    /// The stores of all jobs.
+    pub(super) stores: Arc<Stores>,
 }
 
 /// What the mutex guards.
@@ -35,12 +40,14 @@ pub(super) struct Inner {
     /// Jobs whose record cannot be read: nothing is done for them, and what is theirs stays theirs.
     pub unreadable: BTreeMap<String, Unreadable>,
     pub live: BTreeMap<String, (Arc<LiveRun>, Option<crate::job::Ending>)>,
-    /// Jobs whose images are being deleted by a thread.
-    pub deleting: BTreeSet<String>,
+    /// What threads beside syncs are doing.
+    pub background: BTreeSet<Task>,
     /// The daemon ends: nothing begins any more.
     pub closing: bool,
     /// What the user should know of the daemon itself.
     pub warnings: Vec<String>,
+    /// What the last look for lost jobs in stores found in the way.
+    pub look_warnings: Vec<String>,
 }
 
 impl Manager {
@@ -48,6 +55,7 @@ impl Manager {
     pub(super) fn new(
         config: Config,
         clock: Arc<dyn Clock>,
+        stores: Arc<Stores>,
         state: State,
         jobs: Jobs,
         warnings: Vec<String>,
@@ -66,12 +74,14 @@ impl Manager {
                     .collect(),
                 unreadable: jobs.unreadable.into_iter().map(named).collect(),
                 live: BTreeMap::new(),
-                deleting: BTreeSet::new(),
+                background: BTreeSet::new(),
                 closing: false,
                 warnings,
+                look_warnings: Vec::new(),
             }),
             notes: Mutex::default(),
-            changed: Condvar::new(),
+            events: Events::default(),
+            stores,
             config,
             clock,
         }
@@ -87,16 +97,14 @@ impl Manager {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Listens to what changes from now on.
+    pub fn listen(&self) -> Listener {
+        self.events.listen()
+    }
+
     /// How long the clock lets the scheduler sleep.
     pub fn poll_interval(&self) -> Duration {
         self.clock.poll_interval()
-    }
-
-    /// Sleeps for `time`, or until a job changes.
-    pub fn wait(&self, time: Duration) {
-        let inner = self.lock();
-        let slept = self.changed.wait_timeout(inner, time);
-        drop(slept.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Writes a job down, and a run of it with it, and only then lets it be seen.
@@ -110,8 +118,9 @@ impl Manager {
             .state
             .save(&job, run)
             .with_context(|| format!("save job {}", job.name))?;
+        let event = Event::Saved(job.name.clone());
         inner.jobs.insert(job.name.clone(), job);
-        self.changed.notify_all();
+        self.events.send(&event);
         Ok(())
     }
 
@@ -169,7 +178,7 @@ impl Manager {
                 None => None,
             }
         };
-        let opened = imagefmt::open_store(store)?;
+        let opened = self.stores.get(store)?;
         match note {
             Some(note) => {
                 let before = opened.note::<StoredNote>(name).ok();
@@ -219,7 +228,7 @@ impl Manager {
             .with_context(|| format!("delete job {name}"))?;
         inner.jobs.remove(name);
         inner.unreadable.remove(name);
-        self.changed.notify_all();
+        self.events.send(&Event::Removed(name.to_owned()));
         Ok(())
     }
 
@@ -243,6 +252,19 @@ impl Manager {
 }
 
 impl Inner {
+    /// Stores that are still to be looked through for lost jobs.
+    pub fn unseen(&self) -> anyhow::Result<Vec<PathBuf>> {
+        self.state.unseen()
+    }
+
+    /// Takes in jobs that were found in stores, and remembers which stores are still to be looked through.
+    pub fn fill(&mut self, found: Vec<FoundJob>, unseen: &BTreeSet<PathBuf>) -> anyhow::Result<()> {
+        self.state.fill(&found, unseen)?;
+        let jobs = found.into_iter().map(|found| (found.job.name.clone(), found.job));
+        self.jobs.extend(jobs);
+        Ok(())
+    }
+
     /// One run.
     pub fn run(&self, job: &str, number: u64) -> anyhow::Result<Option<RunView>> {
         self.state.run(job, number)

@@ -1,29 +1,34 @@
 //! The service: jobs, their schedule and their syncs.
 //!
 //! ```text
-//! api -> actions -.                      .-> runner (a thread a sync) -> engine
-//!                  Manager (one mutex) --+
-//! scheduler ------'                      '-> state (SQLite), notes in the stores
+//! http -> actions, create, deleting -.                    .-> runner (a thread per sync) -> engine
+//! scheduler -------------------------+-> manager (mutex) -+-> state (SQLite), then notes in the stores
+//! startup, resume, looking ----------'                    '-> events -> scheduler, later others
 //! ```
 //!
-//! Whatever changes a job holds the manager's mutex from looking at its state to having written it down, so of two
-//! actions that exclude each other one wins and the other is told. Nothing that waits for a disk being imaged
-//! holds it.
+//! Whatever changes a job holds the manager's mutex from looking at its state to having saved it, so of two actions that
+//! exclude each other one wins and the other is refused. No disk and no store is accessed meanwhile: whoever needs a
+//! store asks it by `stores`, or on a thread of its own (`background`).
 
 mod actions;
+mod background;
 mod create;
 mod deleting;
 mod disks;
 mod estimate;
+mod events;
 mod forecast;
 mod hooks;
+mod images;
 mod live;
+mod looking;
 mod manager;
 mod outcome;
 mod precheck;
-mod recover;
+mod resume;
 mod runner;
 mod scheduler;
+mod startup;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -33,5 +38,5 @@ pub use estimate::estimate;
 #[cfg(test)]
 pub use live::run_begun;
 pub use manager::Manager;
-pub use recover::start;
 pub use scheduler::Scheduler;
+pub use startup::start;

@@ -1,9 +1,12 @@
 //! What a run's end makes of its job.
 
+use super::live::run_begun;
+use super::manager::{Inner, Manager};
 use crate::clock::{Deadline, Moment};
-use crate::job::Ending;
-use crate::job::JobRecord;
-use api::{RunOutcome, Status};
+use crate::job::{Ending, JobRecord};
+use anyhow::Result;
+use api::{RunOutcome, RunView, Status};
+use imagefmt::Manifest;
 use std::time::Duration;
 
 /// How long a sync is put off whose chain somebody else holds.
@@ -79,6 +82,53 @@ pub fn finish(job: &mut JobRecord) {
     job.completing = false;
     job.next_sync = None;
     job.pending = api::PendingView::default();
+}
+
+/// What a run has to do.
+#[derive(Debug)]
+pub enum Work {
+    /// All of it.
+    Sync,
+    /// The image is there, and the daemon ended before it was written down.
+    Conclude(Box<Manifest>),
+}
+
+/// Writes down what became of a run that has no thread; returns the job as it is then.
+pub fn interrupt(
+    manager: &Manager,
+    inner: &mut Inner,
+    job: JobRecord,
+    mut run: RunView,
+    ended: &Ended,
+) -> Result<JobRecord> {
+    let now = manager.now();
+    run.outcome = ended.outcome();
+    run.finished = Some(now.wall);
+    run.error = match ended {
+        Ended::Failed(reason) => Some(reason.clone()),
+        Ended::Asked(Ending::Shutdown) => {
+            Some("smcd ended during the run; the next run resumed it".to_owned())
+        }
+        _ => None,
+    };
+    let job = conclude(job, ended, &now);
+    manager.save(inner, job.clone(), Some(&run))?;
+    Ok(job)
+}
+
+/// The run as it was begun. One that cannot be read must not keep its job from going on.
+pub fn unfinished_run(inner: &Inner, job: &JobRecord) -> RunView {
+    let number = job.run.as_ref().map_or(job.runs, |run| run.number);
+    let run_type = job.run.as_ref().map_or(api::RunType::Manual, |run| run.run_type);
+    let known = inner.run(&job.name, number).unwrap_or_else(|error| {
+        tracing::warn!(
+            job = job.name,
+            run = number,
+            "the record of the run cannot be read: {error:#}"
+        );
+        None
+    });
+    known.unwrap_or_else(|| run_begun(number, run_type, job.created))
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! One sync of a job, in a thread of its own: hooks, image, retention, and what it comes to.
 
+use super::events::Event;
 use super::hooks::{self, HookEnv, Stage};
+use super::images;
 use super::live::{LiveRun, run_begun};
 use super::manager::{Inner, Manager};
-use super::outcome::{Ended, conclude};
-use super::recover::{interrupt, unfinished_run};
+use super::outcome::{Ended, Work, conclude, interrupt, unfinished_run};
 use super::written;
 use crate::engine::{self, ErrorKind, ImageBegun, Observer, SourceDisk, Synced};
 use crate::job::{ActiveRun, Ending, JobRecord};
@@ -83,6 +84,7 @@ impl Manager {
             concluding: matches!(work, Work::Conclude(_)),
             warnings: Mutex::default(),
             in_use: AtomicBool::new(false),
+            images: Mutex::default(),
             job: job.clone(),
             live,
         };
@@ -127,15 +129,6 @@ impl Manager {
     }
 }
 
-/// What a run has to do.
-#[derive(Debug)]
-pub enum Work {
-    /// All of it.
-    Sync,
-    /// The image is there, and the daemon ended before it was written down.
-    Conclude(Box<Manifest>),
-}
-
 /// How long whoever holds the chain is waited for: a `gc`, or what a daemon that was killed had just begun to start.
 const BUSY_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -149,6 +142,8 @@ struct Runner {
     warnings: Mutex<Vec<String>>,
     /// Whether images that should go stayed, as they are in use.
     in_use: AtomicBool,
+    /// The images that the job has in the end.
+    images: Mutex<Option<Vec<u64>>>,
 }
 
 impl Runner {
@@ -182,7 +177,11 @@ impl Runner {
         self.live.phase(Phase::Cleaning);
         self.post_hooks(run, &made);
         match made {
-            Ok(_) => self.retain(run).map_err(engine::Error::other),
+            Ok(_) => {
+                self.retain(run).map_err(engine::Error::other)?;
+                self.count_images();
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }
@@ -196,7 +195,7 @@ impl Runner {
             .map_err(engine::Error::refused)?;
         let request = self.job.sync_request(self.manager.config.checkpoint_every);
         let disks = engine::open_all(&request.disks, &request.store).map_err(engine::Error::refused)?;
-        let store = imagefmt::open_store(&request.store).map_err(|error| {
+        let store = self.manager.stores.get(&request.store).map_err(|error| {
             engine::Error::from(error).within(format!("open store {}", request.store.display()))
         })?;
         self.check_disks(&disks).map_err(engine::Error::refused)?;
@@ -255,6 +254,12 @@ impl Runner {
         }
     }
 
+    fn progressed(&self) {
+        self.manager
+            .events
+            .send(&Event::Progressed(self.job.name.clone()));
+    }
+
     fn is_shutdown(&self) -> bool {
         self.manager.lock().closing
     }
@@ -264,8 +269,8 @@ impl Runner {
         let Some(max) = self.manager.image_made(&self.job.name)? else {
             return Ok(());
         };
-        let retained = imagefmt::open_store(&self.job.store)
-            .and_then(|store| engine::retain(&store, &self.job.name, max));
+        let store = self.manager.stores.get(&self.job.store);
+        let retained = store.and_then(|store| engine::retain(&store, &self.job.name, max));
         match retained {
             Ok(retained) => {
                 self.in_use.store(retained.in_use, Ordering::Relaxed);
@@ -282,6 +287,15 @@ impl Runner {
             }
         }
         Ok(())
+    }
+
+    /// Asks the store which images there are now.
+    fn count_images(&self) {
+        let store = self.manager.stores.get(&self.job.store);
+        match store.and_then(|store| images::sequences(&store, &self.job.name)) {
+            Ok(found) => *self.images.lock().unwrap_or_else(PoisonError::into_inner) = Some(found),
+            Err(error) => self.warn(&format!("its images cannot be listed: {}", error.full_message())),
+        }
     }
 
     /// What the history tells of the image.
@@ -332,6 +346,7 @@ impl Runner {
         }
         let Some(job) = inner.jobs.get(name).cloned() else {
             inner.live.remove(name);
+            self.progressed();
             return;
         };
         let written = job.run.as_ref().and_then(|run| run.written.clone());
@@ -345,9 +360,10 @@ impl Runner {
             inner.jobs.insert(name.clone(), job);
         }
         inner.live.remove(name);
+        self.progressed();
         drop(inner);
         if ended == Ended::Asked(Ending::Cancel) {
-            super::deleting::discard(&self.job);
+            super::deleting::discard(&self.manager.stores, &self.job);
         }
         log(name, &run);
     }
@@ -359,6 +375,8 @@ impl Runner {
             return;
         }
         job.synced = true;
+        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner).take();
+        job.images = images.unwrap_or_else(|| std::mem::take(&mut job.images));
         job.written = written.or_else(|| written::count(job, &self.manager.now()));
         job.retention_pending = self.in_use.load(Ordering::Relaxed);
         for disk in &mut job.disks {
@@ -398,6 +416,7 @@ impl Observer for Runner {
 
     fn phase(&self, phase: Phase) {
         self.live.phase(phase);
+        self.progressed();
     }
 
     fn image(&self, image: &ImageBegun) {

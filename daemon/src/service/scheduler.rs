@@ -3,6 +3,8 @@
 //! The scheduler looks at all jobs again and again instead of setting timers: so a suspend, a clock that is set and a
 //! restart are nothing special. A job that is due several intervals late is due once.
 
+use super::background::Task;
+use super::images;
 use super::manager::Manager;
 use crate::clock::{Deadline, Moment};
 use crate::engine;
@@ -57,6 +59,9 @@ impl Scheduler {
         if self.retry.as_ref().is_none_or(|retry| retry.is_due(&now)) {
             self.retry = Some(Deadline::after(&now, RETRY));
             jobs.iter().for_each(|job| manager.retry(job));
+            manager.refresh_images();
+            manager.look_for_jobs();
+            manager.stores.close_idle();
         }
         if self.noted.as_ref().is_none_or(|noted| noted.is_due(&now)) {
             self.noted = Some(Deadline::after(&now, NOTE_EVERY));
@@ -115,13 +120,9 @@ impl Manager {
     fn retry(self: &Arc<Self>, job: &JobRecord) {
         match job.status {
             Status::Deleting => self.purge_in_background(job.clone()),
-            Status::Running => {
-                // One that could not be gone on with when the daemon started.
-                if let Err(error) = super::recover::resume_running(self, &job.name) {
-                    tracing::warn!(job = job.name, "{error:#}");
-                }
-            }
-            _ if job.retention_pending => self.delete_in_background(job.clone(), Self::retain_again),
+            // One that could not be resumed when the daemon started.
+            Status::Running => self.resume_in_background(&job.name),
+            _ if job.retention_pending => self.retain_in_background(job.clone()),
             _ => {}
         }
     }
@@ -145,13 +146,22 @@ impl Manager {
         }
     }
 
-    fn retain_again(self: &Arc<Self>, job: &JobRecord) {
+    fn retain_in_background(self: &Arc<Self>, job: JobRecord) {
+        self.in_background(Task::Delete(job.name.clone()), move |manager| {
+            manager.retain_again(&job);
+        });
+    }
+
+    fn retain_again(&self, job: &JobRecord) {
         let Some(schedule) = job.schedule else { return };
         let max = usize::try_from(schedule.max_images).unwrap_or(usize::MAX);
-        let retained =
-            imagefmt::open_store(&job.store).and_then(|store| engine::retain(&store, &job.name, max));
-        let retained = match retained {
-            Ok(retained) if !retained.in_use => retained,
+        let store = self.stores.get(&job.store);
+        let retained = store.and_then(|store| {
+            let retained = engine::retain(&store, &job.name, max)?;
+            Ok((retained, images::sequences(&store, &job.name)?))
+        });
+        let (retained, images) = match retained {
+            Ok((retained, images)) if !retained.in_use => (retained, images),
             Ok(_) => return,
             Err(error) => {
                 return tracing::warn!(
@@ -173,6 +183,7 @@ impl Manager {
             return;
         };
         job.retention_pending = false;
+        job.images = images;
         job.warnings = retained.warnings;
         if let Err(error) = self.save(&mut inner, job, None) {
             tracing::error!("{error:#}");

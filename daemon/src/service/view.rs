@@ -1,10 +1,12 @@
 //! What is told of jobs and of the daemon.
 
 use super::forecast::forecast;
+use super::images;
 use super::manager::Manager;
 use crate::clock::Moment;
 use crate::job::{JobRecord, Refused};
 use crate::state::Unreadable;
+use crate::stores::VIEW_PATIENCE;
 use api::{
     DiskView, Event, ExportView, HooksView, JobView, NextEvent, PendingView, RunView, ServiceStatus, Status,
 };
@@ -12,18 +14,37 @@ use imagefmt::Store;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Runs looked at for a forecast.
 const RUNS_SEEN: u32 = 10;
 
 impl Manager {
-    /// One job, as it is now.
+    /// One job, as it is now. Its store is asked for the images, and waited for a moment.
+    ///
+    /// # Errors
+    /// When there is no such job.
     pub fn show(&self, name: &str) -> Refused<JobView> {
+        let (mut view, job) = self.known(name)?;
+        if let Some(job) = job {
+            let path = job.store.clone();
+            let asked = self
+                .stores
+                .begin(&path, move |store| images::sequences(store, &job.name));
+            // Otherwise it has those that it had when its store was asked last.
+            if let Ok(found) = asked.wait(VIEW_PATIENCE) {
+                view.images = labels(name, &found);
+            }
+        }
+        Ok(view)
+    }
+
+    /// A job as far as the daemon knows it itself: no store is asked. A job whose record cannot be read has only a view.
+    fn known(&self, name: &str) -> Refused<(JobView, Option<JobRecord>)> {
         let (job, runs, live) = {
             let inner = self.lock();
             if let Some(job) = inner.unreadable.get(name) {
-                return Ok(unreadable_view(job));
+                return Ok((unreadable_view(job), None));
             }
             let job = self.job(&inner, name)?;
             (job, inner.runs(name, RUNS_SEEN), inner.live.get(name).cloned())
@@ -41,12 +62,10 @@ impl Manager {
                 view.next.text = format!("this sync is ending ({})", ending.label());
             }
         }
-        // The store is asked without the mutex: its disk may be slow.
-        view.images = images(&job);
-        Ok(view)
+        Ok((view, Some(job)))
     }
 
-    /// All jobs, by name.
+    /// All jobs, by name. No store is asked.
     pub fn list(&self) -> Vec<JobView> {
         let names: BTreeSet<String> = {
             let inner = self.lock();
@@ -58,7 +77,10 @@ impl Manager {
                 .collect()
         };
         // One that is deleted meanwhile is not in the list.
-        names.iter().filter_map(|name| self.show(name).ok()).collect()
+        names
+            .iter()
+            .filter_map(|name| Some(self.known(name).ok()?.0))
+            .collect()
     }
 
     /// The daemon.
@@ -77,6 +99,7 @@ impl Manager {
             .values()
             .filter_map(|job| Some((job.next_sync.as_ref()?.remaining(&now), job)))
             .min_by_key(|(remaining, _)| *remaining);
+        let unreadable: Vec<String> = inner.unreadable.values().map(Unreadable::warning).collect();
         ServiceStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -85,7 +108,7 @@ impl Manager {
             store: self.config.store.display().to_string(),
             jobs,
             next_sync: soonest.map(|(left, job)| format!("{} in {}", job.name, span(left))),
-            warnings: inner.warnings.clone(),
+            warnings: [&inner.warnings[..], &inner.look_warnings, &unreadable].concat(),
         }
     }
 
@@ -96,11 +119,19 @@ impl Manager {
             let of_jobs = inner.jobs.values().map(|job| &job.store);
             of_jobs.chain(inner.stores()).cloned().collect()
         };
-        stores
+        let asked: Vec<_> = stores
             .iter()
-            .filter_map(|path| imagefmt::open_store(path).ok())
-            .flat_map(|store| in_use(&store))
-            .collect()
+            .map(|path| self.stores.begin(path, |store| Ok(in_use(store))))
+            .collect();
+        let begun = Instant::now();
+        let mut found = Vec::new();
+        for question in asked {
+            match question.wait(VIEW_PATIENCE.saturating_sub(begun.elapsed())) {
+                Ok(images) => found.extend(images),
+                Err(error) => tracing::warn!("images in use are not known: {}", error.full_message()),
+            }
+        }
+        found
     }
 
     /// Numbers for metrics: each job with its progress and newest run.
@@ -143,7 +174,7 @@ fn view(job: &JobRecord, runs: &[RunView], now: &Moment) -> JobView {
         start_at: job.start_at,
         valid_seconds: job.valid_seconds,
         expires: unfinished.then(|| job.expires.wall(now)),
-        images: Vec::new(),
+        images: labels(&job.name, &job.images),
         last_run: runs.first().cloned(),
     }
 }
@@ -191,13 +222,10 @@ fn unreadable_view(job: &Unreadable) -> JobView {
     }
 }
 
-/// Images of a job in its store; none where that cannot be read, which the next sync will say.
-fn images(job: &JobRecord) -> Vec<String> {
-    let images = imagefmt::open_store(&job.store).and_then(|store| store.job(&job.name));
-    images.map_or_else(
-        |_| Vec::new(),
-        |images| images.ids().map(|image| image.to_string()).collect(),
-    )
+/// Images as people write them.
+fn labels(job: &str, sequences: &[u64]) -> Vec<String> {
+    let label = |sequence: &u64| format!("{job}/{sequence}");
+    sequences.iter().map(label).collect()
 }
 
 fn in_use(store: &Store) -> Vec<ExportView> {

@@ -7,5 +7,5 @@ mod records;
 
 pub use database::{Jobs, Opened, Runs, State};
 pub use known::KnownStores;
-pub use rebuild::{FoundJob, NOTE_RUNS, host, rebuild};
+pub use rebuild::{FoundJob, NOTE_RUNS, Rebuilt, host, rebuild};
 pub use records::{StoredNote, Unreadable};

@@ -6,11 +6,14 @@
 use super::records::{StoredJob, StoredNote, Unreadable, parse};
 use crate::clock::Moment;
 use crate::job::JobRecord;
+use crate::stores::{Stores, Unanswered};
 use api::Status;
-use imagefmt::Store;
+use imagefmt::{ErrorKind, Store};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Runs that a note keeps.
 pub const NOTE_RUNS: u32 = 50;
@@ -52,12 +55,35 @@ pub fn host() -> String {
     )
 }
 
-/// Reads the notes of all `stores`. Of two jobs of one name, the one that was created last counts.
-pub fn rebuild<'a>(stores: impl Iterator<Item = &'a PathBuf>, now: &Moment) -> Rebuilt {
+/// Reads the notes of all stores at the same time, and waits for each as long as [`PATIENCE`]. Of two jobs of one name,
+/// the one that was created last counts.
+pub fn rebuild(stores: &Arc<Stores>, paths: &[PathBuf], now: &Moment) -> Rebuilt {
+    let asked: Vec<_> = paths
+        .iter()
+        .map(|path| {
+            let at = path.clone();
+            let question = stores.begin(path, move |store| {
+                let names = store.notes()?;
+                Ok(names
+                    .iter()
+                    .map(|name| read_note(store, &at, name))
+                    .collect::<Vec<_>>())
+            });
+            (path, question)
+        })
+        .collect();
+    let begun = Instant::now();
     let mut rebuilt = Rebuilt::default();
     let mut found: BTreeMap<String, FoundJob> = BTreeMap::new();
-    for path in stores {
-        for mut note in read_store(path, &mut rebuilt) {
+    for (path, question) in asked {
+        let notes = match question.wait(PATIENCE.saturating_sub(begun.elapsed())) {
+            Ok(notes) => notes,
+            Err(error) => {
+                rebuilt.missed(path, &error);
+                continue;
+            }
+        };
+        for mut note in notes.into_iter().filter_map(|note| rebuilt.sort(path, note)) {
             adapt(&mut note.job, path, now);
             match found.get(&note.job.name) {
                 Some(other) if other.job.created >= note.job.created => {}
@@ -78,38 +104,36 @@ pub fn rebuild<'a>(stores: impl Iterator<Item = &'a PathBuf>, now: &Moment) -> R
     rebuilt
 }
 
-fn read_store(path: &Path, rebuilt: &mut Rebuilt) -> Vec<FoundJob> {
-    let read = imagefmt::open_store(path).and_then(|store| Ok((store.notes()?, store)));
-    let (names, store) = match read {
-        Ok(read) => read,
-        Err(error) => {
-            rebuilt.unseen.insert(path.to_owned());
-            if error.kind() != imagefmt::ErrorKind::NotAStore {
-                rebuilt.warnings.push(format!(
-                    "store {} cannot be searched for jobs: {}",
-                    path.display(),
-                    error.full_message()
-                ));
-            }
-            return Vec::new();
+/// How long stores are waited for; those that do not answer are looked through later.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Rebuilt {
+    /// A store that could not be looked through.
+    fn missed(&mut self, path: &Path, error: &Unanswered) {
+        self.unseen.insert(path.to_owned());
+        let is_no_store = matches!(error, Unanswered::Store(error) if error.kind() == ErrorKind::NotAStore);
+        if !is_no_store {
+            self.warnings.push(format!(
+                "store {} cannot be searched for jobs: {}",
+                path.display(),
+                error.full_message()
+            ));
         }
-    };
-    names
-        .iter()
-        .filter_map(|name| match read_note(&store, path, name) {
-            Note::Found(found) => Some(*found),
-            Note::LeftAlone(warning) => {
-                rebuilt.warnings.push(warning);
-                None
-            }
+    }
+
+    /// Puts a note where it belongs; returns the job if it is one.
+    fn sort(&mut self, path: &Path, note: Note) -> Option<FoundJob> {
+        match note {
+            Note::Found(found) => return Some(*found),
+            Note::LeftAlone(warning) => self.warnings.push(warning),
             Note::Unreadable(mut job) => {
                 job.store = Some(path.to_owned());
-                rebuilt.unreadable.push(job);
-                rebuilt.unseen.insert(path.to_owned());
-                None
+                self.unreadable.push(job);
+                self.unseen.insert(path.to_owned());
             }
-        })
-        .collect()
+        }
+        None
+    }
 }
 
 /// What a note turns out to be.

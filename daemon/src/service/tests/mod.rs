@@ -2,17 +2,21 @@
 //! hand and disks that are not there. Real syncs are run by the cross-crate tests.
 
 use super::live::LiveRun;
-use super::{Manager, Scheduler, start};
+use super::startup::start_with;
+use super::{Manager, Scheduler};
 use crate::clock::{Clock, Deadline, HandClock};
 use crate::config::Config;
 use crate::job::Ending;
 use crate::job::{ActiveRun, DiskRecord, JobRecord, Refused, ResolvedInput, new_record};
+use crate::stores::Stores;
+use crate::stores::tests::Gate;
 use api::{Action, CompleteJob, CreateJob, ErrorKind, ModifyJob, RunType, Status, rules};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 mod crashes;
+mod hanging;
 mod unreadable;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -22,6 +26,8 @@ struct House {
     dir: tempfile::TempDir,
     clock: Arc<HandClock>,
     manager: Arc<Manager>,
+    /// Through which its stores are reached.
+    gate: Gate,
 }
 
 fn config(dir: &Path) -> Config {
@@ -36,17 +42,43 @@ fn config(dir: &Path) -> Config {
 impl House {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let clock = Arc::new(HandClock::new());
-        let manager = start(config(dir.path()), clock.clone()).unwrap();
-        Self { dir, clock, manager }
+        Self::started(dir, Arc::new(HandClock::new()), Gate::default())
     }
 
-    /// As after a kill: the old manager is gone, and nothing was said.
+    fn started(dir: tempfile::TempDir, clock: Arc<HandClock>, gate: Gate) -> Self {
+        let stores = Stores::new(Box::new(gate.clone()));
+        let manager = start_with(config(dir.path()), clock.clone(), stores).unwrap();
+        Self {
+            dir,
+            clock,
+            manager,
+            gate,
+        }
+    }
+
+    /// As after a kill: the old manager is gone, and nothing was said. What the new one does in the background is done.
     fn restart(self) -> Self {
-        let Self { dir, clock, manager } = self;
+        let Self {
+            dir,
+            clock,
+            manager,
+            gate,
+        } = self;
         drop(manager);
-        let manager = start(config(dir.path()), clock.clone()).unwrap();
-        Self { dir, clock, manager }
+        let house = Self::started(dir, clock, gate);
+        house.wait_until("the background is idle", || {
+            house.manager.lock().background.is_empty()
+        });
+        house
+    }
+
+    fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
+        let changes = self.manager.listen();
+        let begun = Instant::now();
+        while !done() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{what}: not yet");
+            changes.wait(Duration::from_millis(5));
+        }
     }
 
     fn request(&self, name: &str) -> CreateJob {
@@ -136,13 +168,12 @@ impl House {
         }
     }
 
-    /// Waits until no sync runs.
+    /// Waits until no sync runs, and none is being resumed.
     fn wait_idle(&self) {
-        let begun = Instant::now();
-        while self.manager.running() > 0 {
-            assert!(begun.elapsed() < Duration::from_secs(60), "a sync does not end");
-            self.manager.wait(Duration::from_millis(5));
-        }
+        self.wait_until("no sync runs", || {
+            let inner = self.manager.lock();
+            inner.live.is_empty() && inner.background.is_empty()
+        });
     }
 }
 
@@ -204,7 +235,7 @@ fn an_unknown_job_is_told_with_those_that_there_are() {
         }
         let refusal = house.ask("db\u{1b}[2J", action).unwrap_err();
         assert_eq!(refusal.kind, ErrorKind::NotFound);
-        assert!(refusal.message.contains("there are web01"), "{refusal}");
+        assert!(refusal.message.contains("existing jobs: web01"), "{refusal}");
         assert!(!refusal.message.contains('\u{1b}'));
     }
 }
@@ -304,7 +335,7 @@ fn a_repeated_create_with_its_token_is_the_same_job() {
     };
     let refusal = house.manager.create(&other).unwrap_err();
     assert!(
-        refusal.message.contains("made job web01 with other parameters"),
+        refusal.message.contains("create job web01 with other parameters"),
         "{refusal}"
     );
 }

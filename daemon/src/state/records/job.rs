@@ -41,6 +41,8 @@ pub struct StoredJob {
     runs: u64,
     #[serde(alias = "excess")]
     retention_pending: bool,
+    #[serde(default)]
+    images: Vec<u64>,
     purge: bool,
     #[serde(default)]
     synced: bool,
@@ -310,6 +312,7 @@ impl StoredJob {
             run: self.run.map(StoredActiveRun::into_run),
             runs: self.runs,
             retention_pending: self.retention_pending,
+            images: self.images,
             purge: self.purge,
             synced: self.synced,
             written: self.written.map(StoredCounter::into_counter),
@@ -370,6 +373,7 @@ impl From<&JobRecord> for StoredJob {
             run: job.run.as_ref().map(StoredActiveRun::from),
             runs: job.runs,
             retention_pending: job.retention_pending,
+            images: job.images.clone(),
             purge: job.purge,
             synced: job.synced,
             written: job.written.as_ref().map(StoredCounter::from),

@@ -1,0 +1,92 @@
+//! Which images jobs have: their stores know, and jobs remember it, so that views need not ask.
+
+use super::background::Task;
+use super::manager::Manager;
+use crate::job::JobRecord;
+use api::Status;
+use imagefmt::{Manifest, Store};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+impl Manager {
+    /// Asks every store, in the background, which images its jobs have: others delete images too.
+    pub(super) fn refresh_images(self: &Arc<Self>) {
+        let stores: BTreeSet<PathBuf> = {
+            let inner = self.lock();
+            inner.jobs.values().map(|job| job.store.clone()).collect()
+        };
+        for path in stores {
+            self.in_background(Task::Refresh(path.clone()), move |manager| manager.refresh(&path));
+        }
+    }
+
+    fn refresh(&self, path: &Path) {
+        let jobs: Vec<JobRecord> = {
+            let inner = self.lock();
+            let of_store = |job: &&JobRecord| job.store == path && job.status != Status::Running;
+            inner.jobs.values().filter(of_store).cloned().collect()
+        };
+        let store = match self.stores.get(path) {
+            Ok(store) => store,
+            // Its jobs say so when they sync.
+            Err(error) => return tracing::debug!("{}", error.full_message()),
+        };
+        for job in jobs {
+            match sequences(&store, &job.name) {
+                Ok(images) => self.remember_images(&job, images),
+                Err(error) => tracing::debug!(job = job.name, "{}", error.full_message()),
+            }
+        }
+    }
+
+    /// A sync that has begun since `seen` was looked at knows better.
+    fn remember_images(&self, seen: &JobRecord, images: Vec<u64>) {
+        let mut inner = self.lock();
+        let is_the_same = |job: &&JobRecord| {
+            job.created == seen.created && job.runs == seen.runs && job.status != Status::Running
+        };
+        let job = inner.jobs.get(&seen.name).filter(is_the_same).cloned();
+        let Some(mut job) = job.filter(|job| job.images != images) else {
+            return;
+        };
+        job.images = images;
+        if let Err(error) = self.save(&mut inner, job, None) {
+            tracing::warn!(job = seen.name, "{error:#}");
+        }
+    }
+
+    /// The image that an interrupted run made, if it came so far. Waits for the job's store.
+    pub(super) fn image_made_by_run(&self, job: &JobRecord) -> imagefmt::Result<Option<Manifest>> {
+        if job.run.as_ref().is_none_or(|run| run.image.is_none()) {
+            return Ok(None);
+        }
+        image_of(&*self.stores.get(&job.store)?, job)
+    }
+}
+
+/// Numbers of a job's images, ascending; none where the store has no such job.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn sequences(store: &Store, job: &str) -> imagefmt::Result<Vec<u64>> {
+    let images = store.images_of(job)?;
+    Ok(images
+        .map(|images| images.sequences().to_vec())
+        .unwrap_or_default())
+}
+
+/// The image that an interrupted run made, if it came so far.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn image_of(store: &Store, job: &JobRecord) -> imagefmt::Result<Option<Manifest>> {
+    let Some(sequence) = job.run.as_ref().and_then(|run| run.image) else {
+        return Ok(None);
+    };
+    let images = store.images_of(&job.name)?;
+    let image = images.and_then(|images| images.get(sequence));
+    image
+        .map(|image| store.manifest(&image).map(Arc::unwrap_or_clone))
+        .transpose()
+}

@@ -1,0 +1,101 @@
+//! Looking for jobs in their stores, when the state was lost: in the background, and again every minute until every store
+//! that jobs had was looked through.
+
+use super::background::Task;
+use super::events::Event;
+use super::manager::{Inner, Manager};
+use crate::job::JobRecord;
+use crate::state::{FoundJob, Rebuilt, rebuild};
+use anyhow::Result;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+impl Manager {
+    /// Looks through stores that are still to be looked through.
+    pub(super) fn look_for_jobs(self: &Arc<Self>) {
+        match self.lock().unseen() {
+            Ok(unseen) if unseen.is_empty() => return,
+            Ok(_) => {}
+            Err(error) => return tracing::error!("{error:#}"),
+        }
+        self.in_background(Task::Look, |manager| {
+            if let Err(error) = manager.look() {
+                tracing::error!("jobs could not be restored from their stores: {error:#}");
+            }
+        });
+    }
+
+    fn look(self: &Arc<Self>) -> Result<()> {
+        let unseen = self.lock().unseen()?;
+        let rebuilt = rebuild(&self.stores, &unseen, &self.now());
+        let found = {
+            let mut inner = self.lock();
+            // All of it or nothing: a crash in between is as if it had not begun.
+            let found = take_in(&mut inner, rebuilt, &self.config.stores)?;
+            for job in &found {
+                self.events.send(&Event::Saved(job.name.clone()));
+            }
+            found
+        };
+        for job in &found {
+            self.resume(job);
+        }
+        Ok(())
+    }
+}
+
+/// Takes in what is new of what was found; returns those jobs.
+fn take_in(inner: &mut Inner, rebuilt: Rebuilt, configured: &[PathBuf]) -> Result<Vec<JobRecord>> {
+    let known: BTreeSet<String> = inner.jobs.keys().cloned().collect();
+    let new: Vec<FoundJob> = rebuilt
+        .jobs
+        .into_iter()
+        .filter(|found| !known.contains(&found.job.name) && !inner.unreadable.contains_key(&found.job.name))
+        .collect();
+    let holds_unreadable: BTreeSet<&PathBuf> = rebuilt
+        .unreadable
+        .iter()
+        .filter_map(|job| job.store.as_ref())
+        .collect();
+    // A store that never was one is nothing lost; one that jobs had is.
+    let missed: BTreeSet<PathBuf> = rebuilt
+        .unseen
+        .into_iter()
+        .filter(|store| {
+            inner.stores().contains(store) || configured.contains(store) || holds_unreadable.contains(store)
+        })
+        .collect();
+    let mut warnings = rebuilt.warnings;
+    warnings.extend(missed.iter().filter(|store| !holds_unreadable.contains(store)).map(|store| {
+        format!(
+            "jobs had their store at {}, but there is no store now: mount it; smcd looks again every minute",
+            store.display()
+        )
+    }));
+    let jobs: Vec<_> = new.iter().map(|found| found.job.clone()).collect();
+    inner.fill(new, &missed)?;
+    if !jobs.is_empty() {
+        let notice = rebuilt_notice(&jobs);
+        tracing::warn!("{notice}");
+        inner.warnings.push(notice);
+    }
+    for job in rebuilt.unreadable {
+        if !inner.jobs.contains_key(&job.name) {
+            inner.unreadable.entry(job.name.clone()).or_insert(job);
+        }
+    }
+    if inner.look_warnings != warnings {
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        inner.look_warnings = warnings;
+    }
+    Ok(jobs)
+}
+
+fn rebuilt_notice(jobs: &[JobRecord]) -> String {
+    let names: Vec<&str> = jobs.iter().map(|job| job.name.as_str()).collect();
+    format!(
+        "the state of {} was restored from the stores: check it with `smcctl job show`",
+        names.join(", ")
+    )
+}

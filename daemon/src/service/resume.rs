@@ -1,0 +1,90 @@
+//! Resuming what a job was doing when the daemon, or the machine, ended.
+
+use super::background::Task;
+use super::manager::Manager;
+use super::outcome::{Ended, Work, interrupt, unfinished_run};
+use crate::job::{Ending, JobRecord};
+use anyhow::Result;
+use api::Status;
+use std::sync::Arc;
+
+impl Manager {
+    /// Resumes, in the background, what a job was doing.
+    pub(super) fn resume(self: &Arc<Self>, job: &JobRecord) {
+        match job.status {
+            Status::Running => self.resume_in_background(&job.name),
+            Status::Deleting => self.purge_in_background(job.clone()),
+            // The daemon may have ended before what was stored was discarded.
+            Status::Canceled => self.discard_in_background(job.clone()),
+            _ => {}
+        }
+    }
+
+    /// Resumes a sync, unless it runs.
+    pub(super) fn resume_in_background(self: &Arc<Self>, name: &str) {
+        if self.lock().live.contains_key(name) {
+            return;
+        }
+        let job = name.to_owned();
+        self.in_background(Task::Resume(job.clone()), move |manager| {
+            if let Err(error) = resume_running(manager, &job) {
+                // The scheduler tries again.
+                tracing::error!(job, "{error:#}");
+            }
+        });
+    }
+}
+
+/// A sync that was going on when the daemon ended: its image is there, it was to end, or it is gone on with.
+fn resume_running(manager: &Arc<Manager>, name: &str) -> Result<()> {
+    let job = manager.lock().jobs.get(name).cloned();
+    let Some(job) = job.filter(|job| job.status == Status::Running) else {
+        return Ok(());
+    };
+    // The store is asked without the mutex.
+    let made = manager.image_made_by_run(&job);
+    let mut inner = manager.lock();
+    if inner.closing || inner.live.contains_key(name) || inner.jobs.get(name) != Some(&job) {
+        return Ok(());
+    }
+    let run = unfinished_run(&inner, &job);
+    let ending = job.run.as_ref().and_then(|run| run.ending);
+    match (made, ending) {
+        (Ok(Some(manifest)), _) => {
+            tracing::info!(
+                job = name,
+                image = job.label(manifest.sequence),
+                "its image is complete"
+            );
+            manager.spawn(&mut inner, job, run, Work::Conclude(Box::new(manifest)))
+        }
+        (Err(error), _) => {
+            // Whether the image was made shows when the store is there: `start` looks.
+            let kept = job.run.clone();
+            let reason = format!("the store cannot be read: {}", error.full_message());
+            let mut job = interrupt(manager, &mut inner, job, run, &Ended::Failed(reason))?;
+            job.run = kept;
+            manager.save(&mut inner, job, None)
+        }
+        (Ok(None), Some(ending @ (Ending::Stop | Ending::Cancel))) => {
+            let job = interrupt(manager, &mut inner, job, run, &Ended::Asked(ending))?;
+            drop(inner);
+            if ending == Ending::Cancel {
+                manager.discard_in_background(job);
+            }
+            Ok(())
+        }
+        (Ok(None), _) => {
+            let run_type = run.run_type;
+            interrupt(
+                manager,
+                &mut inner,
+                job.clone(),
+                run,
+                &Ended::Asked(Ending::Shutdown),
+            )?;
+            tracing::info!(job = name, "sync was interrupted; resuming it");
+            manager.launch(&mut inner, job, run_type)
+        }
+    }
+}

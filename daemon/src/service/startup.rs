@@ -1,0 +1,120 @@
+//! Starting: the state is opened, and every job is picked up where it was. No store is asked: what waits for one goes on
+//! in the background.
+
+use super::manager::Manager;
+use crate::clock::{Clock, Moment};
+use crate::config::Config;
+use crate::job::JobRecord;
+use crate::state::{KnownStores, Opened, State};
+use crate::stores::{Directories, Stores};
+use anyhow::Result;
+use api::Status;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Opens the state, or has it looked for in the stores, and resumes whatever was going on.
+///
+/// # Errors
+/// When the state cannot be opened, read or written.
+pub fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Manager>> {
+    start_with(config, clock, Stores::new(Box::new(Directories)))
+}
+
+/// The same with stores that tests can make hang.
+pub(super) fn start_with(config: Config, clock: Arc<dyn Clock>, stores: Arc<Stores>) -> Result<Arc<Manager>> {
+    let now = clock.now();
+    let (mut state, opened) = State::open(&config.state_dir)?;
+    let mut warnings = Vec::new();
+    match opened {
+        Opened::Found => {}
+        Opened::New => state.fill(&[], &all_stores(&config))?,
+        Opened::Damaged(kept, why) => {
+            warnings.push(format!(
+                "the state database was damaged ({why}) and was moved to {}",
+                kept.display()
+            ));
+            state.fill(&[], &all_stores(&config))?;
+        }
+    }
+    let mut jobs = state.jobs()?;
+    let elsewhere = state.is_of_another_host()?;
+    for job in &mut jobs.readable {
+        settle(&mut state, job, elsewhere, &now)?;
+    }
+    if elsewhere {
+        warnings.push(
+            "the state was written on another machine: its jobs are Stopped until you start them here"
+                .to_owned(),
+        );
+        state.claim(&jobs.unreadable)?;
+    }
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    for job in &jobs.unreadable {
+        tracing::warn!(job = job.name, "{}", job.warning());
+    }
+    let manager = Arc::new(Manager::new(config, clock, stores, state, jobs, warnings));
+    manager.look_for_jobs();
+    resume_all(&manager);
+    Ok(manager)
+}
+
+/// Where jobs may have kept their notes.
+fn all_stores(config: &Config) -> BTreeSet<PathBuf> {
+    std::iter::once(&config.store)
+        .chain(&config.stores)
+        .chain(KnownStores::open(&config.state_dir).all())
+        .cloned()
+        .collect()
+}
+
+/// Brings a job that was read into the present: its deadlines, and whose it is.
+fn settle(state: &mut State, job: &mut JobRecord, elsewhere: bool, now: &Moment) -> Result<()> {
+    let before = job.clone();
+    anchor(job, now);
+    // Its record may have been unreadable when the rest of the state became this machine's.
+    let is_foreign = state.is_foreign(&job.name)?;
+    if elsewhere || is_foreign {
+        stop_foreign(job);
+    }
+    if *job != before
+        && let Err(error) = state.save(job, None)
+    {
+        // A disk without room must not keep the schedule from going on.
+        tracing::error!(job = job.name, "{error:#}");
+        return Ok(());
+    }
+    if is_foreign {
+        state.adopt(&job.name)?;
+    }
+    Ok(())
+}
+
+/// A job of another machine, or of this one before it was migrated, does nothing until somebody says so.
+fn stop_foreign(job: &mut JobRecord) {
+    let acts = job.status == Status::Ready && job.start_at.is_some()
+        || matches!(job.status, Status::Running | Status::Waiting);
+    if acts {
+        job.status = Status::Stopped;
+        job.next_sync = None;
+        job.start_at = None;
+        job.run = None;
+        job.warnings
+            .push("this job was created on another machine: start it if it should continue here".to_owned());
+    }
+}
+
+/// What was set by the clocks of an earlier boot goes by those of this one from now on.
+fn anchor(job: &mut JobRecord, now: &Moment) {
+    // The wall clock of a new boot may be wrong by years: it must not end a job for good.
+    job.expires = job.expires.anchored_by_measure(now);
+    job.next_sync = job.next_sync.as_ref().map(|next| next.anchored(now));
+}
+
+/// Resumes what was going on when the daemon ended.
+fn resume_all(manager: &Arc<Manager>) {
+    let jobs: Vec<JobRecord> = manager.lock().jobs.values().cloned().collect();
+    for job in jobs {
+        manager.resume(&job);
+    }
+}

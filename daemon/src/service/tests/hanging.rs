@@ -1,0 +1,175 @@
+//! A store that does not answer, and who is not held up by it.
+
+use super::{HOUR, House};
+use crate::service::Scheduler;
+use crate::service::events::Event;
+use api::{CreateJob, Status};
+use std::path::PathBuf;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+/// Fails if something is held up by a store that never answers.
+fn in_time<T: Send>(what: &str, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let (done, waits) = channel();
+        scope.spawn(move || done.send(work()));
+        match waits.recv_timeout(Duration::from_secs(50)) {
+            Ok(done) => done,
+            // The thread that hangs would be waited for.
+            Err(_) => {
+                eprintln!("{what} is held up by a store that does not answer");
+                std::process::abort()
+            }
+        }
+    })
+}
+
+/// `web01`, with an image in a store of its own, and `db` in the usual one, both Waiting.
+fn two_jobs(house: &House) -> PathBuf {
+    let store = house.dir.path().join("other");
+    let request = CreateJob {
+        store: Some(store.display().to_string()),
+        ..house.request("web01")
+    };
+    house.manager.create(&request).unwrap();
+    house.manager.create(&house.request("db")).unwrap();
+    for name in ["web01", "db"] {
+        house.manager.start(name).unwrap();
+    }
+    house.wait_idle();
+    store
+}
+
+#[test]
+fn a_store_that_hangs_holds_up_neither_views_nor_other_jobs_nor_the_schedule() {
+    let house = House::new();
+    let store = two_jobs(&house);
+    house.gate.hang(&store);
+    let listed = in_time("job ls", || house.manager.list());
+    let images: Vec<_> = listed.iter().map(|job| job.images.clone()).collect();
+    assert_eq!(images, [["db/1"], ["web01/1"]]);
+    in_time("status", || house.manager.status());
+    in_time("metrics", || house.manager.measured());
+    in_time("exports", || house.manager.exports());
+    let shown = in_time("job show", || house.manager.show("web01").unwrap());
+    assert_eq!(shown.images, ["web01/1"]);
+
+    house.clock.pass(6 * HOUR);
+    let mut scheduler = Scheduler::default();
+    in_time("the schedule", || scheduler.tick(&house.manager));
+    in_time("another job's sync", || {
+        house.wait_until("db has synced", || {
+            house.job("db").status == Status::Waiting && house.job("db").runs == 2
+        });
+    });
+    // The job of the store is what waits.
+    assert_eq!(house.job("web01").status, Status::Running);
+    in_time("stop", || house.manager.stop("web01").unwrap());
+    house.gate.release();
+    house.wait_idle();
+    assert_eq!(house.job("web01").status, Status::Stopped);
+    assert_eq!(house.manager.show("db").unwrap().images, ["db/1", "db/2"]);
+}
+
+#[test]
+fn a_store_that_hangs_does_not_hold_up_the_start() {
+    let house = House::new();
+    let store = two_jobs(&house);
+    {
+        let mut inner = house.manager.lock();
+        let mut job = house.manager.job(&inner, "web01").unwrap();
+        job.status = Status::Running;
+        job.run = Some(super::ActiveRun {
+            number: 1,
+            run_type: api::RunType::Manual,
+            image: Some(1),
+            ending: None,
+            from_waiting: false,
+            written: None,
+        });
+        house.manager.save(&mut inner, job, None).unwrap();
+    }
+    let House {
+        dir,
+        clock,
+        manager,
+        gate,
+    } = house;
+    drop(manager);
+    gate.hang(&store);
+    let house = in_time("the start", || House::started(dir, clock, gate));
+    let listed = in_time("job ls", || house.manager.list());
+    assert_eq!(listed[1].images, ["web01/1"]);
+    assert_eq!(listed[1].status, Status::Running);
+    house.gate.release();
+    house.wait_idle();
+    assert_eq!(house.job("web01").status, Status::Waiting);
+    assert_eq!(house.manager.runs("web01", 10).unwrap().len(), 1);
+}
+
+#[test]
+fn a_state_that_was_lost_is_found_in_stores_that_answer_while_another_hangs() {
+    let house = House::new();
+    let store = two_jobs(&house);
+    super::crashes::wait_for_note(&store, "web01", |note| note["job"]["status"] == "Waiting");
+    let usual = house.dir.path().join("store");
+    super::crashes::wait_for_note(&usual, "db", |note| note["job"]["status"] == "Waiting");
+    super::crashes::lose_state(&house);
+    let House {
+        dir,
+        clock,
+        manager,
+        gate,
+    } = house;
+    drop(manager);
+    gate.hang(&store);
+    let house = in_time("the start", || House::started(dir, clock, gate));
+    in_time("the job of the other store", || {
+        house.wait_until("db is found", || house.manager.lock().jobs.contains_key("db"));
+    });
+    house.wait_until("the look is over", || house.manager.lock().background.is_empty());
+    assert!(!house.manager.lock().jobs.contains_key("web01"));
+    let warnings = house.manager.status().warnings;
+    assert!(
+        warnings.iter().any(|warning| warning.contains("does not answer")),
+        "{warnings:?}"
+    );
+    house.gate.release();
+    Scheduler::default().tick(&house.manager);
+    house.wait_until("web01 is found", || {
+        house.manager.lock().jobs.contains_key("web01")
+    });
+}
+
+#[test]
+fn images_that_others_delete_are_gone_from_the_list_after_a_minute() {
+    let house = House::new();
+    two_jobs(&house);
+    house.manager.sync("db").unwrap();
+    house.wait_idle();
+    assert_eq!(house.job("db").images, [1, 2]);
+    let store = imagefmt::open_store(&house.dir.path().join("store")).unwrap();
+    let first = store.job("db").unwrap().get(1).unwrap();
+    store.delete(&first).unwrap();
+    assert_eq!(house.manager.show("db").unwrap().images, ["db/2"]);
+    Scheduler::default().tick(&house.manager);
+    house.wait_idle();
+    assert_eq!(house.job("db").images, [2]);
+}
+
+#[test]
+fn two_listeners_see_every_change_of_a_jobs_life() {
+    let house = House::new();
+    let (one, two) = (house.manager.listen(), house.manager.listen());
+    house.manager.create(&house.request("web01")).unwrap();
+    house.manager.start("web01").unwrap();
+    house.wait_idle();
+    house.manager.cancel("web01").unwrap();
+    house.manager.delete("web01", false).unwrap();
+    let seen = one.wait(Duration::ZERO);
+    assert_eq!(two.wait(Duration::ZERO), seen);
+    let name = "web01".to_owned();
+    assert_eq!(seen.first(), Some(&Event::Saved(name.clone())));
+    assert!(seen.contains(&Event::Progressed(name.clone())));
+    assert_eq!(seen.last(), Some(&Event::Removed(name)));
+}

@@ -1,0 +1,257 @@
+//! The stores of this daemon. Each is opened once and kept while it is used, and one that does not answer holds up only
+//! those who asked it.
+//!
+//! Threads that exist for a store's sake (a sync, the writer of its notes, a purge) use [`Stores::get`] and wait for as
+//! long as the store takes. Everybody else asks by [`Stores::begin`]: the question runs on a thread of its own, of which a
+//! store has a few, and is waited for no longer than the asker has patience.
+
+use imagefmt::Store;
+use std::collections::BTreeMap;
+use std::fmt::{self, Debug};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long an action waits for its job's store.
+pub const ACTION_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a view waits for a store.
+pub const VIEW_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Questions that a store is asked at the same time; more are refused until one is answered.
+const QUESTIONS_MAX: usize = 8;
+
+/// How long a store that nobody asks stays open: its filesystem cannot be unmounted meanwhile.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// How stores are reached; tests have one that hangs.
+pub trait Reach: Send + Sync + Debug {
+    /// What tells a store from another one at the same path; nothing where there is none.
+    fn identity(&self, path: &Path) -> Option<Identity>;
+
+    /// Opens a store.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    fn open(&self, path: &Path) -> imagefmt::Result<Store>;
+}
+
+/// Device, inode and time of the file that makes a directory a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
+    modified: (i64, i64),
+}
+
+/// Stores in directories of this machine.
+#[derive(Debug)]
+pub struct Directories;
+
+impl Reach for Directories {
+    fn identity(&self, path: &Path) -> Option<Identity> {
+        let found = fs::metadata(path.join("store.json")).ok()?;
+        Some(Identity {
+            device: found.dev(),
+            inode: found.ino(),
+            modified: (found.mtime(), found.mtime_nsec()),
+        })
+    }
+
+    fn open(&self, path: &Path) -> imagefmt::Result<Store> {
+        imagefmt::open_store(path)
+    }
+}
+
+/// All stores that were asked for.
+#[derive(Debug)]
+pub struct Stores {
+    reach: Box<dyn Reach>,
+    rooms: Mutex<BTreeMap<PathBuf, Arc<Room>>>,
+}
+
+/// What is known of one store.
+#[derive(Debug, Default)]
+struct Room {
+    kept: Mutex<Option<Kept>>,
+    questions: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Kept {
+    store: Arc<Store>,
+    identity: Identity,
+    used: Instant,
+}
+
+impl Stores {
+    /// None is open yet.
+    pub fn new(reach: Box<dyn Reach>) -> Arc<Self> {
+        Arc::new(Self {
+            reach,
+            rooms: Mutex::default(),
+        })
+    }
+
+    /// The store in a directory. Waits for as long as its disk takes: for threads that exist for this store.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub fn get(&self, path: &Path) -> imagefmt::Result<Arc<Store>> {
+        let room = self.room(path);
+        let mut kept = room.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another filesystem may have been mounted there, or the store have been made anew.
+        let identity = self.reach.identity(path);
+        if let Some(kept) = kept.as_mut().filter(|kept| Some(kept.identity) == identity) {
+            kept.used = Instant::now();
+            return Ok(kept.store.clone());
+        }
+        *kept = None;
+        let store = Arc::new(self.reach.open(path)?);
+        *kept = identity.map(|identity| Kept {
+            store: store.clone(),
+            identity,
+            used: Instant::now(),
+        });
+        Ok(store)
+    }
+
+    /// Asks a store, on a thread of its own.
+    pub fn begin<T: Send + 'static>(
+        self: &Arc<Self>,
+        path: &Path,
+        question: impl FnOnce(&Store) -> imagefmt::Result<T> + Send + 'static,
+    ) -> Question<T> {
+        let (stores, at) = (self.clone(), path.to_owned());
+        self.run(path, move || question(&*stores.get(&at)?))
+    }
+
+    /// Runs what waits for a store, which need not be one yet, on a thread of its own.
+    pub fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        path: &Path,
+        work: impl FnOnce() -> imagefmt::Result<T> + Send + 'static,
+    ) -> Question<T> {
+        let room = self.room(path);
+        let (answer, answers) = sync_channel(1);
+        let path = path.to_owned();
+        if room.questions.fetch_add(1, Ordering::Relaxed) >= QUESTIONS_MAX {
+            room.questions.fetch_sub(1, Ordering::Relaxed);
+            return Question { path, answers: None };
+        }
+        let asked = Asked(room);
+        let spawned = thread::Builder::new().name("store".to_owned()).spawn(move || {
+            let asked = asked;
+            let done = work();
+            drop(asked);
+            // Whoever asked may have lost patience.
+            let _ = answer.send(done);
+        });
+        if let Err(error) = spawned {
+            tracing::error!("no thread to ask store {}: {error}", path.display());
+        }
+        Question {
+            path,
+            answers: Some(answers),
+        }
+    }
+
+    /// Closes stores that nobody has asked for some time, so that their filesystems can be unmounted.
+    pub fn close_idle(&self) {
+        let rooms: Vec<Arc<Room>> = self.rooms().values().cloned().collect();
+        for room in rooms {
+            // One that is being asked is not idle.
+            if let Ok(mut kept) = room.kept.try_lock()
+                && kept.as_ref().is_some_and(|kept| kept.used.elapsed() >= IDLE_MAX)
+            {
+                *kept = None;
+            }
+        }
+    }
+
+    fn room(&self, path: &Path) -> Arc<Room> {
+        self.rooms().entry(path.to_owned()).or_default().clone()
+    }
+
+    fn rooms(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Arc<Room>>> {
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A thread that asks a store; it is counted until it is done, or dies.
+struct Asked(Arc<Room>);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.0.questions.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A question that a store was asked.
+#[derive(Debug)]
+pub struct Question<T> {
+    path: PathBuf,
+    answers: Option<Receiver<imagefmt::Result<T>>>,
+}
+
+impl<T> Question<T> {
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// The store's own, or that it does not answer in time: the question goes on then, and its answer is lost.
+    pub fn wait(self, patience: Duration) -> Result<T, Unanswered> {
+        let Some(answers) = &self.answers else {
+            return Err(Unanswered::Late(self.path));
+        };
+        match answers.recv_timeout(patience) {
+            Ok(answer) => answer.map_err(Unanswered::Store),
+            Err(RecvTimeoutError::Timeout) => Err(Unanswered::Late(self.path)),
+            Err(RecvTimeoutError::Disconnected) => Err(Unanswered::Lost(self.path)),
+        }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum Unanswered {
+    /// The store's own error.
+    Store(imagefmt::Error),
+    /// The store does not answer.
+    Late(PathBuf),
+    /// The thread that asked could not be started, or died.
+    Lost(PathBuf),
+}
+
+impl Unanswered {
+    /// Everything that is known of it, in one line.
+    pub fn full_message(&self) -> String {
+        match self {
+            Self::Store(error) => error.full_message(),
+            Self::Late(_) | Self::Lost(_) => self.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store(error) => fmt::Display::fmt(error, f),
+            Self::Late(path) => write!(f, "store {} does not answer: look at its disk", path.display()),
+            Self::Lost(path) => write!(
+                f,
+                "store {} could not be asked: this is a bug in smcd, or it has no thread left; its log shows it",
+                path.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Unanswered {}
+
+#[cfg(test)]
+pub mod tests;
