@@ -143,7 +143,7 @@ impl State {
         let known = MIGRATIONS.len();
         if usize::try_from(min_reader).unwrap_or(usize::MAX) > known {
             bail!(
-                "a newer smcd wrote it: it needs a smcd that supports schema {min_reader}, and this one supports schemas up to \
+                "a newer smcd wrote it: it needs an smcd that supports schema {min_reader}, and this one supports schemas up to \
                  {known}. Install the newer smcd, or move the file away so that the jobs are restored from their stores"
             );
         }

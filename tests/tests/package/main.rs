@@ -135,7 +135,7 @@ fn assert_serving(said: &Said) -> Result<()> {
     Ok(())
 }
 
-/// The findings are those of a smcd without a sandbox, and what smcd needs is there.
+/// The findings are those of an smcd without a sandbox, and what smcd needs is there.
 fn assert_prechecked(said: &Said) -> Result<()> {
     let levels = |word: &str| -> Result<Vec<(String, String)>> {
         let found = field_json(said, word)?;
