@@ -11,10 +11,10 @@ export CARGO_TERM_COLOR ?= auto
 .PHONY: help setup build deb demo test lint bench sweep crash fuzz clean
 .NOTPARALLEL:
 
-help: ## this list
+help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## install what is needed by apt-get, and unpack the guests' kernel
+setup: ## install the needed packages with apt-get, and unpack the kernel for the guests
 	@bash scripts/setup.sh
 	@command -v $(CARGO) >/dev/null || { echo "make: cargo not found in PATH or ~/.cargo/bin: install Rust first" >&2; exit 1; }
 

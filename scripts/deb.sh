@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes the Debian package smc_VERSION_ARCHITECTURE.deb from programs that are built, and prints its path.
+# Builds the Debian package smc_VERSION_ARCHITECTURE.deb from compiled programs, and prints its path.
 #
 # usage: deb.sh [--bin-dir DIR] [--out DIR] [--version VERSION] [--fast]
 #   --bin-dir  where smcd, smcctl and smc-image are (target/release)
@@ -8,7 +8,7 @@
 #   --fast     do not compress: for tests
 #
 # The same sources and programs give the same package, byte for byte: times are those of the last commit, or
-# SOURCE_DATE_EPOCH. DEBFULLNAME and DEBEMAIL name whoever stands for it.
+# SOURCE_DATE_EPOCH. DEBFULLNAME and DEBEMAIL name the maintainer.
 set -euo pipefail
 umask 022
 export LC_ALL=C TZ=UTC
@@ -38,7 +38,7 @@ workspace_version() {
     sed -n '/^\[workspace\.package\]/,/^\[/ s/^version *= *"\(.*\)"/\1/p' "$SOURCE/Cargo.toml"
 }
 
-# Every file's time, and the changelog's. Sources that are no checkout take the newest of the package's own files.
+# The time of all files and of the changelog. Without a git checkout, the newest time of the package's own files.
 source_time() {
     git -C "$SOURCE" log -1 --format=%ct 2>/dev/null ||
         find "$SOURCE/packaging" -type f -printf '%Ts\n' | sort -n | tail -n 1
@@ -64,12 +64,12 @@ put_programs() {
         target=/usr/bin/$program
         if [ "$program" = smcd ]; then target=/usr/sbin/$program; fi
         put 755 "$BIN_DIR/$program" "$target"
-        # Names of functions stay, for the backtrace of a panic.
+        # Function names are kept for the backtrace of a panic.
         strip --strip-debug "$ROOT$target"
     done
 }
 
-# The programs write their own pages and completions, so that those cannot differ from what the programs do.
+# The programs generate their own man pages and completions, so these always match the programs.
 put_manuals() {
     local program page pages=$WORK/man
     for program in "${PROGRAMS[@]}"; do
@@ -118,9 +118,9 @@ put_documents() {
     put 644 "$WORK/changelog.gz" /usr/share/doc/smc/changelog.gz
 }
 
-# What the programs need of the distribution's libraries, in the versions of the machine that they were built on.
+# The distribution's libraries that the programs need, in the versions of the build machine.
 depends() {
-    # The tool reads the control file of a source package.
+    # dpkg-shlibdeps reads the control file of a source package.
     printf 'Source: smc\n\nPackage: smc\nArchitecture: any\n' >"$WORK/debian/control"
     (cd "$WORK" && dpkg-shlibdeps -O "$ROOT"/usr/sbin/* "$ROOT"/usr/bin/* | sed -n 's/^shlibs:Depends=//p')
 }
@@ -129,7 +129,7 @@ put_control() {
     local depends size script
     mkdir "$ROOT/DEBIAN"
     depends=$(depends)
-    [ -n "$depends" ] || die "dpkg-shlibdeps found nothing that the programs depend on"
+    [ -n "$depends" ] || die "dpkg-shlibdeps found no dependencies of the programs"
     size=$(find "$ROOT" -type f -printf '%s\n' | awk '{ kib += int(($1 + 1023) / 1024) } END { print kib }')
     (cd "$ROOT" && find . -path ./DEBIAN -prune -o -type f -printf '%P\0' | sort -z | xargs -0 md5sum) >"$ROOT/DEBIAN/md5sums"
     sed -e "s|@VERSION@|$VERSION|; s|@ARCHITECTURE@|$ARCHITECTURE|; s|@MAINTAINER@|$MAINTAINER|" \
@@ -140,7 +140,7 @@ put_control() {
     done
 }
 
-# Under a temporary name first: a package that is there is whole.
+# Written under a temporary name first, so that an existing package is always complete.
 build_package() {
     local name=smc_${VERSION}_$ARCHITECTURE.deb
     find "$ROOT" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +

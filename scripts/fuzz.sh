@@ -26,7 +26,7 @@ lacks() {
     missing=yes
 }
 
-[[ $SECONDS_EACH =~ ^[1-9][0-9]*$ ]] || { echo "fuzz: '$SECONDS_EACH' is no number of seconds" >&2; exit 2; }
+[[ $SECONDS_EACH =~ ^[1-9][0-9]*$ ]] || { echo "fuzz: '$SECONDS_EACH' is not a number of seconds" >&2; exit 2; }
 for target in "${TARGETS[@]}"; do
     [ -n "$(place "$target")" ] || { echo "fuzz: there is no target '$target'" >&2; exit 2; }
 done

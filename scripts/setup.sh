@@ -2,7 +2,7 @@
 # Installs what building, `make demo` and `make test` need, on Debian or Ubuntu, and unpacks the
 # distribution's cloud kernel for the guests that the VM tests boot.
 #
-# Safe to run again: it looks first and asks apt only for what is missing. The kernel is never
+# It can be run repeatedly: it checks first and asks apt only for what is missing. The kernel is never
 # installed on this machine; its package is unpacked into a cache directory (SMC_TEST_CACHE). So are
 # NBD clients of a release new enough to know extended headers, with the libraries that they need. The root of a freshly
 # installed system, in which the package is tested, is made once by debootstrap and kept there too.
@@ -68,13 +68,13 @@ qemu_is_ready() {
     [ -n "$system" ] && [ "$system" = "$utils" ]
 }
 
-# The lists are read again only when something must be fetched, and then at most once.
+# The package lists are updated only if something must be fetched, and at most once.
 LISTS_FRESH=no
 refresh_lists() {
     [ "$LISTS_FRESH" = no ] || return 0
     LISTS_FRESH=yes
     quietly apt_get update || { sleep 3; quietly apt_get update; } ||
-        say "warning: apt-get update failed twice; going on with the lists at hand"
+        say "warning: apt-get update failed twice; continuing with the existing package lists"
 }
 
 configured_versions() { apt-cache madison "$1" | awk -F'|' '{ gsub(/ /, "", $2); print $2 }'; }
@@ -116,12 +116,12 @@ dependencies_of() {
         tr ',' '\n' | sed 's/|.*//; s/(.*//; s/ //g'
 }
 
-# One at a time: two checkouts on one machine share the cache.
+# Only one at a time: several checkouts on one machine share the cache.
 lock_cache() {
     mkdir -p "$CACHE"
     exec 9>"$CACHE/lock"
     flock 9
-    # Whoever made these held the lock, and was killed.
+    # The process that created these held the lock and was killed.
     rm -rf "$CACHE"/unpack.*
 }
 
@@ -150,13 +150,13 @@ kernel_is_ready() { [ -s "$CACHE/kernel/VERSION" ] && [ -s "$CACHE/kernel/vmlinu
 finish_kernel_tree() {
     local root=$1 image version
     image=$(find "$root/boot" -maxdepth 1 -name 'vmlinuz-*' -print -quit)
-    [ -n "$image" ] || die "the kernel package holds no /boot/vmlinuz-*"
+    [ -n "$image" ] || die "the kernel package contains no /boot/vmlinuz-*"
     version=${image##*/vmlinuz-}
     if [ ! -d "$root/lib/modules/$version" ] && [ -d "$root/usr/lib/modules/$version" ]; then
         mkdir -p "$root/lib/modules"
         mv "$root/usr/lib/modules/$version" "$root/lib/modules/"
     fi
-    # depmod's index is made when a kernel is installed, and this one never is.
+    # depmod's index is created when a kernel is installed, but this one is never installed.
     quietly /sbin/depmod -b "$root" "$version" || die "depmod failed on $root"
     ln -sf "boot/vmlinuz-$version" "$root/vmlinuz"
     printf '%s\n' "$version" >"$root/VERSION"
@@ -223,7 +223,7 @@ download_newer() {
         refresh_lists
         newer_sources "$running" "$release" >"$directory/sources.list"
     fi
-    [ -s "$directory/sources.list" ] || die "no apt source for $running: cannot tell where to get the NBD clients of $release from"
+    [ -s "$directory/sources.list" ] || die "no apt source for $running: cannot find out where to get the NBD clients of $release"
     quietly apt_apart "$directory" update || { sleep 3; quietly apt_apart "$directory" update; } ||
         die "could not read the package lists of $release (apt's last lines are above)"
     quietly apt_apart "$directory" install --download-only --no-install-recommends "${NEWER_PACKAGES[@]}" ||
