@@ -49,8 +49,8 @@ longest() {
     esac
 }
 
-# Leaks are not looked for: a verification's threads may still be giving back what is theirs when it returns, and
-# that is taken for a leak.
+# Leak detection is off: the threads of a verification may still be freeing their memory when it returns, which would
+# count as a leak.
 for target in "${TARGETS[@]}"; do
     dir=$(place "$target")
     "$CARGO" +nightly fuzz build --fuzz-dir "$dir" "$target"

@@ -227,7 +227,7 @@ pub struct JobView {
     /// When the job expires if it is still unfinished then. Absent once the job cannot expire any more.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires: Option<Timestamp>,
-    /// The job's images in the store, oldest first, for example `web01/7`.
+    /// The job's images, oldest first, for example `web01/7`. The list is updated after each sync and once a minute.
     pub images: Vec<String>,
     /// The newest run. Absent before the first one.
     pub last_run: Option<RunView>,

@@ -129,7 +129,7 @@ impl Action {
             Self::Stop => "stop",
             Self::Cancel => "cancel",
             Self::Complete => "complete",
-            Self::TakeUp => "be taken up by a new job",
+            Self::TakeUp => "continuing it in a new job",
             Self::Delete => "delete",
         }
     }

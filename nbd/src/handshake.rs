@@ -1,7 +1,7 @@
 //! The handshake as a state machine over bytes: no I/O, no clock, no catalog.
 //!
 //! [`Handshake::advance`] eats input and says what to do next. Where an option needs the catalog
-//! the machine [asks](Step::Ask) and goes on with [`Handshake::answer`]. What it holds is bounded
+//! the machine [asks](Step::Ask) and continues with [`Handshake::answer`]. What it holds is bounded
 //! by one option of at most [`Limits::option_bytes`]; longer ones are read past, so that the two
 //! sides stay in step whatever a client sends.
 
@@ -38,7 +38,7 @@ pub(crate) enum Step {
     Send(Vec<u8>),
     /// Ask the catalog, then call [`Handshake::answer`].
     Ask(Question),
-    /// Send this, begin TLS, and go on with what comes through it.
+    /// Send this, begin TLS, and continue with what comes through it.
     Encrypt(Vec<u8>),
     /// Send this and begin transmission with the rest of the input.
     Enter(Vec<u8>, Session),

@@ -302,7 +302,7 @@ impl Link {
         true
     }
 
-    /// Does a request step by step. Each step's memory is granted before and given back when its
+    /// Does a request step by step. Each step's memory is granted before and released when its
     /// bytes are written.
     async fn execute(&self, mut execution: Execution) {
         while !execution.is_finished() {

@@ -62,5 +62,5 @@ fn ten_thousand_connections_of_every_kind_leave_neither_descriptors_nor_memory_b
         resident()
     );
     wait_for("all descriptors are closed", || open_descriptors() <= descriptors);
-    wait_for("the memory is given back", || resident() <= memory + SLACK_KIB);
+    wait_for("the memory is released", || resident() <= memory + SLACK_KIB);
 }

@@ -34,7 +34,7 @@ fn kills_lose_no_image() -> Result<()> {
     Ok(())
 }
 
-/// A sync that meets the end of the filesystem: earlier images stay, and the next one goes on with what is
+/// A sync that meets the end of the filesystem: earlier images remain, and the next one resumes what is
 /// stored.
 fn no_space_for_a_sync(kind: Kind) -> Result<()> {
     let mut world = World::new(kind, 21, 400 * MIB, 48 * MIB)?;

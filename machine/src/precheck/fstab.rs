@@ -40,7 +40,7 @@ impl Line {
         self.fs_type == "swap"
     }
 
-    /// Whether a boot stops when the device is not there. It goes on without swap, after a while.
+    /// Whether a boot stops when the device is not there. It continues without swap, after a time-out.
     fn is_required(&self) -> bool {
         let mut options = self.options.split(',');
         !self.is_swap()

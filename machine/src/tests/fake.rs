@@ -241,7 +241,7 @@ fn answers() -> KernelFacts {
     }
 }
 
-/// A machine of Debian that starts by BIOS from vda and has nothing to mend.
+/// A machine of Debian that starts by BIOS from vda and needs no repair.
 pub fn ready() -> Tree {
     let mut tree = Tree::new();
     tree.disk("vda", "254:0", 20 * GIB)

@@ -1,4 +1,4 @@
-//! A machine with nothing to mend, and that each thing that goes wrong is told.
+//! A machine that needs no repair, and a finding for each thing that is wrong.
 
 use api::Level::{self, Critical, Ok, Warning};
 use nix::errno::Errno;

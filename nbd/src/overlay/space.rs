@@ -22,7 +22,7 @@ const MIN_RANGES: u64 = 4096;
 /// 64 KiB clusters, the first of them in memory, further ones in an unlinked temporary file.
 /// Overlays that share a space share its bounds.
 ///
-/// What overlays no longer need is given back at once, the file's space too where its file system
+/// What overlays no longer need is freed at once, the file's space too if its file system
 /// can punch holes. The index of what lies where takes up to about 90 bytes of memory for each
 /// cluster in use, 22 MiB for 16 GiB, and a tenth of that for ranges of zeros.
 #[derive(Debug)]

@@ -195,7 +195,7 @@ fn assert_waiting(job: &Value, images: &[&str]) {
     assert_eq!(job["warnings"], serde_json::json!([]), "{job:#}");
 }
 
-/// A sync that goes on with what an earlier one stored.
+/// A sync that resumes what an earlier one stored.
 fn assert_resumed(job: &Value) {
     assert_eq!(job["status"], "Running", "{job:#}");
     assert_eq!(job["progress"]["resumed"], true, "{job:#}");

@@ -25,7 +25,7 @@ pub(super) fn is_magic(magic: [u8; MAGIC_LEN]) -> bool {
     &magic == b"070701" || &magic == b"070702"
 }
 
-/// Bytes that can be passed over.
+/// Bytes that can be skipped.
 pub(super) trait Source: BufRead {
     fn skip(&mut self, bytes: u64) -> io::Result<()>;
 }

@@ -201,7 +201,7 @@ fn a_full_file_system_is_no_space_and_loses_nothing() {
     let error = overlay.write_at(CLUSTER - 100, &[2; 5000]).unwrap_err();
     assert_eq!((error.kind, error.offset), (FailureKind::NoSpace, CLUSTER));
     assert!(error.message.contains("/full"), "{error}");
-    assert_eq!(space.used_bytes(), CLUSTER, "the slot was given back");
+    assert_eq!(space.used_bytes(), CLUSTER, "the slot was released");
     let how = Zeroing {
         fast: false,
         ..NO_HOLE

@@ -49,7 +49,7 @@ fn new_byte(at: u64) -> u8 {
 fn no_sector_is_ever_read_as_a_mix_of_two_writes() {
     const RANGE: u64 = 16 * 512;
     for in_memory in [0, 64] {
-        // More than the two clusters need: a slot that is being given back is not free yet.
+        // More than the two clusters need: a slot that is being released is not free yet.
         let space = space(in_memory, 64);
         let overlay = over(Flat::sound(vec![9; 2 * CLUSTER_LEN]), &space);
         let (overlay, done) = (&overlay, &AtomicBool::new(false));
