@@ -52,7 +52,8 @@ pub struct Progress {
     pub started: Timestamp,
     /// How long the sync has been running, in seconds.
     pub elapsed_seconds: f64,
-    /// The name of the disk being read, for example `vda`. Absent before the first disk and after the last.
+    /// The names of the disks being read, separated by `, `: for example `vda, vdb`. Absent before the first disk and
+    /// after the last.
     pub disk: Option<String>,
     /// The bytes read and compared so far, of all disks together.
     pub compared_bytes: u64,

@@ -120,14 +120,28 @@ unsafe impl Sync for Arena {}
 impl Arena {
     /// Maps `count` slots of `slot_bytes` each, a multiple of [`BLOCK_BYTES`], and returns every slot once.
     pub(crate) fn slots(count: usize, slot_bytes: usize) -> io::Result<Vec<Slot>> {
+        Arena::with_slots(count, slot_bytes).map(|(_, slots)| slots)
+    }
+
+    /// As [`slots`](Self::slots), with the arena.
+    pub(crate) fn with_slots(count: usize, slot_bytes: usize) -> io::Result<(Arc<Arena>, Vec<Slot>)> {
         let arena = Arc::new(Arena::map(count, slot_bytes)?);
         let index_end = u16::try_from(count).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-        Ok((0..index_end)
-            .map(|index| Slot {
-                arena: Arc::clone(&arena),
-                index,
-            })
-            .collect())
+        let slot = |index| Slot {
+            arena: Arc::clone(&arena),
+            index,
+        };
+        let slots = (0..index_end).map(slot).collect();
+        Ok((arena, slots))
+    }
+
+    /// The first `count` slots, for registering with a ring.
+    pub(crate) fn iovecs(&self, count: usize) -> Vec<libc::iovec> {
+        let iovec = |index: usize| libc::iovec {
+            iov_base: self.memory.as_ptr().wrapping_add(index * self.slot_bytes).cast(),
+            iov_len: self.slot_bytes,
+        };
+        (0..count.min(self.bytes / self.slot_bytes)).map(iovec).collect()
     }
 
     fn map(count: usize, slot_bytes: usize) -> io::Result<Arena> {
@@ -201,12 +215,17 @@ impl Slot {
     }
 
     /// For registering with a ring.
-    pub(crate) fn as_iovec(&self) -> libc::iovec {
+    fn as_iovec(&self) -> libc::iovec {
         libc::iovec {
             iov_base: self.as_ptr().cast(),
             iov_len: self.arena.slot_bytes,
         }
     }
+}
+
+/// For registering slots with a ring.
+pub(crate) fn iovecs(slots: &[Slot]) -> Vec<libc::iovec> {
+    slots.iter().map(Slot::as_iovec).collect()
 }
 
 impl Deref for Slot {

@@ -4,8 +4,9 @@
 //! and no async runtime.
 //!
 //! - [`Device`] is a disk opened for reading: what it is, how large, and whether it is still the same one.
-//! - [`SequentialReader`] reads a range of a device from a thread of its own and hands out [`Chunk`]s, in the
+//! - [`SequentialReader`] reads [`Ranges`] of a device from a thread of its own and hands out [`Chunk`]s, in the
 //!   order in which reads complete, to any number of consumers.
+//! - [`Reader`] is such a thread made once for one device after another; several share their [`Buffers`].
 //! - [`Pace`] bounds how fast readers read, and can be changed meanwhile.
 //! - [`SequentialWriter`] appends to a file or a block device in the caller's thread.
 //!
@@ -18,6 +19,8 @@ mod device;
 mod error;
 mod open;
 mod pace;
+mod pool;
+mod ranges;
 mod read;
 mod ring;
 mod write;
@@ -28,7 +31,9 @@ pub use device::{Device, DeviceKind};
 pub use error::{Error, ErrorKind, Result};
 pub use open::{create_direct, open_exclusive, set_buffered};
 pub use pace::Pace;
-pub use read::{Chunk, ReadOptions, SequentialReader};
+pub use pool::Buffers;
+pub use ranges::Ranges;
+pub use read::{Chunk, Delivery, ReadOptions, Reader, SequentialReader};
 pub use write::{SequentialWriter, WriteOptions};
 
 /// Alignment in bytes of every buffer, and of file offsets where nothing stricter is known.

@@ -1,4 +1,4 @@
-//! Reading a range of a device from a thread of its own, many reads in flight.
+//! Reading ranges of a device from a thread of its own, many reads in flight.
 //!
 //! Buffers go round: the thread takes a free one, the kernel fills it, a consumer holds it as a [`Chunk`], and
 //! dropping the chunk frees it. Their number bounds memory, and a slow consumer stops the reading.
@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::ops::Deref;
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -15,14 +16,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use crate::buffer::{Arena, Slot};
 use crate::device::{Progress, Step};
+use crate::pool::{BUFFERS_MAX, Buffers, CHUNK_BYTES_MAX, Held, Share};
+use crate::ranges::Ranges;
 use crate::ring::{Issuer, Ring, Transfer, is_retryable, setup_error};
 use crate::{BLOCK, Device, Error, ErrorKind, Pace, Result, to_u64, to_usize};
 
-/// The kernel registers at most 1 GiB a buffer and 16384 buffers (`io_uring/rsrc.c`).
-const CHUNK_BYTES_MAX: usize = 1 << 30;
-const BUFFERS_MAX: usize = 1 << 14;
 const DEPTH_MAX: usize = 4096;
 
 /// How often a read is repeated that was interrupted without an error of the device.
@@ -42,10 +41,9 @@ pub struct ReadOptions {
     ///
     /// With fewer than `depth`, that many reads are in flight.
     pub buffers: usize,
-    /// First byte to read; a multiple of the device's alignment.
-    pub start: u64,
-    /// End of the range, exclusive; the device's size when absent. It need not be aligned.
-    pub end: Option<u64>,
+    /// What to read; all of the device when absent. Each range starts at a multiple of the device's alignment; its
+    /// end need not be aligned.
+    pub ranges: Option<Ranges>,
     /// How fast to read; as fast as the device can when absent.
     pub pace: Option<Arc<Pace>>,
 }
@@ -56,24 +54,22 @@ impl Default for ReadOptions {
             chunk_bytes: 1 << 20,
             depth: 8,
             buffers: 32,
-            start: 0,
-            end: None,
+            ranges: None,
             pace: None,
         }
     }
 }
 
-/// Reads a range of a device and hands out its chunks in the order in which the reads complete.
+/// Reads ranges of a device and hands out their chunks in the order in which the reads complete.
 ///
 /// The channel closes after the last chunk. After an error, what was in flight is still delivered, then the
 /// error (that of the lowest offset) as the last item; one of several consumers gets it. A channel that closes
-/// without an error has delivered all of the range, unless the reader was dropped before.
+/// without an error has delivered all ranges, unless the reader was dropped before.
 ///
 /// Dropping the reader stops it and waits for the reads in flight. Chunks may outlive it.
 pub struct SequentialReader {
     chunks: Receiver<Result<Chunk>>,
-    free: Sender<Option<Slot>>,
-    stop: Arc<AtomicBool>,
+    stop: Stop,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -84,36 +80,40 @@ impl SequentialReader {
     /// `Invalid` for options that the device does not fit; `Io` or `Unsupported` when the kernel gives no
     /// memory, thread or ring. Errors of the device come with the chunks.
     pub fn new(device: &Device, options: &ReadOptions) -> Result<SequentialReader> {
-        let plan = Plan::new(device, options)?;
+        let ReadOptions { depth, buffers, .. } = *options;
+        check_sizes(device, options.chunk_bytes, depth, buffers)?;
+        let ranges = options
+            .ranges
+            .clone()
+            .unwrap_or_else(|| Ranges::from(0..device.size_bytes()));
+        check_ranges(device, &ranges)?;
+        let pieces = to_usize(ranges.pieces(to_u64(options.chunk_bytes)));
+        let buffers = buffers.min(pieces.max(1));
         let fail = |source: io::Error| setup_error("set up reading of", source).at_path(device.path());
-        let slots = Arena::slots(plan.buffers, plan.chunk_bytes).map_err(fail)?;
-        let (free_sender, free) = unbounded();
-        // A place for every buffer and for the error: the thread never waits for consumers to receive.
-        let (chunk_sender, chunks) = bounded(plan.buffers + 1);
-        let (ready_sender, ready) = bounded(1);
-        let stop = Arc::new(AtomicBool::new(false));
-        let setup = Setup {
+        let pool = Buffers::map(buffers, options.chunk_bytes).map_err(fail)?;
+        let stop = Stop::new(&pool);
+        let job = Job {
             device: device.clone(),
-            plan,
-            free,
-            free_sender: free_sender.clone(),
-            chunks: chunk_sender,
-            stop: Arc::clone(&stop),
+            ranges,
             pace: options.pace.clone(),
+            stop: stop.clone(),
         };
-        let thread = thread::Builder::new().name("blockio-read".to_owned());
-        let thread = thread
-            .spawn(move || setup.run(slots, &ready_sender))
-            .map_err(fail)?;
-        let reader = SequentialReader {
+        // A place for every buffer and for the error: the thread never waits for consumers to receive.
+        let (sender, chunks) = bounded(buffers + 1);
+        let thread = spawn(&pool, depth.min(buffers), move |mut engine| {
+            let read = engine.read(&job, &mut |chunk| drop(sender.send(Ok(chunk))));
+            if let Err(error) = read {
+                let _ = sender.send(Err(error));
+            }
+            // Before the device whose descriptor it uses.
+            drop(engine);
+            drop(job);
+        });
+        Ok(SequentialReader {
             chunks,
-            free: free_sender,
             stop,
-            thread: Some(thread),
-        };
-        let gone = io::Error::from(io::ErrorKind::BrokenPipe);
-        ready.recv().unwrap_or(Err(gone)).map_err(fail)?;
-        Ok(reader)
+            thread: Some(thread.map_err(fail)?),
+        })
     }
 
     /// The channel of chunks; clone it for each consuming thread.
@@ -126,12 +126,6 @@ impl SequentialReader {
     /// The thread and the buffers stay until the kernel has completed the reads in flight.
     pub fn abandon(mut self) {
         drop(self.thread.take());
-    }
-
-    fn signal_stop(&self) {
-        self.stop.store(true, Ordering::Release);
-        // Wakes the thread should it wait for a free buffer.
-        let _ = self.free.send(None);
     }
 }
 
@@ -146,7 +140,7 @@ impl Iterator for SequentialReader {
 
 impl Drop for SequentialReader {
     fn drop(&mut self) {
-        self.signal_stop();
+        self.stop.signal();
         if let Some(thread) = self.thread.take() {
             // A panic there has been reported by the panic hook, and to the consumers as an error.
             let _ = thread.join();
@@ -162,17 +156,160 @@ impl fmt::Debug for SequentialReader {
     }
 }
 
-/// One piece of the range. It dereferences to its bytes, and gives its buffer back when dropped.
+/// What a [`Reader`] hands out.
+#[derive(Debug)]
+pub enum Delivery {
+    /// One chunk; they come in the order in which the reads complete.
+    Chunk(Chunk),
+    /// The last of a job: it has read all of its ranges, was stopped, or failed at the lowest offset that is given.
+    End(Result<()>),
+}
+
+/// A thread with a ring that reads one device after another, made once for any number of jobs.
+///
+/// Several readers share one set of [`Buffers`]. Each job says with a tag whose chunks they are; all go to the channel
+/// that the job names.
+///
+/// Dropping the reader stops it and waits for the reads in flight. Chunks may outlive it.
+pub struct Reader<T> {
+    jobs: Option<Sender<Tagged<T>>>,
+    buffers: Buffers,
+    depth: usize,
+    thread: Option<JoinHandle<()>>,
+    stop: Option<Stop>,
+}
+
+/// A job of a [`Reader`], and where its chunks go.
+struct Tagged<T> {
+    job: Job,
+    tag: T,
+    deliveries: Sender<(T, Delivery)>,
+}
+
+impl<T: Clone + Send + 'static> Reader<T> {
+    /// Starts the thread and makes its ring. At most `depth` reads will be in flight.
+    ///
+    /// # Errors
+    /// `Invalid` for a depth of 0 or above 4096; `Io` or `Unsupported` when the kernel gives no thread or ring.
+    pub fn new(buffers: &Buffers, depth: usize) -> Result<Reader<T>> {
+        if !(1..=DEPTH_MAX).contains(&depth) {
+            return Err(Error::new(ErrorKind::Invalid, "read")
+                .detail(format!("depth {depth}: from 1 to {DEPTH_MAX}")));
+        }
+        let (sender, jobs) = unbounded::<Tagged<T>>();
+        let thread = spawn(buffers, depth.min(buffers.count()), move |engine| {
+            work(engine, &jobs);
+        });
+        Ok(Reader {
+            jobs: Some(sender),
+            buffers: buffers.clone(),
+            depth,
+            thread: Some(thread.map_err(|source| setup_error("start a reader", source))?),
+            stop: None,
+        })
+    }
+
+    /// Begins to read `ranges` of `device`. The job ends with a [`Delivery::End`]; one that is given before it comes
+    /// waits its turn.
+    ///
+    /// # Errors
+    /// `Invalid` for ranges or buffers that the device does not fit; `Io` when the reader's thread has ended.
+    pub fn read(
+        &mut self,
+        device: &Device,
+        ranges: &Ranges,
+        pace: Option<Arc<Pace>>,
+        tag: T,
+        deliveries: &Sender<(T, Delivery)>,
+    ) -> Result<()> {
+        check_sizes(
+            device,
+            self.buffers.chunk_bytes(),
+            self.depth,
+            self.buffers.count(),
+        )?;
+        check_ranges(device, ranges)?;
+        let stop = Stop::new(&self.buffers);
+        let job = Job {
+            device: device.clone(),
+            ranges: ranges.clone(),
+            pace,
+            stop: stop.clone(),
+        };
+        let deliveries = deliveries.clone();
+        let job = Tagged { job, tag, deliveries };
+        let sent = self.jobs.as_ref().map(|jobs| jobs.send(job).is_ok());
+        if sent != Some(true) {
+            return Err(panicked(device));
+        }
+        self.stop = Some(stop);
+        Ok(())
+    }
+
+    /// Asks the job at hand to end. What is in flight is still delivered.
+    pub fn stop(&self) {
+        if let Some(stop) = &self.stop {
+            stop.signal();
+        }
+    }
+
+    /// Stops without waiting: for a device that no longer answers.
+    ///
+    /// The thread and the buffers of its reads stay until the kernel has completed them.
+    pub fn abandon(mut self) {
+        drop(self.thread.take());
+    }
+}
+
+impl<T> Drop for Reader<T> {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(stop) = &self.stop {
+            stop.signal();
+        }
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported by the panic hook, and to the consumers as an error.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<T> fmt::Debug for Reader<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader")
+            .field("depth", &self.depth)
+            .field("buffers", &self.buffers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The thread of a [`Reader`].
+fn work<T: Clone>(mut engine: Engine, jobs: &Receiver<Tagged<T>>) {
+    for Tagged { job, tag, deliveries } in jobs {
+        let read = engine.read(&job, &mut |chunk| {
+            drop(deliveries.send((tag.clone(), Delivery::Chunk(chunk))));
+        });
+        // Whatever is in flight after an error cannot be waited for: no other job may begin.
+        if engine.ring.in_flight() > 0 {
+            let _ = deliveries.send((tag, Delivery::End(read)));
+            return drop(engine);
+        }
+        engine.ring.leave_file();
+        drop(job);
+        let _ = deliveries.send((tag, Delivery::End(read)));
+    }
+}
+
+/// One piece of a range. It dereferences to its bytes; dropping it frees its buffer.
 pub struct Chunk {
-    slot: Option<Slot>,
-    free: Sender<Option<Slot>>,
+    buffer: Held,
     index: u64,
     offset: u64,
     len: usize,
 }
 
 impl Chunk {
-    /// Position in the range: `(offset - start) / chunk_bytes`.
+    /// How many chunks lie before it in the ranges that are read.
     pub fn index(&self) -> u64 {
         self.index
     }
@@ -187,14 +324,7 @@ impl Deref for Chunk {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.slot.as_ref().map_or(&[], |slot| &slot[..self.len])
-    }
-}
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        // Fails when the reader's thread has ended: the buffer is then freed with its arena.
-        let _ = self.free.send(self.slot.take());
+        &self.buffer[..self.len]
     }
 }
 
@@ -208,132 +338,184 @@ impl fmt::Debug for Chunk {
     }
 }
 
-/// Checked options.
-struct Plan {
-    start: u64,
-    end: u64,
-    chunk_bytes: usize,
-    depth: usize,
-    buffers: usize,
+fn check_sizes(device: &Device, chunk_bytes: usize, depth: usize, buffers: usize) -> Result<()> {
+    let granule = device.alignment().max(BLOCK);
+    if chunk_bytes == 0 || chunk_bytes > CHUNK_BYTES_MAX || !to_u64(chunk_bytes).is_multiple_of(granule) {
+        let rule = format!("{chunk_bytes}-byte chunks: they must be multiples of {granule}, at most 1 GiB");
+        return Err(device.invalid(0, rule));
+    }
+    if !(1..=DEPTH_MAX).contains(&depth) || !(1..=BUFFERS_MAX).contains(&buffers) {
+        let rule = format!("depth {depth}, {buffers} buffers: from 1 to {DEPTH_MAX} and {BUFFERS_MAX}");
+        return Err(device.invalid(0, rule));
+    }
+    Ok(())
 }
 
-impl Plan {
-    fn new(device: &Device, options: &ReadOptions) -> Result<Plan> {
-        let ReadOptions {
-            chunk_bytes,
-            depth,
-            buffers,
-            start,
-            end,
-            pace: _,
-        } = *options;
-        let (align, size) = (device.alignment(), device.size_bytes());
-        let end = end.unwrap_or(size);
-        let granule = align.max(BLOCK);
-        if start > end || end > size {
-            return Err(device.invalid(start, format!("[{start}, {end}) is no range of its {size} bytes")));
+fn check_ranges(device: &Device, ranges: &Ranges) -> Result<()> {
+    let (align, size) = (device.alignment(), device.size_bytes());
+    if ranges.end() > size {
+        let end = ranges.end();
+        return Err(device.invalid(end, format!("a range ends at {end}, behind its {size} bytes")));
+    }
+    match ranges.iter().find(|range| !range.start.is_multiple_of(align)) {
+        None => Ok(()),
+        Some(range) => Err(device.invalid(range.start, format!("a range starts at a multiple of {align}"))),
+    }
+}
+
+/// Asks a job to end.
+#[derive(Clone)]
+struct Stop {
+    flag: Arc<AtomicBool>,
+    buffers: Buffers,
+}
+
+impl Stop {
+    fn new(buffers: &Buffers) -> Stop {
+        Stop {
+            flag: Arc::default(),
+            buffers: buffers.clone(),
         }
-        if !start.is_multiple_of(align) {
-            return Err(device.invalid(start, format!("a range starts at a multiple of {align}")));
-        }
-        if chunk_bytes == 0 || chunk_bytes > CHUNK_BYTES_MAX || !to_u64(chunk_bytes).is_multiple_of(granule) {
-            let rule =
-                format!("{chunk_bytes}-byte chunks: they must be multiples of {granule}, at most 1 GiB");
-            return Err(device.invalid(start, rule));
-        }
-        if !(1..=DEPTH_MAX).contains(&depth) || !(1..=BUFFERS_MAX).contains(&buffers) {
-            let rule = format!("depth {depth}, {buffers} buffers: from 1 to {DEPTH_MAX} and {BUFFERS_MAX}");
-            return Err(device.invalid(start, rule));
-        }
-        let chunks = to_usize((end - start).div_ceil(to_u64(chunk_bytes))).max(1);
-        let buffers = buffers.min(chunks);
-        Ok(Plan {
-            start,
-            end,
-            chunk_bytes,
-            depth: depth.min(buffers),
-            buffers,
-        })
     }
 
-    fn chunk_len(&self, offset: u64) -> usize {
-        to_usize(self.end - offset).min(self.chunk_bytes)
+    fn signal(&self) {
+        self.flag.store(true, Ordering::Release);
+        self.buffers.wake();
     }
 
-    fn chunk_index(&self, offset: u64) -> u64 {
-        (offset - self.start) / to_u64(self.chunk_bytes)
+    fn is_set(&self) -> bool {
+        self.flag.load(Ordering::Acquire)
+    }
+}
+
+/// What a reading thread has to do.
+struct Job {
+    device: Device,
+    ranges: Ranges,
+    pace: Option<Arc<Pace>>,
+    stop: Stop,
+}
+
+/// Where a job is in its ranges.
+#[derive(Default)]
+struct Cursor {
+    range: usize,
+    /// Bytes of the range that lie behind.
+    done: u64,
+    /// Chunks that lie behind.
+    index: u64,
+}
+
+impl Cursor {
+    /// The next chunk: where it begins, and its length.
+    fn peek(&self, job: &Job, chunk_bytes: usize) -> Option<(u64, usize)> {
+        let range = job.ranges.get(self.range)?;
+        let offset = range.start + self.done;
+        Some((offset, to_usize(range.end - offset).min(chunk_bytes)))
+    }
+
+    fn advance(&mut self, job: &Job, len: usize) {
+        self.index += 1;
+        self.done += to_u64(len);
+        if job
+            .ranges
+            .get(self.range)
+            .is_some_and(|range| range.start + self.done >= range.end)
+        {
+            self.range += 1;
+            self.done = 0;
+        }
     }
 }
 
 /// A read in flight; it owns the buffer that the kernel writes to.
 struct Piece {
-    slot: Slot,
+    buffer: Held,
     progress: Progress,
+    index: u64,
     retries: u32,
 }
 
-/// What the thread shares with the reader and its chunks.
-struct Setup {
-    device: Device,
-    plan: Plan,
-    free: Receiver<Option<Slot>>,
-    free_sender: Sender<Option<Slot>>,
-    chunks: Sender<Result<Chunk>>,
-    stop: Arc<AtomicBool>,
-    pace: Option<Arc<Pace>>,
+/// Starts a reading thread. It builds the ring itself, as the only one that may submit to it, and says how that went.
+fn spawn(
+    buffers: &Buffers,
+    depth: usize,
+    body: impl FnOnce(Engine) + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let (ready_sender, ready) = bounded(1);
+    let buffers = buffers.clone();
+    let thread = thread::Builder::new().name("blockio-read".to_owned());
+    let thread = thread.spawn(
+        move || match Ring::new(Issuer::ThisThread, depth, &buffers.iovecs()) {
+            Err(error) => drop(ready_sender.send(Err(error))),
+            Ok(ring) => {
+                let _ = ready_sender.send(Ok(()));
+                body(Engine { ring, buffers });
+            }
+        },
+    )?;
+    let gone = io::Error::from(io::ErrorKind::BrokenPipe);
+    ready.recv().unwrap_or(Err(gone))?;
+    Ok(thread)
 }
 
-impl Setup {
-    /// The thread. It builds the ring itself, as the only one that may submit to it, and says how that went.
-    fn run(self, slots: Vec<Slot>, ready: &Sender<io::Result<()>>) {
-        let (depth, file) = (self.plan.depth, self.device.as_fd());
-        let ring = match Ring::new(Issuer::ThisThread, depth, file, &slots) {
-            Ok(ring) => ring,
-            Err(error) => return drop(ready.send(Err(error))),
-        };
-        for slot in slots {
-            let _ = self.free_sender.send(Some(slot));
-        }
-        let _ = ready.send(Ok(()));
-        Engine { ring, setup: self }.run();
-    }
-}
-
-/// The reading thread's state. The ring comes first: it is dropped before the device whose descriptor it uses.
+/// A reading thread's ring. It comes first: it is dropped before the buffers that are registered with it.
 struct Engine {
     ring: Ring<Piece>,
-    setup: Setup,
-}
-
-impl Deref for Engine {
-    type Target = Setup;
-
-    fn deref(&self) -> &Setup {
-        &self.setup
-    }
+    buffers: Buffers,
 }
 
 impl Engine {
-    fn run(mut self) {
-        if !self.device.is_direct() {
-            self.advise(
-                PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL,
-                self.plan.start,
-                self.plan.end,
-            );
+    /// Does one job. Unless something is in flight after it, another one may follow.
+    fn read(&mut self, job: &Job, deliver: &mut dyn FnMut(Chunk)) -> Result<()> {
+        self.ring.use_file(job.device.as_fd());
+        let share = self.buffers.share();
+        let chunk_bytes = self.buffers.chunk_bytes();
+        let mut run = Run {
+            ring: &mut self.ring,
+            job,
+            chunk_bytes,
+            share: &share,
+            next: Cursor::default(),
+            deliver,
+        };
+        let read = catch_unwind(AssertUnwindSafe(|| run.run()));
+        read.unwrap_or_else(|_| Err(panicked(&job.device)))
+    }
+}
+
+fn panicked(device: &Device) -> Error {
+    Error::new(ErrorKind::Io, "read")
+        .at_path(device.path())
+        .detail("the reader panicked")
+}
+
+/// One job at work.
+struct Run<'a> {
+    ring: &'a mut Ring<Piece>,
+    job: &'a Job,
+    chunk_bytes: usize,
+    share: &'a Arc<Share>,
+    next: Cursor,
+    deliver: &'a mut dyn FnMut(Chunk),
+}
+
+impl Run<'_> {
+    fn run(&mut self) -> Result<()> {
+        if !self.job.device.is_direct() {
+            for range in self.job.ranges.iter() {
+                self.advise(PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL, range.start, range.end);
+            }
         }
-        if let Some(error) = self.read_range() {
-            let _ = self.chunks.send(Err(error));
-        }
+        self.read_ranges()
     }
 
     /// Reads until the end, a stop or an error, and takes all that is in flight.
-    fn read_range(&mut self) -> Option<Error> {
-        let mut next = self.plan.start;
+    fn read_ranges(&mut self) -> Result<()> {
         let mut failure: Option<Error> = None;
         loop {
             if failure.is_none() {
-                self.start_reads(&mut next);
+                self.start_reads();
             }
             match self.ring.wait() {
                 Ok(Some((piece, result))) => {
@@ -341,18 +523,26 @@ impl Engine {
                         failure = Some(lower(failure, error));
                     }
                 }
-                Ok(None) => return failure,
-                Err(source) => return Some(self.device.read_error(next, source)),
+                Ok(None) => return failure.map_or(Ok(()), Err),
+                Err(source) => {
+                    let next = self.next.peek(self.job, self.chunk_bytes);
+                    let offset = next.map_or_else(|| self.job.ranges.end(), |(offset, _)| offset);
+                    return Err(self.job.device.read_error(offset, source));
+                }
             }
         }
     }
 
-    /// Starts reads while there is a range left, a place in the ring and a free buffer.
+    /// Starts reads while there is something left, a place in the ring and a free buffer.
     ///
     /// It waits for a buffer only when nothing is in flight. So, after it, nothing in flight means the end.
-    fn start_reads(&mut self, next: &mut u64) {
-        while *next < self.plan.end && !self.ring.is_full() && !self.stop.load(Ordering::Acquire) {
-            if let Some(delay) = self.pace.as_ref().and_then(|pace| pace.delay(Instant::now())) {
+    fn start_reads(&mut self) {
+        while let Some((offset, wanted)) = self.next.peek(self.job, self.chunk_bytes) {
+            if self.ring.is_full() || self.job.stop.is_set() {
+                return;
+            }
+            let pace = self.job.pace.as_ref();
+            if let Some(delay) = pace.and_then(|pace| pace.delay(Instant::now())) {
                 if self.ring.in_flight() > 0 {
                     return;
                 }
@@ -360,29 +550,29 @@ impl Engine {
                 continue;
             }
             let free = match self.ring.in_flight() {
-                0 => self.free.recv().ok(),
-                _ => self.free.try_recv().ok(),
+                0 => self.share.take(&self.job.stop.flag),
+                _ => self.share.try_take(),
             };
-            let Some(Some(slot)) = free else { return };
-            let wanted = self.plan.chunk_len(*next);
-            if let Some(pace) = &self.pace {
+            let Some(buffer) = free else { return };
+            if let Some(pace) = pace {
                 pace.charge(u32::try_from(wanted).unwrap_or(u32::MAX));
             }
-            let progress = Progress::new(*next, wanted, self.device.alignment());
+            let progress = Progress::new(offset, wanted, self.job.device.alignment());
             self.start(Piece {
-                slot,
+                buffer,
                 progress,
+                index: self.next.index,
                 retries: 0,
             });
-            *next += to_u64(wanted);
+            self.next.advance(self.job, wanted);
         }
     }
 
     fn start(&mut self, mut piece: Piece) {
         let (begin, len) = (piece.progress.begin(), piece.progress.request_len());
         let offset = piece.progress.offset() + to_u64(begin);
-        let transfer = Transfer::new(&mut piece.slot, begin..begin + len, offset);
-        // SAFETY: `piece` owns the slot.
+        let transfer = Transfer::new(&mut piece.buffer, begin..begin + len, offset);
+        // SAFETY: `piece` owns the buffer.
         unsafe { self.ring.read(piece, &transfer) };
     }
 
@@ -391,7 +581,7 @@ impl Engine {
             match piece.progress.advance(count) {
                 Step::Done => self.deliver(piece),
                 Step::Again => self.start(piece),
-                Step::Ended => return Err(self.device.short_read(piece.progress.reached())),
+                Step::Ended => return Err(self.job.device.short_read(piece.progress.reached())),
             }
         } else if is_retryable(result) && piece.retries < RETRIES_MAX {
             piece.retries += 1;
@@ -409,50 +599,36 @@ impl Engine {
         let end = begin + piece.progress.request_len();
         let offset = piece.progress.offset() + to_u64(begin);
         let source = io::Error::from_raw_os_error(-result);
-        tracing::debug!(device = %self.device.path().display(), offset, error = %source, "reading block by block");
-        if self.stop.load(Ordering::Acquire) {
-            return Err(self.device.read_error(offset, source));
+        tracing::debug!(device = %self.job.device.path().display(), offset, error = %source, "reading block by block");
+        if self.job.stop.is_set() {
+            return Err(self.job.device.read_error(offset, source));
         }
-        self.device
-            .read_blockwise(offset, &mut piece.slot[begin..end], wanted - begin)
+        self.job
+            .device
+            .read_blockwise(offset, &mut piece.buffer[begin..end], wanted - begin)
     }
 
-    fn deliver(&self, piece: Piece) {
+    fn deliver(&mut self, piece: Piece) {
         let (offset, len) = (piece.progress.offset(), piece.progress.wanted());
-        if !self.device.is_direct() {
+        if !self.job.device.is_direct() {
             self.advise(
                 PosixFadviseAdvice::POSIX_FADV_DONTNEED,
                 offset,
                 offset + to_u64(len),
             );
         }
-        let index = self.plan.chunk_index(offset);
-        let chunk = Chunk {
-            slot: Some(piece.slot),
-            free: self.free_sender.clone(),
-            index,
+        (self.deliver)(Chunk {
+            buffer: piece.buffer,
+            index: piece.index,
             offset,
             len,
-        };
-        let _ = self.chunks.send(Ok(chunk));
+        });
     }
 
     /// Advice only: a filesystem that ignores it costs page cache, nothing else.
     fn advise(&self, advice: PosixFadviseAdvice, start: u64, end: u64) {
         if let (Ok(start), Ok(len)) = (i64::try_from(start), i64::try_from(end - start)) {
-            let _ = posix_fadvise(&self.device, start, len, advice);
-        }
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            // A channel that just closes would look like the end of the range.
-            let error = Error::new(ErrorKind::Io, "read")
-                .at_path(self.device.path())
-                .detail("the reader panicked");
-            let _ = self.chunks.send(Err(error));
+            let _ = posix_fadvise(&self.job.device, start, len, advice);
         }
     }
 }

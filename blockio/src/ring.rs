@@ -29,20 +29,26 @@ pub(crate) enum Issuer {
     AnyThread,
 }
 
-/// A ring of up to `depth` operations in flight on one file.
+/// A ring of up to `depth` operations in flight on one file at a time.
 pub(crate) struct Ring<T> {
     uring: IoUring,
     slab: Vec<Option<T>>,
     vacant: Vec<usize>,
     file: FileRef,
+    /// Whether the kernel has a table of one file.
+    has_file_table: bool,
     buffers_registered: bool,
 }
 
 #[derive(Clone, Copy)]
 enum FileRef {
+    None,
     Registered,
     Plain(RawFd),
 }
+
+/// A place in a table of files that holds none.
+const NO_FILE: RawFd = -1;
 
 /// One read or write: which bytes of which slot, and where in the file.
 pub(crate) struct Transfer {
@@ -68,26 +74,60 @@ impl Transfer {
 }
 
 impl<T> Ring<T> {
-    /// Builds a ring for `file` and registers it and `slots`.
+    /// Builds a ring and registers `buffers`, which are those of live slots; [`use_file`](Self::use_file) comes next.
     ///
-    /// `file` must stay open while the ring lives. What the kernel refuses to register is used unregistered.
-    pub(crate) fn new(
-        issuer: Issuer,
-        depth: usize,
-        file: BorrowedFd<'_>,
-        slots: &[Slot],
-    ) -> io::Result<Ring<T>> {
+    /// What the kernel refuses to register is used unregistered.
+    ///
+    /// # Errors
+    /// When the kernel gives no ring.
+    pub(crate) fn new(issuer: Issuer, depth: usize, buffers: &[libc::iovec]) -> io::Result<Ring<T>> {
         let uring = build(issuer, u32::try_from(depth).unwrap_or(u32::MAX))?;
-        let buffers_registered = register_buffers(&uring, slots);
-        let file = register_file(&uring, file);
+        let buffers_registered = register_buffers(&uring, buffers);
+        let table = uring.submitter().register_files(&[NO_FILE]);
+        if let Err(error) = &table {
+            tracing::debug!(%error, "io_uring has no table of files; using descriptors");
+        }
         let slab = std::iter::repeat_with(|| None).take(depth).collect();
         Ok(Ring {
             uring,
             slab,
             vacant: (0..depth).rev().collect(),
-            file,
+            file: FileRef::None,
+            has_file_table: table.is_ok(),
             buffers_registered,
         })
+    }
+
+    /// Operations from here on are on `file`, which must stay open until [`leave_file`](Self::leave_file), or while
+    /// the ring lives. Nothing is in flight.
+    pub(crate) fn use_file(&mut self, file: BorrowedFd<'_>) {
+        debug_assert_eq!(self.in_flight(), 0);
+        let fd = file.as_raw_fd();
+        let is_registered = self.has_file_table && self.set_file(fd);
+        self.file = if is_registered {
+            FileRef::Registered
+        } else {
+            FileRef::Plain(fd)
+        };
+    }
+
+    /// Lets go of the file: else its device would stay busy. Nothing is in flight.
+    pub(crate) fn leave_file(&mut self) {
+        debug_assert_eq!(self.in_flight(), 0);
+        if matches!(self.file, FileRef::Registered) {
+            self.set_file(NO_FILE);
+        }
+        self.file = FileRef::None;
+    }
+
+    fn set_file(&self, fd: RawFd) -> bool {
+        match self.uring.submitter().register_files_update(0, &[fd]) {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::debug!(%error, "io_uring does not register the file; using its descriptor");
+                false
+            }
+        }
     }
 
     /// Operations whose completion has not been taken yet.
@@ -148,6 +188,8 @@ impl<T> Ring<T> {
         match self.file {
             FileRef::Registered => types::Fd(0),
             FileRef::Plain(fd) => types::Fd(fd),
+            // The kernel then answers EBADF.
+            FileRef::None => types::Fd(NO_FILE),
         }
     }
 
@@ -159,7 +201,7 @@ impl<T> Ring<T> {
             .expect("the caller asks is_full() before it starts an operation");
         let flags = match self.file {
             FileRef::Registered => squeue::Flags::FIXED_FILE,
-            FileRef::Plain(_) => squeue::Flags::empty(),
+            FileRef::Plain(_) | FileRef::None => squeue::Flags::empty(),
         };
         let entry = entry.flags(flags).user_data(crate::to_u64(index));
         self.slab[index] = Some(operation);
@@ -224,7 +266,7 @@ impl<T> Drop for Ring<T> {
         // The kernel takes a closed ring apart later, in a worker. What is registered is released now: else the
         // device would stay busy for a while after its last user.
         let submitter = self.uring.submitter();
-        if matches!(self.file, FileRef::Registered) {
+        if self.has_file_table {
             let _ = submitter.unregister_files();
         }
         if self.buffers_registered {
@@ -272,11 +314,10 @@ fn build(issuer: Issuer, depth: u32) -> io::Result<IoUring> {
         .or_else(|_| IoUring::new(depth))
 }
 
-fn register_buffers(uring: &IoUring, slots: &[Slot]) -> bool {
-    let iovecs: Vec<libc::iovec> = slots.iter().map(Slot::as_iovec).collect();
+fn register_buffers(uring: &IoUring, buffers: &[libc::iovec]) -> bool {
     // SAFETY: the vectors describe live mappings. The kernel pins the pages, so that it would write to them,
     // not to somebody else's memory, even after an unmapping.
-    let registered = unsafe { uring.submitter().register_buffers(&iovecs) };
+    let registered = unsafe { uring.submitter().register_buffers(buffers) };
     if let Err(error) = &registered {
         tracing::debug!(%error, "io_uring does not register the buffers; using plain reads and writes");
     }
@@ -294,21 +335,10 @@ pub(crate) fn setup_error(operation: &'static str, source: io::Error) -> crate::
     }
 }
 
-fn register_file(uring: &IoUring, file: BorrowedFd<'_>) -> FileRef {
-    let fd = file.as_raw_fd();
-    match uring.submitter().register_files(&[fd]) {
-        Ok(()) => FileRef::Registered,
-        Err(error) => {
-            tracing::debug!(%error, "io_uring does not register the file; using its descriptor");
-            FileRef::Plain(fd)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{Issuer, Ring, Transfer};
-    use crate::buffer::{Arena, Slot};
+    use crate::buffer::{Arena, Slot, iovecs};
     use std::fs::File;
     use std::io::Write;
     use std::os::fd::AsFd;
@@ -332,8 +362,9 @@ mod tests {
         for registered in [true, false] {
             let slots = Arena::slots(2, 4096).unwrap();
             // The kernel refuses to register no buffers at all, as it does too many: plain reads follow.
-            let to_register = if registered { &slots[..] } else { &[] };
-            let mut ring = Ring::new(Issuer::ThisThread, 2, file.as_fd(), to_register).unwrap();
+            let buffers = if registered { iovecs(&slots) } else { Vec::new() };
+            let mut ring = Ring::new(Issuer::ThisThread, 2, &buffers).unwrap();
+            ring.use_file(file.as_fd());
             assert_eq!(ring.buffers_registered, registered);
             for slot in slots {
                 let offset = 4096 * u64::from(slot.index());
@@ -350,10 +381,29 @@ mod tests {
     }
 
     #[test]
+    fn a_ring_goes_from_one_file_to_another() {
+        let (first, second) = (file_of_two_blocks(), file_of_two_blocks());
+        let mut slots = Arena::slots(1, 4096).unwrap();
+        let mut ring = Ring::new(Issuer::ThisThread, 1, &iovecs(&slots)).unwrap();
+        for (file, offset, value) in [(&first, 0, 1), (&second, 4096, 2), (&first, 4096, 2)] {
+            ring.use_file(file.as_fd());
+            start(&mut ring, slots.pop().unwrap(), offset);
+            let (slot, result) = ring.wait().unwrap().unwrap();
+            assert_eq!((result, slot[0]), (4096, value));
+            slots.push(slot);
+            ring.leave_file();
+        }
+        start(&mut ring, slots.pop().unwrap(), 0);
+        let (_, result) = ring.wait().unwrap().unwrap();
+        assert_eq!(result, -libc::EBADF, "there is no file");
+    }
+
+    #[test]
     fn dropping_a_ring_completes_its_operations_first() {
         let file = file_of_two_blocks();
         let mut slots = Arena::slots(1, 4096).unwrap();
-        let mut ring = Ring::new(Issuer::AnyThread, 1, file.as_fd(), &slots).unwrap();
+        let mut ring = Ring::new(Issuer::AnyThread, 1, &iovecs(&slots)).unwrap();
+        ring.use_file(file.as_fd());
         let slot = slots.pop().unwrap();
         let bytes = slot.as_ptr();
         start(&mut ring, slot, 4096);

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::PathBuf;
 
-use crate::buffer::{Arena, Slot};
+use crate::buffer::{Arena, Slot, iovecs};
 use crate::device::logical_block_size;
 use crate::open::{file_alignment, is_direct, set_direct};
 use crate::ring::{Issuer, Ring, Transfer, is_retryable, setup_error};
@@ -103,7 +103,8 @@ impl SequentialWriter {
         let fail = |source: io::Error| locate(setup_error("set up writing of", source), path.as_ref());
         // One more than can be in flight: it is being filled.
         let free = Arena::slots(options.depth + 1, options.buffer_bytes).map_err(fail)?;
-        let ring = Ring::new(Issuer::AnyThread, options.depth, file.as_fd(), &free).map_err(fail)?;
+        let mut ring = Ring::new(Issuer::AnyThread, options.depth, &iovecs(&free)).map_err(fail)?;
+        ring.use_file(file.as_fd());
         Ok(SequentialWriter {
             ring,
             file,

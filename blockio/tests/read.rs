@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::ops::Range;
 use std::path::Path;
@@ -11,8 +12,11 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
-use blockio::{AlignedBuf, Device, ErrorKind, ReadOptions, SequentialReader};
+use blockio::{
+    AlignedBuf, Buffers, Delivery, Device, ErrorKind, Ranges, ReadOptions, Reader, SequentialReader,
+};
 use common::{LoopDevice, Mount, file_with, pattern, run, scratch, sparse_file};
+use crossbeam_channel::unbounded;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -26,23 +30,26 @@ fn options(chunk_bytes: usize, depth: usize, buffers: usize) -> ReadOptions {
     }
 }
 
-/// Reads the range and puts the chunks into place; every chunk must come once.
-fn read_range(device: &Device, options: &ReadOptions) -> Vec<u8> {
-    let end = options.end.unwrap_or(device.size_bytes());
-    let mut bytes = vec![0xEE; usize::try_from(end - options.start).unwrap()];
-    let mut seen = vec![false; bytes.len().div_ceil(options.chunk_bytes)];
+/// Reads the ranges and puts the chunks into place, in a copy of the device; every chunk must come once.
+fn read_ranges(device: &Device, options: &ReadOptions) -> Vec<u8> {
+    let all = Ranges::from(0..device.size_bytes());
+    let ranges = options.ranges.as_ref().unwrap_or(&all);
+    let mut bytes = vec![0xEE; usize::try_from(device.size_bytes()).unwrap()];
+    // Where each chunk lies, by its index.
+    let mut expected: Vec<Option<Range<u64>>> = Vec::new();
+    for range in ranges.iter() {
+        let starts = (range.start..range.end).step_by(options.chunk_bytes);
+        expected.extend(starts.map(|start| Some(start..range.end.min(start + options.chunk_bytes as u64))));
+    }
     for chunk in SequentialReader::new(device, options).unwrap() {
         let chunk = chunk.unwrap();
-        let begin = usize::try_from(chunk.offset() - options.start).unwrap();
         let index = usize::try_from(chunk.index()).unwrap();
-        assert_eq!(begin, index * options.chunk_bytes);
-        assert!(
-            !std::mem::replace(&mut seen[index], true),
-            "chunk {index} came twice"
-        );
+        let place = chunk.offset()..chunk.offset() + chunk.len() as u64;
+        assert_eq!(expected[index].take(), Some(place), "chunk {index}");
+        let begin = usize::try_from(chunk.offset()).unwrap();
         bytes[begin..begin + chunk.len()].copy_from_slice(&chunk);
     }
-    assert!(seen.iter().all(|&seen| seen), "a chunk is missing");
+    assert!(expected.iter().all(Option::is_none), "a chunk is missing");
     bytes
 }
 
@@ -62,8 +69,8 @@ fn regular_files_of_any_size_are_read_whole() {
             device.is_direct(),
             "the scratch directory's filesystem takes O_DIRECT"
         );
-        assert_same(&read_range(&device, &ReadOptions::default()), &bytes);
-        assert_same(&read_range(&device, &options(64 * KIB, 3, 5)), &bytes);
+        assert_same(&read_ranges(&device, &ReadOptions::default()), &bytes);
+        assert_same(&read_ranges(&device, &options(64 * KIB, 3, 5)), &bytes);
         device.check_unchanged().unwrap();
     }
 }
@@ -82,8 +89,8 @@ fn loop_devices_are_read_with_either_sector_size() {
         );
         assert_eq!(device.device_number(), Some(disk.number()));
         assert_eq!(Some(device.name()), disk.path.file_name().unwrap().to_str());
-        assert_same(&read_range(&device, &ReadOptions::default()), &bytes);
-        assert_same(&read_range(&device, &options(4 * KIB, 32, 64)), &bytes);
+        assert_same(&read_ranges(&device, &ReadOptions::default()), &bytes);
+        assert_same(&read_ranges(&device, &options(4 * KIB, 32, 64)), &bytes);
         device.check_unchanged().unwrap();
         assert_eq!(device.identity().backing_file.as_deref(), file.to_str());
         assert!(device.identity().diskseq.is_some());
@@ -96,7 +103,7 @@ fn a_disk_that_ends_within_a_page_is_read_whole() {
     let bytes = pattern(3 * MIB + 3 * 512);
     let disk = LoopDevice::attach(&file_with(&scratch.path().join("disk"), &bytes), 512);
     let device = Device::open(&disk.path).unwrap();
-    assert_same(&read_range(&device, &options(MIB, 4, 8)), &bytes);
+    assert_same(&read_ranges(&device, &options(MIB, 4, 8)), &bytes);
     let mut tail = AlignedBuf::new(513);
     device.read_at(device.size_bytes() - 513, &mut tail).unwrap();
     assert_same(&tail, &bytes[bytes.len() - 513..]);
@@ -132,22 +139,106 @@ fn a_disk_that_ends_within_a_logical_block_is_an_error_there() {
 }
 
 #[test]
-fn a_range_is_read_to_its_odd_end() {
+fn ranges_are_read_to_their_odd_ends_and_nothing_beside_them() {
     let scratch = scratch();
     let bytes = pattern(MIB);
     let device = Device::open(&file_with(&scratch.path().join("f"), &bytes)).unwrap();
-    let range = ReadOptions {
-        start: 8192,
-        end: Some(300_001),
-        ..options(64 * KIB, 4, 4)
-    };
-    assert_same(&read_range(&device, &range), &bytes[8192..300_001]);
-    let empty = ReadOptions {
-        start: 8192,
-        end: Some(8192),
-        ..ReadOptions::default()
-    };
-    assert_same(&read_range(&device, &empty), &[]);
+    let ranges = [
+        vec![8192..200_001, 200_001..300_001],
+        vec![0..4096, 65_536..200_000, 262_144..1_048_576],
+        vec![1_044_480..1_048_576, 0..1],
+        (0..16).map(|i| i * 65_536..i * 65_536 + 4096).collect(),
+        vec![],
+    ];
+    for ranges in ranges {
+        let mut expected = vec![0xEE; MIB];
+        for range in &ranges {
+            let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+            expected[range.clone()].copy_from_slice(&bytes[range]);
+        }
+        let ranges: Ranges = ranges.into_iter().collect();
+        for (depth, buffers) in [(4, 4), (1, 1), (16, 3)] {
+            let options = ReadOptions {
+                ranges: Some(ranges.clone()),
+                ..options(64 * KIB, depth, buffers)
+            };
+            assert_same(&read_ranges(&device, &options), &expected);
+        }
+    }
+}
+
+/// Reads ranges of a device with a reader that lives on; returns the bytes in order and how it ended.
+fn read_with(reader: &mut Reader<u32>, device: &Device, ranges: &Ranges) -> (Vec<u8>, blockio::Result<()>) {
+    let (sender, deliveries) = unbounded();
+    reader.read(device, ranges, None, 7, &sender).unwrap();
+    let mut chunks = BTreeMap::new();
+    loop {
+        let (tag, delivery) = deliveries.recv().unwrap();
+        assert_eq!(tag, 7);
+        match delivery {
+            Delivery::Chunk(chunk) => drop(chunks.insert(chunk.index(), chunk.to_vec())),
+            Delivery::End(end) => return (chunks.into_values().flatten().collect(), end),
+        }
+    }
+}
+
+#[test]
+fn one_reader_reads_one_device_after_another_and_outlives_their_errors() {
+    let scratch = scratch();
+    let bytes = pattern(8 * MIB + 513);
+    let file = file_with(&scratch.path().join("disk"), &bytes);
+    let other = Device::open(&file_with(&scratch.path().join("other"), &bytes[..MIB])).unwrap();
+    let disk = LoopDevice::attach(&file, 512);
+    let buffers = Buffers::new(3, 64 * KIB).unwrap();
+    let mut reader = Reader::new(&buffers, 8).unwrap();
+    for round in 0..3 {
+        let device = Device::open(&disk.path).unwrap();
+        let (read, end) = read_with(&mut reader, &device, &Ranges::from(0..device.size_bytes()));
+        assert!(end.is_ok());
+        assert_same(&read, &bytes[..read.len()]);
+        let (read, end) = read_with(
+            &mut reader,
+            &other,
+            &[0..4096, 65_536..MIB as u64].into_iter().collect(),
+        );
+        assert!(end.is_ok());
+        assert_same(&read, &[&bytes[..4096], &bytes[65_536..MIB]].concat());
+        // It has shrunk since it was opened: an error, and every buffer is free again.
+        let shrunk = Device::open(&file_with(&scratch.path().join("shrunk"), &bytes)).unwrap();
+        file_with(&scratch.path().join("shrunk"), &bytes[..300_000]);
+        let (_, end) = read_with(&mut reader, &shrunk, &Ranges::from(0..MIB as u64));
+        assert_eq!(end.unwrap_err().kind(), ErrorKind::ShortRead, "round {round}");
+    }
+    let refused = reader.read(&other, &Ranges::from(0..1 << 30), None, 7, &unbounded().0);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+#[test]
+fn a_reader_whose_chunks_are_not_taken_leaves_the_others_their_buffers() {
+    let scratch = scratch();
+    let bytes = pattern(4 * MIB);
+    let device = Device::open(&file_with(&scratch.path().join("f"), &bytes)).unwrap();
+    let buffers = Buffers::new(8, 64 * KIB).unwrap();
+    buffers.divide(2);
+    let (mut slow, mut fast) = (
+        Reader::new(&buffers, 8).unwrap(),
+        Reader::new(&buffers, 8).unwrap(),
+    );
+    let (sender, stuck) = unbounded();
+    let all = Ranges::from(0..device.size_bytes());
+    slow.read(&device, &all, None, 1, &sender).unwrap();
+    let first = stuck.recv().unwrap();
+    // Nobody frees what the first reader delivers, and the second one reads all of the disk.
+    let (read, end) = read_with(&mut fast, &device, &all);
+    assert!(end.is_ok());
+    assert_same(&read, &bytes);
+    slow.stop();
+    let end = stuck.iter().find_map(|(_, delivery)| match delivery {
+        Delivery::End(end) => Some(end),
+        Delivery::Chunk(_) => None,
+    });
+    assert!(end.unwrap().is_ok(), "a stop is no error");
+    drop(first);
 }
 
 #[test]
@@ -157,15 +248,15 @@ fn meaningless_options_are_refused() {
     let fine = ReadOptions::default();
     for wrong in [
         ReadOptions {
-            start: 1,
+            ranges: Some((1..4096).into()),
             ..fine.clone()
         },
         ReadOptions {
-            start: 2 << 20,
+            ranges: Some((2 << 20..3 << 20).into()),
             ..fine.clone()
         },
         ReadOptions {
-            end: Some((1 << 20) + 1),
+            ranges: Some((0..(1 << 20) + 1).into()),
             ..fine.clone()
         },
         ReadOptions {
@@ -464,5 +555,5 @@ fn a_filesystem_without_o_direct_is_read_through_the_page_cache() {
     let bytes = pattern(3 * MIB + 17);
     let device = Device::open(&file_with(&mount.path().join("f"), &bytes)).unwrap();
     assert!(!device.is_direct());
-    assert_same(&read_range(&device, &options(256 * KIB, 4, 6)), &bytes);
+    assert_same(&read_ranges(&device, &options(256 * KIB, 4, 6)), &bytes);
 }

@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-/// Result of a scan.
+/// Result of everything in this crate that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What failed, for callers that branch on it.
@@ -23,6 +23,8 @@ pub enum ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     what: String,
+    /// The pass that failed.
+    pass: Option<usize>,
     source: Option<Source>,
 }
 
@@ -34,39 +36,37 @@ enum Source {
 }
 
 impl Error {
-    pub(crate) fn canceled() -> Self {
+    fn new(kind: ErrorKind, what: &str, source: Option<Source>) -> Self {
         Self {
-            kind: ErrorKind::Canceled,
-            what: "the scan was stopped".to_owned(),
-            source: None,
+            kind,
+            what: what.to_owned(),
+            pass: None,
+            source,
         }
+    }
+
+    pub(crate) fn canceled() -> Self {
+        Self::new(ErrorKind::Canceled, "the scan was stopped", None)
     }
 
     pub(crate) fn no_thread(error: std::io::Error) -> Self {
-        let what = "a thread of the scan cannot be started".to_owned();
-        Self {
-            kind: ErrorKind::Device,
-            what,
-            source: Some(Source::Thread(error)),
-        }
+        let what = "a thread of the scan cannot be started";
+        Self::new(ErrorKind::Device, what, Some(Source::Thread(error)))
     }
 
     pub(crate) fn panicked() -> Self {
-        let what = "a thread of the scan panicked: this is a bug in smc".to_owned();
-        Self {
-            kind: ErrorKind::Device,
-            what,
-            source: None,
-        }
+        let what = "a thread of the scan panicked: this is a bug in smc";
+        Self::new(ErrorKind::Device, what, None)
     }
 
-    pub(crate) fn incomplete(compared_bytes: u64, size_bytes: u64) -> Self {
-        let what = format!("only {compared_bytes} of the disk's {size_bytes} bytes were compared");
-        Self {
-            kind: ErrorKind::Device,
-            what,
-            source: None,
-        }
+    pub(crate) fn of_pass(mut self, pass: usize) -> Self {
+        self.pass = Some(pass);
+        self
+    }
+
+    /// The pass that failed: its place in the run. Absent where no single one did.
+    pub fn pass(&self) -> Option<usize> {
+        self.pass
     }
 
     /// The kind, to branch on.
@@ -101,20 +101,14 @@ impl StdError for Error {
 
 impl From<blockio::Error> for Error {
     fn from(error: blockio::Error) -> Self {
-        Self {
-            kind: ErrorKind::Device,
-            what: "the disk cannot be imaged".to_owned(),
-            source: Some(Source::Device(error)),
-        }
+        let what = "the disk cannot be imaged";
+        Self::new(ErrorKind::Device, what, Some(Source::Device(error)))
     }
 }
 
 impl From<imagefmt::Error> for Error {
     fn from(error: imagefmt::Error) -> Self {
-        Self {
-            kind: ErrorKind::Store,
-            what: "the image cannot be written".to_owned(),
-            source: Some(Source::Store(error)),
-        }
+        let what = "the image cannot be written";
+        Self::new(ErrorKind::Store, what, Some(Source::Store(error)))
     }
 }

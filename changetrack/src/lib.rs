@@ -1,11 +1,15 @@
-//! Finds what changed on a disk since an image was made, and hands it over in ascending order.
+//! Finds what changed on disks since an image was made, and hands it over in ascending order.
 //!
-//! There is one way so far, and it is always right: the [`scan`](fn@scan), which reads the whole disk and
-//! compares every cluster's digest with the parent image's tree.
+//! - A [`Plan`] says which ranges of a disk to read, how they were found, and why that way. There is one way so far, and
+//!   it is always right: [`Plan::scan`], all of the disk.
+//! - A [`Pipeline`] reads the ranges of several disks at the same time, compares every cluster's digest with a base,
+//!   and gives a [`Sink`] what differs. Its threads, rings and buffers are made once, for any number of passes.
 
 mod error;
-mod examine;
-mod scan;
+mod pipeline;
+mod plan;
+mod worker;
 
 pub use error::{Error, ErrorKind, Result};
-pub use scan::{COMPRESS_LEVEL, Progress, ScanOptions, Scanned, Sink, scan};
+pub use pipeline::{COMPRESS_LEVEL, Pass, Pipeline, PipelineOptions, Progress, Sink};
+pub use plan::Plan;

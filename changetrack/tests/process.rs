@@ -1,18 +1,21 @@
-//! What a scan costs its process: memory while it runs, and no thread after it.
+//! What a pipeline costs its process: memory while it runs, its threads once, and none after it.
 
 #![allow(clippy::unwrap_used, reason = "this is test code, outside of test functions")]
 
 mod common;
 
 use blockio::Device;
-use changetrack::{Error, Progress, ScanOptions, Scanned, Sink, scan};
-use common::{MIB, noise, options, watched};
-use imagefmt::{ClusterSize, ClusterUpdate, Geometry};
+use changetrack::{Error, Pass, Pipeline, PipelineOptions, Plan, Sink};
+use common::{MIB, Progress, Push, noise, options, scan, watched};
+use imagefmt::{
+    ClusterSize, ClusterUpdate, Consistency, DiskId, DiskIdentity, DiskMeta, Geometry, ImageWriter, Method,
+};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use testkit::guard::ScratchDir;
 use testkit::process::wait_until;
@@ -41,12 +44,7 @@ fn threads(own: &str) -> Vec<String> {
     names
 }
 
-fn scan_file(
-    path: &Path,
-    way: &ScanOptions,
-    progress: &Progress,
-    push: &mut dyn Sink,
-) -> Result<Scanned, Error> {
+fn scan_file(path: &Path, way: &PipelineOptions, progress: &Progress, push: Push<'_>) -> Result<(), Error> {
     let device = Device::open(path).unwrap();
     let geometry = Geometry::new(device.size_bytes(), ClusterSize::K64).unwrap();
     scan(&device, geometry, None, way, progress, push)
@@ -81,7 +79,8 @@ fn memory_stays_bounded() {
                 Ok(())
             },
         );
-        assert_eq!(scanned.unwrap().compared_bytes, 512 * MIB as u64);
+        scanned.unwrap();
+        assert_eq!(progress.compared_bytes.load(Ordering::Relaxed), 512 * MIB as u64);
         assert_eq!(dirty, 144 * MIB as u64);
         assert_eq!(progress.dirty_bytes.load(Ordering::Relaxed), dirty);
         let (peak, after) = (status("VmHWM:"), status("VmRSS:"));
@@ -135,5 +134,180 @@ fn no_thread_outlives_a_scan() {
             let gone = wait_until(Duration::from_secs(5), || threads("threads").is_empty());
             assert!(gone.is_ok(), "{end} leaves {:?}", threads("threads"));
         }
+    });
+}
+
+/// Ids of the threads of this process that belong to a pipeline.
+fn pipeline_threads() -> BTreeSet<String> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    tasks
+        .filter_map(|task| {
+            let path = task.ok()?.path();
+            let name = fs::read_to_string(path.join("comm")).ok()?;
+            let is_ours = ["scan", "blockio-read"].contains(&name.trim_end());
+            is_ours.then(|| path.file_name().unwrap().to_str().unwrap().to_owned())
+        })
+        .collect()
+}
+
+/// Counts the bytes that differ, of each pass, and the threads while it runs.
+#[derive(Default)]
+struct Counting {
+    dirty_bytes: [u64; 8],
+    threads: BTreeSet<String>,
+}
+
+impl Sink for Counting {
+    fn push(&mut self, pass: usize, _update: &ClusterUpdate<'_>) -> imagefmt::Result<()> {
+        self.dirty_bytes[pass] += 65536;
+        Ok(())
+    }
+
+    fn chunk_done(&mut self) -> imagefmt::Result<()> {
+        self.threads.extend(pipeline_threads());
+        Ok(())
+    }
+}
+
+#[test]
+fn a_pipeline_runs_plans_over_disks_with_the_threads_it_was_made_with() {
+    watched("reuse", || {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let scratch = ScratchDir::new("smc-scan").unwrap();
+        let paths: Vec<_> = (0..5).map(|i| scratch.join(format!("disk{i}"))).collect();
+        for (path, seed) in paths.iter().zip(1..) {
+            fs::write(path, noise(6 * MIB, seed)).unwrap();
+        }
+        let devices: Vec<Device> = paths.iter().map(|path| Device::open(path).unwrap()).collect();
+        let geometry = Geometry::new(6 * MIB as u64, ClusterSize::K64).unwrap();
+        let mut options = options(4, 2, 8, 9);
+        options.readers = 2;
+        let mut pipeline = Pipeline::new(&options).unwrap();
+        // A thread takes its name when it begins to run.
+        let begun = wait_until(Duration::from_secs(60), || pipeline_threads().len() == 4);
+        begun.expect("two readers and two workers");
+        let threads = pipeline_threads();
+        let whole = Plan::scan(geometry, false);
+        let some = Plan::new(geometry, [3..5, 90..96], Method::Tracked, "test");
+        let nothing = Plan::new(geometry, [], Method::Tracked, "test");
+        // More disks than readers, and one disk twice.
+        for plans in [
+            [&whole; 5],
+            [&some; 5],
+            [&nothing, &some, &whole, &nothing, &some],
+        ] {
+            let passes: Vec<Pass<'_>> = devices
+                .iter()
+                .chain([&devices[0]])
+                .zip(plans.iter().chain([&&some]))
+                .map(|(device, plan)| Pass {
+                    device,
+                    geometry,
+                    plan,
+                    base: None,
+                    pace: None,
+                    progress: Arc::default(),
+                })
+                .collect();
+            let mut counting = Counting::default();
+            pipeline
+                .run(&passes, &AtomicBool::new(false), &mut counting)
+                .unwrap();
+            for (pass, dirty_bytes) in passes.iter().zip(counting.dirty_bytes) {
+                assert_eq!(dirty_bytes, pass.plan.bytes());
+                let compared = pass.progress.compared_bytes.load(Ordering::Relaxed);
+                assert_eq!(compared, pass.plan.bytes());
+            }
+            assert_eq!(counting.threads, threads, "no other thread did the work");
+        }
+        // A stop leaves the pipeline as it was.
+        let passes = [0, 1].map(|i| Pass {
+            device: &devices[i],
+            geometry,
+            plan: &whole,
+            base: None,
+            pace: None,
+            progress: Arc::default(),
+        });
+        let stopped = pipeline.run(&passes, &AtomicBool::new(true), &mut Counting::default());
+        assert_eq!(stopped.unwrap_err().kind(), changetrack::ErrorKind::Canceled);
+        let mut counting = Counting::default();
+        pipeline
+            .run(&passes, &AtomicBool::new(false), &mut counting)
+            .unwrap();
+        assert_eq!(counting.threads, threads);
+    });
+}
+
+/// Stores what a run finds, each pass into the disk of its number.
+struct Storing<'a>(&'a mut ImageWriter, &'a [DiskId]);
+
+impl Sink for Storing<'_> {
+    fn push(&mut self, pass: usize, update: &ClusterUpdate<'_>) -> imagefmt::Result<()> {
+        self.0.push(self.1[pass], update)
+    }
+
+    fn end(&mut self, pass: usize, compared_bytes: u64) -> imagefmt::Result<()> {
+        self.0.end_pass(self.1[pass], compared_bytes)
+    }
+}
+
+/// All of a sync: buffers, workers, and the layers of eight disks being written.
+#[test]
+fn memory_of_a_sync_of_eight_disks_stays_within_its_bound() {
+    watched("eight-disks", || {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let scratch = ScratchDir::new("smc-scan").unwrap();
+        let store = imagefmt::open_or_create_store(&scratch.join("store"), false).unwrap();
+        let names: Vec<String> = (0..8).map(|i| format!("vd{i}")).collect();
+        let size = 48 * MIB as u64;
+        for name in &names {
+            let path = scratch.sparse_file(name, size).unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            file.write_all_at(&noise(20 * MIB, size), 0).unwrap();
+            file.write_all_at(&vec![b'a'; 20 * MIB], 24 * MIB as u64).unwrap();
+            file.sync_all().unwrap();
+        }
+        let devices: Vec<Device> = names
+            .iter()
+            .map(|name| Device::open(&scratch.join(name)).unwrap())
+            .collect();
+        fs::write("/proc/self/clear_refs", "5").unwrap();
+        let mut image = store.begin("web01", None, &names).unwrap();
+        let mut disks = Vec::new();
+        for name in &names {
+            let meta = DiskMeta {
+                name: name.clone(),
+                size_bytes: size,
+                logical_block_size: 512,
+                identity: DiskIdentity::default(),
+            };
+            let disk = image.disk(meta).unwrap();
+            image.begin_pass(disk, Method::Full, "test").unwrap();
+            disks.push(disk);
+        }
+        let plan = Plan::scan(disks[0].geometry(), false);
+        let passes: Vec<Pass<'_>> = devices
+            .iter()
+            .map(|device| Pass {
+                device,
+                geometry: disks[0].geometry(),
+                plan: &plan,
+                base: None,
+                pace: None,
+                progress: Arc::default(),
+            })
+            .collect();
+        let mut pipeline = Pipeline::new(&PipelineOptions::for_disks(devices.len())).unwrap();
+        let mut storing = Storing(&mut image, &disks);
+        pipeline
+            .run(&passes, &AtomicBool::new(false), &mut storing)
+            .unwrap();
+        let manifest = image.commit(Consistency::Offline, "test").unwrap();
+        let dirty: u64 = manifest.disks.iter().map(|disk| disk.dirty_bytes).sum();
+        assert_eq!(dirty, 8 * 40 * MIB as u64);
+        let peak = status("VmHWM:");
+        assert!(peak < 256 * MIB, "{} MiB", peak / MIB);
+        assert!(peak > 48 * MIB, "the peak is not measured: {peak}");
     });
 }

@@ -5,8 +5,11 @@
 mod common;
 
 use blockio::Device;
-use changetrack::{Error, ErrorKind, Progress, ScanOptions, scan};
-use common::{Bench, MIB, Synced, assert_pushed, changed, differing, disk_content, noise, options, watched};
+use changetrack::{Error, ErrorKind, PipelineOptions};
+use common::{
+    Bench, MIB, Progress, Synced, assert_pushed, changed, differing, disk_content, noise, options, scan,
+    watched,
+};
 use imagefmt::{ClusterSize, ClusterUpdate, Codec, Geometry};
 use std::error::Error as StdError;
 use std::fs::{self, File};
@@ -130,7 +133,7 @@ fn loop_device_is_a_disk_like_any_other() {
         let mut bench = Bench::new(ClusterSize::K64, &first);
         let device = LoopDevice::attach(bench.disk()).unwrap();
         bench.set_disk(device.path());
-        let way = ScanOptions::default();
+        let way = PipelineOptions::for_disks(1);
         let full = bench.sync(&way);
         assert_pushed(&full, &[], &first, ClusterSize::K64, way.compress_level);
         let file = File::options().write(true).open(device.path()).unwrap();
@@ -154,7 +157,7 @@ fn loop_device_is_a_disk_like_any_other() {
 /// A scan without a store that stops or fails; `seen` counts the clusters pushed.
 fn scan_noise(
     size: usize,
-    way: &ScanOptions,
+    way: &PipelineOptions,
     progress: &Progress,
     seen: &mut usize,
     stop_at: usize,
@@ -264,7 +267,7 @@ fn panicking_push_ends_the_scan() {
 }
 
 /// Syncs a disk that is cut to `left` bytes as soon as cluster number `at` has been pushed.
-fn sync_while_it_shrinks(bench: &Bench, way: &ScanOptions, at: usize, left: usize) -> Synced {
+fn sync_while_it_shrinks(bench: &Bench, way: &PipelineOptions, at: usize, left: usize) -> Synced {
     let file = File::options().write(true).open(bench.disk()).unwrap();
     bench.sync_with(way, &mut |count, _| {
         if count == at {
@@ -317,7 +320,7 @@ fn disk_smaller_than_its_geometry_is_refused() {
             &device,
             geometry,
             None,
-            &ScanOptions::default(),
+            &PipelineOptions::for_disks(1),
             &Progress::default(),
             &mut |_: &ClusterUpdate<'_>| Ok(()),
         );

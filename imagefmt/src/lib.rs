@@ -22,7 +22,7 @@ mod verify;
 mod write;
 
 pub use error::{Error, ErrorKind, Result};
-pub use format::codec::{Content, SECTOR_LEN, compress_cluster, encode_damaged};
+pub use format::codec::{Content, SECTOR_LEN};
 pub use format::digest::{Digest, DiskDigest, DiskHasher, cluster_digest, is_zero};
 pub use format::geometry::{ClusterSize, FANOUT, Geometry};
 pub use format::id::Uuid;
@@ -46,7 +46,8 @@ pub use store::{Readers, Store};
 pub use verify::verdict::{Against, Complete, Damage, Samples, Span, Stopped, Verdict, VerdictState};
 pub use verify::{Finding, Position, Resume, Sample, Scope, Verified, Verifier, VerifyPlan, VerifyProgress};
 pub use write::builder::{BuildStats, ClusterUpdate};
-pub use write::disk_writer::{Comparison, DiskMeta, DiskSink, DiskWriter};
+pub use write::disk::{DiskId, DiskMeta};
+pub use write::encoder::ClusterEncoder;
 pub use write::sync::ImageWriter;
 
 use std::path::Path;

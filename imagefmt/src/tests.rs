@@ -23,6 +23,7 @@ mod long;
 mod misuse;
 mod model;
 mod notes;
+mod passes;
 mod reading;
 mod sim;
 mod support;

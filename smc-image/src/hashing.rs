@@ -23,12 +23,12 @@ pub fn of_device(
     progress: &Progress,
     interrupt: Option<&Interrupt>,
 ) -> anyhow::Result<DiskDigest> {
-    let end = Some(geometry.size_bytes());
+    let ranges = Some((0..geometry.size_bytes()).into());
     let reader = SequentialReader::new(
         device,
         &ReadOptions {
             chunk_bytes: CHUNK_BYTES,
-            end,
+            ranges,
             ..ReadOptions::default()
         },
     )?;

@@ -4,15 +4,17 @@
 #![allow(clippy::unwrap_used, reason = "this is test code, outside of test functions")]
 
 use blockio::Device;
-use changetrack::{Error, Progress, ScanOptions, scan};
+use changetrack::{Error, Pass, Pipeline, PipelineOptions, Plan, Sink};
 use imagefmt::{
-    ClusterSize, ClusterUpdate, Codec, Comparison, Consistency, Digest, DiskIdentity, DiskMeta, ImageWriter,
-    Manifest, Method, Store, cluster_digest,
+    ClusterSize, ClusterUpdate, Codec, Consistency, Digest, Disk, DiskIdentity, DiskMeta, Geometry,
+    ImageWriter, Manifest, Store, cluster_digest,
 };
 use std::fs;
+use std::ops::Deref;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
@@ -49,14 +51,61 @@ pub fn watched(name: &str, test: impl FnOnce() + Send + 'static) {
 }
 
 /// Options that say all.
-pub fn options(compress_level: i32, workers: usize, depth: usize, buffers: usize) -> ScanOptions {
-    ScanOptions {
+pub fn options(compress_level: i32, workers: usize, depth: usize, buffers: usize) -> PipelineOptions {
+    PipelineOptions {
         compress_level,
         workers,
+        readers: 1,
         depth,
         buffers,
-        pace: None,
     }
+}
+
+/// How far a scan is, and how it is stopped.
+#[derive(Debug, Default)]
+pub struct Progress {
+    counters: Arc<changetrack::Progress>,
+    pub cancel: AtomicBool,
+}
+
+impl Deref for Progress {
+    type Target = changetrack::Progress;
+
+    fn deref(&self) -> &changetrack::Progress {
+        &self.counters
+    }
+}
+
+/// Takes what a scan of one disk finds.
+pub type Push<'a> = &'a mut dyn FnMut(&ClusterUpdate<'_>) -> imagefmt::Result<()>;
+
+struct Pushing<'a>(Push<'a>);
+
+impl Sink for Pushing<'_> {
+    fn push(&mut self, _pass: usize, update: &ClusterUpdate<'_>) -> imagefmt::Result<()> {
+        (self.0)(update)
+    }
+}
+
+/// Scans a disk with a pipeline of its own.
+pub fn scan(
+    device: &Device,
+    geometry: Geometry,
+    parent: Option<&Disk>,
+    options: &PipelineOptions,
+    progress: &Progress,
+    push: Push<'_>,
+) -> Result<(), Error> {
+    let plan = Plan::scan(geometry, parent.is_some());
+    let pass = Pass {
+        device,
+        geometry,
+        plan: &plan,
+        base: parent.cloned(),
+        pace: None,
+        progress: progress.counters.clone(),
+    };
+    Pipeline::new(options)?.run(&[pass], &progress.cancel, &mut Pushing(push))
 }
 
 /// One cluster as a scan pushed it.
@@ -150,12 +199,12 @@ impl Bench {
     }
 
     /// Scans the disk into a new image, as smcd does.
-    pub fn sync(&self, options: &ScanOptions) -> Synced {
+    pub fn sync(&self, options: &PipelineOptions) -> Synced {
         self.sync_with(options, &mut |_, _| Ok(()))
     }
 
     /// As [`sync`](Self::sync), with `hook` called before each cluster is stored.
-    pub fn sync_with(&self, options: &ScanOptions, hook: Hook<'_>) -> Synced {
+    pub fn sync_with(&self, options: &PipelineOptions, hook: Hook<'_>) -> Synced {
         let (mut pushed, progress) = (Vec::new(), Progress::default());
         let result = self.write_image(options, &progress, &mut pushed, hook);
         Synced {
@@ -167,33 +216,29 @@ impl Bench {
 
     fn write_image(
         &self,
-        options: &ScanOptions,
+        options: &PipelineOptions,
         progress: &Progress,
         pushed: &mut Vec<Pushed>,
         hook: Hook<'_>,
     ) -> Result<Manifest, Error> {
         let device = Device::open(&self.disk)?;
         let mut image = self.begin();
-        let writer = image.disk(DiskMeta {
+        let disk = image.disk(DiskMeta {
             name: DISK.to_owned(),
             size_bytes: device.size_bytes(),
             logical_block_size: device.logical_block_size(),
             identity: DiskIdentity::default(),
         })?;
-        let (geometry, parent) = (writer.geometry(), writer.base().cloned());
-        writer.write(|sink| {
-            let mut store = |update: &ClusterUpdate<'_>| {
-                hook(pushed.len(), progress)?;
-                pushed.push(Pushed::new(update));
-                sink.push(update)
-            };
-            let scanned = scan(&device, geometry, parent.as_ref(), options, progress, &mut store)?;
-            Ok::<_, Error>(Comparison {
-                method: Method::Scan,
-                reason: "test".to_owned(),
-                compared_bytes: scanned.compared_bytes,
-            })
-        })?;
+        let (geometry, parent) = (disk.geometry(), image.base(disk).cloned());
+        let plan = Plan::scan(geometry, parent.is_some());
+        image.begin_pass(disk, plan.method(), plan.reason())?;
+        let mut store = |update: &ClusterUpdate<'_>| {
+            hook(pushed.len(), progress)?;
+            pushed.push(Pushed::new(update));
+            image.push(disk, update)
+        };
+        scan(&device, geometry, parent.as_ref(), options, progress, &mut store)?;
+        image.end_pass(disk, plan.bytes())?;
         Ok(image.commit(Consistency::Offline, "test")?)
     }
 

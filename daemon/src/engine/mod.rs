@@ -2,10 +2,10 @@
 //! jobs: `smcd sync` runs it once, the service whenever a job is due.
 
 mod activity;
-mod checkpoints;
 mod control;
 mod disks;
 mod error;
+mod passes;
 mod retention;
 mod sync;
 
@@ -50,24 +50,4 @@ impl FromStr for DiskArg {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_told_from_paths() {
-        let disk = |text: &str| text.parse::<DiskArg>().unwrap();
-        let named = DiskArg {
-            name: Some("vda".into()),
-            path: "/dev/loop0".into(),
-        };
-        assert_eq!(disk("vda=/dev/loop0"), named);
-        let unnamed = DiskArg {
-            name: None,
-            path: "/dev/sda".into(),
-        };
-        assert_eq!(disk("/dev/sda"), unnamed);
-        assert_eq!(disk("/dev/disk/by-id/a=b").name, None);
-        assert!("vda=".parse::<DiskArg>().is_err());
-        assert!("..=/dev/sda".parse::<DiskArg>().is_err());
-    }
-}
+mod tests;

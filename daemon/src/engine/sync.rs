@@ -2,13 +2,13 @@
 
 use super::DiskArg;
 use super::activity::Watch;
-use super::checkpoints::Checkpointed;
 use super::control::Control;
 use super::disks::{self, SourceDisk};
 use super::error::{Error, ErrorKind, Result, Within};
+use super::passes;
 use api::Phase;
-use changetrack::{Progress, ScanOptions, scan};
-use imagefmt::{ClusterSize, Comparison, ImageWriter, Manifest, Method, Store};
+use changetrack::Progress;
+use imagefmt::{ClusterSize, ImageWriter, Manifest, Store};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +49,7 @@ pub struct ImageBegun {
 
 /// Is told what a sync does, on the thread that runs it.
 pub trait Observer {
-    /// What lives as long as a disk is read, a progress bar for one.
+    /// What lives as long as a disk is read, a progress bar for one. Several disks are read at the same time.
     type Shown;
 
     /// Another phase begins.
@@ -116,12 +116,12 @@ pub fn run<O: Observer>(
 }
 
 /// What all steps of one sync share.
-struct Job<'a, O> {
-    store: &'a Store,
-    request: &'a Request,
-    disks: &'a [SourceDisk],
-    control: &'a Control,
-    observer: &'a O,
+pub(super) struct Job<'a, O> {
+    pub store: &'a Store,
+    pub request: &'a Request,
+    pub disks: &'a [SourceDisk],
+    pub control: &'a Control,
+    pub observer: &'a O,
 }
 
 impl<O: Observer> Job<'_, O> {
@@ -163,67 +163,12 @@ impl<O: Observer> Job<'_, O> {
         } else {
             Phase::Transferring
         });
-        for disk in self.disks {
-            self.sync_disk(&mut image, disk)
-                .map_err(|error| advise(error, &image))
-                .within(|| format!("sync {} ({})", disk.meta.name, disk.device.path().display()))
-                .within(|| what_is_left(&image))?;
-        }
+        passes::scan_all(self, &mut image)
+            .map_err(|error| advise(error, &image))
+            .within(|| what_is_left(&image))?;
         self.observer.phase(Phase::Processing);
         let (consistency, reason) = watch.finish();
         Ok(image.commit(consistency, &reason)?)
-    }
-
-    fn sync_disk(&self, image: &mut ImageWriter, disk: &SourceDisk) -> Result<()> {
-        if self.control.is_stopped() {
-            return Err(Error::stopped());
-        }
-        let (method, reason) = method(image, &disk.meta.name);
-        let writer = image.disk(disk.meta.clone())?;
-        let base = writer.base().cloned();
-        let geometry = writer.geometry();
-        let progress = self.control.next_disk();
-        let _shown = self
-            .observer
-            .disk(&disk.meta.name, geometry.size_bytes(), &progress);
-        let options = ScanOptions {
-            compress_level: self.request.compress_level,
-            pace: Some(self.control.pace().clone()),
-            ..ScanOptions::default()
-        };
-        writer.write(|sink| -> Result<Comparison> {
-            let mut sink = Checkpointed::new(sink, self.request.checkpoint_every);
-            let scanned = scan(
-                &disk.device,
-                geometry,
-                base.as_ref(),
-                &options,
-                &progress,
-                &mut sink,
-            );
-            if let Err(error) = &scanned
-                && error.kind() == changetrack::ErrorKind::Canceled
-            {
-                sink.suspend()
-                    .within(|| "write a checkpoint of what is already stored".to_owned())?;
-            }
-            Ok(Comparison {
-                method,
-                reason: reason.to_owned(),
-                compared_bytes: scanned?.compared_bytes,
-            })
-        })?;
-        Ok(())
-    }
-}
-
-/// How changes of a disk are found, and why that way.
-fn method(image: &ImageWriter, disk: &str) -> (Method, &'static str) {
-    match image.parent() {
-        Some(parent) if parent.manifest().disk(disk).is_some() => {
-            (Method::Scan, "no tracker watched the disk")
-        }
-        _ => (Method::Full, "first image of the disk"),
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use api::Phase;
 use changetrack::Progress;
 use imagefmt::Store;
-use indicatif::HumanBytes;
+use indicatif::{HumanBytes, MultiProgress};
 use progress::Shown;
 use report::Report;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -30,7 +30,10 @@ pub fn run(args: &SyncArgs) -> engine::Result<()> {
     let store = imagefmt::open_or_create_store(&args.store, args.allow_network_fs)?;
     let control = Arc::new(Control::new(args.bandwidth_limit.unwrap_or(0)));
     stop_on_signals(&control).map_err(engine::Error::other)?;
-    let terminal = Terminal { quiet: args.json };
+    let terminal = Terminal {
+        quiet: args.json,
+        bars: MultiProgress::new(),
+    };
     let synced = engine::run(&store, &request(args), &disks, &control, &terminal)?;
     let label = format!("{}/{}", synced.manifest.job, synced.manifest.sequence);
     let retained = retain(&store, args, &label)?;
@@ -113,6 +116,7 @@ fn stop_on_signals(control: &Arc<Control>) -> Result<()> {
 struct Terminal {
     /// For programs: no bars and no remarks that are no warnings.
     quiet: bool,
+    bars: MultiProgress,
 }
 
 impl Observer for Terminal {
@@ -130,7 +134,7 @@ impl Observer for Terminal {
     }
 
     fn disk(&self, name: &str, size_bytes: u64, progress: &Arc<Progress>) -> Shown {
-        Shown::new(name, size_bytes, progress.clone(), self.quiet)
+        Shown::new(&self.bars, name, size_bytes, progress.clone(), self.quiet)
     }
 
     fn warn(&self, text: &str) {

@@ -1,7 +1,7 @@
-//! A progress bar for people; nothing where nobody watches.
+//! Progress bars for people, one a disk; nothing where nobody watches.
 
 use changetrack::Progress;
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,14 +20,20 @@ pub struct Shown {
 
 impl Shown {
     /// A bar on the terminal, or nothing where stderr is none or `quiet` is set.
-    pub fn new(disk: &str, size_bytes: u64, progress: Arc<Progress>, quiet: bool) -> Self {
+    pub fn new(
+        bars: &MultiProgress,
+        disk: &str,
+        size_bytes: u64,
+        progress: Arc<Progress>,
+        quiet: bool,
+    ) -> Self {
         if quiet || !std::io::stderr().is_terminal() {
             return Self {
                 stop: None,
                 thread: None,
             };
         }
-        let bar = ProgressBar::with_draw_target(Some(size_bytes), ProgressDrawTarget::stderr());
+        let bar = bars.add(ProgressBar::new(size_bytes));
         let template =
             "{prefix:>12} [{bar:30}] {percent:>3}%  {bytes}/{total_bytes}  {bytes_per_sec}  ETA {eta}  {msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {

@@ -8,7 +8,7 @@ use crate::units::{rate, seconds, share, times};
 use anyhow::{Context, Result};
 use api::{DiskEstimate, Estimate, EstimateRequest, StoreEstimate, limits};
 use blockio::{ReadOptions, SequentialReader, SequentialWriter, WriteOptions};
-use imagefmt::{Codec, compress_cluster, is_zero};
+use imagefmt::{ClusterEncoder, is_zero};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use std::fs::File;
@@ -122,8 +122,7 @@ fn read_part(
         chunk_bytes: CHUNK,
         depth: 16,
         buffers: 48,
-        start: range.start,
-        end: Some(range.end),
+        ranges: Some(range.into()),
         pace: None,
     };
     let begun = Instant::now();
@@ -157,19 +156,14 @@ fn look(chunk: &[u8], sampled: &mut Sampled) {
 
 fn compress(chunk: &[u8], level: i32, sampled: &mut Sampled) {
     let begun = Instant::now();
-    let mut scratch = Vec::new();
+    let mut encoder = ClusterEncoder::new(level);
     for cluster in chunk.chunks(CLUSTER).step_by(COMPRESS_EVERY) {
-        if is_zero(cluster) {
+        let digest = encoder.digest(cluster);
+        if digest.is_null() {
             continue;
         }
-        let codec = compress_cluster(cluster, level, &mut scratch);
-        let stored = if codec == Codec::Zstd {
-            scratch.len()
-        } else {
-            cluster.len()
-        };
         sampled.tried_bytes += cluster.len() as u64;
-        sampled.compressed_bytes += stored as u64;
+        sampled.compressed_bytes += encoder.encode(0, digest, cluster).stored.len() as u64;
     }
     sampled.compress_time += begun.elapsed();
 }

@@ -27,11 +27,18 @@ struct Seen {
     image: Option<String>,
     total_bytes: u64,
     resumed: bool,
-    /// Of the disks that are done.
-    done: Counts,
-    current: Option<(String, Arc<changetrack::Progress>)>,
+    /// The disks that are read, or were.
+    disks: Vec<ReadDisk>,
     compare: Span,
     samples: VecDeque<(Instant, Counts)>,
+}
+
+/// A disk, and how far it is.
+#[derive(Debug)]
+struct ReadDisk {
+    name: String,
+    size_bytes: u64,
+    progress: Arc<changetrack::Progress>,
 }
 
 /// From the first read to the last.
@@ -65,8 +72,7 @@ impl LiveRun {
                 image: None,
                 total_bytes: 0,
                 resumed: false,
-                done: Counts::default(),
-                current: None,
+                disks: Vec::new(),
                 compare: Span::default(),
                 samples: VecDeque::new(),
             }),
@@ -75,7 +81,6 @@ impl LiveRun {
 
     pub fn phase(&self, phase: Phase) {
         let mut seen = self.seen();
-        seen.settle_disk();
         match phase {
             Phase::Comparing | Phase::Transferring => seen.compare.from = Some(Instant::now()),
             Phase::Processing => seen.compare.to = Some(Instant::now()),
@@ -87,17 +92,18 @@ impl LiveRun {
     pub fn image(&self, label: &str, total_bytes: u64, resumed: bool) {
         let mut seen = self.seen();
         // A sync that starts afresh over a damaged checkpoint begins again.
-        seen.done = Counts::default();
-        seen.current = None;
+        seen.disks.clear();
         seen.image = Some(label.to_owned());
         seen.total_bytes = total_bytes;
         seen.resumed = resumed;
     }
 
-    pub fn disk(&self, name: &str, progress: &Arc<changetrack::Progress>) {
-        let mut seen = self.seen();
-        seen.settle_disk();
-        seen.current = Some((name.to_owned(), progress.clone()));
+    pub fn disk(&self, name: &str, size_bytes: u64, progress: &Arc<changetrack::Progress>) {
+        self.seen().disks.push(ReadDisk {
+            name: name.to_owned(),
+            size_bytes,
+            progress: progress.clone(),
+        });
     }
 
     /// How long it has been running.
@@ -144,7 +150,7 @@ impl LiveRun {
             image: seen.image.clone(),
             started: self.started,
             elapsed_seconds: self.elapsed().as_secs_f64(),
-            disk: seen.current.as_ref().map(|(name, _)| name.clone()),
+            disk: seen.being_read(),
             compared_bytes: counts.compared,
             total_bytes: seen.total_bytes,
             percent: percent(counts.compared, seen.total_bytes),
@@ -164,20 +170,24 @@ impl LiveRun {
 
 impl Seen {
     fn counts(&self) -> Counts {
-        let Some((_, progress)) = &self.current else {
-            return self.done;
-        };
-        Counts {
-            compared: self.done.compared + progress.compared_bytes.load(Ordering::Relaxed),
-            dirty: self.done.dirty + progress.dirty_bytes.load(Ordering::Relaxed),
-            stored: self.done.stored + progress.stored_bytes.load(Ordering::Relaxed),
-        }
+        self.disks.iter().fold(Counts::default(), |sum, disk| Counts {
+            compared: sum.compared + disk.progress.compared_bytes.load(Ordering::Relaxed),
+            dirty: sum.dirty + disk.progress.dirty_bytes.load(Ordering::Relaxed),
+            stored: sum.stored + disk.progress.stored_bytes.load(Ordering::Relaxed),
+        })
     }
 
-    /// The disk at hand is done.
-    fn settle_disk(&mut self) {
-        self.done = self.counts();
-        self.current = None;
+    /// Names of the disks that are being read.
+    fn being_read(&self) -> Option<String> {
+        let is_reading =
+            |disk: &&ReadDisk| disk.progress.compared_bytes.load(Ordering::Relaxed) < disk.size_bytes;
+        let names: Vec<&str> = self
+            .disks
+            .iter()
+            .filter(is_reading)
+            .map(|disk| disk.name.as_str())
+            .collect();
+        (!names.is_empty()).then(|| names.join(", "))
     }
 
     /// Bytes a second compared and stored, over the last seconds.
@@ -245,8 +255,8 @@ mod tests {
         let live = LiveRun::new(1, Timestamp::UNIX_EPOCH, 0);
         live.image("web01/1", 400, false);
         live.phase(Phase::Comparing);
-        live.disk("vda", &progress(100, 50, 20));
-        live.disk("vdb", &progress(200, 10, 5));
+        live.disk("vda", 100, &progress(100, 50, 20));
+        live.disk("vdb", 300, &progress(200, 10, 5));
         let told = live.progress();
         assert_eq!(
             (told.compared_bytes, told.dirty_bytes, told.stored_bytes),
@@ -254,6 +264,12 @@ mod tests {
         );
         assert!((told.percent - 75.0).abs() < 0.01);
         assert_eq!(told.disk.as_deref(), Some("vdb"));
+        live.disk("vdc", 50, &progress(0, 0, 0));
+        assert_eq!(
+            live.progress().disk.as_deref(),
+            Some("vdb, vdc"),
+            "both are read at the same time"
+        );
         live.phase(Phase::Processing);
         assert_eq!(live.progress().compared_bytes, 300);
         assert_eq!(live.progress().eta_seconds, None);

@@ -427,8 +427,8 @@ impl Observer for Runner {
         }
     }
 
-    fn disk(&self, name: &str, _size_bytes: u64, progress: &Arc<Progress>) {
-        self.live.disk(name, progress);
+    fn disk(&self, name: &str, size_bytes: u64, progress: &Arc<Progress>) {
+        self.live.disk(name, size_bytes, progress);
     }
 
     fn warn(&self, text: &str) {

@@ -237,7 +237,7 @@ pub fn cluster(data: &[u8]) {
 
 fn round_trip(plain: &[u8], level: i32) {
     let mut packed = Vec::new();
-    let codec = crate::compress_cluster(plain, level, &mut packed);
+    let codec = crate::format::codec::compress_cluster(plain, level, &mut packed);
     let stored = if codec == Codec::Raw {
         plain.to_vec()
     } else {

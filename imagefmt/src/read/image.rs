@@ -112,6 +112,17 @@ impl Image {
 }
 
 impl Disk {
+    /// A disk that is still being written, as far as `tree` goes. What `like` keeps from being deleted stays with it.
+    pub(crate) fn of_tree(image: ImageId, name: &str, tree: Tree, like: Option<&Self>) -> Self {
+        Self {
+            label: format!("{image}:{name}").into(),
+            image,
+            name: name.into(),
+            tree,
+            _lock: like.map_or_else(|| Arc::new(Lock::new(())), |like| like._lock.clone()),
+        }
+    }
+
     /// How people write it: `web01/7:vda`.
     pub fn label(&self) -> &str {
         &self.label

@@ -4,7 +4,7 @@ use super::model::Model;
 use super::support::*;
 use crate::storage::memory::MemoryStorage;
 use crate::{
-    ClusterSize, Consistency, Disk, DiskHasher, Error, Image, Kind, Manifest, Store, Verifier, cluster_digest,
+    ClusterSize, Consistency, Disk, DiskHasher, Image, Kind, Manifest, Store, Verifier, cluster_digest,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -157,23 +157,22 @@ fn check_plan(plan: &Plan) {
     for (number, step) in plan.steps.iter().enumerate() {
         let before = models.clone();
         let mut writer = store.begin("job", Some(plan.cluster_size), &disks).unwrap();
+        let files = layer_bytes(&storage);
         for (i, name) in DISKS.into_iter().enumerate() {
             let pushed = change(&mut models[i], step.sizes[i], &step.changes[i]);
-            let files = layer_bytes(&storage);
-            let record = write_disk(&mut writer, name, &models[i], pushed).unwrap();
+            write_disk(&mut writer, name, &models[i], pushed).unwrap();
+        }
+        let manifest = writer.commit(Consistency::Crash, "test").unwrap();
+        for (i, record) in manifest.disks.iter().enumerate() {
             let dirty = before[i].diff(&models[i]);
             let dirty_bytes: u64 = dirty
                 .iter()
                 .map(|&index| models[i].cluster_len(index) as u64)
                 .sum();
-            assert_eq!(record.dirty_bytes, dirty_bytes, "dirty bytes of {name}");
-            assert_eq!(
-                record.stored_bytes,
-                layer_bytes(&storage) - files,
-                "stored bytes of {name}"
-            );
+            assert_eq!(record.dirty_bytes, dirty_bytes, "dirty bytes of {}", record.name);
         }
-        let manifest = writer.commit(Consistency::Crash, "test").unwrap();
+        let stored_bytes: u64 = manifest.disks.iter().map(|disk| disk.stored_bytes).sum();
+        assert_eq!(stored_bytes, layer_bytes(&storage) - files);
         assert_eq!(manifest.sequence, number as u64 + 1);
         assert_eq!(
             manifest.kind,
@@ -380,9 +379,9 @@ fn growth_by_several_levels_without_a_change_keeps_the_content() {
     for size in [256 * 16384 + 1, 1 << 40, 1 << 50] {
         model.grow(size);
         let mut writer = store.begin("job", None, &["vda".to_owned()]).unwrap();
-        let record = write_disk(&mut writer, "vda", &model, []).unwrap();
-        assert_eq!(record.dirty_bytes, 0);
-        writer.commit(Consistency::Crash, "").unwrap();
+        write_disk(&mut writer, "vda", &model, []).unwrap();
+        let manifest = writer.commit(Consistency::Crash, "").unwrap();
+        assert_eq!(manifest.disks[0].dirty_bytes, 0);
         let latest = open_image(&store, "job", store.sequences("job").unwrap().len() as u64).unwrap();
         check_disk(&latest.disks()[0], &model);
         assert_eq!(old.diff(&model), [0; 0]);
@@ -398,7 +397,8 @@ fn a_short_last_cluster_that_grew_must_be_pushed() {
     write_image(&store, "job", &[("vda", &model)]).unwrap();
     model.grow(20_000);
     let mut writer = store.begin("job", None, &["vda".to_owned()]).unwrap();
-    let error: Error = write_disk(&mut writer, "vda", &model, []).unwrap_err();
+    write_disk(&mut writer, "vda", &model, []).unwrap();
+    let error = writer.commit(Consistency::Crash, "").unwrap_err();
     assert!(error.to_string().contains("cluster 0 grew"), "{error}");
 }
 

@@ -175,17 +175,17 @@ fn blocks(place: &Place) -> impl Iterator<Item = (u32, u64)> + use<> {
 /// Pushes all of the disk, with checkpoints; ends behind `stop` clusters, if that is given, without an image.
 fn sync_until(store: &Store, disk: &Model, every: u64, stop: Option<u64>) -> Result<Option<Manifest>> {
     let mut writer = store.begin(JOB, Some(ClusterSize::K16), &["vda".to_owned()])?;
-    let written = writer.disk(meta("vda", disk.size))?.write::<Error>(|sink| {
+    let written = pass_over::<Error>(&mut writer, meta("vda", disk.size), |pass| {
         for index in 0..disk.cluster_count() {
             if stop == Some(index) {
                 return Err(Error::new(ErrorKind::Busy, "stopped"));
             }
-            push(sink, index, &disk.get(index))?;
+            pass.push_plain(index, &disk.get(index))?;
             if index % every == every - 1 {
-                sink.checkpoint()?;
+                pass.checkpoint()?;
             }
         }
-        Ok(comparison())
+        Ok(())
     });
     match written {
         Err(error) if error.kind() == ErrorKind::Busy => Ok(None),

@@ -3,8 +3,8 @@
 use super::model::Model;
 use super::support::*;
 use crate::{
-    ClusterSize, ClusterUpdate, Codec, Consistency, Disk, Error, ErrorKind, Extent, SECTOR_LEN, Span, Store,
-    Verdict, VerdictState, Verifier, VerifyPlan, cluster_digest, compress_cluster, encode_damaged,
+    ClusterEncoder, ClusterSize, ClusterUpdate, Codec, Consistency, Disk, Error, ErrorKind, Extent,
+    SECTOR_LEN, Span, Store, Verdict, VerdictState, Verifier, VerifyPlan, cluster_digest,
     open_or_create_store, open_store,
 };
 use serde_json::{Value, json};
@@ -114,32 +114,17 @@ fn write(store: &Store, expected: &mut Value, job: &str, disks: &[(&str, &Source
     let names: Vec<String> = disks.iter().map(|(name, _)| (*name).to_owned()).collect();
     let mut writer = store.begin(job, Some(ClusterSize::K16), &names).unwrap();
     for (name, source) in disks {
-        let disk = writer.disk(meta(name, source.model.size)).unwrap();
-        let written = disk.write::<Error>(|sink| {
-            let mut packed = Vec::new();
+        let written = pass_over::<Error>(&mut writer, meta(name, source.model.size), |pass| {
+            let mut encoder = ClusterEncoder::new(4);
             for index in 0..source.model.cluster_count() {
                 let plain = source.model.get(index);
-                let (digest, codec, stored) = match source.bitmap(index) {
-                    Some(bitmap) => {
-                        let (digest, stored) = encode_damaged(&plain, &bitmap);
-                        (digest, Codec::Damaged, stored)
-                    }
-                    None if cluster_digest(&plain).is_null() => {
-                        (cluster_digest(&plain), Codec::Null, Vec::new())
-                    }
-                    None => match compress_cluster(&plain, 4, &mut packed) {
-                        Codec::Zstd => (cluster_digest(&plain), Codec::Zstd, packed.clone()),
-                        _ => (cluster_digest(&plain), Codec::Raw, plain),
-                    },
-                };
-                sink.push(&ClusterUpdate {
-                    index,
-                    digest,
-                    codec,
-                    stored: &stored,
+                let digest = encoder.digest(&plain);
+                pass.push(&match source.bitmap(index) {
+                    Some(bitmap) => encoder.encode_damaged(index, &plain, &bitmap),
+                    None => encoder.encode(index, digest, &plain),
                 })?;
             }
-            Ok(comparison())
+            Ok(())
         });
         written.unwrap();
     }
@@ -211,20 +196,17 @@ fn write_log(store: &Store, expected: &mut Value) {
     store.keep_verdict(&image, &verdict).unwrap();
 
     let mut writer = store.begin("log", None, &["sda".to_owned()]).unwrap();
-    let stopped = writer
-        .disk(meta("sda", disk.model.size))
-        .unwrap()
-        .write::<Error>(|sink| {
-            let plain = unfinished_cluster();
-            sink.push(&ClusterUpdate {
-                index: 1,
-                digest: cluster_digest(&plain),
-                codec: Codec::Raw,
-                stored: &plain,
-            })?;
-            sink.checkpoint()?;
-            Err(Error::new(ErrorKind::Busy, "stopped"))
-        });
+    let stopped = pass_over::<Error>(&mut writer, meta("sda", disk.model.size), |pass| {
+        let plain = unfinished_cluster();
+        pass.push(&ClusterUpdate {
+            index: 1,
+            digest: cluster_digest(&plain),
+            codec: Codec::Raw,
+            stored: &plain,
+        })?;
+        pass.checkpoint()?;
+        Err(Error::new(ErrorKind::Busy, "stopped"))
+    });
     assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Busy);
 }
 

@@ -2,6 +2,8 @@
 
 use super::model::Model;
 use super::support::*;
+use crate::cluster_digest;
+use crate::format::codec::compress_cluster;
 use crate::format::layer::HEADER_LEN;
 use crate::format::node::{Node, closing_check};
 use crate::format::pointer::{Place, RawPointer};
@@ -11,7 +13,6 @@ use crate::{
     ClusterSize, Codec, Digest, DiskDigest, Error, ErrorKind, Geometry, Image, NodeId, Pointer, Result,
     Store, Uuid,
 };
-use crate::{cluster_digest, compress_cluster};
 use serde_json::{Value, json};
 use zerocopy::IntoBytes;
 

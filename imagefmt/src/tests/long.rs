@@ -5,7 +5,8 @@ use crate::format::layer::{LAYER_LEN_MAX, LayerFiles, LayerIdentity, LayerWriter
 use crate::read::cache::ChainFiles;
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{LayerAppend, LayerRead, Lock, LockMode, Storage};
-use crate::write::builder::{Builder, LayerSource};
+use crate::write::builder::Builder;
+use crate::write::new_layers::LayerSource;
 use crate::{ClusterSize, ClusterUpdate, Codec, Digest, Geometry, Result, Uuid};
 use std::ops::Range;
 use std::sync::Arc;
@@ -71,6 +72,7 @@ impl Storage for Forgetful {
     }
 }
 
+#[derive(Debug)]
 struct Numbered {
     storage: Forgetful,
     next: u32,
@@ -94,13 +96,13 @@ impl LayerSource for Numbered {
 #[test]
 fn a_layer_of_16_gib_is_continued_in_a_new_one() {
     let geometry = Geometry::new(40 << 30, ClusterSize::K256).unwrap();
-    let mut source = Numbered {
+    let source = Numbered {
         storage: Forgetful::default(),
         next: 1,
     };
     let layers = LayerFiles::new(Arc::new(MemoryStorage::default()), "job");
     let files = Arc::new(ChainFiles::new(layers, ClusterSize::K256, 1 << 20));
-    let mut builder = Builder::new(geometry, None, files).unwrap();
+    let mut builder = Builder::new(geometry, None, files, Box::new(source)).unwrap();
     let plain = random_bytes(1, 256 << 10);
     for index in 0..geometry.cluster_count() {
         let update = ClusterUpdate {
@@ -109,9 +111,9 @@ fn a_layer_of_16_gib_is_continued_in_a_new_one() {
             codec: Codec::Raw,
             stored: &plain,
         };
-        builder.push(&update, &mut source).unwrap();
+        builder.push(&update).unwrap();
     }
-    let built = builder.finish(&mut source).unwrap();
+    let built = builder.finish().unwrap();
     assert_eq!(built.packed, [1, 2, 3]);
     let lengths: Vec<u64> = built.layers.iter().map(|(_, entry)| entry.len).collect();
     // A group is 64 MiB of clusters and their leaf; nodes above it follow.

@@ -24,9 +24,8 @@ fn begin(store: &Store) -> ImageWriter {
 fn push_all(updates: &[ClusterUpdate<'_>]) -> Result<()> {
     let (storage, store, _) = one_image();
     let mut writer = begin(&store);
-    let written = writer.disk(meta("vda", 40_000)).unwrap().write::<Error>(|sink| {
-        updates.iter().try_for_each(|update| sink.push(update))?;
-        Ok(comparison())
+    let written = pass_over::<Error>(&mut writer, meta("vda", 40_000), |pass| {
+        updates.iter().try_for_each(|update| pass.push(update))
     });
     drop(writer);
     let layers = storage
@@ -38,7 +37,7 @@ fn push_all(updates: &[ClusterUpdate<'_>]) -> Result<()> {
         .count();
     assert_eq!(layers, 1, "a sync that was dropped removes its layers");
     assert_eq!(store.sequences("job").unwrap(), [1]);
-    written.map(drop)
+    written
 }
 
 fn raw(index: u64, plain: &[u8]) -> ClusterUpdate<'_> {
@@ -128,7 +127,7 @@ fn disks_must_be_those_of_the_job() {
 }
 
 #[test]
-fn a_disk_is_written_once_and_never_shrinks() {
+fn a_disk_is_added_once_and_never_shrinks() {
     let (_, store, model) = one_image();
     let mut writer = begin(&store);
     let smaller = Model::new(39_999, ClusterSize::K16);

@@ -4,7 +4,7 @@ use super::model::Model;
 use super::support::*;
 use crate::storage::memory::MemoryStorage;
 use crate::{
-    ClusterSize, ClusterUpdate, Codec, Consistency, Disk, Error, ErrorKind, Store, TryRead, encode_damaged,
+    ClusterEncoder, ClusterSize, Codec, Consistency, Disk, Error, ErrorKind, Store, TryRead,
     open_or_create_store,
 };
 use proptest::prelude::*;
@@ -227,16 +227,9 @@ fn sectors_unreadable_at_the_source_are_never_handed_out_without_waiting() {
         .unwrap();
     let mut unreadable = vec![0; STEP as usize / 512 / 8];
     unreadable[0] = 0b10;
-    let (digest, stored) = encode_damaged(&random_bytes(1, STEP as usize), &unreadable);
-    let update = ClusterUpdate {
-        index: 0,
-        digest,
-        codec: Codec::Damaged,
-        stored: &stored,
-    };
-    let disk_writer = writer.disk(meta("vda", STEP)).unwrap();
-    let written = disk_writer.write::<Error>(|sink| sink.push(&update).map(|()| comparison()));
-    written.unwrap();
+    let mut encoder = ClusterEncoder::new(1);
+    let update = encoder.encode_damaged(0, &random_bytes(1, STEP as usize), &unreadable);
+    pass_over::<Error>(&mut writer, meta("vda", STEP), |pass| pass.push(&update)).unwrap();
     writer.commit(Consistency::Crash, "test").unwrap();
     let disk = disk(&store, 1);
     let mut sector = [0; 512];

@@ -4,9 +4,8 @@ use super::model::Model;
 use crate::format::pointer::Place;
 use crate::storage::memory::MemoryStorage;
 use crate::{
-    ClusterUpdate, Codec, Comparison, Consistency, Disk, DiskIdentity, DiskMeta, DiskRecord, DiskSink, Error,
-    Finding, Image, ImageWriter, Manifest, Method, NodeId, Pointer, Result, Store, Verifier, VerifyPlan,
-    cluster_digest, compress_cluster,
+    ClusterEncoder, ClusterUpdate, Consistency, Disk, DiskId, DiskIdentity, DiskMeta, Error, Finding, Image,
+    ImageWriter, Manifest, Method, NodeId, Pointer, Result, Store, Verifier, VerifyPlan,
 };
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -54,31 +53,44 @@ pub(super) fn meta(name: &str, size_bytes: u64) -> DiskMeta {
     }
 }
 
-pub(super) fn comparison() -> Comparison {
-    Comparison {
-        method: Method::Scan,
-        reason: "test".to_owned(),
-        compared_bytes: 0,
+/// A disk in the only pass over it.
+#[derive(Debug)]
+pub(super) struct Pass<'a> {
+    pub image: &'a mut ImageWriter,
+    pub disk: DiskId,
+}
+
+impl Pass<'_> {
+    pub fn push(&mut self, update: &ClusterUpdate<'_>) -> Result<()> {
+        self.image.push(self.disk, update)
+    }
+
+    /// Pushes a cluster, compressed where that is shorter.
+    pub fn push_plain(&mut self, index: u64, plain: &[u8]) -> Result<()> {
+        let mut encoder = ClusterEncoder::new(1);
+        let digest = encoder.digest(plain);
+        self.push(&encoder.encode(index, digest, plain))
+    }
+
+    pub fn checkpoint(&mut self) -> Result<bool> {
+        self.image.checkpoint()
+    }
+
+    pub fn base(&self) -> Option<&Disk> {
+        self.image.base(self.disk)
     }
 }
 
-/// Pushes a cluster, compressed where that is shorter.
-pub(super) fn push(sink: &mut DiskSink<'_>, index: u64, plain: &[u8]) -> Result<()> {
-    let digest = cluster_digest(plain);
-    let mut packed = Vec::new();
-    let (codec, stored) = match digest.is_null() {
-        true => (Codec::Null, &[][..]),
-        false => match compress_cluster(plain, 1, &mut packed) {
-            Codec::Raw => (Codec::Raw, plain),
-            codec => (codec, &packed[..]),
-        },
-    };
-    sink.push(&ClusterUpdate {
-        index,
-        digest,
-        codec,
-        stored,
-    })
+/// Adds a disk and passes over it once: `fill` pushes what changed.
+pub(super) fn pass_over<E: From<Error>>(
+    image: &mut ImageWriter,
+    meta: DiskMeta,
+    fill: impl FnOnce(&mut Pass<'_>) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    let disk = image.disk(meta)?;
+    image.begin_pass(disk, Method::Scan, "test")?;
+    fill(&mut Pass { image, disk })?;
+    Ok(image.end_pass(disk, 0)?)
 }
 
 /// Writes one disk: pushes the clusters `pushed` as the model has them.
@@ -87,12 +99,11 @@ pub(super) fn write_disk(
     name: &str,
     model: &Model,
     pushed: impl IntoIterator<Item = u64>,
-) -> Result<DiskRecord> {
-    writer.disk(meta(name, model.size))?.write::<Error>(|sink| {
-        for index in pushed {
-            push(sink, index, &model.get(index))?;
-        }
-        Ok(comparison())
+) -> Result<()> {
+    pass_over(writer, meta(name, model.size), |pass| {
+        pushed
+            .into_iter()
+            .try_for_each(|index| pass.push_plain(index, &model.get(index)))
     })
 }
 

@@ -1,4 +1,4 @@
-//! The one writing operation: (parent root, clusters in ascending order) to new root.
+//! The one writing operation: (parent root, clusters in ascending order) to new root, once or in several passes.
 //!
 //! Groups go to the layer as they come: the changed clusters of a leaf, then the leaf; a higher node
 //! follows its last changed child. Subtrees without a change are referenced, never rewritten.
@@ -11,12 +11,8 @@ use crate::format::node::{Node, NodeId, closing_check};
 use crate::format::pointer::{Codec, Place, Pointer};
 use crate::read::cache::ChainFiles;
 use crate::read::tree::Tree;
+use crate::write::new_layers::LayerSource;
 use std::sync::Arc;
-
-/// Gives the builder its layers, with ids that were never used before.
-pub(crate) trait LayerSource {
-    fn create(&mut self) -> Result<LayerWriter>;
-}
 
 /// A changed cluster as the builder stores it.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +30,8 @@ pub struct ClusterUpdate<'a> {
 /// What a build changed and wrote.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BuildStats {
-    /// Plain bytes of the clusters whose content is new.
+    /// Plain bytes of the clusters whose content is new. One that several passes store counts once, unless one of
+    /// them found it zero.
     pub dirty_bytes: u64,
     /// Bytes written to layers, headers, nodes and padding included.
     pub stored_bytes: u64,
@@ -63,12 +60,17 @@ pub(crate) struct Builder {
     /// The tree as it was at the start, or at the last checkpoint.
     parent: Option<Tree>,
     files: Arc<ChainFiles>,
+    source: Box<dyn LayerSource>,
     writer: Option<LayerWriter>,
     /// The changed node being filled, for each level.
     open: Vec<Option<OpenNode>>,
     root: Pointer,
     layers: LayerTable,
+    /// Ids of the layers that this build wrote.
+    own: Vec<u32>,
+    /// Those of them in which nothing is superseded.
     packed: Vec<u32>,
+    /// The lowest index that may come next.
     next: u64,
     /// The parent's short last cluster: on a disk that grew it holds more than before.
     outgrown: Option<u64>,
@@ -76,16 +78,27 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    /// A builder for a disk of `geometry`, on top of `parent` or of nothing. `files` are the chain's.
-    pub fn new(geometry: Geometry, parent: Option<Tree>, files: Arc<ChainFiles>) -> Result<Self> {
+    /// A builder for a disk of `geometry`, on top of `parent` or of nothing. `files` are the chain's; the layers come
+    /// from `source`.
+    ///
+    /// # Errors
+    /// `Invalid` when the parent does not fit; otherwise when it cannot be read.
+    pub fn new(
+        geometry: Geometry,
+        parent: Option<Tree>,
+        files: Arc<ChainFiles>,
+        source: Box<dyn LayerSource>,
+    ) -> Result<Self> {
         let mut builder = Self {
             geometry,
             parent: None,
             files,
+            source,
             writer: None,
             open: (0..geometry.height()).map(|_| None).collect(),
             root: Pointer::NULL,
             layers: LayerTable::default(),
+            own: Vec::new(),
             packed: Vec::new(),
             next: 0,
             outgrown: None,
@@ -125,26 +138,41 @@ impl Builder {
         Ok(())
     }
 
-    /// Takes the next cluster; indices must ascend. One that is as in the parent is not stored again.
-    pub fn push(&mut self, update: &ClusterUpdate<'_>, source: &mut dyn LayerSource) -> Result<()> {
+    /// Takes the next cluster; indices ascend within a pass. One that is as in the tree so far is not stored again.
+    ///
+    /// # Errors
+    /// `Invalid` for a cluster out of order or whose stored bytes do not fit; otherwise when the parent cannot be read
+    /// or the layer not written.
+    pub fn push(&mut self, update: &ClusterUpdate<'_>) -> Result<()> {
         self.check(update)?;
         self.next = update.index + 1;
         if self.outgrown == Some(update.index) {
             self.outgrown = None;
         }
-        let leaf = parent_index(update.index);
-        let old = match &self.open[0] {
-            Some(open) if open.index == leaf => open.node.children()[slot(update.index)],
-            _ => self.parent_cluster(update.index)?,
-        };
+        let old = self.current(update.index)?;
         if old.digest == update.digest {
             return Ok(());
         }
-        self.close_nodes_before(leaf, source)?;
-        self.open_node(0, leaf, source)?;
-        let new = self.store_cluster(update, source)?;
-        self.stats.dirty_bytes += self.geometry.cluster_len(update.index) as u64;
+        self.open_leaf_of(update.index)?;
+        let new = self.store_cluster(update)?;
+        if old.is_null() || !self.own.contains(&old.place.layer) {
+            self.stats.dirty_bytes += self.geometry.cluster_len(update.index) as u64;
+        }
         self.set_child(0, update.index, new)
+    }
+
+    /// The pointer of a cluster that has not come in this pass.
+    fn current(&self, index: u64) -> Result<Pointer> {
+        match &self.open[0] {
+            Some(open) if open.index == parent_index(index) => Ok(open.node.children()[slot(index)]),
+            _ => self.parent_cluster(index),
+        }
+    }
+
+    fn open_leaf_of(&mut self, cluster: u64) -> Result<()> {
+        let leaf = parent_index(cluster);
+        self.close_nodes_before(leaf)?;
+        self.open_node(0, leaf)
     }
 
     fn check(&self, update: &ClusterUpdate<'_>) -> Result<()> {
@@ -172,11 +200,11 @@ impl Builder {
         }
     }
 
-    fn store_cluster(&mut self, update: &ClusterUpdate<'_>, source: &mut dyn LayerSource) -> Result<Pointer> {
+    fn store_cluster(&mut self, update: &ClusterUpdate<'_>) -> Result<Pointer> {
         if update.codec == Codec::Null {
             return Ok(Pointer::NULL);
         }
-        let writer = self.writer(source)?;
+        let writer = self.writer()?;
         writer.begin_piece()?;
         if update.codec == Codec::Raw {
             writer.align()?;
@@ -190,14 +218,14 @@ impl Builder {
     }
 
     /// Makes node `index` of `level` the open one, closing the one that was.
-    fn open_node(&mut self, level: u8, index: u64, source: &mut dyn LayerSource) -> Result<()> {
+    fn open_node(&mut self, level: u8, index: u64) -> Result<()> {
         if self.open[usize::from(level)]
             .as_ref()
             .is_some_and(|open| open.index == index)
         {
             return Ok(());
         }
-        self.close_node(level, source)?;
+        self.close_node(level)?;
         let node = match &self.parent {
             Some(parent) if level < parent.geometry().height() => {
                 (*parent.node(NodeId { level, index })?).clone()
@@ -225,14 +253,14 @@ impl Builder {
     }
 
     /// Stores the open nodes that `leaf` is not below, lowest first: each follows its last changed child.
-    fn close_nodes_before(&mut self, leaf: u64, source: &mut dyn LayerSource) -> Result<()> {
+    fn close_nodes_before(&mut self, leaf: u64) -> Result<()> {
         let mut index = leaf;
         for level in 0..self.geometry.height() {
             if self.open[usize::from(level)]
                 .as_ref()
                 .is_some_and(|open| open.index != index)
             {
-                self.close_node(level, source)?;
+                self.close_node(level)?;
             }
             index = parent_index(index);
         }
@@ -240,12 +268,11 @@ impl Builder {
     }
 
     /// Stores the open node of `level` and points its parent node to it.
-    fn close_node(&mut self, level: u8, source: &mut dyn LayerSource) -> Result<()> {
+    fn close_node(&mut self, level: u8) -> Result<()> {
         let Some(open) = self.open[usize::from(level)].take() else {
             return Ok(());
         };
         let new = self.store_node(
-            source,
             NodeId {
                 level,
                 index: open.index,
@@ -256,17 +283,17 @@ impl Builder {
             let old = std::mem::replace(&mut self.root, new);
             return self.account(&old, &new);
         }
-        self.open_node(level + 1, parent_index(open.index), source)?;
+        self.open_node(level + 1, parent_index(open.index))?;
         self.set_child(level + 1, open.index, new)
     }
 
-    fn store_node(&mut self, source: &mut dyn LayerSource, id: NodeId, node: &Node) -> Result<Pointer> {
+    fn store_node(&mut self, id: NodeId, node: &Node) -> Result<Pointer> {
         let digest = node.digest();
         if digest.is_null() {
             return Ok(Pointer::NULL);
         }
         let (codec, mut block) = node.encode();
-        let writer = self.writer(source)?;
+        let writer = self.writer()?;
         writer.begin_piece()?;
         let check = closing_check(&block, &writer.uuid().bytes(), writer.position(), id);
         block.extend_from_slice(&check.0);
@@ -290,6 +317,7 @@ impl Builder {
     fn account(&mut self, old: &Pointer, new: &Pointer) -> Result<()> {
         if !old.is_null() {
             let Place { layer, len, .. } = old.place;
+            self.packed.retain(|&id| id != layer);
             let entry = self.layers.entry_mut(layer)?;
             entry.referenced = entry.referenced.checked_sub(len.into()).ok_or_else(|| {
                 Error::damaged(format!(
@@ -304,15 +332,16 @@ impl Builder {
     }
 
     /// The layer being written; the first is created when there is something to write.
-    fn writer(&mut self, source: &mut dyn LayerSource) -> Result<&mut LayerWriter> {
+    fn writer(&mut self) -> Result<&mut LayerWriter> {
         if self.writer.is_none() {
-            let writer = source.create()?;
+            let writer = self.source.create()?;
             let entry = LayerEntry {
                 uuid: writer.uuid(),
                 len: 0,
                 referenced: 0,
             };
             self.layers.insert(writer.id(), entry);
+            self.own.push(writer.id());
             self.packed.push(writer.id());
             self.writer = Some(writer);
         }
@@ -331,32 +360,70 @@ impl Builder {
         Ok(())
     }
 
-    /// Stores what is open and makes it durable, so that what came so far can be found again by its root;
-    /// then it goes on from there. `None` while that cannot be described: on a disk that grew, until the
-    /// cluster that was its short last one has come.
-    pub fn checkpoint(&mut self, source: &mut dyn LayerSource) -> Result<Option<Built>> {
-        if self.outgrown.is_some() {
-            return Ok(None);
+    /// Stores what is open and makes it durable, so that what came so far can be found again by its root; the build
+    /// continues from there.
+    ///
+    /// On a disk that grew, the cluster that was its short last one is zero in it until it has come: what the parent
+    /// holds of it is shorter than a cluster of this disk.
+    ///
+    /// # Errors
+    /// When the layer cannot be written, or the parent not be read.
+    pub fn checkpoint(&mut self) -> Result<Built> {
+        if let Some(index) = self.outgrown
+            && !self.current(index)?.is_null()
+        {
+            self.open_leaf_of(index)?;
+            self.set_child(0, index, Pointer::NULL)?;
         }
-        self.close_nodes(source)?;
+        self.close_nodes()?;
         if let Some(writer) = &mut self.writer {
             writer.sync()?;
             self.layers.entry_mut(writer.id())?.len = writer.position();
             // The nodes just stored will be superseded: not every byte of this layer will be pointed to.
             self.packed.retain(|&id| id != writer.id());
         }
+        self.continue_from_here()?;
+        Ok(self.built())
+    }
+
+    /// Closes the layer being written and frees its buffers. What comes later gets a new layer.
+    ///
+    /// # Errors
+    /// As for [`checkpoint`](Self::checkpoint).
+    pub fn release(&mut self) -> Result<()> {
+        self.close_nodes()?;
+        self.close_layer()?;
+        self.continue_from_here()
+    }
+
+    /// Whether a layer is open, with the buffers that it takes.
+    pub fn holds_layer(&self) -> bool {
+        self.writer.is_some()
+    }
+
+    /// Begins another pass: clusters may come again. The caller has made a checkpoint of what came before.
+    pub fn rewind(&mut self) {
+        self.next = 0;
+    }
+
+    /// The tree as it was at the start, at the last checkpoint or at the last release.
+    pub fn tree(&self) -> Option<&Tree> {
+        self.parent.as_ref()
+    }
+
+    /// Takes the tree as stored for the one to build upon; nothing is open.
+    fn continue_from_here(&mut self) -> Result<()> {
         let layers = Arc::new(self.layers.clone());
-        let tree = Tree::new(self.geometry, self.root, layers, self.files.clone())?;
-        self.parent = Some(tree);
-        Ok(Some(self.built()))
+        self.parent = Some(Tree::new(self.geometry, self.root, layers, self.files.clone())?);
+        Ok(())
     }
 
-    fn close_nodes(&mut self, source: &mut dyn LayerSource) -> Result<()> {
-        (0..self.geometry.height()).try_for_each(|level| self.close_node(level, source))
+    fn close_nodes(&mut self) -> Result<()> {
+        (0..self.geometry.height()).try_for_each(|level| self.close_node(level))
     }
 
-    /// The tree as it is; nothing is open.
-    fn built(&self) -> Built {
+    /// The tree as stored; nothing is open.
+    pub fn built(&self) -> Built {
         let mut built = Built {
             root: self.root,
             layers: self.layers.clone(),
@@ -370,13 +437,16 @@ impl Builder {
     }
 
     /// Stores what is still open and makes all layers durable.
-    pub fn finish(mut self, source: &mut dyn LayerSource) -> Result<Built> {
+    ///
+    /// # Errors
+    /// `Invalid` when a cluster that grew with the disk did not come; otherwise when the layer cannot be written.
+    pub fn finish(&mut self) -> Result<Built> {
         if let Some(index) = self.outgrown {
             return Err(Error::invalid(format!(
                 "cluster {index} grew with the disk but was not given anew"
             )));
         }
-        self.close_nodes(source)?;
+        self.close_nodes()?;
         self.close_layer()?;
         Ok(self.built())
     }

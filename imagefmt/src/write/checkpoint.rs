@@ -1,7 +1,8 @@
 //! Checkpoints: what an unfinished sync has stored, as an image without a name.
 //!
-//! A chain has at most one. It is replaced while the sync goes on, and gone when the image exists. The next
-//! sync takes it for the base to compare with, so what is stored already is not stored again.
+//! A chain has at most one. It holds all disks of the sync in the state that they have reached. It is replaced
+//! while the sync runs, and removed when the image exists. The next sync compares the disks with it, so that
+//! what is stored already is not stored again.
 
 use crate::error::{ErrorKind, Result, Within};
 use crate::format::manifest::{Consistency, DiskRecord, LayerRecord, Manifest};
@@ -13,7 +14,8 @@ use crate::reclaim::walk::free_from;
 use crate::storage::Lock;
 use crate::storage::paths::{checkpoint_path, dropped_checkpoint_path, layer_path, layers_dir};
 use crate::store::{Chain, Store};
-use crate::write::sync::ImageWriter;
+use crate::write::disk::DraftDisk;
+use crate::write::draft::Draft;
 
 impl Store {
     /// The unfinished sync of a chain, where there is one.
@@ -24,7 +26,7 @@ impl Store {
         Ok(found.filter(|manifest| newest.is_none_or(|newest| newest < manifest.sequence)))
     }
 
-    /// Drops what the unfinished sync of a chain has stored, for `job`, and frees its space; nothing where there is
+    /// Discards what the unfinished sync of a chain has stored, for `job`, and frees its space; nothing where there is
     /// no such sync.
     ///
     /// # Errors
@@ -55,7 +57,7 @@ impl Store {
         Ok(true)
     }
 
-    /// The unfinished sync to go on with; none if it is damaged, as then there is nothing to go on with.
+    /// The unfinished sync to resume; none if it is damaged, as then there is nothing to resume.
     pub(crate) fn resumable(&self, readers: &Chain) -> Result<Option<Image>> {
         let opened = self.unfinished_in(readers.name()).and_then(|found| {
             found
@@ -72,9 +74,27 @@ impl Store {
     }
 }
 
-impl ImageWriter {
-    /// Adds what the sync that is gone on with has stored of disks whose turn has not come yet.
-    pub(crate) fn keep_resumed(&self, disks: &mut Vec<DiskRecord>, layers: &mut Vec<LayerRecord>) {
+impl Draft {
+    /// Makes what came so far of all disks durable, so that a later sync resumes from here should this one not end.
+    /// Returns whether there is a checkpoint of this sync: not while nothing has come.
+    pub(crate) fn checkpoint(&mut self) -> Result<bool> {
+        if !self.disks.iter().any(DraftDisk::is_fresh) {
+            return Ok(self.saved.is_some());
+        }
+        let (mut disks, mut layers) = (Vec::new(), Vec::new());
+        for disk in &mut self.disks {
+            let (record, of_disk) = disk.checkpoint()?;
+            disks.push(record);
+            layers.extend(of_disk);
+        }
+        self.keep_resumed(&mut disks, &mut layers);
+        self.save_checkpoint(disks, layers)?;
+        self.disks.iter_mut().for_each(DraftDisk::saved);
+        Ok(true)
+    }
+
+    /// Adds what the resumed sync has stored of disks that were not added yet.
+    fn keep_resumed(&self, disks: &mut Vec<DiskRecord>, layers: &mut Vec<LayerRecord>) {
         let Some(resumed) = &self.resumed else { return };
         for disk in &resumed.manifest().disks {
             if disks.iter().all(|begun| begun.name != disk.name) {
@@ -89,12 +109,10 @@ impl ImageWriter {
         }
     }
 
-    /// Replaces the chain's checkpoint, and gives back what only the one before held.
-    pub(crate) fn save_checkpoint(&mut self, disks: Vec<DiskRecord>, layers: Vec<LayerRecord>) -> Result<()> {
+    /// Replaces the chain's checkpoint, and frees what only the one before held.
+    fn save_checkpoint(&mut self, disks: Vec<DiskRecord>, layers: Vec<LayerRecord>) -> Result<()> {
         let manifest = self.describe(disks, layers, Consistency::Fuzzy, "unfinished")?;
-        manifest.check(manifest.sequence)?;
-        let chain = &self.source.chain;
-        let storage = &*self.source.storage;
+        let (chain, storage) = (self.new_layers.chain(), self.new_layers.storage());
         storage.sync_dir(&layers_dir(chain))?;
         let _reclaim = self.store.lock_reclaim(chain)?;
         let path = checkpoint_path(chain);
@@ -102,16 +120,16 @@ impl ImageWriter {
         // If this fails, either checkpoint may be found: giving up must then take nothing from either.
         self.named = true;
         sealed::put_in_place(storage, chain, &temporary, &path)
-            .within(|| format!("checkpoint of {}", self.label()))?;
+            .within(|| format!("checkpoint of {}", self.id()))?;
         self.named = false;
-        // The one that was resumed stays as it is until the end: it is what the disk is compared with.
+        // The one that was resumed stays as it is until the end: it is what the disks are compared with.
         if let Some(before) = self.saved.replace(manifest) {
             self.free_checkpoint(before);
         }
         Ok(())
     }
 
-    /// Gives back what only a checkpoint of this sync held. The caller holds the reclaim lock.
+    /// Frees what only a checkpoint of this sync held. The caller holds the reclaim lock.
     fn free_checkpoint(&self, before: Manifest) {
         let freed = self
             .readers
@@ -135,7 +153,7 @@ impl ImageWriter {
     ///
     /// Should this fail, the next writer finds that they led to it.
     pub(crate) fn forget_checkpoints(&self) {
-        let chain = &self.source.chain;
+        let chain = self.new_layers.chain();
         let forgotten = self.store.drop_checkpoint(chain).and_then(|dropped| {
             if dropped {
                 let mut reclaimed = Reclaimed::default();
@@ -149,7 +167,7 @@ impl ImageWriter {
         }
     }
 
-    /// Gives back what only the checkpoint held that this sync began from and has replaced.
+    /// Frees what only the checkpoint held that this sync began from and has replaced.
     fn free_resumed(&self) -> Result<()> {
         match &self.resumed {
             Some(resumed) if self.saved.is_some() => self.free(resumed),
@@ -158,10 +176,12 @@ impl ImageWriter {
     }
 
     /// Leaves the chain as the last checkpoint describes it: what was stored since is of no use.
-    pub(crate) fn give_up(&self) {
-        let storage = &*self.source.storage;
-        for &layer in &self.source.created {
-            let path = layer_path(&self.source.chain, layer);
+    pub(crate) fn give_up(&mut self) {
+        // Their writers wait for what is in flight: it must not arrive after what follows.
+        self.disks.clear();
+        let (chain, storage) = (self.new_layers.chain(), self.new_layers.storage());
+        for layer in self.new_layers.created() {
+            let path = layer_path(chain, layer);
             let listed = self
                 .saved
                 .iter()
@@ -177,7 +197,7 @@ impl ImageWriter {
         }
         let freed = self
             .store
-            .lock_reclaim(&self.source.chain)
+            .lock_reclaim(chain)
             .and_then(|_reclaim| self.free_resumed());
         if let Err(error) = freed {
             tracing::debug!(%error, "leave what an earlier checkpoint held");

@@ -2,5 +2,8 @@
 
 pub(crate) mod builder;
 pub(crate) mod checkpoint;
-pub(crate) mod disk_writer;
+pub(crate) mod disk;
+pub(crate) mod draft;
+pub(crate) mod encoder;
+pub(crate) mod new_layers;
 pub(crate) mod sync;

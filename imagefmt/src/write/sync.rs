@@ -1,67 +1,49 @@
-//! Writing one image: numbers are taken, disks are built, the manifest is committed.
+//! Writing one image: from the writer lock to the commit.
 
 use crate::error::{Error, ErrorKind, Result, Within};
-use crate::format::geometry::{ClusterSize, Geometry};
-use crate::format::id::Uuid;
-use crate::format::layer::{LayerIdentity, LayerTable, LayerWriter};
-use crate::format::manifest::{Consistency, DiskRecord, Kind, LayerRecord, Manifest, ParentRef};
+use crate::format::geometry::ClusterSize;
+use crate::format::manifest::{Consistency, Manifest, Method};
 use crate::format::name::check_name;
 use crate::format::sealed;
 use crate::read::image::{Disk, Image};
+use crate::storage::Lock;
 use crate::storage::paths::{images_dir, layers_dir, manifest_path};
-use crate::storage::{Lock, Storage};
 use crate::store::chain::{self, ChainRecord};
 use crate::store::{Chain, Store};
-use crate::write::builder::LayerSource;
-use crate::write::disk_writer::{DiskMeta, DiskWriter};
+use crate::write::builder::ClusterUpdate;
+use crate::write::disk::{DiskId, DiskMeta, DraftDisk};
+use crate::write::draft::Draft;
+use crate::write::new_layers::NewLayers;
 use jiff::Timestamp;
-use std::sync::Arc;
 
 /// The sync of one image into a chain, as the chain's only writer.
+///
+/// Disks are added, passed over as often as wanted and in any order, several of them at the same time, and
+/// committed together. A pass pushes clusters in ascending order; those that it does not push stay as they are
+/// in [`base`](Self::base), or zero where there is none.
 ///
 /// Dropped without [`commit`](Self::commit), it keeps what its last checkpoint describes and removes the
 /// rest: no manifest lists it.
 #[derive(Debug)]
 pub struct ImageWriter {
-    pub(crate) store: Store,
-    pub(crate) readers: Chain,
-    job: String,
-    pub(crate) source: NewLayers,
-    cluster_size: ClusterSize,
-    parent: Option<Image>,
-    /// The unfinished sync that this one goes on with.
-    pub(crate) resumed: Option<Image>,
-    skipped_images: PassedOver,
-    sequence: u64,
-    begun: bool,
-    started: Timestamp,
-    pub(crate) disks: Vec<DiskRecord>,
-    pub(crate) layers: Vec<LayerRecord>,
-    /// The checkpoint that this sync saved last.
-    pub(crate) saved: Option<Manifest>,
-    /// A manifest or checkpoint was given its name, or may have been: what it lists must stay.
-    pub(crate) named: bool,
+    draft: Draft,
+    /// The disks of the job.
+    of_job: Vec<String>,
+    skipped_images: SkippedImages,
+    /// Released last.
     _lock: Lock,
-}
-
-/// Gives the builder layers with ids that were never used.
-#[derive(Debug)]
-pub(crate) struct NewLayers {
-    pub storage: Arc<dyn Storage>,
-    /// The chain's name.
-    pub chain: String,
-    record: ChainRecord,
-    cluster_size: ClusterSize,
-    /// Those that were given out.
-    pub created: Vec<u32>,
 }
 
 impl Store {
     /// Begins an image of `job`: takes the chain's writer lock, creates the chain where there is none, and
-    /// goes on with the unfinished sync where there is one.
+    /// resumes the unfinished sync where there is one.
     ///
     /// `cluster_size` is that of a new chain (default 64 KiB); an existing one keeps its own. Nothing is
     /// written to an existing chain before the first [`disk`](ImageWriter::disk).
+    ///
+    /// # Errors
+    /// `Busy` while another sync writes the chain; `Invalid` when cluster size or disks are not the job's;
+    /// `Damaged` when every image of the chain is.
     pub fn begin(
         &self,
         job: &str,
@@ -73,6 +55,9 @@ impl Store {
     }
 
     /// Begins an image of a job that continues the chain of a finished one, `from`.
+    ///
+    /// # Errors
+    /// As for [`begin`](Self::begin).
     pub fn take_up(&self, job: &str, from: &str, disks: &[String]) -> Result<ImageWriter> {
         let chain = self.chain_to_take_up(job, from)?;
         self.begin_in(&chain, job, None, disks)
@@ -132,48 +117,45 @@ impl ImageWriter {
             return Err(error.within(format!("every image of job {job} is damaged: sync to a new job")));
         }
         let resumed = store.resumable(&readers)?;
+        let (of_job, sequence) = (record.disks.clone(), record.next_sequence);
         let cluster_size = record.cluster_size()?;
-        Ok(Self {
+        let draft = Draft {
             store: store.clone(),
             readers,
+            new_layers: NewLayers::new(store.storage().clone(), chain, cluster_size, record),
             job: job.to_owned(),
-            cluster_size,
-            sequence: record.next_sequence,
-            source: NewLayers {
-                storage: store.storage().clone(),
-                chain: chain.to_owned(),
-                record,
-                cluster_size,
-                created: Vec::new(),
-            },
+            sequence,
             parent,
             started: resumed
                 .as_ref()
                 .map_or_else(Timestamp::now, |resumed| resumed.manifest().started),
             resumed,
-            skipped_images,
             begun: false,
             disks: Vec::new(),
-            layers: Vec::new(),
             saved: None,
             named: false,
+        };
+        Ok(Self {
+            draft,
+            of_job,
+            skipped_images,
             _lock: lock,
         })
     }
 
     /// The image that this one is made from.
     pub fn parent(&self) -> Option<&Image> {
-        self.parent.as_ref()
+        self.draft.parent.as_ref()
     }
 
-    /// The unfinished sync that this one goes on with: what it stored need not be stored again.
+    /// The unfinished sync that this one resumes: what it stored need not be stored again.
     pub fn resumed(&self) -> Option<&Image> {
-        self.resumed.as_ref()
+        self.draft.resumed.as_ref()
     }
 
-    /// Whether the chain has a checkpoint for the next sync to go on with, should this one not end.
+    /// Whether the chain has a checkpoint for the next sync to resume from, should this one not end.
     pub fn has_checkpoint(&self) -> bool {
-        self.saved.is_some() || self.resumed.is_some()
+        self.draft.saved.is_some() || self.draft.resumed.is_some()
     }
 
     /// Newer images that could not be used as the parent, and why.
@@ -183,189 +165,119 @@ impl ImageWriter {
 
     /// Cluster size of the chain.
     pub fn cluster_size(&self) -> ClusterSize {
-        self.cluster_size
+        self.draft.new_layers.cluster_size()
     }
 
     /// The number that the image will have.
     pub fn sequence(&self) -> u64 {
-        self.sequence
+        self.draft.sequence
     }
 
     /// How people will write the image: `web01/7`.
     pub fn label(&self) -> String {
-        format!("{}/{}", self.job, self.sequence)
+        self.draft.id().to_string()
     }
 
-    /// Begins a disk. Disks are written one after another.
-    pub fn disk(&mut self, meta: DiskMeta) -> Result<DiskWriter<'_>> {
-        if !self.source.record.disks.contains(&meta.name)
-            || self.disks.iter().any(|disk| disk.name == meta.name)
-        {
+    /// Adds a disk of the job. With the first one the image's number is taken.
+    ///
+    /// # Errors
+    /// `Invalid` when the disk is not one of the job, was added before, or is smaller than in the parent image;
+    /// otherwise when the chain cannot be read or written.
+    pub fn disk(&mut self, meta: DiskMeta) -> Result<DiskId> {
+        if !self.of_job.contains(&meta.name) {
             return Err(Error::invalid(format!("disk {} does not belong here", meta.name)));
         }
-        let geometry = Geometry::new(meta.size_bytes, self.cluster_size)?;
-        let resumed = disk_of(self.resumed.as_ref(), &meta.name);
-        let base = resumed
-            .clone()
-            .or_else(|| disk_of(self.parent.as_ref(), &meta.name));
-        let before = self
-            .resumed
-            .as_ref()
-            .and_then(|resumed| resumed.manifest().disk(&meta.name));
-        let before = before.cloned();
-        if !self.begun {
-            self.start()?;
-        }
-        Ok(DiskWriter::new(self, meta, geometry, base, before))
+        self.draft.add(meta)
     }
 
-    /// Mends what a crash left, and takes the image's number: raised and durable before it is used.
-    fn start(&mut self) -> Result<()> {
-        self.begun = true;
-        let repaired = self.store.recover(&self.source.chain)?;
-        for kept in &repaired.kept {
-            tracing::warn!(chain = %self.source.chain, "kept: {kept}");
-        }
-        self.source.record.next_sequence = self
-            .sequence
-            .checked_add(1)
-            .ok_or_else(|| Error::damaged("the chain is out of image numbers"))?;
-        self.source.save_record()
+    /// What the pass at hand is compared with: the disk as built so far. Before a second pass that is the disk
+    /// in the unfinished sync, or else in the parent image.
+    pub fn base(&self, disk: DiskId) -> Option<&Disk> {
+        self.draft.disks.get(disk.index)?.base()
+    }
+
+    /// Begins a pass over a disk, which finds changes by `method`, and why that way. The record of the disk
+    /// names those of the first pass.
+    ///
+    /// A pass that is not the first of its disk begins with a checkpoint of all disks.
+    ///
+    /// # Errors
+    /// `Invalid` while another pass over the disk has not ended; otherwise as for
+    /// [`checkpoint`](Self::checkpoint).
+    pub fn begin_pass(&mut self, disk: DiskId, method: Method, reason: &str) -> Result<()> {
+        self.draft.begin_pass(disk, method, reason)
+    }
+
+    /// Takes the next cluster; indices ascend within a pass. One that is as in the base is not stored again.
+    ///
+    /// # Errors
+    /// `Invalid` outside of a pass, for a cluster out of order, or one whose stored bytes do not fit; otherwise
+    /// when the base cannot be read or the store not be written.
+    pub fn push(&mut self, disk: DiskId, update: &ClusterUpdate<'_>) -> Result<()> {
+        self.draft.push(disk, update)
+    }
+
+    /// Ends a pass that read and compared so many bytes. The record of the disk adds them up.
+    ///
+    /// # Errors
+    /// `Invalid` when no pass has begun; otherwise when the store cannot be written.
+    pub fn end_pass(&mut self, disk: DiskId, compared_bytes: u64) -> Result<()> {
+        self.draft.end_pass(disk, compared_bytes)
+    }
+
+    /// Makes what came so far of all disks durable, so that a later sync resumes from here should this one not
+    /// end. Returns whether there is a checkpoint of this sync: not while nothing has come.
+    ///
+    /// It waits for what is being written, and for whoever frees space in the chain: once in several seconds is
+    /// often enough.
+    ///
+    /// # Errors
+    /// When the store cannot be written; the image can then not be continued.
+    pub fn checkpoint(&mut self) -> Result<bool> {
+        self.draft.checkpoint()
     }
 
     /// Makes the image exist. When this returns, it survives a power cut.
+    ///
+    /// # Errors
+    /// `Invalid` when a disk of the job is missing or a pass over it has not ended; otherwise when the store
+    /// cannot be written.
     pub fn commit(mut self, consistency: Consistency, consistency_reason: &str) -> Result<Manifest> {
-        if self.disks.len() != self.source.record.disks.len() {
+        let draft = &mut self.draft;
+        if draft.disks.len() != self.of_job.len() {
             return Err(Error::invalid("not every disk of the job was written"));
         }
-        let (disks, layers) = (std::mem::take(&mut self.disks), std::mem::take(&mut self.layers));
-        let manifest = self.describe(disks, layers, consistency, consistency_reason)?;
-        manifest.check(self.sequence)?;
-        let storage = &*self.source.storage;
-        let chain = &self.source.chain;
+        draft.disks.iter().try_for_each(DraftDisk::check_whole)?;
+        let (disks, layers) = draft.finish()?;
+        let manifest = draft.describe(disks, layers, consistency, consistency_reason)?;
+        let (chain, storage) = (draft.new_layers.chain(), draft.new_layers.storage());
         // The layers' data is durable since each disk was finished; now their names.
         storage.sync_dir(&layers_dir(chain))?;
-        let path = manifest_path(chain, self.sequence);
+        let path = manifest_path(chain, draft.sequence);
         let temporary = sealed::write_temporary(storage, &path, &manifest)?;
-        let _reclaim = self.store.lock_reclaim(chain)?;
+        let _reclaim = draft.store.lock_reclaim(chain)?;
         // From here on the manifest may exist even if we are told that something failed.
-        self.named = true;
+        draft.named = true;
         sealed::put_in_place(storage, &images_dir(chain), &temporary, &path)
-            .within(|| format!("commit image {}", self.label()))?;
-        self.forget_checkpoints();
+            .within(|| format!("commit image {}", draft.id()))?;
+        draft.forget_checkpoints();
         Ok(manifest)
-    }
-
-    /// The manifest of this image with these disks and layers.
-    pub(crate) fn describe(
-        &self,
-        disks: Vec<DiskRecord>,
-        layers: Vec<LayerRecord>,
-        consistency: Consistency,
-        consistency_reason: &str,
-    ) -> Result<Manifest> {
-        let parent = self.origin();
-        Ok(Manifest {
-            format: 1,
-            incompatible: Vec::new(),
-            compatible: Vec::new(),
-            chain: self.source.record.id,
-            job: self.job.clone(),
-            sequence: self.sequence,
-            id: Uuid::random()?,
-            kind: if parent.is_some() {
-                Kind::Incremental
-            } else {
-                Kind::Full
-            },
-            parent,
-            started: self.started,
-            finished: Timestamp::now(),
-            consistency,
-            consistency_reason: consistency_reason.to_owned(),
-            cluster_size: self.cluster_size.bytes(),
-            disks,
-            layers,
-        })
-    }
-
-    /// What the image is made from: a resumed sync's own parent, should that be gone meanwhile.
-    fn origin(&self) -> Option<ParentRef> {
-        if let Some(resumed) = &self.resumed {
-            return resumed.manifest().parent.clone();
-        }
-        self.parent.as_ref().map(|parent| ParentRef {
-            sequence: parent.manifest().sequence,
-            id: parent.manifest().id,
-        })
-    }
-}
-
-fn disk_of(image: Option<&Image>, name: &str) -> Option<Disk> {
-    image?.disks().iter().find(|disk| disk.name() == name).cloned()
-}
-
-impl NewLayers {
-    fn save_record(&self) -> Result<()> {
-        self.record.save(&*self.storage, &self.chain)
-    }
-}
-
-impl LayerSource for NewLayers {
-    fn create(&mut self) -> Result<LayerWriter> {
-        let layer = self.record.next_layer;
-        self.record.next_layer = layer
-            .checked_add(1)
-            .ok_or_else(|| Error::invalid("the chain is out of layer ids"))?;
-        self.save_record()?;
-        let uuid = Uuid::random()?;
-        let identity = LayerIdentity {
-            chain: self.record.id,
-            uuid,
-            layer,
-            cluster_size: self.cluster_size,
-        };
-        let writer = LayerWriter::create(&*self.storage, &self.chain, identity);
-        // A file that was there before is not ours: giving up must not remove it.
-        if !writer
-            .as_ref()
-            .is_err_and(|error| error.kind() == ErrorKind::Exists)
-        {
-            self.created.push(layer);
-        }
-        writer
     }
 }
 
 impl Drop for ImageWriter {
     fn drop(&mut self) {
-        if !self.named && self.begun {
-            self.give_up();
+        if !self.draft.named && self.draft.begun {
+            self.draft.give_up();
         }
     }
 }
 
-/// The records of one disk's layers.
-pub(crate) fn layer_records<'a>(
-    disk: &'a str,
-    layers: &'a LayerTable,
-    packed: &'a [u32],
-) -> impl Iterator<Item = LayerRecord> + 'a {
-    layers.iter().map(move |(id, entry)| LayerRecord {
-        id,
-        uuid: entry.uuid,
-        disk: disk.to_owned(),
-        length: entry.len,
-        referenced: entry.referenced,
-        packed: packed.contains(&id),
-    })
-}
-
 /// Images that could not be opened, by number, and why.
-type PassedOver = Vec<(u64, Error)>;
+type SkippedImages = Vec<(u64, Error)>;
 
 /// The newest image that can be opened, and the newer ones that cannot.
-fn newest_readable(store: &Store, chain: &Chain) -> Result<(Option<Image>, PassedOver)> {
+fn newest_readable(store: &Store, chain: &Chain) -> Result<(Option<Image>, SkippedImages)> {
     let mut damaged = Vec::new();
     for sequence in store.sequences(chain.name())?.into_iter().rev() {
         match chain.image(&store.image_id(chain.name(), sequence)) {

@@ -3,10 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 #![allow(clippy::unwrap_used, reason = "this is test code, outside of test functions")]
 
-use imagefmt::{
-    ClusterSize, ClusterUpdate, Codec, Comparison, Consistency, DiskIdentity, DiskMeta, Manifest, Method,
-    cluster_digest, compress_cluster,
-};
+use imagefmt::{ClusterEncoder, ClusterSize, Consistency, Digest, DiskIdentity, DiskMeta, Manifest, Method};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -164,43 +161,26 @@ fn write_disk(
     content: &[u8],
     cluster_size: ClusterSize,
 ) -> imagefmt::Result<()> {
-    let writer = image.disk(meta)?;
-    let parent = writer.base().cloned();
+    let disk = image.disk(meta)?;
+    let parent = image.base(disk).cloned();
     let method = if parent.is_some() {
         Method::Scan
     } else {
         Method::Full
     };
-    writer.write::<imagefmt::Error>(|sink| {
-        let mut compressed = Vec::new();
-        for (index, plain) in (0..).zip(content.chunks(cluster_size.byte_len())) {
-            let digest = cluster_digest(plain);
-            let before = parent
-                .as_ref()
-                .map(|disk| disk.tree().cluster(index))
-                .transpose()?;
-            if before.map_or(digest.is_null(), |before| before.digest == digest) {
-                continue;
-            }
-            let (codec, stored) = match compress_cluster(plain, 1, &mut compressed) {
-                _ if digest.is_null() => (Codec::Null, &[][..]),
-                Codec::Raw => (Codec::Raw, plain),
-                codec => (codec, &compressed[..]),
-            };
-            sink.push(&ClusterUpdate {
-                index,
-                digest,
-                codec,
-                stored,
-            })?;
+    image.begin_pass(disk, method, "")?;
+    let mut encoder = ClusterEncoder::new(1);
+    for (index, plain) in (0..).zip(content.chunks(cluster_size.byte_len())) {
+        let digest = encoder.digest(plain);
+        let before = match &parent {
+            Some(parent) => parent.digests(index..index + 1)?[0],
+            None => Digest::NULL,
+        };
+        if before != digest {
+            image.push(disk, &encoder.encode(index, digest, plain))?;
         }
-        Ok(Comparison {
-            method,
-            reason: String::new(),
-            compared_bytes: content.len() as u64,
-        })
-    })?;
-    Ok(())
+    }
+    image.end_pass(disk, content.len() as u64)
 }
 
 /// Where `pattern` begins in `bytes`.

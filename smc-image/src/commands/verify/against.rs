@@ -67,7 +67,7 @@ pub fn run(
 fn compare(disk: &Disk, device: &Device) -> anyhow::Result<Vec<Range<u64>>> {
     let common = disk.size_bytes().min(device.size_bytes());
     let options = ReadOptions {
-        end: Some(common),
+        ranges: Some((0..common).into()),
         ..ReadOptions::default()
     };
     let interrupt = Interrupt::install()?;

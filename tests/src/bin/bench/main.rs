@@ -54,7 +54,7 @@ struct Options {
     /// Seconds of each run of fio with an NBD server.
     #[arg(long, default_value_t = 3)]
     nbd_seconds: u32,
-    /// Measure only these: scan, incompressible, compressible, nbd, delete, aging-ext4, aging-xfs, aging-btrfs.
+    /// Measure only these: scan, two-disks, incompressible, compressible, nbd, delete, aging-ext4, aging-xfs, aging-btrfs.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -69,6 +69,13 @@ fn main() -> Result<()> {
             &Bench::new("bench-scan")?,
             options.scan_mib << 20,
             options.pairs,
+        )?);
+    }
+    if wanted("two-disks") {
+        comparisons.extend(syncs::two_disks(
+            &Bench::new("bench-two")?,
+            options.full_mib << 20,
+            options.rounds,
         )?);
     }
     if wanted("incompressible") {

@@ -4,8 +4,9 @@ use crate::fill::{self, Layout};
 use crate::measure::{Comparison, Goal, Pair, run, settle, timed};
 use anyhow::{Context, Result};
 use serde_json::Value;
-use smc_tests::{Bench, Disk};
+use smc_tests::{Bench, Disk, program};
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,6 +36,103 @@ pub fn scan(bench: &Bench, size_bytes: u64, pairs: usize) -> Result<Vec<Comparis
         pairs: measured,
         stored: None,
     }])
+}
+
+/// The sync of two unchanged disks on separate devices, beside that of the slower one alone.
+///
+/// One is a loop device on a file, the other a zram device, which needs no disk.
+pub fn two_disks(bench: &Bench, size_bytes: u64, pairs: usize) -> Result<Vec<Comparison>> {
+    eprintln!("two disks: filling {} MiB each", size_bytes >> 20);
+    let disk = bench.disk("disk.img", size_bytes)?;
+    fill::with_noise(&disk, Layout::Full)?;
+    let zram = Zram::new(size_bytes)?;
+    fill_zram(&zram, size_bytes)?;
+    let both = [("vda", disk.path()), ("vdb", zram.path.as_path())];
+    let alone = |job: &str, disk: &[(&str, &Path)]| -> Result<f64> {
+        settle()?;
+        let mut command = Command::new(program("smcd"));
+        command
+            .args(["sync", "--json", "--job", job, "--store"])
+            .arg(bench.store());
+        for (name, path) in disk {
+            command.arg("--disk").arg(format!("{name}={}", path.display()));
+        }
+        timed(|| run(&mut command).map(drop))
+    };
+    for (job, disks) in [("both", &both[..]), ("a", &both[..1]), ("b", &both[1..])] {
+        alone(job, disks)?;
+    }
+    let mut measured = Vec::new();
+    for i in 0..pairs {
+        let (a, b) = (alone("a", &both[..1])?, alone("b", &both[1..])?);
+        let ours = alone("both", &both)?;
+        eprintln!(
+            "two disks: round {} of {pairs}: {ours:.2} s, alone {a:.2} s and {b:.2} s",
+            i + 1
+        );
+        measured.push(Pair {
+            ours,
+            theirs: a.max(b),
+        });
+    }
+    Ok(vec![Comparison {
+        what: "scan of two disks, a loop device and a zram device",
+        against: "the scan of the slower one alone".to_owned(),
+        goal: Goal::TimeAtMost(1.1),
+        pairs: measured,
+        stored: None,
+    }])
+}
+
+/// A zram device of its own; it goes when this is dropped.
+struct Zram {
+    number: u32,
+    path: PathBuf,
+}
+
+impl Zram {
+    fn new(size_bytes: u64) -> Result<Self> {
+        let number = fs::read_to_string("/sys/class/zram-control/hot_add").context("add a zram device")?;
+        let number = number.trim().parse().context("the number of a zram device")?;
+        let zram = Self {
+            number,
+            path: format!("/dev/zram{number}").into(),
+        };
+        fs::write(
+            format!("/sys/block/zram{number}/disksize"),
+            size_bytes.to_string(),
+        )
+        .context("size the zram device")?;
+        Ok(zram)
+    }
+}
+
+impl Drop for Zram {
+    fn drop(&mut self) {
+        let number = self.number;
+        let removed = fs::write(format!("/sys/block/zram{number}/reset"), "1")
+            .and_then(|()| fs::write("/sys/class/zram-control/hot_remove", number.to_string()));
+        if let Err(error) = removed {
+            eprintln!("zram{number} is left behind: {error}");
+        }
+    }
+}
+
+/// Text: what compresses takes little memory.
+fn fill_zram(zram: &Zram, size_bytes: u64) -> Result<()> {
+    let mut device = File::options().write(true).open(&zram.path)?;
+    let mut piece = vec![0; 1 << 20];
+    for number in 0..size_bytes >> 20 {
+        for (line, chunk) in piece.chunks_mut(64).enumerate() {
+            let text = format!("line {line} of piece {number} ");
+            chunk
+                .iter_mut()
+                .zip(text.bytes().cycle())
+                .for_each(|(byte, text)| *byte = text);
+        }
+        device.write_all(&piece)?;
+    }
+    device.sync_all().context("fill the zram device")
 }
 
 /// fio's best depth: the median of three runs each.

@@ -1,0 +1,126 @@
+//! A pass over all disks of a job, several at the same time, into the image.
+
+use super::disks::SourceDisk;
+use super::error::{Error, ErrorKind, Result, Within};
+use super::sync::{Job, Observer};
+use changetrack::{Pass, Pipeline, PipelineOptions, Plan, Progress, Sink};
+use imagefmt::{ClusterUpdate, DiskId, ImageWriter};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Reads all disks and stores what differs from the image that this one is made from, or from the unfinished sync.
+///
+/// # Errors
+/// Name the disk. Asked to stop, it keeps what it has stored for the next sync.
+pub(super) fn scan_all<O: Observer>(job: &Job<'_, O>, image: &mut ImageWriter) -> Result<()> {
+    let mut ids = Vec::new();
+    for disk in job.disks {
+        ids.push(image.disk(disk.meta.clone()).within(|| named(disk))?);
+    }
+    let plans: Vec<Plan> = ids
+        .iter()
+        .zip(job.disks)
+        .map(|(id, disk)| Plan::scan(id.geometry(), has_parent(image, disk)))
+        .collect();
+    let mut passes = Vec::new();
+    for ((&id, plan), disk) in ids.iter().zip(&plans).zip(job.disks) {
+        image
+            .begin_pass(id, plan.method(), plan.reason())
+            .within(|| named(disk))?;
+        passes.push(Pass {
+            device: &disk.device,
+            geometry: id.geometry(),
+            plan,
+            base: image.base(id).cloned(),
+            pace: Some(job.control.pace().clone()),
+            progress: Arc::new(Progress::default()),
+        });
+    }
+    let mut pipeline = Pipeline::new(&PipelineOptions {
+        compress_level: job.request.compress_level,
+        ..PipelineOptions::for_disks(passes.len())
+    })?;
+    let mut storing = Storing {
+        image,
+        ids: &ids,
+        job,
+        passes: &passes,
+        shown: passes.iter().map(|_| None).collect(),
+        last_checkpoint: Instant::now(),
+    };
+    let done = pipeline.run(&passes, job.control.stop_flag(), &mut storing);
+    drop(storing);
+    done.map_err(|error| conclude(error, job.disks, image))
+}
+
+/// Whether the image that this one is made from holds the disk.
+fn has_parent(image: &ImageWriter, disk: &SourceDisk) -> bool {
+    image
+        .parent()
+        .is_some_and(|parent| parent.manifest().disk(&disk.meta.name).is_some())
+}
+
+/// Says whose error it is, and keeps what is stored if the sync was stopped.
+fn conclude(error: changetrack::Error, disks: &[SourceDisk], image: &mut ImageWriter) -> Error {
+    let disk = error.pass().and_then(|pass| disks.get(pass));
+    let error = Error::from(error);
+    if error.kind() == ErrorKind::Stopped
+        && let Err(failed) = image.checkpoint()
+    {
+        return Error::from(failed).within("write a checkpoint of what is already stored");
+    }
+    match disk {
+        Some(disk) => error.within(named(disk)),
+        None => error,
+    }
+}
+
+fn named(disk: &SourceDisk) -> String {
+    format!("sync {} ({})", disk.meta.name, disk.device.path().display())
+}
+
+/// Stores what the passes find, and makes a checkpoint of all disks every few seconds: often enough that little is
+/// stored twice, seldom enough that nobody notices. One waits for the writes in flight and syncs four files: some 20 ms
+/// on the disks we measured.
+struct Storing<'a, O: Observer> {
+    image: &'a mut ImageWriter,
+    ids: &'a [DiskId],
+    job: &'a Job<'a, O>,
+    passes: &'a [Pass<'a>],
+    shown: Vec<Option<O::Shown>>,
+    last_checkpoint: Instant,
+}
+
+impl<O: Observer> Storing<'_, O> {
+    fn every(&self) -> Duration {
+        self.job.request.checkpoint_every
+    }
+}
+
+impl<O: Observer> Sink for Storing<'_, O> {
+    fn begin(&mut self, pass: usize) {
+        let (disk, at) = (&self.job.disks[pass], &self.passes[pass]);
+        let shown = self
+            .job
+            .observer
+            .disk(&disk.meta.name, at.geometry.size_bytes(), &at.progress);
+        self.shown[pass] = Some(shown);
+    }
+
+    fn push(&mut self, pass: usize, update: &ClusterUpdate<'_>) -> imagefmt::Result<()> {
+        self.image.push(self.ids[pass], update)
+    }
+
+    fn chunk_done(&mut self) -> imagefmt::Result<()> {
+        if self.last_checkpoint.elapsed() >= self.every() {
+            self.image.checkpoint()?;
+            self.last_checkpoint = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, pass: usize, compared_bytes: u64) -> imagefmt::Result<()> {
+        self.shown[pass] = None;
+        self.image.end_pass(self.ids[pass], compared_bytes)
+    }
+}

@@ -1,0 +1,165 @@
+//! A sync of two disks, on files and a real store; and how disks are named.
+
+use super::{Control, DiskArg, ErrorKind, ImageBegun, Observer, Request, open_all, run};
+use api::Phase;
+use changetrack::Progress;
+use imagefmt::{Method, Store};
+use std::fs;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+use testkit::guard::ScratchDir;
+use testkit::noise;
+use testkit::process::wait_until;
+
+const MIB: usize = 1 << 20;
+
+/// Keeps the progress of each disk.
+#[derive(Default)]
+struct Noted {
+    sequence: Mutex<Option<u64>>,
+    disks: Mutex<Vec<(String, Arc<Progress>)>>,
+}
+
+impl Observer for Noted {
+    type Shown = ();
+
+    fn phase(&self, _phase: Phase) {}
+
+    fn image(&self, image: &ImageBegun) {
+        *self.sequence.lock().unwrap() = Some(image.sequence);
+    }
+
+    fn disk(&self, name: &str, _size_bytes: u64, progress: &Arc<Progress>) {
+        let mut disks = self.disks.lock().unwrap();
+        disks.push((name.to_owned(), progress.clone()));
+    }
+
+    fn warn(&self, _text: &str) {}
+}
+
+/// Two disks that do not compress, and a store.
+struct Fixture {
+    scratch: ScratchDir,
+    store: Store,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let scratch = ScratchDir::new("smc-engine").unwrap();
+        let store = imagefmt::open_or_create_store(&scratch.join("store"), true).unwrap();
+        for (name, seed) in [("vda", 1), ("vdb", 2)] {
+            fs::write(scratch.join(name), noise(24 * MIB, seed)).unwrap();
+        }
+        Self { scratch, store }
+    }
+
+    fn request(&self) -> Request {
+        let disk = |name: &str| DiskArg {
+            name: Some(name.to_owned()),
+            path: self.scratch.join(name),
+        };
+        Request {
+            store: self.scratch.join("store"),
+            job: "web01".to_owned(),
+            take_up: None,
+            disks: vec![disk("vda"), disk("vdb")],
+            cluster_size: None,
+            compress_level: 1,
+            checkpoint_every: Duration::from_secs(3600),
+            accept_changed_disk: false,
+        }
+    }
+
+    fn sync(&self, control: &Control, observer: &Noted) -> super::Result<super::Synced> {
+        let request = self.request();
+        let disks = open_all(&request.disks, &request.store).unwrap();
+        run(&self.store, &request, &disks, control, observer)
+    }
+}
+
+#[test]
+fn a_stop_in_the_middle_leaves_a_checkpoint_of_all_disks() {
+    let fixture = Fixture::new();
+    // 4 MiB a second for both together, so that neither is done when both have begun.
+    let control = Control::new(4 * MIB as u64);
+    let noted = Noted::default();
+    let error = thread::scope(|scope| {
+        scope.spawn(|| {
+            let both = || {
+                let disks = noted.disks.lock().unwrap();
+                let begun = |progress: &Progress| progress.compared_bytes.load(Ordering::Relaxed) > 0;
+                disks.len() == 2 && disks.iter().all(|(_, progress)| begun(progress))
+            };
+            let begun = wait_until(Duration::from_secs(120), both);
+            control.stop();
+            begun.unwrap();
+        });
+        fixture.sync(&control, &noted).unwrap_err()
+    });
+    assert_eq!(error.kind(), ErrorKind::Stopped);
+    assert!(
+        error.full_message().contains("the next sync resumes"),
+        "{error:?}"
+    );
+    let unfinished = fixture.store.unfinished("web01").unwrap().unwrap();
+    assert_eq!(unfinished.disks.len(), 2);
+    for disk in &unfinished.disks {
+        let (size, dirty) = (disk.size_bytes, disk.dirty_bytes);
+        assert!(0 < dirty && dirty < size, "{} has {dirty} of {size}", disk.name);
+        assert_eq!(disk.method, Method::Full, "as the plan says");
+    }
+
+    let synced = fixture.sync(&Control::new(0), &noted).unwrap();
+    assert!(synced.resumed);
+    assert_eq!(*noted.sequence.lock().unwrap(), Some(synced.manifest.sequence));
+    for disk in &synced.manifest.disks {
+        assert_eq!(disk.dirty_bytes, disk.size_bytes, "no cluster was stored twice");
+    }
+    let image = fixture.store.job("web01").unwrap();
+    let chain = fixture.store.chain(&image.chain).unwrap();
+    let image = chain.image(synced.manifest.sequence).unwrap();
+    for disk in image.disks() {
+        let mut content = vec![0; 24 * MIB];
+        disk.read_at(0, &mut content).unwrap();
+        assert!(content == fs::read(fixture.scratch.join(disk.name())).unwrap());
+    }
+}
+
+#[test]
+fn a_disk_that_fails_is_named() {
+    let fixture = Fixture::new();
+    let request = fixture.request();
+    let disks = open_all(&request.disks, &request.store).unwrap();
+    // It shrinks after it was opened.
+    let file = fs::File::options()
+        .write(true)
+        .open(fixture.scratch.join("vdb"))
+        .unwrap();
+    file.set_len(9 * MIB as u64).unwrap();
+    let control = Control::new(0);
+    let error = run(&fixture.store, &request, &disks, &control, &Noted::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Device);
+    let message = error.full_message();
+    assert!(message.contains("sync vdb ("), "{message}");
+    assert!(!message.contains("sync vda"), "{message}");
+}
+
+#[test]
+fn names_are_told_from_paths() {
+    let disk = |text: &str| text.parse::<DiskArg>().unwrap();
+    let named = DiskArg {
+        name: Some("vda".into()),
+        path: "/dev/loop0".into(),
+    };
+    assert_eq!(disk("vda=/dev/loop0"), named);
+    let unnamed = DiskArg {
+        name: None,
+        path: "/dev/sda".into(),
+    };
+    assert_eq!(disk("/dev/sda"), unnamed);
+    assert_eq!(disk("/dev/disk/by-id/a=b").name, None);
+    assert!("vda=".parse::<DiskArg>().is_err());
+    assert!("..=/dev/sda".parse::<DiskArg>().is_err());
+}

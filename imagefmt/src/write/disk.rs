@@ -1,0 +1,225 @@
+//! One disk of an image being written: its builder, from the first pass to the commit.
+
+use crate::error::{Error, Result};
+use crate::format::digest::DiskDigest;
+use crate::format::geometry::Geometry;
+use crate::format::layer::LayerTable;
+use crate::format::manifest::{DiskIdentity, DiskRecord, LayerRecord, Method, RootRecord};
+use crate::format::name::ImageId;
+use crate::read::image::Disk;
+use crate::write::builder::{Builder, Built, ClusterUpdate};
+
+/// What the daemon knows of a disk that goes into its record.
+#[derive(Debug, Clone)]
+pub struct DiskMeta {
+    /// Name within the job.
+    pub name: String,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Logical block size in bytes.
+    pub logical_block_size: u32,
+    /// What it can be known by.
+    pub identity: DiskIdentity,
+}
+
+/// A disk of an [`ImageWriter`](crate::ImageWriter).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskId {
+    pub(crate) index: usize,
+    geometry: Geometry,
+}
+
+impl DiskId {
+    /// Size and cluster size of the disk.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+}
+
+/// A disk that is passed over as often as wanted before the image is committed.
+#[derive(Debug)]
+pub(crate) struct DraftDisk {
+    meta: DiskMeta,
+    geometry: Geometry,
+    /// The disk's record in the unfinished sync that is resumed.
+    before: Option<DiskRecord>,
+    /// What the pass at hand is compared with.
+    base: Option<Disk>,
+    builder: Builder,
+    /// How the changes were found, and why that way: as of the first pass.
+    method: Option<(Method, String)>,
+    /// Whether a pass began and has not ended.
+    in_pass: bool,
+    passes: u32,
+    compared_bytes: u64,
+    /// Whether anything came since the last checkpoint.
+    fresh: bool,
+    /// Whether the builder has a tree of what came so far.
+    settled: bool,
+}
+
+impl DraftDisk {
+    pub fn new(
+        meta: DiskMeta,
+        geometry: Geometry,
+        base: Option<Disk>,
+        before: Option<DiskRecord>,
+        builder: Builder,
+    ) -> Self {
+        Self {
+            meta,
+            geometry,
+            before,
+            base,
+            builder,
+            method: None,
+            in_pass: false,
+            passes: 0,
+            compared_bytes: 0,
+            fresh: false,
+            settled: false,
+        }
+    }
+
+    pub fn id(&self, index: usize) -> DiskId {
+        DiskId {
+            index,
+            geometry: self.geometry,
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.meta.name
+    }
+
+    pub fn base(&self) -> Option<&Disk> {
+        self.base.as_ref()
+    }
+
+    /// Whether anything came since the last checkpoint.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Whether the next pass is not the first one.
+    pub fn was_passed(&self) -> bool {
+        self.passes > 0
+    }
+
+    /// Begins a pass. Before a second one the caller has made a checkpoint.
+    pub fn begin_pass(&mut self, method: Method, reason: &str, image: ImageId) -> Result<()> {
+        if self.in_pass {
+            return Err(self.invalid("a pass over it has not ended"));
+        }
+        if self.was_passed() {
+            self.builder.rewind();
+            if let Some(tree) = self.builder.tree() {
+                self.base = Some(Disk::of_tree(image, &self.meta.name, tree.clone(), self.base.as_ref()));
+            }
+        }
+        self.method.get_or_insert_with(|| (method, reason.to_owned()));
+        self.in_pass = true;
+        Ok(())
+    }
+
+    pub fn push(&mut self, update: &ClusterUpdate<'_>) -> Result<()> {
+        if !self.in_pass {
+            return Err(self.invalid("no pass over it has begun"));
+        }
+        self.fresh = true;
+        self.settled = false;
+        self.builder.push(update)
+    }
+
+    pub fn end_pass(&mut self, compared_bytes: u64) -> Result<()> {
+        if !self.in_pass {
+            return Err(self.invalid("no pass over it has begun"));
+        }
+        self.in_pass = false;
+        self.passes += 1;
+        self.compared_bytes += compared_bytes;
+        Ok(())
+    }
+
+    /// Whether the disk takes memory for a layer being written.
+    pub fn holds_layer(&self) -> bool {
+        self.builder.holds_layer()
+    }
+
+    /// Frees that memory.
+    pub fn release(&mut self) -> Result<()> {
+        self.builder.release()
+    }
+
+    /// Makes what came so far durable, and describes it for a checkpoint.
+    pub fn checkpoint(&mut self) -> Result<(DiskRecord, Vec<LayerRecord>)> {
+        let built = if self.settled {
+            self.builder.built()
+        } else {
+            self.builder.checkpoint()?
+        };
+        self.settled = true;
+        let layers = layer_records(&self.meta.name, &built.layers, &[]);
+        Ok((self.record(&built), layers))
+    }
+
+    /// A checkpoint holds what came so far.
+    pub fn saved(&mut self) {
+        self.fresh = false;
+    }
+
+    /// What speaks against committing the disk as it is.
+    pub fn check_whole(&self) -> Result<()> {
+        match (self.in_pass, self.passes) {
+            (true, _) => Err(self.invalid("a pass over it has not ended")),
+            (false, 0) => Err(self.invalid("no pass over it was made")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Stores what is open, and describes the disk for the manifest.
+    pub fn finish(&mut self) -> Result<(DiskRecord, Vec<LayerRecord>)> {
+        let built = self.builder.finish()?;
+        let layers = layer_records(&self.meta.name, &built.layers, &built.packed);
+        Ok((self.record(&built), layers))
+    }
+
+    fn record(&self, built: &Built) -> DiskRecord {
+        let before = self.before.as_ref();
+        let digest = DiskDigest::new(self.geometry, built.root.digest).digest;
+        let (method, method_reason) = self
+            .method
+            .clone()
+            .unwrap_or((Method::Full, "nothing was compared yet".to_owned()));
+        DiskRecord {
+            name: self.meta.name.clone(),
+            size_bytes: self.meta.size_bytes,
+            logical_block_size: self.meta.logical_block_size,
+            identity: self.meta.identity.clone(),
+            root: RootRecord::new(&built.root),
+            digest: digest.to_string(),
+            method,
+            method_reason,
+            compared_bytes: self.compared_bytes,
+            dirty_bytes: built.stats.dirty_bytes + before.map_or(0, |before| before.dirty_bytes),
+            stored_bytes: built.stats.stored_bytes + before.map_or(0, |before| before.stored_bytes),
+        }
+    }
+
+    fn invalid(&self, what: &str) -> Error {
+        Error::invalid(format!("disk {}: {what}", self.meta.name))
+    }
+}
+
+/// The records of one disk's layers.
+fn layer_records(disk: &str, layers: &LayerTable, packed: &[u32]) -> Vec<LayerRecord> {
+    let record = |(id, entry): (u32, &crate::format::layer::LayerEntry)| LayerRecord {
+        id,
+        uuid: entry.uuid,
+        disk: disk.to_owned(),
+        length: entry.len,
+        referenced: entry.referenced,
+        packed: packed.contains(&id),
+    };
+    layers.iter().map(record).collect()
+}

@@ -1,0 +1,169 @@
+//! An image being written: its disks, its new layers, and the checkpoint saved of it last.
+
+use crate::error::{Error, Result};
+use crate::format::geometry::Geometry;
+use crate::format::id::Uuid;
+use crate::format::manifest::{Consistency, DiskRecord, Kind, LayerRecord, Manifest, Method, ParentRef};
+use crate::format::name::ImageId;
+use crate::read::image::{Disk, Image};
+use crate::store::{Chain, Store};
+use crate::write::builder::{Builder, ClusterUpdate};
+use crate::write::disk::{DiskId, DiskMeta, DraftDisk};
+use crate::write::new_layers::NewLayers;
+use jiff::Timestamp;
+
+/// Layers that stay open between two passes; each takes the buffers of a writer, 17 MiB.
+const OPEN_LAYERS_MAX: usize = 4;
+
+/// An image before it has a manifest.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub store: Store,
+    pub readers: Chain,
+    pub new_layers: NewLayers,
+    pub job: String,
+    pub sequence: u64,
+    pub parent: Option<Image>,
+    /// The unfinished sync that this one resumes.
+    pub resumed: Option<Image>,
+    pub started: Timestamp,
+    /// Whether the image's number was taken.
+    pub begun: bool,
+    pub disks: Vec<DraftDisk>,
+    /// The checkpoint that this sync saved last.
+    pub saved: Option<Manifest>,
+    /// A manifest or checkpoint was given its name, or may have been: what it lists must stay.
+    pub named: bool,
+}
+
+impl Draft {
+    /// Which image it will be. Displayed as people will write it: `web01/7`.
+    pub fn id(&self) -> ImageId {
+        ImageId::new(self.new_layers.chain(), self.sequence, &self.job)
+    }
+
+    /// Adds a disk, to be compared with itself in the unfinished sync, or else in the parent image.
+    pub fn add(&mut self, meta: DiskMeta) -> Result<DiskId> {
+        if self.disks.iter().any(|disk| disk.name() == meta.name) {
+            return Err(Error::invalid(format!("disk {} is there already", meta.name)));
+        }
+        let geometry = Geometry::new(meta.size_bytes, self.new_layers.cluster_size())?;
+        let base = disk_of(self.resumed.as_ref(), &meta.name)
+            .or_else(|| disk_of(self.parent.as_ref(), &meta.name))
+            .cloned();
+        let before = self
+            .resumed
+            .as_ref()
+            .and_then(|resumed| resumed.manifest().disk(&meta.name));
+        let before = before.cloned();
+        if !self.begun {
+            self.begin()?;
+        }
+        let tree = base.as_ref().map(|disk| disk.tree().clone());
+        let files = self.readers.files(geometry.cluster_size());
+        let builder = Builder::new(geometry, tree, files, Box::new(self.new_layers.clone()))?;
+        self.disks
+            .push(DraftDisk::new(meta, geometry, base, before, builder));
+        let index = self.disks.len() - 1;
+        Ok(self.disks[index].id(index))
+    }
+
+    /// Repairs what a crash left, and takes the image's number: raised and durable before it is used.
+    fn begin(&mut self) -> Result<()> {
+        self.begun = true;
+        let repaired = self.store.recover(self.new_layers.chain())?;
+        for kept in &repaired.kept {
+            tracing::warn!(chain = self.new_layers.chain(), "kept: {kept}");
+        }
+        self.new_layers.take_sequence(self.sequence)
+    }
+
+    pub fn begin_pass(&mut self, id: DiskId, method: Method, reason: &str) -> Result<()> {
+        if self.disk(id)?.was_passed() {
+            // What the pass supersedes is freed as what an earlier checkpoint held.
+            self.checkpoint()?;
+        }
+        let image = self.id();
+        self.disk(id)?.begin_pass(method, reason, image)
+    }
+
+    pub fn push(&mut self, id: DiskId, update: &ClusterUpdate<'_>) -> Result<()> {
+        self.disk(id)?.push(update)
+    }
+
+    pub fn end_pass(&mut self, id: DiskId, compared_bytes: u64) -> Result<()> {
+        self.disk(id)?.end_pass(compared_bytes)?;
+        let open = self.disks.iter().filter(|disk| disk.holds_layer()).count();
+        if open > OPEN_LAYERS_MAX {
+            self.disk(id)?.release()?;
+        }
+        Ok(())
+    }
+
+    fn disk(&mut self, id: DiskId) -> Result<&mut DraftDisk> {
+        self.disks
+            .get_mut(id.index)
+            .ok_or_else(|| Error::invalid("the disk is one of another image"))
+    }
+
+    /// Makes the data of all disks durable, and describes them.
+    pub fn finish(&mut self) -> Result<(Vec<DiskRecord>, Vec<LayerRecord>)> {
+        let (mut disks, mut layers) = (Vec::new(), Vec::new());
+        for mut disk in std::mem::take(&mut self.disks) {
+            let (record, of_disk) = disk.finish()?;
+            disks.push(record);
+            layers.extend(of_disk);
+        }
+        Ok((disks, layers))
+    }
+
+    /// The manifest of this image with these disks and layers.
+    pub fn describe(
+        &self,
+        disks: Vec<DiskRecord>,
+        layers: Vec<LayerRecord>,
+        consistency: Consistency,
+        consistency_reason: &str,
+    ) -> Result<Manifest> {
+        let parent = self.origin();
+        let manifest = Manifest {
+            format: 1,
+            incompatible: Vec::new(),
+            compatible: Vec::new(),
+            chain: self.new_layers.chain_id(),
+            job: self.job.clone(),
+            sequence: self.sequence,
+            id: Uuid::random()?,
+            kind: if parent.is_some() {
+                Kind::Incremental
+            } else {
+                Kind::Full
+            },
+            parent,
+            started: self.started,
+            finished: Timestamp::now(),
+            consistency,
+            consistency_reason: consistency_reason.to_owned(),
+            cluster_size: self.new_layers.cluster_size().bytes(),
+            disks,
+            layers,
+        };
+        manifest.check(self.sequence)?;
+        Ok(manifest)
+    }
+
+    /// What the image is made from: a resumed sync's own parent, should that be gone meanwhile.
+    fn origin(&self) -> Option<ParentRef> {
+        if let Some(resumed) = &self.resumed {
+            return resumed.manifest().parent.clone();
+        }
+        self.parent.as_ref().map(|parent| ParentRef {
+            sequence: parent.manifest().sequence,
+            id: parent.manifest().id,
+        })
+    }
+}
+
+fn disk_of<'a>(image: Option<&'a Image>, name: &str) -> Option<&'a Disk> {
+    image?.disks().iter().find(|disk| disk.name() == name)
+}
