@@ -1,4 +1,4 @@
-//! What can be said to a sync while it runs: stop, and how fast to read.
+//! How a running sync is stopped and paced.
 
 use blockio::Pace;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ impl Control {
         }
     }
 
-    /// Asks the sync to stop and keep what it has stored. Says whether it had been asked before.
+    /// Asks the sync to stop and keep what it has stored. Returns whether it had been asked before.
     pub fn stop(&self) -> bool {
         self.stopped.swap(true, Ordering::SeqCst)
     }

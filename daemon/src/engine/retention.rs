@@ -3,29 +3,32 @@
 use imagefmt::{ErrorKind, Result, Store};
 use serde::Serialize;
 
-/// An image that went because there were more than are to be kept.
+/// An image that was deleted because there were more than are to be kept.
 #[derive(Debug, Clone, Serialize)]
 pub struct DeletedImage {
     /// As people write it: `web01/3`.
     pub image: String,
-    /// Bytes that the store takes less.
+    /// Bytes that this freed in the store.
     pub freed_bytes: u64,
 }
 
-/// What came of keeping no more than so many images.
+/// The result of deleting the images beyond those to be kept.
 #[derive(Debug, Default)]
 pub struct Retained {
-    /// Images that are gone.
+    /// Images that were deleted.
     pub deleted: Vec<DeletedImage>,
-    /// Whether there are more than there should be, since they are in use.
+    /// Whether more images are left than should be, because they are in use.
     pub in_use: bool,
-    /// Why there are more than there should be, or why not all space came back.
+    /// Why more images are left than should be, or why not all space was freed.
     pub warnings: Vec<String>,
 }
 
 /// Deletes the earliest unused images of `job` until no more than `max_images` are left.
 ///
-/// Images in use stay, and go with a later sync, when nobody uses them. The newest one always stays.
+/// Images in use stay; a later sync deletes them when nobody uses them. The newest one always stays.
+///
+/// # Errors
+/// When the store cannot be read or written. What was deleted before stays deleted.
 pub fn apply(store: &Store, job: &str, max_images: usize) -> Result<Retained> {
     let images = store.job(job)?;
     let mut retained = Retained::default();

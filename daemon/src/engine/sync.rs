@@ -30,7 +30,7 @@ pub struct Request {
     pub compress_level: i32,
     /// How often what is stored is made durable.
     pub checkpoint_every: Duration,
-    /// Go on although a disk is not the one that the job knows.
+    /// Sync a disk although it is not the one that the job knows.
     pub accept_changed_disk: bool,
 }
 
@@ -47,21 +47,21 @@ pub struct ImageBegun {
     pub resumed_bytes: Option<u64>,
 }
 
-/// Is told what a sync does, on the thread that runs it.
+/// Gets notified of what a sync does, on the thread that runs it.
 pub trait Observer {
     /// What lives as long as a disk is read, a progress bar for one. Several disks are read at the same time.
     type Shown;
 
-    /// Another phase begins.
+    /// A phase begins.
     fn phase(&self, phase: Phase);
 
     /// The image has its number.
     fn image(&self, image: &ImageBegun);
 
-    /// A disk is read from here on.
+    /// The sync begins to read a disk. `progress` counts from now on.
     fn disk(&self, name: &str, size_bytes: u64, progress: &Arc<Progress>) -> Self::Shown;
 
-    /// Something the user should know that does not end the sync.
+    /// A warning for the user; the sync continues.
     fn warn(&self, text: &str);
 }
 
@@ -172,7 +172,7 @@ impl<O: Observer> Job<'_, O> {
     }
 }
 
-/// What a sync that did not end leaves behind, in words.
+/// Describes what a sync that failed leaves behind.
 fn what_is_left(image: &ImageWriter) -> String {
     let label = image.label();
     if image.has_checkpoint() {
@@ -184,7 +184,7 @@ fn what_is_left(image: &ImageWriter) -> String {
     }
 }
 
-/// Says what to do where the sync met damage, which can only be in the image that it builds on.
+/// Adds what to do when damage was found, which can only be in the image that this one builds on.
 fn advise(error: Error, image: &ImageWriter) -> Error {
     match image.parent() {
         Some(parent) if error.kind() == ErrorKind::Damaged => error.within(format!(

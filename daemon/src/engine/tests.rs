@@ -117,9 +117,9 @@ fn a_stop_in_the_middle_leaves_a_checkpoint_of_all_disks() {
     for disk in &synced.manifest.disks {
         assert_eq!(disk.dirty_bytes, disk.size_bytes, "no cluster was stored twice");
     }
-    let image = fixture.store.job("web01").unwrap();
-    let chain = fixture.store.chain(&image.chain).unwrap();
-    let image = chain.image(synced.manifest.sequence).unwrap();
+    let newest = fixture.store.job("web01").unwrap().ids().next_back().unwrap();
+    assert_eq!(newest.sequence(), synced.manifest.sequence);
+    let image = fixture.store.open_image(&newest).unwrap();
     for disk in image.disks() {
         let mut content = vec![0; 24 * MIB];
         disk.read_at(0, &mut content).unwrap();

@@ -114,7 +114,12 @@ impl DraftDisk {
         if self.was_passed() {
             self.builder.rewind();
             if let Some(tree) = self.builder.tree() {
-                self.base = Some(Disk::of_tree(image, &self.meta.name, tree.clone(), self.base.as_ref()));
+                self.base = Some(Disk::of_tree(
+                    image,
+                    &self.meta.name,
+                    tree.clone(),
+                    self.base.as_ref(),
+                ));
             }
         }
         self.method.get_or_insert_with(|| (method, reason.to_owned()));
