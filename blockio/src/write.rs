@@ -435,7 +435,7 @@ impl SequentialWriter {
 }
 
 impl Pending {
-    /// Notes that `count` more bytes are written. A direct write goes on from an aligned position.
+    /// Notes that `count` more bytes are written. A direct write continues at an aligned position.
     fn advance(&mut self, count: usize, alignment: u64) {
         let reached = (self.done + count).min(self.len);
         self.done = if reached == self.len {

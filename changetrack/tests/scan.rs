@@ -187,7 +187,7 @@ fn cancel_ends_it_before_the_next_chunk() {
                 let error = scan_noise(32 * MIB, &way, &progress, &mut seen, stop_at);
                 assert_eq!(error.kind(), ErrorKind::Canceled, "{error:?}");
                 let chunks = stop_at / clusters_per_chunk + 1;
-                assert_eq!(seen, chunks * clusters_per_chunk, "it goes on after the stop");
+                assert_eq!(seen, chunks * clusters_per_chunk, "it continues after the stop");
                 let compared = progress.compared_bytes.load(Ordering::Relaxed);
                 assert_eq!(compared, (chunks * CHUNK) as u64);
             }

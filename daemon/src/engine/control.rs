@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_stop_is_told_from_the_first() {
+    fn the_second_stop_is_distinguished_from_the_first() {
         let control = Control::new(0);
         assert!(!control.is_stopped());
         assert!(!control.stop());

@@ -147,7 +147,7 @@ fn a_disk_that_fails_is_named() {
 }
 
 #[test]
-fn names_are_told_from_paths() {
+fn a_name_is_distinguished_from_a_path() {
     let disk = |text: &str| text.parse::<DiskArg>().unwrap();
     let named = DiskArg {
         name: Some("vda".into()),

@@ -256,7 +256,7 @@ impl ImageWriter {
         let path = manifest_path(chain, draft.sequence);
         let temporary = sealed::write_temporary(storage, &path, &manifest)?;
         let _reclaim = draft.store.lock_reclaim(chain)?;
-        // From here on the manifest may exist even if we are told that something failed.
+        // From here on the manifest may exist even if an error is reported.
         draft.named = true;
         sealed::put_in_place(storage, &images_dir(chain), &temporary, &path)
             .within(|| format!("commit image {}", draft.id()))?;
