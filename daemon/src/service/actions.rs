@@ -33,16 +33,15 @@ impl Manager {
         change: impl FnOnce(&mut JobRecord),
     ) -> Refused<()> {
         let made = self.made_before(name, action);
-        let mut inner = self.lock();
-        let mut job = self.job_for(&inner, name, action)?;
-        change(&mut job);
-        let store = job.store.clone();
+        let mut table = self.table.lock();
+        let job = self.job_for(&table, name, action)?;
         let of_run = job.run.as_ref().and_then(|run| run.image);
         let launched = match made.filter(|made| Some(made.sequence) == of_run) {
-            Some(manifest) => self.conclude_late(&mut inner, job, manifest),
-            None => self.launch(&mut inner, job, run_type),
+            Some(manifest) => self.conclude_late(&mut table, name, manifest),
+            None => self.launch(&mut table, name, run_type, change),
         };
         launched.map_err(|error| Refusal::failed(&error))?;
+        let store = job.store;
         self.queue_note(&store, name);
         Ok(())
     }
@@ -53,7 +52,7 @@ impl Manager {
         if action != Action::Start {
             return None;
         }
-        let job = self.job(&self.lock(), name).ok()?;
+        let job = self.table.job(name).ok()?;
         job.run.as_ref()?.image?;
         let path = job.store.clone();
         let asked = self.stores.begin(&path, move |store| image_of(store, &job));
@@ -94,7 +93,7 @@ impl Manager {
             job.status = Status::Canceled;
             job.next_sync = None;
         })?;
-        let job = self.job(&self.lock(), name)?;
+        let job = self.table.job(name)?;
         let (stores, path) = (self.stores.clone(), job.store.clone());
         let discarded = self.stores.run(&path, move || {
             super::deleting::discard(&stores, &job);
@@ -112,21 +111,19 @@ impl Manager {
 
     /// Asks a running sync to end; says whether there was one.
     fn end_run(self: &Arc<Self>, name: &str, action: Action, ending: Ending) -> Refused<bool> {
-        let mut inner = self.lock();
-        let mut job = self.job_for(&inner, name, action)?;
-        if !inner.live.contains_key(name) {
+        let mut table = self.table.lock();
+        self.job_for(&table, name, action)?;
+        if !self.live.contains(name) {
             return Ok(false);
         }
-        // Written down before it is answered: it counts after a kill too.
-        if let Some(run) = &mut job.run {
-            run.ending = Some(ending);
-        }
-        self.save(&mut inner, job, None)
-            .map_err(|error| Refusal::failed(&error))?;
-        if let Some((live, asked)) = inner.live.get_mut(name) {
-            *asked = Some(ending);
-            live.control.stop();
-        }
+        // Saved before it is answered: it counts after a kill too.
+        table.update(name, |job| {
+            if let Some(run) = &mut job.run {
+                run.ending = Some(ending);
+            }
+            Ok(None)
+        })?;
+        self.live.ask(name, ending);
         tracing::info!(job = name, "the running sync is ending: {}", ending.label());
         Ok(true)
     }
@@ -138,51 +135,48 @@ impl Manager {
         action: Action,
         change: impl FnOnce(&mut JobRecord),
     ) -> Refused<()> {
-        let mut inner = self.lock();
-        let mut job = self.job_for(&inner, name, action)?;
-        if inner.live.contains_key(name) {
+        let mut table = self.table.lock();
+        self.job_for(&table, name, action)?;
+        if self.live.contains(name) {
             return Err(Refusal::conflict(format!(
                 "a sync of job {name} has just started: repeat the request"
             )));
         }
-        change(&mut job);
-        let store = job.store.clone();
-        self.save(&mut inner, job, None)
-            .map_err(|error| Refusal::failed(&error))?;
-        self.queue_note(&store, name);
+        let job = table.update(name, |job| {
+            change(job);
+            Ok(None)
+        })?;
+        self.queue_note(&job.store, name);
         Ok(())
     }
 
     /// Changes parameters; a new bandwidth limit reaches a sync that runs.
     pub fn modify(self: &Arc<Self>, name: &str, change: &ModifyJob) -> Refused<()> {
-        let mut inner = self.lock();
-        let job = self.job(&inner, name)?;
-        if inner.closing {
+        let mut table = self.table.lock();
+        table.job(name)?;
+        if table.is_closing() {
             return Err(Refusal::shutting_down());
         }
-        let changed = job::modify(&job, change, &self.config, &self.now())?;
-        let (limit, store) = (changed.bandwidth_limit_bytes, changed.store.clone());
-        self.save(&mut inner, changed, None)
-            .map_err(|error| Refusal::failed(&error))?;
-        if let Some((live, _)) = inner.live.get(name) {
-            live.control.pace().set_limit(limit);
+        let changed = table.update(name, |job| {
+            *job = job::modify(job, change, &self.config, &self.now())?;
+            Ok(None)
+        })?;
+        if let Some((live, _)) = self.live.get(name) {
+            live.control.pace().set_limit(changed.bandwidth_limit_bytes);
         }
-        self.queue_note(&store, name);
+        self.queue_note(&changed.store, name);
         Ok(())
     }
 
     /// Lets nothing begin any more, and asks what runs to keep what it has stored.
     pub fn close(&self) {
-        let mut inner = self.lock();
-        inner.closing = true;
-        for (live, ending) in inner.live.values_mut() {
-            ending.get_or_insert(Ending::Shutdown);
-            live.control.stop();
-        }
+        let mut table = self.table.lock();
+        table.close();
+        self.live.ask_all(Ending::Shutdown);
     }
 
     /// How many syncs still run.
     pub fn running(&self) -> usize {
-        self.lock().live.len()
+        self.live.all().len()
     }
 }

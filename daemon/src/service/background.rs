@@ -1,8 +1,9 @@
 //! Work beside actions and syncs that waits for a store or a disk: each piece once at a time, on a thread of its own.
 
 use super::manager::Manager;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// A piece of work.
@@ -33,14 +34,32 @@ impl Task {
     }
 }
 
+/// What threads beside syncs are doing.
+#[derive(Debug, Default)]
+pub struct Background {
+    tasks: Mutex<BTreeSet<Task>>,
+}
+
+impl Background {
+    /// Whether nothing is being done.
+    #[cfg(test)]
+    pub fn is_idle(&self) -> bool {
+        self.tasks().is_empty()
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, BTreeSet<Task>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Manager {
-    /// Does some work in the background, unless it is being done already. Takes the mutex for a moment.
+    /// Does some work in the background, unless it is being done already.
     pub(super) fn in_background(
         self: &Arc<Self>,
         task: Task,
         work: impl FnOnce(&Arc<Self>) + Send + 'static,
     ) {
-        if !self.lock().background.insert(task.clone()) {
+        if !self.background.tasks().insert(task.clone()) {
             return;
         }
         let begun = Begun {
@@ -63,6 +82,6 @@ struct Begun {
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        self.manager.lock().background.remove(&self.task);
+        self.manager.background.tasks().remove(&self.task);
     }
 }

@@ -1,7 +1,8 @@
 //! New jobs.
 
 use super::disks;
-use super::manager::{Inner, Manager};
+use super::manager::Manager;
+use super::table::Locked;
 use crate::job::{self, DiskRecord, JobRecord, Refusal, Refused, ResolvedInput};
 use crate::state::Unreadable;
 use api::{Action, CreateJob, rules};
@@ -18,7 +19,7 @@ impl Manager {
     /// then the second value is false.
     pub fn create(self: &Arc<Self>, request: &CreateJob) -> Refused<(String, bool)> {
         job::check_name(&request.name)?;
-        if let Some(name) = self.repeated(&self.lock(), request)? {
+        if let Some(name) = self.repeated(&self.table.lock(), request)? {
             return Ok((name, false));
         }
         // What a name or range forbids is found before a disk is opened or a store made.
@@ -36,26 +37,25 @@ impl Manager {
         let record = job::new_record(request, given, &self.config, &self.now())?;
         {
             // Looked at before a store is made for nothing, and again when it counts.
-            let inner = self.lock();
-            check_disks(&inner, &record)?;
-            self.check_take_up(&inner, &record)?;
+            let table = self.table.lock();
+            check_disks(&table, &record)?;
+            self.check_take_up(&table, &record)?;
         }
         self.check_store(&record, request.allow_network_fs)?;
         let name = record.name.clone();
         {
-            let mut inner = self.lock();
-            if let Some(name) = self.repeated(&inner, request)? {
+            let mut table = self.table.lock();
+            if let Some(name) = self.repeated(&table, request)? {
                 return Ok((name, false));
             }
-            if inner.closing {
+            if table.is_closing() {
                 return Err(Refusal::shutting_down());
             }
-            check_disks(&inner, &record)?;
-            self.check_take_up(&inner, &record)?;
+            check_disks(&table, &record)?;
+            self.check_take_up(&table, &record)?;
             let store = record.store.clone();
-            inner.remember_store(&store);
-            self.save(&mut inner, record, None)
-                .map_err(|error| Refusal::failed(&error))?;
+            table.remember_store(&store);
+            table.insert(record)?;
             self.queue_note(&store, &name);
         }
         tracing::info!(job = name, "job created");
@@ -87,14 +87,14 @@ impl Manager {
     }
 
     /// The job that the same request made before.
-    fn repeated(&self, inner: &Inner, request: &CreateJob) -> Refused<Option<String>> {
+    fn repeated(&self, table: &Locked<'_>, request: &CreateJob) -> Refused<Option<String>> {
         if let Some(token) = &request.client_token {
             let same = |job: &&JobRecord| job.request.client_token.as_ref() == Some(token);
             let has_token = |job: &&Unreadable| job.client_token.as_ref() == Some(token);
-            if let Some(job) = inner.unreadable.values().find(has_token) {
+            if let Some(job) = table.unreadable().values().find(has_token) {
                 return Err(Refusal::unreadable(job.warning()));
             }
-            if let Some(job) = inner.jobs.values().find(same) {
+            if let Some(job) = table.jobs().values().find(same) {
                 if job.request == *request {
                     return Ok(Some(job.name.clone()));
                 }
@@ -104,10 +104,10 @@ impl Manager {
                 )));
             }
         }
-        if let Some(job) = inner.unreadable.get(&request.name) {
+        if let Some(job) = table.unreadable().get(&request.name) {
             return Err(Refusal::unreadable(job.warning()));
         }
-        match inner.jobs.get(&request.name) {
+        match table.jobs().get(&request.name) {
             None => Ok(None),
             Some(job) => Err(Refusal::conflict(format!(
                 "job {} already exists ({}): choose another name, or delete it first",
@@ -117,7 +117,7 @@ impl Manager {
     }
 
     /// The job to be taken up is over, and nobody else has taken it up.
-    fn check_take_up(&self, inner: &Inner, new: &JobRecord) -> Refused<()> {
+    fn check_take_up(&self, table: &Locked<'_>, new: &JobRecord) -> Refused<()> {
         let Some(from) = &new.take_up else { return Ok(()) };
         let is_successor = |job: &&JobRecord| {
             job.take_up.as_ref() == Some(from)
@@ -125,17 +125,17 @@ impl Manager {
                 && job.name != new.name
                 && job.name != *from
         };
-        if let Some(successor) = inner.jobs.values().find(is_successor) {
+        if let Some(successor) = table.jobs().values().find(is_successor) {
             return Err(Refusal::conflict(format!(
                 "job {from} was already continued by job {}: continue that one instead",
                 successor.name
             )));
         }
         let unreadable = |job: &&Unreadable| job.name == *from || job.take_up.as_ref() == Some(from);
-        if let Some(job) = inner.unreadable.values().find(unreadable) {
+        if let Some(job) = table.unreadable().values().find(unreadable) {
             return Err(Refusal::unreadable(job.warning()));
         }
-        let Some(old) = inner.jobs.get(from) else {
+        let Some(old) = table.jobs().get(from) else {
             // Its images may be in the store all the same: made by `smcd sync`, or by a job that was deleted.
             return Ok(());
         };
@@ -231,15 +231,15 @@ fn disk_on<'a>(new: &'a JobRecord, path: &Path) -> Refused<Option<&'a DiskRecord
 }
 
 /// A disk belongs to one unfinished job, and one whose record cannot be read may be unfinished.
-fn check_disks(inner: &Inner, new: &JobRecord) -> Refused<()> {
-    for job in inner.unreadable.values() {
+fn check_disks(table: &Locked<'_>, new: &JobRecord) -> Refused<()> {
+    for job in table.unreadable().values() {
         for theirs in &job.disks {
             if disk_on(new, theirs)?.is_some() {
                 return Err(Refusal::unreadable(job.warning()));
             }
         }
     }
-    for job in inner.jobs.values().filter(|job| job.status.is_unfinished()) {
+    for job in table.jobs().values().filter(|job| job.status.is_unfinished()) {
         for theirs in &job.disks {
             if let Some(ours) = disk_on(new, &theirs.path)? {
                 return Err(Refusal::conflict(format!(

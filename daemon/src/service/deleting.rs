@@ -1,7 +1,8 @@
 //! Deleting jobs, and their images where that is asked for.
 
 use super::background::Task;
-use super::manager::{Inner, Manager};
+use super::manager::Manager;
+use super::table::Locked;
 use crate::job::{JobRecord, Refusal, Refused};
 use crate::state::Unreadable;
 use crate::stores::{ACTION_PATIENCE, Stores};
@@ -15,27 +16,32 @@ impl Manager {
     /// # Errors
     /// With `purge`, when an image is in use: nothing has changed then.
     pub fn delete(self: &Arc<Self>, name: &str, purge: bool) -> Refused<bool> {
-        if self.lock().unreadable.contains_key(name) {
+        if self.table.lock().unreadable().contains_key(name) {
             return self.delete_unreadable(name, purge).map(|()| true);
         }
         if purge {
-            let job = self.job_for(&self.lock(), name, Action::Delete)?;
-            refuse_needed(&self.lock(), &job)?;
+            let job = {
+                let table = self.table.lock();
+                let job = self.job_for(&table, name, Action::Delete)?;
+                refuse_needed(&table, &job)?;
+                job
+            };
             self.refuse_in_use(&job)?;
         }
         let job = {
-            let mut inner = self.lock();
-            let mut job = self.job_for(&inner, name, Action::Delete)?;
+            let mut table = self.table.lock();
+            let job = self.job_for(&table, name, Action::Delete)?;
             if purge {
-                job.status = Status::Deleting;
-                job.purge = true;
-                job.next_sync = None;
-                self.save(&mut inner, job.clone(), None)
+                table.update(name, |job| {
+                    job.status = Status::Deleting;
+                    job.purge = true;
+                    job.next_sync = None;
+                    Ok(None)
+                })?
             } else {
-                self.forget(&mut inner, name)
+                table.remove(name)?;
+                job
             }
-            .map_err(|error| Refusal::failed(&error))?;
-            job
         };
         if purge {
             self.purge_in_background(job);
@@ -48,19 +54,18 @@ impl Manager {
 
     /// Forgets a job whose record cannot be read. Which images are its own is not known, so they stay.
     fn delete_unreadable(self: &Arc<Self>, name: &str, purge: bool) -> Refused<()> {
-        let mut inner = self.lock();
-        let Some(job) = inner.unreadable.get(name).cloned() else {
-            return Err(Refusal::no_job(name, inner.jobs.keys()));
+        let mut table = self.table.lock();
+        let Some(job) = table.unreadable().get(name).cloned() else {
+            return Err(Refusal::no_job(name, table.jobs().keys()));
         };
         if purge {
             return Err(Refusal::unreadable(job.warning()));
         }
-        if inner.closing {
+        if table.is_closing() {
             return Err(Refusal::shutting_down());
         }
-        self.forget(&mut inner, name)
-            .map_err(|error| Refusal::failed(&error))?;
-        drop(inner);
+        table.remove(name)?;
+        drop(table);
         if let Some(store) = &job.store {
             self.queue_note(store, name);
         }
@@ -97,18 +102,18 @@ impl Manager {
     fn purge(self: &Arc<Self>, job: &JobRecord) {
         let name = &job.name;
         // Whoever asked may have looked some time ago.
-        if !is_still_deleting(&self.lock(), job) {
+        if !is_still_deleting(&self.table.lock(), job) {
             return;
         }
         match purge_images(&self.stores, job) {
             Ok(count) => {
                 {
-                    let mut inner = self.lock();
-                    if !is_still_deleting(&inner, job) {
+                    let mut table = self.table.lock();
+                    if !is_still_deleting(&table, job) {
                         return;
                     }
-                    if let Err(error) = self.forget(&mut inner, name) {
-                        return tracing::error!(job = name, "{error:#}");
+                    if let Err(error) = table.remove(name) {
+                        return tracing::error!(job = name, "{error}");
                     }
                 }
                 self.queue_note(&job.store, name);
@@ -120,13 +125,16 @@ impl Manager {
                     "not all of its images are deleted yet: {}",
                     error.full_message()
                 );
-                let mut inner = self.lock();
-                let known = inner.jobs.get(name).filter(|_| is_still_deleting(&inner, job));
-                if let Some(mut job) = known.cloned() {
+                let mut table = self.table.lock();
+                if !is_still_deleting(&table, job) {
+                    return;
+                }
+                let saved = table.update(name, |job| {
                     job.error = Some(format!("{}; smcd tries again every minute", error.full_message()));
-                    if let Err(error) = self.save(&mut inner, job, None) {
-                        tracing::error!(job = name, "{error:#}");
-                    }
+                    Ok(None)
+                });
+                if let Err(error) = saved {
+                    tracing::error!(job = name, "{error}");
                 }
             }
         }
@@ -143,13 +151,13 @@ fn store_of(stores: &Stores, job: &JobRecord) -> imagefmt::Result<Option<Arc<Sto
 }
 
 /// Whether it is this job that is to go, and not a later one of its name.
-fn is_still_deleting(inner: &Inner, job: &JobRecord) -> bool {
-    let known = inner.jobs.get(&job.name);
+fn is_still_deleting(table: &Locked<'_>, job: &JobRecord) -> bool {
+    let known = table.jobs().get(&job.name);
     known.is_some_and(|known| known.status == Status::Deleting && known.created == job.created)
 }
 
 /// Refuses to delete images that the first sync of another job is to build on.
-fn refuse_needed(inner: &Inner, job: &JobRecord) -> Refused<()> {
+fn refuse_needed(table: &Locked<'_>, job: &JobRecord) -> Refused<()> {
     let waits = |successor: &&JobRecord| {
         successor.take_up.as_ref() == Some(&job.name)
             && successor.name != job.name
@@ -158,10 +166,10 @@ fn refuse_needed(inner: &Inner, job: &JobRecord) -> Refused<()> {
             && !successor.synced
     };
     let may_wait = |other: &&Unreadable| other.take_up.as_ref() == Some(&job.name);
-    if let Some(other) = inner.unreadable.values().find(may_wait) {
+    if let Some(other) = table.unreadable().values().find(may_wait) {
         return Err(Refusal::unreadable(other.warning()));
     }
-    match inner.jobs.values().find(waits) {
+    match table.jobs().values().find(waits) {
         None => Ok(()),
         Some(successor) => Err(Refusal::conflict(format!(
             "the first sync of job {} needs an image of job {}: purge it when that sync is done, or delete \

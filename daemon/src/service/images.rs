@@ -13,8 +13,8 @@ impl Manager {
     /// Asks every store, in the background, which images its jobs have: others delete images too.
     pub(super) fn refresh_images(self: &Arc<Self>) {
         let stores: BTreeSet<PathBuf> = {
-            let inner = self.lock();
-            inner.jobs.values().map(|job| job.store.clone()).collect()
+            let table = self.table.lock();
+            table.jobs().values().map(|job| job.store.clone()).collect()
         };
         for path in stores {
             self.in_background(Task::Refresh(path.clone()), move |manager| manager.refresh(&path));
@@ -23,9 +23,9 @@ impl Manager {
 
     fn refresh(&self, path: &Path) {
         let jobs: Vec<JobRecord> = {
-            let inner = self.lock();
+            let table = self.table.lock();
             let of_store = |job: &&JobRecord| job.store == path && job.status != Status::Running;
-            inner.jobs.values().filter(of_store).cloned().collect()
+            table.jobs().values().filter(of_store).cloned().collect()
         };
         let store = match self.stores.get(path) {
             Ok(store) => store,
@@ -42,17 +42,19 @@ impl Manager {
 
     /// A sync that has begun since `seen` was looked at knows better.
     fn remember_images(&self, seen: &JobRecord, images: Vec<u64>) {
-        let mut inner = self.lock();
-        let is_the_same = |job: &&JobRecord| {
+        let mut table = self.table.lock();
+        let is_the_same = table.jobs().get(&seen.name).is_some_and(|job| {
             job.created == seen.created && job.runs == seen.runs && job.status != Status::Running
-        };
-        let job = inner.jobs.get(&seen.name).filter(is_the_same).cloned();
-        let Some(mut job) = job.filter(|job| job.images != images) else {
+        });
+        if !is_the_same {
             return;
-        };
-        job.images = images;
-        if let Err(error) = self.save(&mut inner, job, None) {
-            tracing::warn!(job = seen.name, "{error:#}");
+        }
+        let saved = table.update(&seen.name, |job| {
+            job.images = images;
+            Ok(None)
+        });
+        if let Err(error) = saved {
+            tracing::warn!(job = seen.name, "{error}");
         }
     }
 

@@ -1,10 +1,11 @@
 //! A sync while it runs: what is told to it, and what it tells.
 
 use crate::engine::Control;
+use crate::job::Ending;
 use crate::units::rate;
 use api::{Phase, Progress, RunOutcome, RunType, RunView};
 use jiff::Timestamp;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -200,6 +201,63 @@ impl Seen {
             rate(now.compared.saturating_sub(before.compared), span),
             rate(now.stored.saturating_sub(before.stored), span),
         )
+    }
+}
+
+/// Syncs by job, and why one was asked to end.
+type Runs = BTreeMap<String, (Arc<LiveRun>, Option<Ending>)>;
+
+/// The syncs that run, by job, and why one was asked to end. Whoever begins or ends one holds the job table: what the table
+/// says of a job and what runs belong together.
+#[derive(Debug, Default)]
+pub struct LiveRuns {
+    runs: Mutex<Runs>,
+}
+
+impl LiveRuns {
+    /// A sync begins; one that was asked to end before the daemon ended is to end.
+    pub fn begin(&self, job: &str, run: Arc<LiveRun>, ending: Option<Ending>) {
+        self.runs().insert(job.to_owned(), (run, ending));
+    }
+
+    /// The sync of a job is over.
+    pub fn end(&self, job: &str) {
+        self.runs().remove(job);
+    }
+
+    /// The sync of a job, and why it was asked to end.
+    pub fn get(&self, job: &str) -> Option<(Arc<LiveRun>, Option<Ending>)> {
+        self.runs().get(job).cloned()
+    }
+
+    /// Whether a sync of the job runs.
+    pub fn contains(&self, job: &str) -> bool {
+        self.runs().contains_key(job)
+    }
+
+    /// Asks the sync of a job to end.
+    pub fn ask(&self, job: &str, ending: Ending) {
+        if let Some((run, asked)) = self.runs().get_mut(job) {
+            *asked = Some(ending);
+            run.control.stop();
+        }
+    }
+
+    /// Asks every sync to end that was not asked before.
+    pub fn ask_all(&self, ending: Ending) {
+        for (run, asked) in self.runs().values_mut() {
+            asked.get_or_insert(ending);
+            run.control.stop();
+        }
+    }
+
+    /// All that run.
+    pub fn all(&self) -> Vec<Arc<LiveRun>> {
+        self.runs().values().map(|(run, _)| run.clone()).collect()
+    }
+
+    fn runs(&self) -> MutexGuard<'_, Runs> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

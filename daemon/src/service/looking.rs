@@ -2,8 +2,8 @@
 //! that jobs had was looked through.
 
 use super::background::Task;
-use super::events::Event;
-use super::manager::{Inner, Manager};
+use super::manager::Manager;
+use super::table::Locked;
 use crate::job::JobRecord;
 use crate::state::{FoundJob, Rebuilt, rebuild};
 use anyhow::Result;
@@ -14,7 +14,8 @@ use std::sync::Arc;
 impl Manager {
     /// Looks through stores that are still to be looked through.
     pub(super) fn look_for_jobs(self: &Arc<Self>) {
-        match self.lock().unseen() {
+        let unseen = self.table.lock().unseen();
+        match unseen {
             Ok(unseen) if unseen.is_empty() => return,
             Ok(_) => {}
             Err(error) => return tracing::error!("{error:#}"),
@@ -27,17 +28,9 @@ impl Manager {
     }
 
     fn look(self: &Arc<Self>) -> Result<()> {
-        let unseen = self.lock().unseen()?;
+        let unseen = self.table.lock().unseen()?;
         let rebuilt = rebuild(&self.stores, &unseen, &self.now());
-        let found = {
-            let mut inner = self.lock();
-            // All of it or nothing: a crash in between is as if it had not begun.
-            let found = take_in(&mut inner, rebuilt, &self.config.stores)?;
-            for job in &found {
-                self.events.send(&Event::Saved(job.name.clone()));
-            }
-            found
-        };
+        let found = take_in(&mut self.table.lock(), rebuilt, &self.config.stores)?;
         for job in &found {
             self.resume(job);
         }
@@ -46,12 +39,11 @@ impl Manager {
 }
 
 /// Takes in what is new of what was found; returns those jobs.
-fn take_in(inner: &mut Inner, rebuilt: Rebuilt, configured: &[PathBuf]) -> Result<Vec<JobRecord>> {
-    let known: BTreeSet<String> = inner.jobs.keys().cloned().collect();
+fn take_in(table: &mut Locked<'_>, rebuilt: Rebuilt, configured: &[PathBuf]) -> Result<Vec<JobRecord>> {
     let new: Vec<FoundJob> = rebuilt
         .jobs
         .into_iter()
-        .filter(|found| !known.contains(&found.job.name) && !inner.unreadable.contains_key(&found.job.name))
+        .filter(|found| !table.is_known(&found.job.name))
         .collect();
     let holds_unreadable: BTreeSet<&PathBuf> = rebuilt
         .unreadable
@@ -63,7 +55,7 @@ fn take_in(inner: &mut Inner, rebuilt: Rebuilt, configured: &[PathBuf]) -> Resul
         .unseen
         .into_iter()
         .filter(|store| {
-            inner.stores().contains(store) || configured.contains(store) || holds_unreadable.contains(store)
+            table.stores().contains(store) || configured.contains(store) || holds_unreadable.contains(store)
         })
         .collect();
     let mut warnings = rebuilt.warnings;
@@ -73,22 +65,20 @@ fn take_in(inner: &mut Inner, rebuilt: Rebuilt, configured: &[PathBuf]) -> Resul
             store.display()
         )
     }));
+    let is_free = |name: &String| !table.is_known(name) && new.iter().all(|found| found.job.name != *name);
+    let unreadable = rebuilt
+        .unreadable
+        .iter()
+        .filter(|job| is_free(&job.name))
+        .cloned()
+        .collect();
     let jobs: Vec<_> = new.iter().map(|found| found.job.clone()).collect();
-    inner.fill(new, &missed)?;
+    // All of it or nothing: a crash in between is as if it had not begun.
+    table.take_in(new, unreadable, &missed)?;
     if !jobs.is_empty() {
-        let notice = rebuilt_notice(&jobs);
-        tracing::warn!("{notice}");
-        inner.warnings.push(notice);
+        table.warn(rebuilt_notice(&jobs));
     }
-    for job in rebuilt.unreadable {
-        if !inner.jobs.contains_key(&job.name) {
-            inner.unreadable.entry(job.name.clone()).or_insert(job);
-        }
-    }
-    if inner.look_warnings != warnings {
-        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        inner.look_warnings = warnings;
-    }
+    table.set_search_warnings(warnings);
     Ok(jobs)
 }
 

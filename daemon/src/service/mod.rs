@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! http -> actions, create, deleting -.                    .-> runner (a thread per sync) -> engine
-//! scheduler -------------------------+-> manager (mutex) -+-> state (SQLite), then notes in the stores
+//! scheduler -------------------------+--> table (mutex) -+-> state (SQLite), then notes in the stores
 //! startup, resume, looking ----------'                    '-> events -> scheduler, later others
 //! ```
 //!
-//! Whatever changes a job holds the manager's mutex from looking at its state to having saved it, so of two actions that
+//! Whatever changes a job holds the job table from looking at its state to having saved it, so of two actions that
 //! exclude each other one wins and the other is refused. No disk and no store is accessed meanwhile: whoever needs a
 //! store asks it by `stores`, or on a thread of its own (`background`).
 
@@ -23,12 +23,14 @@ mod images;
 mod live;
 mod looking;
 mod manager;
+mod notes;
 mod outcome;
 mod precheck;
 mod resume;
 mod runner;
 mod scheduler;
 mod startup;
+mod table;
 #[cfg(test)]
 mod tests;
 mod view;

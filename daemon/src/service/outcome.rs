@@ -1,10 +1,9 @@
 //! What a run's end makes of its job.
 
 use super::live::run_begun;
-use super::manager::{Inner, Manager};
+use super::table::Locked;
 use crate::clock::{Deadline, Moment};
-use crate::job::{Ending, JobRecord};
-use anyhow::Result;
+use crate::job::{Ending, JobRecord, Refused};
 use api::{RunOutcome, RunView, Status};
 use imagefmt::Manifest;
 use std::time::Duration;
@@ -93,15 +92,17 @@ pub enum Work {
     Conclude(Box<Manifest>),
 }
 
-/// Writes down what became of a run that has no thread; returns the job as it is then.
+/// Saves what became of a run that has no thread; returns the job as it is then.
+///
+/// # Errors
+/// When it cannot be saved.
 pub fn interrupt(
-    manager: &Manager,
-    inner: &mut Inner,
-    job: JobRecord,
+    table: &mut Locked<'_>,
+    name: &str,
     mut run: RunView,
     ended: &Ended,
-) -> Result<JobRecord> {
-    let now = manager.now();
+    now: &Moment,
+) -> Refused<JobRecord> {
     run.outcome = ended.outcome();
     run.finished = Some(now.wall);
     run.error = match ended {
@@ -111,16 +112,17 @@ pub fn interrupt(
         }
         _ => None,
     };
-    let job = conclude(job, ended, &now);
-    manager.save(inner, job.clone(), Some(&run))?;
-    Ok(job)
+    table.update(name, |job| {
+        *job = conclude(job.clone(), ended, now);
+        Ok(Some(run))
+    })
 }
 
 /// The run as it was begun. One that cannot be read must not keep its job from going on.
-pub fn unfinished_run(inner: &Inner, job: &JobRecord) -> RunView {
+pub fn unfinished_run(table: &Locked<'_>, job: &JobRecord) -> RunView {
     let number = job.run.as_ref().map_or(job.runs, |run| run.number);
     let run_type = job.run.as_ref().map_or(api::RunType::Manual, |run| run.run_type);
-    let known = inner.run(&job.name, number).unwrap_or_else(|error| {
+    let known = table.run(&job.name, number).unwrap_or_else(|error| {
         tracing::warn!(
             job = job.name,
             run = number,

@@ -22,7 +22,7 @@ impl Manager {
 
     /// Resumes a sync, unless it runs.
     pub(super) fn resume_in_background(self: &Arc<Self>, name: &str) {
-        if self.lock().live.contains_key(name) {
+        if self.live.contains(name) {
             return;
         }
         let job = name.to_owned();
@@ -37,18 +37,18 @@ impl Manager {
 
 /// A sync that was going on when the daemon ended: its image is there, it was to end, or it is gone on with.
 fn resume_running(manager: &Arc<Manager>, name: &str) -> Result<()> {
-    let job = manager.lock().jobs.get(name).cloned();
+    let job = manager.table.job(name).ok();
     let Some(job) = job.filter(|job| job.status == Status::Running) else {
         return Ok(());
     };
     // The store is asked without the mutex.
     let made = manager.image_made_by_run(&job);
-    let mut inner = manager.lock();
-    if inner.closing || inner.live.contains_key(name) || inner.jobs.get(name) != Some(&job) {
+    let mut table = manager.table.lock();
+    if table.is_closing() || manager.live.contains(name) || table.jobs().get(name) != Some(&job) {
         return Ok(());
     }
-    let run = unfinished_run(&inner, &job);
-    let ending = job.run.as_ref().and_then(|run| run.ending);
+    let run = unfinished_run(&table, &job);
+    let (ending, now) = (job.run.as_ref().and_then(|run| run.ending), manager.now());
     match (made, ending) {
         (Ok(Some(manifest)), _) => {
             tracing::info!(
@@ -56,19 +56,22 @@ fn resume_running(manager: &Arc<Manager>, name: &str) -> Result<()> {
                 image = job.label(manifest.sequence),
                 "its image is complete"
             );
-            manager.spawn(&mut inner, job, run, Work::Conclude(Box::new(manifest)))
+            manager.spawn(&mut table, job, run, Work::Conclude(Box::new(manifest)))
         }
         (Err(error), _) => {
             // Whether the image was made shows when the store is there: `start` looks.
             let kept = job.run.clone();
             let reason = format!("the store cannot be read: {}", error.full_message());
-            let mut job = interrupt(manager, &mut inner, job, run, &Ended::Failed(reason))?;
-            job.run = kept;
-            manager.save(&mut inner, job, None)
+            interrupt(&mut table, name, run, &Ended::Failed(reason), &now)?;
+            table.update(name, |job| {
+                job.run = kept;
+                Ok(None)
+            })?;
+            Ok(())
         }
         (Ok(None), Some(ending @ (Ending::Stop | Ending::Cancel))) => {
-            let job = interrupt(manager, &mut inner, job, run, &Ended::Asked(ending))?;
-            drop(inner);
+            let job = interrupt(&mut table, name, run, &Ended::Asked(ending), &now)?;
+            drop(table);
             if ending == Ending::Cancel {
                 manager.discard_in_background(job);
             }
@@ -76,15 +79,9 @@ fn resume_running(manager: &Arc<Manager>, name: &str) -> Result<()> {
         }
         (Ok(None), _) => {
             let run_type = run.run_type;
-            interrupt(
-                manager,
-                &mut inner,
-                job.clone(),
-                run,
-                &Ended::Asked(Ending::Shutdown),
-            )?;
+            interrupt(&mut table, name, run, &Ended::Asked(Ending::Shutdown), &now)?;
             tracing::info!(job = name, "sync was interrupted; resuming it");
-            manager.launch(&mut inner, job, run_type)
+            manager.launch(&mut table, name, run_type, |_| ())
         }
     }
 }

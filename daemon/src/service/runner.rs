@@ -1,12 +1,13 @@
 //! One sync of a job, in a thread of its own: hooks, image, retention, and what it comes to.
 
-use super::events::Event;
 use super::hooks::{self, HookEnv, Stage};
 use super::images;
 use super::live::{LiveRun, run_begun};
-use super::manager::{Inner, Manager};
+use super::manager::Manager;
 use super::outcome::{Ended, Work, conclude, interrupt, unfinished_run};
+use super::table::Locked;
 use super::written;
+use crate::clock::Moment;
 use crate::engine::{self, ErrorKind, ImageBegun, Observer, SourceDisk, Synced};
 use crate::job::{ActiveRun, Ending, JobRecord};
 use anyhow::{Context, Result};
@@ -19,85 +20,96 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// Makes a job Running: a new run begins.
+fn begin_run(job: &mut JobRecord, run_type: RunType, now: &Moment) {
+    // A run that is resumed inherits what the one before it was.
+    let from_waiting = match job.status {
+        Status::Running => job.run.as_ref().is_some_and(|run| run.from_waiting),
+        status => status == Status::Waiting && !job.completing,
+    };
+    job.runs += 1;
+    job.status = Status::Running;
+    job.error = None;
+    job.warnings.clear();
+    job.next_sync = None;
+    job.run = Some(ActiveRun {
+        number: job.runs,
+        run_type,
+        image: None,
+        ending: None,
+        from_waiting,
+        written: written::count(job, now),
+    });
+}
+
 impl Manager {
-    /// Makes a job Running and starts its sync. The caller has checked that the job's state allows it.
+    /// Makes a job Running, after a change, and starts its sync. The caller has checked that the job's state allows it.
     pub(super) fn launch(
         self: &Arc<Self>,
-        inner: &mut Inner,
-        mut job: JobRecord,
+        table: &mut Locked<'_>,
+        name: &str,
         run_type: RunType,
+        change: impl FnOnce(&mut JobRecord),
     ) -> Result<()> {
-        // A run that is gone on with inherits what the one before it was.
-        let from_waiting = match job.status {
-            Status::Running => job.run.as_ref().is_some_and(|run| run.from_waiting),
-            status => status == Status::Waiting && !job.completing,
-        };
-        job.runs += 1;
-        job.status = Status::Running;
-        job.error = None;
-        job.warnings.clear();
-        job.next_sync = None;
         let now = self.now();
-        job.run = Some(ActiveRun {
-            number: job.runs,
-            run_type,
-            image: None,
-            ending: None,
-            from_waiting,
-            written: written::count(&job, &now),
-        });
-        let started = now.wall;
-        let run = run_begun(job.runs, run_type, started);
-        self.save(inner, job.clone(), Some(&run))?;
-        tracing::info!(job = job.name, run = run.number, kind = %run_type, "sync started");
-        self.spawn(inner, job, run, Work::Sync)
+        let begun = |job: &JobRecord| run_begun(job.runs, run_type, now.wall);
+        let job = table.update(name, |job| {
+            change(job);
+            begin_run(job, run_type, &now);
+            Ok(Some(begun(job)))
+        })?;
+        let run = begun(&job);
+        tracing::info!(job = name, run = run.number, kind = %run_type, "sync started");
+        self.spawn(table, job, run, Work::Sync)
     }
 
     /// The image of an interrupted run turns out to be there: it is counted, and not made again.
     pub(super) fn conclude_late(
         self: &Arc<Self>,
-        inner: &mut Inner,
-        mut job: JobRecord,
+        table: &mut Locked<'_>,
+        name: &str,
         manifest: Manifest,
     ) -> Result<()> {
-        let mut run = unfinished_run(inner, &job);
+        let mut run = unfinished_run(table, table.job(name)?);
         run.error = None;
-        job.status = Status::Running;
-        job.error = None;
-        self.save(inner, job.clone(), None)?;
-        self.spawn(inner, job, run, Work::Conclude(Box::new(manifest)))
+        let job = table.update(name, |job| {
+            job.status = Status::Running;
+            job.error = None;
+            Ok(None)
+        })?;
+        self.spawn(table, job, run, Work::Conclude(Box::new(manifest)))
     }
 
-    /// Starts the thread of a run that is written down already.
+    /// Starts the thread of a run that is saved already.
     pub(super) fn spawn(
         self: &Arc<Self>,
-        inner: &mut Inner,
+        table: &mut Locked<'_>,
         job: JobRecord,
         run: RunView,
         work: Work,
     ) -> Result<()> {
         let live = Arc::new(LiveRun::new(run.number, run.started, job.bandwidth_limit_bytes));
         let ending = job.run.as_ref().and_then(|run| run.ending);
-        inner.live.insert(job.name.clone(), (live.clone(), ending));
+        self.live.begin(&job.name, live.clone(), ending);
         let runner = Runner {
             manager: self.clone(),
             concluding: matches!(work, Work::Conclude(_)),
             warnings: Mutex::default(),
             in_use: AtomicBool::new(false),
             images: Mutex::default(),
-            job: job.clone(),
+            job,
             live,
         };
         let begun = run.clone();
         let name = runner.job.name.clone();
         let thread = thread::Builder::new().name(format!("sync {name}"));
         if let Err(error) = thread.spawn(move || runner.run(run, work)) {
-            inner.live.remove(&name);
+            self.live.end(&name);
             let error = anyhow::Error::from(error).context(format!("start the sync of job {name}"));
             // The job must not stay Running for ever.
             let ended = Ended::Failed(format!("{error:#}"));
-            if let Err(error) = interrupt(self, inner, job, begun, &ended) {
-                tracing::error!("{error:#}");
+            if let Err(error) = interrupt(table, &name, begun, &ended, &self.now()) {
+                tracing::error!("{error}");
             }
             return Err(error);
         }
@@ -106,25 +118,32 @@ impl Manager {
 
     /// Notes which image a run makes, so that after a crash it is known whether it did.
     fn note_image(&self, name: &str, sequence: u64) -> Result<()> {
-        let mut inner = self.lock();
-        let mut job = self.job(&inner, name)?;
-        if let Some(run) = &mut job.run {
-            run.image = Some(sequence);
-        }
-        self.save(&mut inner, job, None)
+        self.table.update(name, |job| {
+            if let Some(run) = &mut job.run {
+                run.image = Some(sequence);
+            }
+            Ok(None)
+        })?;
+        Ok(())
     }
 
     /// The image is there: what was modified counts from now on. Returns how many images are kept.
     fn image_made(&self, name: &str) -> Result<Option<usize>> {
-        let mut inner = self.lock();
-        let mut job = self.job(&inner, name)?;
-        job.apply_pending();
-        // It was for this disk: the next stranger is refused again.
-        job.accept_changed_disk = false;
-        let max = job.schedule.map(|schedule| schedule.max_images);
-        if let Err(error) = self.save(&mut inner, job, None) {
-            tracing::error!(job = name, "{error:#}");
+        let mut job = self.table.job(name)?;
+        let saved = self.table.update(name, |job| {
+            job.apply_pending();
+            // It was for this disk: the next stranger is refused again.
+            job.accept_changed_disk = false;
+            Ok(None)
+        });
+        match saved {
+            Ok(saved) => job = saved,
+            Err(error) => {
+                job.apply_pending();
+                tracing::error!(job = name, "{error}");
+            }
         }
+        let max = job.schedule.map(|schedule| schedule.max_images);
         Ok(max.and_then(|max| usize::try_from(max).ok()))
     }
 }
@@ -255,13 +274,11 @@ impl Runner {
     }
 
     fn progressed(&self) {
-        self.manager
-            .events
-            .send(&Event::Progressed(self.job.name.clone()));
+        self.manager.table.progressed(&self.job.name);
     }
 
     fn is_shutdown(&self) -> bool {
-        self.manager.lock().closing
+        self.manager.table.lock().is_closing()
     }
 
     /// Deletes the earliest unused images beyond those to be kept.
@@ -337,31 +354,28 @@ impl Runner {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        let mut inner = self.manager.lock();
-        let ending = inner.live.get(name).and_then(|(_, ending)| *ending);
+        let mut table = self.manager.table.lock();
+        let ending = self.manager.live.get(name).and_then(|(_, ending)| ending);
         let ended = self.ended(result, ending);
         run.outcome = ended.outcome();
         if let Ended::Failed(reason) | Ended::Deferred(reason) = &ended {
             run.error = Some(reason.clone());
         }
-        let Some(job) = inner.jobs.get(name).cloned() else {
-            inner.live.remove(name);
-            self.progressed();
-            return;
-        };
-        let written = job.run.as_ref().and_then(|run| run.written.clone());
-        let mut job = conclude(job, &ended, &now);
-        self.update(&mut job, &run, written);
-        if let Err(error) = self.manager.save(&mut inner, job.clone(), Some(&run)) {
-            // The disk that holds the state is in trouble. In memory the job is what it is; when the daemon starts
-            // again, it finds the run going on and looks whether its image is there.
-            tracing::error!(job = name, "{error:#}");
-            job.warnings.push(format!("{error:#}"));
-            inner.jobs.insert(name.clone(), job);
+        let saved = table.update(name, |job| {
+            self.leave(job, &run, &ended, &now);
+            Ok(Some(run.clone()))
+        });
+        if let Err(error) = saved {
+            // The disk that holds the state is in trouble.
+            tracing::error!(job = name, "{error}");
+            table.update_unsaved(name, |job| {
+                self.leave(job, &run, &ended, &now);
+                job.warnings.push(error.to_string());
+            });
         }
-        inner.live.remove(name);
+        self.manager.live.end(name);
+        drop(table);
         self.progressed();
-        drop(inner);
         if ended == Ended::Asked(Ending::Cancel) {
             super::deleting::discard(&self.manager.stores, &self.job);
         }
@@ -369,15 +383,17 @@ impl Runner {
     }
 
     /// What an ended run leaves in its job.
-    fn update(&self, job: &mut JobRecord, run: &RunView, written: Option<crate::job::WriteCounter>) {
+    fn leave(&self, job: &mut JobRecord, run: &RunView, ended: &Ended, now: &Moment) {
+        let written = job.run.as_ref().and_then(|run| run.written.clone());
+        *job = conclude(job.clone(), ended, now);
         job.warnings.clone_from(&run.warnings);
         if run.outcome != RunOutcome::Succeeded {
             return;
         }
         job.synced = true;
-        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner).clone();
         job.images = images.unwrap_or_else(|| std::mem::take(&mut job.images));
-        job.written = written.or_else(|| written::count(job, &self.manager.now()));
+        job.written = written.or_else(|| written::count(job, now));
         job.retention_pending = self.in_use.load(Ordering::Relaxed);
         for disk in &mut job.disks {
             if let Some(synced) = run.disks.iter().find(|synced| synced.name == disk.name) {

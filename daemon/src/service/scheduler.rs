@@ -41,15 +41,14 @@ impl Scheduler {
     /// Looks at all jobs once.
     pub fn tick(&mut self, manager: &Arc<Manager>) {
         let now = manager.now();
-        let (jobs, live): (Vec<JobRecord>, Vec<_>) = {
-            let inner = manager.lock();
-            if inner.closing {
+        let jobs: Vec<JobRecord> = {
+            let table = manager.table.lock();
+            if table.is_closing() {
                 return;
             }
-            let live = inner.live.values().map(|(live, _)| live.clone()).collect();
-            (inner.jobs.values().cloned().collect(), live)
+            table.jobs().values().cloned().collect()
         };
-        live.iter().for_each(|run| run.sample());
+        manager.live.all().iter().for_each(|run| run.sample());
         for job in &jobs {
             let held = self.held.get(&job.name).is_some_and(|until| !until.is_due(&now));
             if let Some(due) = due(job, &now).filter(|_| !held) {
@@ -99,20 +98,18 @@ fn due(job: &JobRecord, now: &Moment) -> Option<Due> {
 impl Manager {
     /// The job's valid time has passed.
     fn expire(self: &Arc<Self>, name: &str) -> crate::job::Refused<()> {
-        {
-            let mut inner = self.lock();
-            let mut job = self.job(&inner, name)?;
-            if due(&job, &self.now()) != Some(Due::Expire) || inner.live.contains_key(name) {
-                return Ok(());
-            }
-            tracing::warn!(job = name, "job expired; its images remain");
+        let mut table = self.table.lock();
+        let job = table.job(name)?;
+        if due(job, &self.now()) != Some(Due::Expire) || self.live.contains(name) {
+            return Ok(());
+        }
+        let job = table.update(name, |job| {
             job.status = Status::Expired;
             job.next_sync = None;
-            let store = job.store.clone();
-            self.save(&mut inner, job, None)
-                .map_err(|error| crate::job::Refusal::failed(&error))?;
-            self.queue_note(&store, name);
-        }
+            Ok(None)
+        })?;
+        tracing::warn!(job = name, "job expired; its images remain");
+        self.queue_note(&job.store, name);
         Ok(())
     }
 
@@ -130,19 +127,16 @@ impl Manager {
     /// Writes down how far deadlines are away: across a reboot, that is believed more than a wall clock that was set.
     fn note_deadlines(&self, job: &JobRecord) {
         let now = self.now();
-        let mut inner = self.lock();
-        let Some(mut job) = inner
-            .jobs
-            .get(&job.name)
-            .filter(|job| job.status.is_unfinished())
-            .cloned()
-        else {
+        if !job.status.is_unfinished() {
             return;
-        };
-        job.expires = job.expires.noted(&now);
-        job.next_sync = job.next_sync.as_ref().map(|next| next.noted(&now));
-        if let Err(error) = self.save(&mut inner, job, None) {
-            tracing::warn!("{error:#}");
+        }
+        let saved = self.table.update(&job.name, |job| {
+            job.expires = job.expires.noted(&now);
+            job.next_sync = job.next_sync.as_ref().map(|next| next.noted(&now));
+            Ok(None)
+        });
+        if let Err(error) = saved {
+            tracing::warn!(job = job.name, "{error}");
         }
     }
 
@@ -178,15 +172,14 @@ impl Manager {
                 "image is no longer in use and was deleted"
             );
         }
-        let mut inner = self.lock();
-        let Some(mut job) = inner.jobs.get(&job.name).cloned() else {
-            return;
-        };
-        job.retention_pending = false;
-        job.images = images;
-        job.warnings = retained.warnings;
-        if let Err(error) = self.save(&mut inner, job, None) {
-            tracing::error!("{error:#}");
+        let saved = self.table.update(&job.name, |job| {
+            job.retention_pending = false;
+            job.images = images;
+            job.warnings = retained.warnings;
+            Ok(None)
+        });
+        if let Err(error) = saved {
+            tracing::error!(job = job.name, "{error}");
         }
     }
 }

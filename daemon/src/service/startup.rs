@@ -2,6 +2,7 @@
 //! in the background.
 
 use super::manager::Manager;
+use super::table::JobTable;
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::job::JobRecord;
@@ -53,7 +54,9 @@ pub(super) fn start_with(config: Config, clock: Arc<dyn Clock>, stores: Arc<Stor
     for job in &jobs.unreadable {
         tracing::warn!(job = job.name, "{}", job.warning());
     }
-    let manager = Arc::new(Manager::new(config, clock, stores, state, jobs, warnings));
+    let known = KnownStores::open(&config.state_dir);
+    let table = JobTable::new(state, known, jobs, warnings);
+    let manager = Arc::new(Manager::new(config, clock, stores, table));
     manager.look_for_jobs();
     resume_all(&manager);
     Ok(manager)
@@ -113,7 +116,7 @@ fn anchor(job: &mut JobRecord, now: &Moment) {
 
 /// Resumes what was going on when the daemon ended.
 fn resume_all(manager: &Arc<Manager>) {
-    let jobs: Vec<JobRecord> = manager.lock().jobs.values().cloned().collect();
+    let jobs: Vec<JobRecord> = manager.table.lock().jobs().values().cloned().collect();
     for job in jobs {
         manager.resume(&job);
     }

@@ -3,9 +3,10 @@
 use super::forecast::forecast;
 use super::images;
 use super::manager::Manager;
+use super::table::Locked;
 use crate::clock::Moment;
 use crate::job::{JobRecord, Refused};
-use crate::state::Unreadable;
+use crate::state::{Runs, Unreadable};
 use crate::stores::VIEW_PATIENCE;
 use api::{
     DiskView, Event, ExportView, HooksView, JobView, NextEvent, PendingView, RunView, ServiceStatus, Status,
@@ -42,12 +43,12 @@ impl Manager {
     /// A job as far as the daemon knows it itself: no store is asked. A job whose record cannot be read has only a view.
     fn known(&self, name: &str) -> Refused<(JobView, Option<JobRecord>)> {
         let (job, runs, live) = {
-            let inner = self.lock();
-            if let Some(job) = inner.unreadable.get(name) {
+            let table = self.table.lock();
+            if let Some(job) = table.unreadable().get(name) {
                 return Ok((unreadable_view(job), None));
             }
-            let job = self.job(&inner, name)?;
-            (job, inner.runs(name, RUNS_SEEN), inner.live.get(name).cloned())
+            let job = table.job(name)?.clone();
+            (job, newest_runs(&table, name, RUNS_SEEN), self.live.get(name))
         };
         let now = self.now();
         let mut view = view(&job, &runs.readable, &now);
@@ -68,13 +69,9 @@ impl Manager {
     /// All jobs, by name. No store is asked.
     pub fn list(&self) -> Vec<JobView> {
         let names: BTreeSet<String> = {
-            let inner = self.lock();
-            inner
-                .jobs
-                .keys()
-                .chain(inner.unreadable.keys())
-                .cloned()
-                .collect()
+            let table = self.table.lock();
+            let names = table.jobs().keys().chain(table.unreadable().keys());
+            names.cloned().collect()
         };
         // One that is deleted meanwhile is not in the list.
         names
@@ -85,21 +82,20 @@ impl Manager {
 
     /// The daemon.
     pub fn status(&self) -> ServiceStatus {
-        let inner = self.lock();
+        let table = self.table.lock();
         let now = self.now();
         let mut jobs: BTreeMap<String, usize> = BTreeMap::new();
-        for job in inner.jobs.values() {
+        for job in table.jobs().values() {
             *jobs.entry(job.status.to_string()).or_default() += 1;
         }
-        if !inner.unreadable.is_empty() {
-            jobs.insert("unreadable".to_owned(), inner.unreadable.len());
+        if !table.unreadable().is_empty() {
+            jobs.insert("unreadable".to_owned(), table.unreadable().len());
         }
-        let soonest = inner
-            .jobs
+        let soonest = table
+            .jobs()
             .values()
             .filter_map(|job| Some((job.next_sync.as_ref()?.remaining(&now), job)))
             .min_by_key(|(remaining, _)| *remaining);
-        let unreadable: Vec<String> = inner.unreadable.values().map(Unreadable::warning).collect();
         ServiceStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -108,16 +104,16 @@ impl Manager {
             store: self.config.store.display().to_string(),
             jobs,
             next_sync: soonest.map(|(left, job)| format!("{} in {}", job.name, span(left))),
-            warnings: [&inner.warnings[..], &inner.look_warnings, &unreadable].concat(),
+            warnings: table.warnings(),
         }
     }
 
     /// Every image of every known store that is in use.
     pub fn exports(&self) -> Vec<ExportView> {
         let stores: BTreeSet<PathBuf> = {
-            let inner = self.lock();
-            let of_jobs = inner.jobs.values().map(|job| &job.store);
-            of_jobs.chain(inner.stores()).cloned().collect()
+            let table = self.table.lock();
+            let of_jobs = table.jobs().values().map(|job| &job.store);
+            of_jobs.chain(table.stores()).cloned().collect()
         };
         let asked: Vec<_> = stores
             .iter()
@@ -136,13 +132,22 @@ impl Manager {
 
     /// Numbers for metrics: each job with its progress and newest run.
     pub fn measured(&self) -> Vec<(JobRecord, Option<api::Progress>, Option<RunView>)> {
-        let inner = self.lock();
+        let table = self.table.lock();
         let measured = |job: &JobRecord| {
-            let progress = inner.live.get(&job.name).map(|(live, _)| live.progress());
-            (job.clone(), progress, inner.runs(&job.name, 1).readable.pop())
+            let progress = self.live.get(&job.name).map(|(live, _)| live.progress());
+            let newest = newest_runs(&table, &job.name, 1).readable.pop();
+            (job.clone(), progress, newest)
         };
-        inner.jobs.values().map(measured).collect()
+        table.jobs().values().map(measured).collect()
     }
+}
+
+/// The newest runs of a job; none, and a line in the log, where the state cannot be read: the job is shown all the same.
+fn newest_runs(table: &Locked<'_>, job: &str, limit: u32) -> Runs {
+    table.runs(job, limit).unwrap_or_else(|error| {
+        tracing::error!(job, "the runs of the job cannot be read: {error:#}");
+        Runs::default()
+    })
 }
 
 fn view(job: &JobRecord, runs: &[RunView], now: &Moment) -> JobView {

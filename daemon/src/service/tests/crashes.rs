@@ -1,7 +1,7 @@
 //! What a crash, a lost state, another machine or another disk must not lead to.
 
 use super::House;
-use crate::job::{ActiveRun, Ending};
+use crate::job::{ActiveRun, Ending, JobRecord};
 use crate::service::run_begun;
 use crate::state::State;
 use api::{ModifyJob, RunType, Status};
@@ -92,19 +92,19 @@ fn whether_an_image_was_made_is_decided_when_its_store_is_there() {
     let house = House::new();
     let store = waiting(&house, "web01");
     {
-        let mut inner = house.manager.lock();
-        let mut job = house.manager.job(&inner, "web01").unwrap();
-        job.status = Status::Running;
-        job.run = Some(ActiveRun {
-            number: 1,
-            run_type: RunType::Manual,
-            image: Some(1),
-            ending: None,
-            from_waiting: false,
-            written: None,
-        });
-        let run = run_begun(1, RunType::Manual, job.created);
-        house.manager.save(&mut inner, job, Some(&run)).unwrap();
+        let change = |job: &mut JobRecord| {
+            job.status = Status::Running;
+            job.run = Some(ActiveRun {
+                number: 1,
+                run_type: RunType::Manual,
+                image: Some(1),
+                ending: None,
+                from_waiting: false,
+                written: None,
+            });
+            Ok(Some(run_begun(1, RunType::Manual, job.created)))
+        };
+        house.manager.table.update("web01", change).unwrap();
     }
     let away = house.dir.path().join("away");
     std::fs::rename(&store, &away).unwrap();
@@ -139,7 +139,7 @@ fn a_store_that_was_away_when_the_state_was_lost_is_looked_through_later() {
             .any(|warning| warning.contains("there is no store now")),
         "{warnings:?}"
     );
-    assert!(house.manager.lock().jobs.is_empty());
+    assert!(house.manager.table.lock().jobs().is_empty());
     std::fs::rename(&away, &store).unwrap();
     let house = house.restart();
     assert_eq!(house.job("web01").status, Status::Waiting);
@@ -169,7 +169,7 @@ fn the_jobs_of_another_machine_are_left_alone() {
     opened.put_note("web01", &note).unwrap();
     lose_state(&house);
     let house = house.restart();
-    assert!(house.manager.lock().jobs.is_empty());
+    assert!(house.manager.table.lock().jobs().is_empty());
     let warnings = house.manager.status().warnings;
     assert!(
         warnings

@@ -76,18 +76,19 @@ fn a_store_that_hangs_does_not_hold_up_the_start() {
     let house = House::new();
     let store = two_jobs(&house);
     {
-        let mut inner = house.manager.lock();
-        let mut job = house.manager.job(&inner, "web01").unwrap();
-        job.status = Status::Running;
-        job.run = Some(super::ActiveRun {
-            number: 1,
-            run_type: api::RunType::Manual,
-            image: Some(1),
-            ending: None,
-            from_waiting: false,
-            written: None,
-        });
-        house.manager.save(&mut inner, job, None).unwrap();
+        let change = |job: &mut super::JobRecord| {
+            job.status = Status::Running;
+            job.run = Some(super::ActiveRun {
+                number: 1,
+                run_type: api::RunType::Manual,
+                image: Some(1),
+                ending: None,
+                from_waiting: false,
+                written: None,
+            });
+            Ok(None)
+        };
+        house.manager.table.update("web01", change).unwrap();
     }
     let House {
         dir,
@@ -125,10 +126,12 @@ fn a_state_that_was_lost_is_found_in_stores_that_answer_while_another_hangs() {
     gate.hang(&store);
     let house = in_time("the start", || House::started(dir, clock, gate));
     in_time("the job of the other store", || {
-        house.wait_until("db is found", || house.manager.lock().jobs.contains_key("db"));
+        house.wait_until("db is found", || {
+            house.manager.table.lock().jobs().contains_key("db")
+        });
     });
-    house.wait_until("the look is over", || house.manager.lock().background.is_empty());
-    assert!(!house.manager.lock().jobs.contains_key("web01"));
+    house.wait_until("the look is over", || house.manager.background.is_idle());
+    assert!(!house.manager.table.lock().jobs().contains_key("web01"));
     let warnings = house.manager.status().warnings;
     assert!(
         warnings.iter().any(|warning| warning.contains("does not answer")),
@@ -137,7 +140,7 @@ fn a_state_that_was_lost_is_found_in_stores_that_answer_while_another_hangs() {
     house.gate.release();
     Scheduler::default().tick(&house.manager);
     house.wait_until("web01 is found", || {
-        house.manager.lock().jobs.contains_key("web01")
+        house.manager.table.lock().jobs().contains_key("web01")
     });
 }
 

@@ -15,6 +15,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::run_begun;
+
 mod crashes;
 mod hanging;
 mod unreadable;
@@ -66,9 +68,7 @@ impl House {
         } = self;
         drop(manager);
         let house = Self::started(dir, clock, gate);
-        house.wait_until("the background is idle", || {
-            house.manager.lock().background.is_empty()
-        });
+        house.wait_until("the background is idle", || house.manager.background.is_idle());
         house
     }
 
@@ -116,7 +116,7 @@ impl House {
         let mut job = new_record(&request, given, &self.manager.config, &now).unwrap();
         job.status = status;
         job.next_sync = (status == Status::Waiting).then(|| Deadline::after(&now, 6 * HOUR));
-        let mut inner = self.manager.lock();
+        let mut table = self.manager.table.lock();
         if status == Status::Running {
             job.runs = 1;
             job.run = Some(ActiveRun {
@@ -128,13 +128,13 @@ impl House {
                 written: None,
             });
             let live = Arc::new(LiveRun::new(1, now.wall, 0));
-            inner.live.insert(name.to_owned(), (live, None));
+            self.manager.live.begin(name, live, None);
         }
-        self.manager.save(&mut inner, job, None).unwrap();
+        table.insert(job).unwrap();
     }
 
     fn job(&self, name: &str) -> JobRecord {
-        self.manager.job(&self.manager.lock(), name).unwrap()
+        self.manager.table.job(name).unwrap()
     }
 
     fn ask(&self, name: &str, action: Action) -> Refused<()> {
@@ -171,8 +171,7 @@ impl House {
     /// Waits until no sync runs, and none is being resumed.
     fn wait_idle(&self) {
         self.wait_until("no sync runs", || {
-            let inner = self.manager.lock();
-            inner.live.is_empty() && inner.background.is_empty()
+            self.manager.running() == 0 && self.manager.background.is_idle()
         });
     }
 }
@@ -200,7 +199,7 @@ fn every_action_in_every_state_is_allowed_or_refused_as_the_table_says() {
                     assert_eq!(house.job("web01"), before, "{told}: nothing has changed");
                 }
             }
-            house.manager.lock().live.clear();
+            house.manager.live.end("web01");
         }
     }
 }
@@ -269,7 +268,13 @@ fn of_conflicting_actions_at_once_one_wins() {
                 .map(|asked| asked.join().unwrap().is_ok())
                 .collect()
         });
-        let known = house.manager.lock().jobs.get("web01").map(|job| job.status);
+        let known = house
+            .manager
+            .table
+            .lock()
+            .jobs()
+            .get("web01")
+            .map(|job| job.status);
         let ended = matches!(known, None | Some(Status::Finished | Status::Canceled));
         assert!(ended, "{known:?} {won:?}");
         // Complete and cancel exclude each other; deleting what has ended is possible behind either.
@@ -288,7 +293,7 @@ fn a_sync_that_is_being_ended_takes_no_second_order() {
         assert!(refusal.message.contains("is ending (stop)"), "{refusal}");
     }
     assert!(matches!(
-        house.manager.lock().live.get("web01"),
+        house.manager.live.get("web01"),
         Some((_, Some(Ending::Stop)))
     ));
 }
@@ -457,20 +462,20 @@ fn a_job_that_was_running_is_gone_on_with() {
     let house = House::new();
     house.manager.create(&house.request("web01")).unwrap();
     {
-        let mut inner = house.manager.lock();
-        let mut job = house.manager.job(&inner, "web01").unwrap();
-        job.status = Status::Running;
-        job.runs = 1;
-        job.run = Some(ActiveRun {
-            number: 1,
-            run_type: RunType::Schedule,
-            image: None,
-            ending: None,
-            from_waiting: false,
-            written: None,
-        });
-        let run = super::run_begun(1, RunType::Schedule, job.created);
-        house.manager.save(&mut inner, job, Some(&run)).unwrap();
+        let change = |job: &mut JobRecord| {
+            job.status = Status::Running;
+            job.runs = 1;
+            job.run = Some(ActiveRun {
+                number: 1,
+                run_type: RunType::Schedule,
+                image: None,
+                ending: None,
+                from_waiting: false,
+                written: None,
+            });
+            Ok(Some(run_begun(1, RunType::Schedule, job.created)))
+        };
+        house.manager.table.update("web01", change).unwrap();
     }
     let house = house.restart();
     house.wait_idle();
@@ -489,20 +494,20 @@ fn an_image_that_was_made_before_a_kill_is_counted_once() {
     house.wait_idle();
     {
         // As it was between the image's manifest and the word about it.
-        let mut inner = house.manager.lock();
-        let mut job = house.manager.job(&inner, "web01").unwrap();
-        job.status = Status::Running;
-        job.next_sync = None;
-        job.run = Some(ActiveRun {
-            number: 1,
-            run_type: RunType::Manual,
-            image: Some(1),
-            ending: None,
-            from_waiting: false,
-            written: None,
-        });
-        let run = super::run_begun(1, RunType::Manual, job.created);
-        house.manager.save(&mut inner, job, Some(&run)).unwrap();
+        let change = |job: &mut JobRecord| {
+            job.status = Status::Running;
+            job.next_sync = None;
+            job.run = Some(ActiveRun {
+                number: 1,
+                run_type: RunType::Manual,
+                image: Some(1),
+                ending: None,
+                from_waiting: false,
+                written: None,
+            });
+            Ok(Some(run_begun(1, RunType::Manual, job.created)))
+        };
+        house.manager.table.update("web01", change).unwrap();
     }
     let house = house.restart();
     house.wait_idle();
@@ -578,7 +583,7 @@ fn deleting_keeps_images_and_purging_does_not() {
     store.unpin(&first, Some("audit")).unwrap();
     house.manager.delete("web01", true).unwrap();
     let begun = Instant::now();
-    while house.manager.lock().jobs.contains_key("web01") {
+    while house.manager.table.lock().jobs().contains_key("web01") {
         assert!(begun.elapsed() < Duration::from_secs(30));
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -1,0 +1,349 @@
+//! The jobs of this machine: in memory, and in the database behind it, under one mutex.
+//!
+//! Whoever holds the table sees all jobs as they are, and changes one by [`Locked::update`], which saves the change before
+//! anybody can see it. Nobody holds the table while it waits for a store or a disk that is being read.
+
+use super::events::{Event, Events, Listener};
+use crate::job::{JobRecord, Refusal, Refused};
+use crate::state::{FoundJob, Jobs, KnownStores, NOTE_RUNS, Runs, State, StoredNote, Unreadable};
+use anyhow::Context;
+use api::RunView;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// All jobs, and what the user should know of the daemon itself.
+#[derive(Debug)]
+pub struct JobTable {
+    inner: Mutex<Inner>,
+    events: Events,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: State,
+    stores: KnownStores,
+    jobs: BTreeMap<String, JobRecord>,
+    /// Jobs whose record cannot be read: nothing is done for them, and what is theirs stays theirs.
+    unreadable: BTreeMap<String, Unreadable>,
+    /// The daemon ends: nothing begins any more.
+    closing: bool,
+    warnings: Vec<String>,
+    /// What the last search for lost jobs in stores found in the way.
+    search_warnings: Vec<String>,
+}
+
+/// The table while its mutex is held.
+#[derive(Debug)]
+pub struct Locked<'a> {
+    inner: MutexGuard<'a, Inner>,
+    events: &'a Events,
+}
+
+impl JobTable {
+    /// Takes over what was read from the state.
+    pub fn new(state: State, stores: KnownStores, jobs: Jobs, warnings: Vec<String>) -> Self {
+        let readable = jobs.readable.into_iter().map(|job| (job.name.clone(), job));
+        let unreadable = jobs.unreadable.into_iter().map(|job| (job.name.clone(), job));
+        Self {
+            inner: Mutex::new(Inner {
+                state,
+                stores,
+                jobs: readable.collect(),
+                unreadable: unreadable.collect(),
+                closing: false,
+                warnings,
+                search_warnings: Vec::new(),
+            }),
+            events: Events::default(),
+        }
+    }
+
+    /// Holds the table.
+    pub fn lock(&self) -> Locked<'_> {
+        // What a panic could leave half done is saved or not: nothing in memory is ahead of the state.
+        Locked {
+            inner: self.inner.lock().unwrap_or_else(PoisonError::into_inner),
+            events: &self.events,
+        }
+    }
+
+    /// A job by its name, as it is now.
+    ///
+    /// # Errors
+    /// When there is none, or its record cannot be read.
+    pub fn job(&self, name: &str) -> Refused<JobRecord> {
+        self.lock().job(name).cloned()
+    }
+
+    /// Changes one job: [`Locked::update`] where nothing else is to be looked at.
+    ///
+    /// # Errors
+    /// As that one.
+    pub fn update(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut JobRecord) -> Refused<Option<RunView>>,
+    ) -> Refused<JobRecord> {
+        self.lock().update(name, change)
+    }
+
+    /// Listens to what changes from now on.
+    pub fn listen(&self) -> Listener {
+        self.events.listen()
+    }
+
+    /// Tells listeners that a sync of the job got further.
+    pub fn progressed(&self, name: &str) {
+        self.events.send(&Event::Progressed(name.to_owned()));
+    }
+}
+
+impl Locked<'_> {
+    /// All jobs whose record can be read, by name.
+    pub fn jobs(&self) -> &BTreeMap<String, JobRecord> {
+        &self.inner.jobs
+    }
+
+    /// All other jobs, by name.
+    pub fn unreadable(&self) -> &BTreeMap<String, Unreadable> {
+        &self.inner.unreadable
+    }
+
+    /// A job by its name.
+    ///
+    /// # Errors
+    /// When there is none, or its record cannot be read.
+    pub fn job(&self, name: &str) -> Refused<&JobRecord> {
+        if let Some(job) = self.inner.unreadable.get(name) {
+            return Err(Refusal::unreadable(job.warning()));
+        }
+        let unknown = || Refusal::no_job(name, self.inner.jobs.keys());
+        self.inner.jobs.get(name).ok_or_else(unknown)
+    }
+
+    /// Changes a job, and saves it, and a run of it with it, before anybody can see the change. Returns the job as it is
+    /// then.
+    ///
+    /// # Errors
+    /// When there is no such job, `change` refuses, or it cannot be saved: nothing has changed then.
+    pub fn update(
+        &mut self,
+        name: &str,
+        change: impl FnOnce(&mut JobRecord) -> Refused<Option<RunView>>,
+    ) -> Refused<JobRecord> {
+        let mut job = self.job(name)?.clone();
+        let run = change(&mut job)?;
+        if run.is_some() || self.inner.jobs.get(name) != Some(&job) {
+            self.save(job.clone(), run.as_ref())?;
+        }
+        Ok(job)
+    }
+
+    /// Adds a job that the caller has checked.
+    ///
+    /// # Errors
+    /// When it cannot be saved.
+    pub fn insert(&mut self, job: JobRecord) -> Refused<()> {
+        self.save(job, None)
+    }
+
+    fn save(&mut self, job: JobRecord, run: Option<&RunView>) -> Refused<()> {
+        let saved = self.inner.state.save(&job, run);
+        saved
+            .with_context(|| format!("save job {}", job.name))
+            .map_err(|error| Refusal::failed(&error))?;
+        self.show(job);
+        Ok(())
+    }
+
+    fn show(&mut self, job: JobRecord) {
+        let event = Event::Saved(job.name.clone());
+        self.inner.jobs.insert(job.name.clone(), job);
+        self.events.send(&event);
+    }
+
+    /// Changes a job in memory alone, when a run has ended and the state cannot be written: when the daemon starts again,
+    /// it finds the run going on and looks whether its image is there.
+    pub fn update_unsaved(&mut self, name: &str, change: impl FnOnce(&mut JobRecord)) {
+        if let Some(mut job) = self.inner.jobs.get(name).cloned() {
+            change(&mut job);
+            self.show(job);
+        }
+    }
+
+    /// Forgets a job, whether its record can be read or not.
+    ///
+    /// # Errors
+    /// When that cannot be saved.
+    pub fn remove(&mut self, name: &str) -> Refused<()> {
+        let removed = self.inner.state.remove(name);
+        removed
+            .with_context(|| format!("delete job {name}"))
+            .map_err(|error| Refusal::failed(&error))?;
+        self.inner.jobs.remove(name);
+        self.inner.unreadable.remove(name);
+        self.events.send(&Event::Removed(name.to_owned()));
+        Ok(())
+    }
+
+    /// Takes in jobs that were found in stores, and remembers which stores are still to be searched: all of it or nothing.
+    ///
+    /// # Errors
+    /// When that cannot be saved.
+    pub fn take_in(
+        &mut self,
+        found: Vec<FoundJob>,
+        unreadable: Vec<Unreadable>,
+        unseen: &BTreeSet<PathBuf>,
+    ) -> anyhow::Result<()> {
+        self.inner.state.fill(&found, unseen)?;
+        found.into_iter().for_each(|found| self.show(found.job));
+        for job in unreadable {
+            self.inner.unreadable.entry(job.name.clone()).or_insert(job);
+        }
+        Ok(())
+    }
+
+    /// Whether a name is a job's, whose record can be read or not.
+    pub fn is_known(&self, name: &str) -> bool {
+        self.inner.jobs.contains_key(name) || self.inner.unreadable.contains_key(name)
+    }
+
+    /// Whether the daemon ends: nothing begins any more then.
+    pub fn is_closing(&self) -> bool {
+        self.inner.closing
+    }
+
+    /// Nothing begins any more.
+    pub fn close(&mut self) {
+        self.inner.closing = true;
+    }
+
+    /// What the user should know of the daemon itself.
+    pub fn warnings(&self) -> Vec<String> {
+        let unreadable: Vec<String> = self.inner.unreadable.values().map(Unreadable::warning).collect();
+        [&self.inner.warnings[..], &self.inner.search_warnings, &unreadable].concat()
+    }
+
+    /// Adds to what the user should know until the daemon starts again.
+    pub fn warn(&mut self, warning: String) {
+        tracing::warn!("{warning}");
+        self.inner.warnings.push(warning);
+    }
+
+    /// What the last search for lost jobs found in the way, in place of what the one before it found.
+    pub fn set_search_warnings(&mut self, warnings: Vec<String>) {
+        if self.inner.search_warnings != warnings {
+            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            self.inner.search_warnings = warnings;
+        }
+    }
+
+    /// Stores that are still to be searched for lost jobs.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub fn unseen(&self) -> anyhow::Result<Vec<PathBuf>> {
+        self.inner.state.unseen()
+    }
+
+    /// What a store is to keep of a job of its own.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub fn note(&self, store: &Path, name: &str) -> anyhow::Result<Option<StoredNote>> {
+        match self.inner.jobs.get(name) {
+            Some(job) if job.store == store => self.inner.state.note(name, NOTE_RUNS),
+            _ => Ok(None),
+        }
+    }
+
+    /// One run.
+    ///
+    /// # Errors
+    /// When its record cannot be read.
+    pub fn run(&self, job: &str, number: u64) -> anyhow::Result<Option<RunView>> {
+        self.inner.state.run(job, number)
+    }
+
+    /// The newest runs.
+    ///
+    /// # Errors
+    /// When the state cannot be read. A record that cannot be read is no error.
+    pub fn runs(&self, job: &str, limit: u32) -> anyhow::Result<Runs> {
+        self.inner.state.runs(job, limit)
+    }
+
+    /// Remembers that jobs have a store.
+    pub fn remember_store(&mut self, store: &Path) {
+        if let Err(error) = self.inner.stores.add(store) {
+            tracing::warn!("the list of stores cannot be saved: {error:#}");
+        }
+    }
+
+    /// All stores that jobs ever had.
+    pub fn stores(&self) -> &[PathBuf] {
+        self.inner.stores.all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, HandClock};
+    use crate::config::Config;
+    use crate::job::{ResolvedInput, new_record};
+    use std::time::Duration;
+
+    fn table(dir: &Path) -> JobTable {
+        let (state, _) = State::open(dir).unwrap();
+        let table = JobTable::new(state, KnownStores::open(dir), Jobs::default(), Vec::new());
+        let request = api::CreateJob {
+            name: "web01".to_owned(),
+            ..Default::default()
+        };
+        let given = ResolvedInput {
+            store: "/s".into(),
+            disks: Vec::new(),
+        };
+        let config = Config::load(None).unwrap();
+        let job = new_record(&request, given, &config, &HandClock::new().now()).unwrap();
+        table.lock().insert(job).unwrap();
+        table
+    }
+
+    #[test]
+    fn a_change_that_cannot_be_saved_is_seen_by_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = table(dir.path());
+        let listener = table.listen();
+        rusqlite::Connection::open(dir.path().join("state.db"))
+            .unwrap()
+            .execute_batch("DROP TABLE jobs")
+            .unwrap();
+        let refusal = table.update("web01", |job| {
+            job.description = "new".to_owned();
+            Ok(None)
+        });
+        assert_eq!(refusal.unwrap_err().kind, api::ErrorKind::Failed);
+        assert_eq!(table.job("web01").unwrap().description, "");
+        assert_eq!(listener.wait(Duration::ZERO), []);
+    }
+
+    #[test]
+    fn a_refused_change_and_one_that_changes_nothing_are_no_event() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = table(dir.path());
+        let listener = table.listen();
+        let refused = table.update("web01", |job| {
+            job.description = "new".to_owned();
+            Err(Refusal::invalid("no"))
+        });
+        assert!(refused.is_err());
+        table.update("web01", |_| Ok(None)).unwrap();
+        assert_eq!(listener.wait(Duration::ZERO), []);
+        assert_eq!(table.job("web01").unwrap().description, "");
+        assert!(table.update("db", |_| Ok(None)).is_err());
+    }
+}
