@@ -8,11 +8,11 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build deb demo test lint bench sweep crash fuzz clean
+.PHONY: help setup build deb demo test test-quick lint bench sweep crash fuzz clean
 .NOTPARALLEL:
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install the needed packages with apt-get, and unpack the kernel for the guests
 	@bash scripts/setup.sh
@@ -31,6 +31,9 @@ demo: build ## image a server twice, the second time while it is written to, and
 test: setup lint ## everything: lints, then all tests, on real loop devices and in real guests
 	$(CARGO) build --locked --workspace --all-targets
 	$(CARGO) test --locked --workspace
+
+test-quick: ## run the tests that need neither root nor guests (docs/testing.md: the map of the suite)
+	@bash scripts/test-quick.sh
 
 lint: ## formatting and clippy, where any warning is an error
 	@bash scripts/lint.sh
