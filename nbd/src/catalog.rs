@@ -29,7 +29,7 @@ pub trait Catalog: Send + Sync + 'static {
     fn open(&self, name: &str) -> Result<Arc<dyn Export>, ServeError>;
 }
 
-/// What clients are told about an export before they open it.
+/// What clients learn about an export before they open it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportInfo {
     /// The canonical name, which may differ from the one asked for (the default export's does).

@@ -56,9 +56,9 @@ impl Channel {
     /// Writes as much of `bytes` as the socket takes at once, and returns how much that is; nothing
     /// may be in flight. What cannot be written now is for [`write`](Channel::write), which tells
     /// errors as well.
-    pub(crate) fn send_now(&self, bytes: &[u8]) -> usize {
+    pub(crate) fn try_send(&self, bytes: &[u8]) -> usize {
         match self.tls.get() {
-            None => self.stream.send_now(bytes),
+            None => self.stream.try_send(bytes),
             Some(_) => 0,
         }
     }
@@ -66,7 +66,7 @@ impl Channel {
     /// Ends the writing side in order.
     pub(crate) async fn finish(&self) {
         if let Some(session) = self.tls.get() {
-            // A client that is gone need not be told.
+            // A client that is gone does not need it.
             let _ = session.close(&self.stream).await;
         }
         self.stream.shut_down(Shutdown::Write);

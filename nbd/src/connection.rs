@@ -4,61 +4,24 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
-use crate::buffer::Spares;
 use crate::channel::Channel;
 use crate::handshake::{self, Answer, Handshake, Question, Session, Step};
 use crate::input::Input;
 use crate::link;
 use crate::listen::Accepted;
-use crate::pool::Pool;
+use crate::shared::{Shared, Stage};
 use crate::tls::Tls;
 use crate::uring::{self, Stream};
-use crate::{Catalog, ErrorKind, ExportInfo, Limits, ServeError};
+use crate::{Catalog, ErrorKind, ExportInfo, ServeError};
 
-/// Where the server is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Stage {
-    Serving,
-    /// Nothing new is begun.
-    Draining,
-    /// The grace time is over.
-    Closing,
-}
-
-/// What all connections share.
-pub(crate) struct Shared {
-    pub(crate) catalog: Arc<dyn Catalog>,
-    pub(crate) limits: Limits,
-    pub(crate) pool: Pool,
-    /// One permit for each byte of reply, or of data to be written, that may be held.
-    pub(crate) memory: Arc<Semaphore>,
-    pub(crate) spares: Arc<Spares>,
-    pub(crate) stage: watch::Receiver<Stage>,
-}
-
-impl Shared {
-    pub(crate) fn is_draining(&self) -> bool {
-        *self.stage.borrow() >= Stage::Draining
+/// Tells a handshake whether the server is shutting down.
+fn notify<'a>(shared: &Shared, machine: &'a mut Handshake) -> &'a mut Handshake {
+    if shared.is_draining() {
+        machine.drain();
     }
-
-    /// Tells a handshake whether the server is going down.
-    fn notify<'a>(&self, machine: &'a mut Handshake) -> &'a mut Handshake {
-        if self.is_draining() {
-            machine.drain();
-        }
-        machine
-    }
-
-    /// Waits for a stage. Never comes back if the server is gone, which ends the caller with it.
-    pub(crate) async fn reached(&self, stage: Stage) {
-        let mut watched = self.stage.clone();
-        if watched.wait_for(|now| *now >= stage).await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
+    machine
 }
 
 /// Serves one client from greeting to close. Whatever happens in it touches no other connection.
@@ -106,33 +69,33 @@ async fn negotiate(
     loop {
         match step {
             Step::Read => input.fill().await.then_some(())?,
-            Step::Send(bytes) => send_now(channel, bytes).await?,
+            Step::Send(bytes) => send(channel, bytes).await?,
             Step::Encrypt(bytes) => {
-                send_now(channel, bytes).await?;
+                send(channel, bytes).await?;
                 channel.encrypt(tls?).ok()?;
             }
             Step::Ask(question) => {
                 let answer = ask(shared, question).await;
-                step = shared.notify(&mut machine).answer(answer);
+                step = notify(shared, &mut machine).answer(answer);
                 continue;
             }
             Step::Enter(bytes, session) => {
-                send_now(channel, bytes).await?;
+                send(channel, bytes).await?;
                 return Some(session);
             }
             Step::Close(bytes, why) => {
                 tracing::debug!(why, "closing during the handshake");
                 // H8: a client that aborts need not wait for the reply.
-                send_now(channel, bytes).await;
+                send(channel, bytes).await;
                 channel.finish().await;
                 return None;
             }
         }
-        step = input.feed(|bytes| shared.notify(&mut machine).advance(bytes));
+        step = input.feed(|bytes| notify(shared, &mut machine).advance(bytes));
     }
 }
 
-async fn send_now(channel: &Channel, bytes: Vec<u8>) -> Option<()> {
+async fn send(channel: &Channel, bytes: Vec<u8>) -> Option<()> {
     let length = bytes.len();
     channel.write(bytes, 0..length).await.0.ok()
 }

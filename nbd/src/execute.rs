@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::buffer::ReplyBuffer;
-use crate::handshake::Context;
+use crate::context::Context;
 use crate::proto::{BASE_ALLOCATION, BlockDescriptorExt, Errno};
 use crate::reply::{ReplyStyle, Tag};
 use crate::transmission::{Operation, OperationKind};
@@ -252,8 +252,8 @@ impl Execution {
 
 /// Answers a read at once, if the export has the bytes at hand; false if it has not, and then
 /// nothing was appended. A longer read is for this only if it is all data: zeros among it are
-/// better told as holes.
-pub(crate) fn read_at_once(
+/// better reported as holes.
+pub(crate) fn try_read(
     export: &dyn Export,
     style: ReplyStyle,
     operation: &Operation,
@@ -313,7 +313,7 @@ pub(crate) fn conclusion(style: ReplyStyle, tag: Tag, length: u64, done: Result<
     }
 }
 
-/// The reply to a request for `length` bytes from `start` on that failed: the offset told must
+/// The reply to a request for `length` bytes from `start` on that failed: the reported offset must
 /// lie among them whatever the export says.
 fn failure(style: ReplyStyle, tag: Tag, error: &ExportError, start: u64, length: u64) -> Vec<u8> {
     let errno = match error.kind {
@@ -339,7 +339,7 @@ pub(crate) fn guarded<T>(
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err(server_failure(offset)))
 }
 
-/// What a client is told when the server itself failed.
+/// The error that a client gets when the server itself failed.
 pub(crate) fn server_failure(offset: u64) -> ExportError {
     ExportError::io(offset, "the server failed on this request; see its log")
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::context::Context;
 use crate::options::{self, InfoRequest, MetaRequest, Replies};
 use crate::proto::{BASE_ALLOCATION, EXPORT_NAME_PADDING, ExportNameReply, Greeting, INIT_MAGIC, MAX_STRING};
 use crate::proto::{OPTION_MAGIC, OptionHeader, handshake_flag, opt, rep, tx_flag};
@@ -75,13 +76,6 @@ pub(crate) struct Session {
     pub(crate) style: ReplyStyle,
     /// What was selected for this export.
     pub(crate) contexts: Arc<[Context]>,
-}
-
-/// A meta context as a client selected it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Context {
-    pub(crate) id: u32,
-    pub(crate) name: String,
 }
 
 /// The option whose question is with the catalog.
@@ -396,7 +390,7 @@ impl Handshake {
         if option == opt::EXPORT_NAME {
             return self.close("an EXPORT_NAME that cannot be served");
         }
-        // A client in the clear is told nothing else before TLS, not even this.
+        // Without TLS a client learns nothing else, not even this.
         let tells = self.draining && refusal != rep::ERR_TLS_REQD;
         let refusal = if tells { rep::ERR_SHUTDOWN } else { refusal };
         self.send(Replies::new(option).error(refusal, text))

@@ -1,5 +1,5 @@
-//! One connection in the transmission phase: takes requests, does them in parallel, and writes
-//! their replies in whatever order they are ready.
+//! One connection in the transmission phase: takes requests, executes them in parallel, and writes
+//! their replies in the order in which they are ready.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -14,13 +14,13 @@ use tokio::time::timeout;
 
 use crate::buffer::{ReplyBuffer, Spares};
 use crate::channel::Channel;
-use crate::connection::{Shared, Stage};
 use crate::execute::{self, Execution};
 use crate::handshake::Session;
 use crate::input::Input;
 use crate::proto::Errno;
 use crate::readahead::ReadAhead;
 use crate::reply::ReplyStyle;
+use crate::shared::{Shared, Stage};
 use crate::transmission::{Event, Operation, OperationKind, Transmission};
 use crate::{Export, ExportError, uring};
 
@@ -36,14 +36,14 @@ pub(crate) const SHORT_BYTES: u64 = 256 << 10;
 const BATCH_ROOM: usize = BATCH_BYTES + (260 << 10);
 /// How long a connection without requests stays open on shutdown, to answer late ones.
 const LINGER: Duration = Duration::from_millis(200);
-/// How long a client gets to take its last replies once the grace time is over.
+/// How long a client has to take its last replies once the grace time is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Memory that was granted, of the connection's share and of all; of the latter nothing where it is the little that every
-/// connection has of its own.
+/// Memory that was granted: of the connection's share, and of what all connections share. The second part is missing where
+/// the grant is within the little that is reserved for every connection.
 type Grant = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
 
-/// What a connection that holds nothing is granted whatever others hold.
+/// What is granted to a connection that holds nothing, however much others hold.
 const RESERVED_BYTES: u32 = 256 << 10;
 
 /// Bytes to send, and the memory they were granted.
@@ -65,7 +65,7 @@ impl Outgoing {
     }
 }
 
-/// Replies that are ready while more requests are at hand.
+/// Replies that are ready while more requests have arrived.
 struct Batch {
     bytes: ReplyBuffer,
     memory: Grant,
@@ -88,7 +88,7 @@ struct Link {
     preparing: Arc<AtomicBool>,
 }
 
-/// Serves a client from the end of its handshake until it leaves or is dismissed.
+/// Serves a client from the end of its handshake until it leaves or the server shuts down.
 pub(crate) async fn transmit(channel: Rc<Channel>, input: Input, session: &Session, shared: &Arc<Shared>) {
     tracing::debug!(export = %crate::error::escaped(&session.name), "transmission begins");
     let in_flight = shared.limits.in_flight;
@@ -155,7 +155,7 @@ impl Link {
         tokio::time::sleep(LINGER).await;
     }
 
-    /// Takes requests until the client leaves, gets out of step, or is dismissed.
+    /// Takes requests until the client leaves, breaks the protocol, or the server shuts down.
     async fn take_requests(self: &Rc<Self>, mut input: Input, session: &Session) {
         let mut machine = Transmission::new(session, &self.shared.limits);
         let mut batch = None;
@@ -163,13 +163,13 @@ impl Link {
         tokio::pin!(dismissed);
         loop {
             if self.replies.is_closed() {
-                // The client is gone: nobody wants what it had asked for.
+                // The client is gone: nobody waits for its replies.
                 return;
             }
             if self.shared.is_draining() {
                 machine.drain();
             }
-            let goes_on = match input.feed(|bytes| machine.advance(bytes)) {
+            let continues = match input.feed(|bytes| machine.advance(bytes)) {
                 Event::Read => {
                     // Nobody waits for a reply that is ready.
                     self.post(&mut batch).await
@@ -189,25 +189,25 @@ impl Link {
                     false
                 }
             };
-            if !goes_on {
+            if !continues {
                 self.post(&mut batch).await;
                 return;
             }
         }
     }
 
-    /// Sends a reply: what the socket takes at once if the writer has nothing, the rest by the
-    /// writer. False if that has given up.
+    /// Sends a reply: directly what the socket takes now, if the writer has nothing to write, and the rest through
+    /// the writer. False if the writer has ended.
     async fn send(&self, mut reply: Outgoing) -> bool {
         if self.unwritten.get() == 0 {
-            reply.sent = self.channel.send_now(reply.bytes.filled());
+            reply.sent = self.channel.try_send(reply.bytes.filled());
             if reply.sent == reply.bytes.len() {
                 self.shared.spares.give(reply.bytes.into_parts().0);
                 return true;
             }
         }
         self.unwritten.set(self.unwritten.get() + 1);
-        // A reply that was begun is handed on here and now, for there is room: the writer has nothing.
+        // A reply that was begun goes to the writer without waiting: there is room, because the writer has nothing.
         match self.replies.try_send(reply) {
             Ok(()) => true,
             Err(TrySendError::Full(reply)) => self.replies.send(reply).await.is_ok(),
@@ -215,7 +215,7 @@ impl Link {
         }
     }
 
-    /// Hands on what is ready.
+    /// Sends the replies that are ready.
     async fn post(&self, batch: &mut Option<Batch>) -> bool {
         match batch.take() {
             None => true,
@@ -223,11 +223,11 @@ impl Link {
         }
     }
 
-    /// Answers a request at once if that takes no waiting, else in a slot.
+    /// Answers a request here if that needs no waiting, otherwise in a slot.
     async fn start(self: &Rc<Self>, operation: Operation, batch: &mut Option<Batch>) -> bool {
         if let OperationKind::Read { .. } = operation.kind {
             self.look_ahead(&operation);
-            if operation.length <= SHORT_BYTES && self.read_at_once(&operation, batch) {
+            if operation.length <= SHORT_BYTES && self.try_read(&operation, batch) {
                 let full = batch
                     .as_ref()
                     .is_some_and(|batch| batch.bytes.len() >= BATCH_BYTES);
@@ -237,12 +237,12 @@ impl Link {
         self.post(batch).await && self.begin(operation).await
     }
 
-    fn read_at_once(&self, operation: &Operation, batch: &mut Option<Batch>) -> bool {
+    fn try_read(&self, operation: &Operation, batch: &mut Option<Batch>) -> bool {
         if operation.length == 0 {
             return false;
         }
         if batch.is_none() {
-            let Some(memory) = self.grant_now(BATCH_ROOM) else {
+            let Some(memory) = self.try_grant(BATCH_ROOM) else {
                 return false;
             };
             let bytes = self.shared.spares.take();
@@ -251,7 +251,7 @@ impl Link {
         let Some(Batch { bytes, .. }) = batch else {
             return false;
         };
-        let done = execute::read_at_once(&*self.export, self.style, operation, bytes);
+        let done = execute::try_read(&*self.export, self.style, operation, bytes);
         if bytes.is_empty()
             && let Some(Batch { bytes, .. }) = batch.take()
         {
@@ -274,7 +274,7 @@ impl Link {
         let (export, preparing) = (Arc::clone(&self.export), Arc::clone(&self.preparing));
         self.shared.pool.submit(move || {
             let _done = Cleared(preparing);
-            // Whoever reads it is told of any error.
+            // The client that reads it gets any error.
             let _ = export.cache(range.start, range.end - range.start);
         });
     }
@@ -302,7 +302,7 @@ impl Link {
         true
     }
 
-    /// Does a request step by step. Each step's memory is granted before and released when its
+    /// Executes a request step by step. Each step's memory is granted before it and released when its
     /// bytes are written.
     async fn execute(&self, mut execution: Execution) {
         while !execution.is_finished() {
@@ -324,7 +324,7 @@ impl Link {
         }
     }
 
-    /// Takes a write's data and hands it on piece by piece; the reply follows when all of them are
+    /// Receives a write's data and writes it piece by piece; the reply follows when all pieces are
     /// written. False if the stream ended before.
     async fn receive(self: &Rc<Self>, operation: Operation, input: &mut Input) -> bool {
         let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else {
@@ -373,7 +373,7 @@ impl Link {
             .unwrap_or_else(|| Err(execute::server_failure(offset)))
     }
 
-    /// Replies to a write once all its pieces are done: with the failure that lies first, if any.
+    /// Replies to a write once all its pieces are written: with the failure at the lowest offset, if any.
     async fn conclude(&self, operation: Operation, mut pieces: JoinSet<Result<(), ExportError>>) {
         let tag = operation.tag();
         let written = async {
@@ -414,8 +414,8 @@ impl Link {
             .unwrap_or_else(|| Err(execute::server_failure(offset)))
     }
 
-    /// What of `bytes` a grant is for: one above a budget would never come, and the budgets hold
-    /// one maximum payload at least.
+    /// How much of `bytes` is asked for: more than a whole budget would never be granted, and each budget holds
+    /// at least one maximum payload.
     fn permits(&self, bytes: usize) -> u32 {
         let limits = &self.shared.limits;
         let bytes = bytes.min(limits.memory_bytes).min(limits.connection_memory_bytes);
@@ -435,15 +435,15 @@ impl Link {
         Some((own, Some(all)))
     }
 
-    /// Whether what was just granted of the connection's own share is all that it holds, and little: that much every
-    /// connection has, whatever others hold of what all share. Clients that read nothing would starve it otherwise.
+    /// Whether what was just granted of the connection's share is all that it holds, and within what is reserved for every
+    /// connection. Without the reserve, clients that never read their replies would starve the others.
     fn is_reserved(&self, permits: u32) -> bool {
         let free = self.memory.available_permits();
         let held = self.shared.limits.connection_memory_bytes.saturating_sub(free);
         permits <= RESERVED_BYTES && u32::try_from(held).is_ok_and(|held| held <= permits)
     }
 
-    fn grant_now(&self, bytes: usize) -> Option<Grant> {
+    fn try_grant(&self, bytes: usize) -> Option<Grant> {
         let permits = self.permits(bytes);
         let own = Arc::clone(&self.memory).try_acquire_many_owned(permits).ok()?;
         if self.is_reserved(permits) {
@@ -456,7 +456,7 @@ impl Link {
     }
 }
 
-/// Takes a flag back when it is dropped, also by a panic.
+/// Clears a flag when it is dropped, by a panic too.
 struct Cleared(Arc<AtomicBool>);
 
 impl Drop for Cleared {
@@ -478,7 +478,7 @@ impl Writer {
     /// finds its end of stream.
     async fn write(self, mut outgoing: mpsc::Receiver<Outgoing>) {
         while let Some(mut reply) = outgoing.recv().await {
-            // What else is ready goes with it. Its memory is held as long, and no longer.
+            // Other replies that are ready go with it. Their memory is held until then.
             let mut grants = vec![reply.memory.take()];
             while reply.bytes.len() < BATCH_BYTES
                 && let Ok(next) = outgoing.try_recv()

@@ -3,8 +3,8 @@
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::ExportInfo;
-use crate::handshake::Context;
-use crate::proto::{InfoBlockSize, InfoExport, MAX_STRING, OPTION_REPLY_MAGIC, OptionReplyHeader};
+use crate::context::Context;
+use crate::proto::{InfoBlockSize, InfoExport, MAX_STRING, OPTION_REPLY_MAGIC, OptionReplyHeader, wire_text};
 use crate::proto::{info, rep};
 
 /// The id of a meta context that is only listed.
@@ -26,16 +26,6 @@ pub(crate) fn name(bytes: &[u8]) -> Result<String, &'static str> {
 
 fn is_wire_string(text: &str) -> bool {
     text.len() <= MAX_STRING && !text.contains('\0')
-}
-
-/// Text for people, made fit for the wire: without NUL, at most 4096 bytes.
-pub(crate) fn wire_text(text: &str) -> String {
-    let mut clean = text.replace('\0', "");
-    let end = (0..=MAX_STRING.min(clean.len()))
-        .rev()
-        .find(|&end| clean.is_char_boundary(end));
-    clean.truncate(end.unwrap_or(0));
-    clean
 }
 
 /// Takes fields off the front of an option's data; every length is checked before it is used.

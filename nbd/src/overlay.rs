@@ -8,7 +8,7 @@
 //! Zeros without a slot are ranges of sectors ([`Zeros`]), so that zeroing 4 GiB or the whole of
 //! 16 TiB is one entry, and adjoining ranges become one. Both are bounded for all overlays of a
 //! space together, the ranges by a [`Budget`](zeros::Budget) of one for every four slots: a client
-//! that zeroes every other sector of a large disk is told that there is no space (a trim, being a
+//! that zeroes every other sector of a large disk gets the error that there is no space (a trim, being a
 //! hint, is ignored there), or, where the cluster has a slot, keeps that. No work for a request
 //! grows with its length beyond that: clusters without a slot are not visited one by one, other
 //! than to read or to allocate them.
@@ -56,7 +56,7 @@ type Shard = BTreeMap<u64, Entry>;
 /// - Writing and zeroing fail with [`FailureKind::NoSpace`] when the space is used up; then each
 ///   sector in the range of the request is either as before or as it was to become, and all others
 ///   are as they were. What was written or allocated before never fails for want of space.
-/// - Trimmed sectors read as zeros. They and zeroed ones give their space back once a whole cluster
+/// - Trimmed sectors read as zeros. Their space, and that of zeroed ones, is freed once a whole cluster
 ///   of 64 KiB needs none; a slot on its way back is not free yet for what is written meanwhile.
 /// - Zeroing is fast unless it has to allocate ([`Zeroing::no_hole`]) from a file system that
 ///   cannot do that.
@@ -150,7 +150,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// As much as can be told without waiting of a range in one cluster; `None` if all of it is
+    /// As much of a range in one cluster as is known without waiting; `None` if all of it is
     /// the base's.
     fn try_read_part(&self, part: &Part, buf: &mut [u8]) -> Option<Ready> {
         let Ok(shard) = self.shard(part.cluster).try_read() else {
@@ -459,14 +459,18 @@ impl Export for Overlay {
         }
     }
 
-    /// What the base has bytes for is told as data, although a write there needs new space: HOLE
+    /// What the base has bytes for is reported as data, although a write there needs new space: HOLE
     /// without ZERO is legal, but QEMU (10.0) takes it for zeros when it compares.
     fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>, ExportError> {
-        let told = |extent: Extent| match extent.flags {
+        let reported = |extent: Extent| match extent.flags {
             HOLE => Extent::data(extent.length),
             _ => extent,
         };
-        Ok(self.allocation(offset, length)?.into_iter().map(told).collect())
+        Ok(self
+            .allocation(offset, length)?
+            .into_iter()
+            .map(reported)
+            .collect())
     }
 
     fn cache(&self, offset: u64, length: u64) -> Result<(), ExportError> {

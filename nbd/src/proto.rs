@@ -206,3 +206,13 @@ wire_struct! {
     /// One extent in a BLOCK_STATUS_EXT chunk.
     BlockDescriptorExt, 16, { length: U64, flags: U64 }
 }
+
+/// Text for people, made fit for the wire: without NUL, at most 4096 bytes.
+pub(crate) fn wire_text(text: &str) -> String {
+    let mut clean = text.replace('\0', "");
+    let end = (0..=MAX_STRING.min(clean.len()))
+        .rev()
+        .find(|&end| clean.is_char_boundary(end));
+    clean.truncate(end.unwrap_or(0));
+    clean
+}

@@ -5,12 +5,11 @@ use std::ops::Deref;
 use zerocopy::IntoBytes;
 
 use crate::buffer::ReplyBuffer;
-use crate::options::wire_text;
-use crate::proto::chunk;
 use crate::proto::{BlockDescriptor, BlockDescriptorExt, BlockStatusExt, CHUNK_MAGIC, ChunkHeader, Errno};
 use crate::proto::{
     EXTENDED_REPLY_MAGIC, ErrorHead, ExtendedChunkHeader, Hole, SIMPLE_REPLY_MAGIC, SimpleReply,
 };
+use crate::proto::{chunk, wire_text};
 
 /// How a connection's replies look (T2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,12 +92,12 @@ impl ReplyStyle {
             chunk::ERROR_OFFSET
         };
         let payload = size_of::<ErrorHead>() + text.len() + tail.len();
-        let told = ErrorHead {
+        let reported = ErrorHead {
             error: (error as u32).into(),
             text_length: u16::try_from(text.len()).unwrap_or_default().into(),
         };
         let head = self.chunk(tag, kind, payload, true);
-        [&*head, told.as_bytes(), text.as_bytes(), tail].concat()
+        [&*head, reported.as_bytes(), text.as_bytes(), tail].concat()
     }
 
     /// The header of a chunk. Payloads are bounded by the maximum payload and the number of

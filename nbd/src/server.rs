@@ -18,15 +18,16 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::buffer::Spares;
-use crate::connection::{self, Shared, Stage};
+use crate::connection;
 use crate::listen::{Accepted, Listener, Socket};
 use crate::pool::Pool;
+use crate::shared::{Shared, Stage};
 use crate::{Catalog, ErrorKind, Limits, ServeError, Tls, uring};
 
 /// How long accepting rests when the system is out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A server: first told where to listen, then [run](Server::run).
+/// A server: it gets its sockets first, then it [runs](Server::run).
 pub struct Server {
     catalog: Arc<dyn Catalog>,
     limits: Limits,
@@ -74,7 +75,9 @@ impl ShutdownHandle {
 }
 
 impl Server {
-    /// A server of `catalog` that listens nowhere yet. Fails with
+    /// A server of `catalog` that listens nowhere yet.
+    ///
+    /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the limits contradict each other.
     pub fn new(catalog: Arc<dyn Catalog>, limits: Limits) -> Result<Self, ServeError> {
         limits.check()?;
@@ -96,14 +99,20 @@ impl Server {
 
     /// Listens on a Unix socket that it creates at `path` with mode 0600, and removes when the
     /// server is done. Replaces a stale socket, and nothing else.
+    ///
+    /// # Errors
+    /// When another server listens there, when something that is no socket is in the way, or when the socket cannot be
+    /// made.
     pub fn listen_unix(&mut self, path: impl AsRef<Path>) -> Result<(), ServeError> {
         self.listeners.push(Listener::unix(path.as_ref())?);
         Ok(())
     }
 
     /// Listens on a TCP address; port 0 takes a free one. Returns the address bound. Without
-    /// `tls` nothing is encrypted and nobody is asked who they are: meant for loopback and trusted
-    /// networks.
+    /// `tls` nothing is encrypted and every client is let in: meant for loopback and trusted networks.
+    ///
+    /// # Errors
+    /// When the address is in use or not one of this machine.
     pub fn listen_tcp(&mut self, address: SocketAddr, tls: Option<Tls>) -> Result<SocketAddr, ServeError> {
         let listener = Listener::tcp(address, tls)?;
         let bound = listener.tcp_address().map_or(address, |(bound, _)| bound);
@@ -111,8 +120,11 @@ impl Server {
         Ok(bound)
     }
 
-    /// Listens on a socket that somebody else made, Unix or TCP, such as systemd's. `tls` is for
-    /// TCP, as in [`listen_tcp`](Server::listen_tcp), and an error with anything else.
+    /// Listens on a socket that another program made, Unix or TCP, such as systemd's. `tls` is for
+    /// TCP, as in [`listen_tcp`](Server::listen_tcp).
+    ///
+    /// # Errors
+    /// When it is no listening stream socket, and when `tls` is given for a Unix socket.
     pub fn listen_inherited(&mut self, socket: OwnedFd, tls: Option<Tls>) -> Result<(), ServeError> {
         self.listeners.push(Listener::inherited(socket, tls)?);
         Ok(())
@@ -139,8 +151,10 @@ impl Server {
         self.handle.clone()
     }
 
-    /// Serves until [`ShutdownHandle::shutdown`]; blocks. Fails if there is nobody to serve, or if
-    /// the kernel gives out no threads or no io_uring.
+    /// Serves until [`ShutdownHandle::shutdown`]; blocks.
+    ///
+    /// # Errors
+    /// When it has neither listeners nor connections, and when the kernel refuses threads or an io_uring.
     pub fn run(self) -> Result<(), ServeError> {
         let Self {
             catalog,
@@ -174,7 +188,7 @@ impl Server {
         };
         door.let_in_all(connected);
         let accepted = door.accept_until_woken(&listeners, &woken);
-        // Also on a failure: connections are told, and the files of Unix sockets go first.
+        // After a failure too: connections get the protocol's shutdown errors, and the files of Unix sockets are removed first.
         handle.advance(Stage::Draining);
         drop(listeners);
         let finished = door.workers.finish(shared.limits.grace, &handle);

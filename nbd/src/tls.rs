@@ -40,6 +40,9 @@ impl Tls {
     /// Reads `ca-cert.pem`, `server-cert.pem`, `server-key.pem` and, if it exists, the revocation
     /// list `ca-crl.pem` from a directory: the names that QEMU and libnbd use. The files are not
     /// needed afterwards.
+    ///
+    /// # Errors
+    /// When a file is missing or unusable, named in the error, and when they do not work together.
     pub fn from_directory(directory: &Path) -> Result<Self, ServeError> {
         let path = |name: &str| directory.join(name);
         let roots = certificates(&path("ca-cert.pem"))?;

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use zerocopy::FromBytes;
 
-use crate::handshake::{CONTEXTS_MAX, Context, Session};
+use crate::context::Context;
+use crate::handshake::{CONTEXTS_MAX, Session};
 use crate::proto::{EXTENDED_REQUEST_MAGIC, Errno, ExtendedRequest, REQUEST_MAGIC, Request, cmd, cmd_flag};
 use crate::reply::{ReplyStyle, Tag};
 use crate::{Limits, Zeroing};

@@ -75,7 +75,7 @@ impl Stream {
 
     /// Writes what the socket takes without waiting, without the ring: a short reply needs no
     /// second way through it. 0 on any error.
-    pub(crate) fn send_now(&self, bytes: &[u8]) -> usize {
+    pub(crate) fn try_send(&self, bytes: &[u8]) -> usize {
         let socket = match self {
             Self::Unix(stream) => stream.as_raw_fd(),
             Self::Tcp(stream) => stream.as_raw_fd(),

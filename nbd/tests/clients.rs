@@ -19,10 +19,10 @@ fn json(text: &str) -> Value {
 fn nbdinfo_sees_size_flags_contexts_and_block_sizes() {
     let server = Running::of(MemoryDisk::mixed());
     for uri in [server.uri("web01/7:vda"), server.tcp_uri("web01/7:vda")] {
-        let told = json(&expect("nbdinfo", &["--json", &uri]));
-        let export = &told["exports"][0];
-        assert_eq!(told["protocol"], "newstyle-fixed");
-        assert_eq!(told["structured"], true);
+        let reported = json(&expect("nbdinfo", &["--json", &uri]));
+        let export = &reported["exports"][0];
+        assert_eq!(reported["protocol"], "newstyle-fixed");
+        assert_eq!(reported["structured"], true);
         assert_eq!(export["export-name"], "web01/7:vda");
         assert_eq!(export["description"], "the disk called web01/7:vda");
         assert_eq!(export["export-size"], 16 * MIB + 1234);
@@ -68,12 +68,12 @@ fn nbdinfo_map_is_the_exports_map() {
     let disk = MemoryDisk::mixed();
     let expected = disk.map();
     let server = Running::of(disk);
-    let told = json(&expect(
+    let reported = json(&expect(
         "nbdinfo",
         &["--map", "--json", &server.uri("web01/7:vda")],
     ));
     let number = |extent: &Value, field: &str| extent[field].as_u64().unwrap();
-    let map: Vec<_> = told.as_array().unwrap().iter().collect();
+    let map: Vec<_> = reported.as_array().unwrap().iter().collect();
     let map: Vec<_> = map
         .iter()
         .map(|e| (number(e, "offset"), number(e, "length"), number(e, "type") == 3))
@@ -202,8 +202,8 @@ fn qemu_io_reads_patterns_and_is_refused_writes() {
     let mut args = vec!["-r", "-f", "raw"];
     commands.iter().for_each(|command| args.extend(["-c", command]));
     args.push(&uri);
-    let told = expect("qemu-io", &args);
-    assert!(!told.contains("Pattern verification failed"), "{told}");
+    let reported = expect("qemu-io", &args);
+    assert!(!reported.contains("Pattern verification failed"), "{reported}");
     client("qemu-io", &["-f", "raw", "-c", "write 0 4k", &uri]).fails(1);
 }
 
@@ -225,8 +225,8 @@ fn fio_reads_at_random_without_an_error() {
         "--runtime=10",
         "--output-format=json",
     ];
-    let told = expect("fio", &[&args[..], &bounds[..]].concat());
-    let told = json(told.get(told.find('{').unwrap()..).unwrap());
-    assert_eq!(told["jobs"][0]["error"], 0);
-    assert_eq!(told["jobs"][0]["read"]["io_kbytes"], 64 * KIB);
+    let reported = expect("fio", &[&args[..], &bounds[..]].concat());
+    let reported = json(reported.get(reported.find('{').unwrap()..).unwrap());
+    assert_eq!(reported["jobs"][0]["error"], 0);
+    assert_eq!(reported["jobs"][0]["read"]["io_kbytes"], 64 * KIB);
 }

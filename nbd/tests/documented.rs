@@ -123,7 +123,7 @@ fn every_rule_of_the_list_is_there_and_names_tests_that_exist() {
 fn every_limit_is_there_and_names_tests_that_exist() {
     let names = Names::of_this_crate();
     let rows = rows_of("What clients can make the server do");
-    let told: Vec<&str> = rows.iter().flat_map(|row| quoted(row[0])).collect();
+    let reported: Vec<&str> = rows.iter().flat_map(|row| quoted(row[0])).collect();
     let source = include_str!("../src/limits.rs");
     let (_, fields) = source.split_once("pub struct Limits {").unwrap();
     let fields = fields.split("\n}").next().unwrap().lines();
@@ -132,7 +132,7 @@ fn every_limit_is_there_and_names_tests_that_exist() {
         .collect();
     assert!(fields.len() > 10, "{fields:?}");
     for field in fields {
-        assert!(told.contains(&field), "the limit {field} is not in the list");
+        assert!(reported.contains(&field), "the limit {field} is not in the list");
     }
     for row in rows {
         for test in quoted(row.last().unwrap()) {

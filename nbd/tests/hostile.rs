@@ -374,10 +374,11 @@ fn t17_a_request_in_flight_finishes_within_the_grace_time() {
         slow: Some((0, Duration::from_millis(700))),
         ..data(MIB)
     };
+    let begun = Arc::clone(&disk.begun);
     let mut server = with_limits(disk, Limits::default());
     let mut raw = Raw::transmitting(&server.socket(), false);
     raw.request(CMD_READ, 3, 0, 512);
-    std::thread::sleep(Duration::from_millis(100));
+    wait_for("the read has begun", || begun.load(Ordering::SeqCst) > 0);
     server.stop().unwrap();
     assert_eq!(raw.simple_reply(), (0, 3));
     assert_eq!(raw.rest(), [0xda; 512]);
@@ -389,6 +390,7 @@ fn t17_n10_the_grace_time_bounds_a_shutdown() {
         slow: Some((0, Duration::from_secs(8))),
         ..data(MIB)
     };
+    let begun = Arc::clone(&disk.begun);
     let mut server = with_limits(
         disk,
         Limits {
@@ -399,7 +401,7 @@ fn t17_n10_the_grace_time_bounds_a_shutdown() {
     let mut stuck = [false, true].map(|structured| Raw::transmitting(&server.socket(), structured));
     stuck.iter_mut().for_each(|raw| raw.request(CMD_READ, 4, 0, 512));
     let mut half_open = Raw::greeted(&server.socket());
-    std::thread::sleep(Duration::from_millis(100));
+    wait_for("both reads have begun", || begun.load(Ordering::SeqCst) >= 2);
     let started = Instant::now();
     server.stop().unwrap();
     assert!(

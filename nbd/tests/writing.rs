@@ -93,8 +93,8 @@ fn qemu_io_writes_patterns_and_finds_them_again() {
     commands.iter().for_each(|command| args.extend(["-c", command]));
     let uri = server.uri("");
     args.push(&uri);
-    let told = expect("qemu-io", &args);
-    assert!(!told.contains("Pattern verification failed"), "{told}");
+    let reported = expect("qemu-io", &args);
+    assert!(!reported.contains("Pattern verification failed"), "{reported}");
     assert_eq!(disk.read(2 * MIB, 3 * MIB as usize), vec![0x5c; 3 * MIB as usize]);
 }
 
@@ -117,10 +117,11 @@ fn fio_writes_at_random_and_verifies_what_it_wrote() {
         "--randseed=7",
         "--output-format=json",
     ];
-    let told = expect("fio", &args);
-    let told: serde_json::Value = serde_json::from_str(told.get(told.find('{').unwrap()..).unwrap()).unwrap();
-    assert_eq!(told["jobs"][0]["error"], 0);
-    assert!(told["jobs"][0]["write"]["io_bytes"].as_u64().unwrap() > MIB);
+    let reported = expect("fio", &args);
+    let reported: serde_json::Value =
+        serde_json::from_str(reported.get(reported.find('{').unwrap()..).unwrap()).unwrap();
+    assert_eq!(reported["jobs"][0]["error"], 0);
+    assert!(reported["jobs"][0]["write"]["io_bytes"].as_u64().unwrap() > MIB);
 }
 
 #[test]
@@ -190,7 +191,7 @@ def fails(call, *args):
     except nbd.Error as error:
         assert error.errno == 'EIO', error
     else:
-        raise AssertionError('not told')
+        raise AssertionError('not reported')
 fails(h.flush)
 fails(h.pwrite, b'x' * 512, 0, nbd.CMD_FLAG_FUA)
 fails(h.trim, 512, 0, nbd.CMD_FLAG_FUA)

@@ -330,10 +330,10 @@ impl World {
 
     fn known_source(&self) -> Result<Known> {
         let path = self.dir.join("source.raw");
-        let told = self.digest(&["digest", "--cluster-size=16K", &path.display().to_string()])?;
+        let reported = self.digest(&["digest", "--cluster-size=16K", &path.display().to_string()])?;
         Ok(Known {
             bytes: blake3::hash(&fs::read(&path)?),
-            digest: told,
+            digest: reported,
         })
     }
 
@@ -523,10 +523,10 @@ impl World {
         for &sequence in &listed {
             let known = self.images.get(&sequence).or_else(|| self.maybe.get(&sequence));
             let known = known.with_context(|| format!("image {sequence} came back; it was deleted"))?;
-            let told = self.digest(&["digest", &format!("{JOB}/{sequence}:vda")])?;
+            let reported = self.digest(&["digest", &format!("{JOB}/{sequence}:vda")])?;
             ensure!(
-                told == known.digest,
-                "image {sequence} is {told}, not {}",
+                reported == known.digest,
+                "image {sequence} is {reported}, not {}",
                 known.digest
             );
         }

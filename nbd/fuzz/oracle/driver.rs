@@ -198,7 +198,7 @@ impl<'a> Driver<'a> {
         let is_short = (1..=SHORT_BYTES).contains(&operation.length);
         if matches!(operation.kind, OperationKind::Read { .. }) && is_short {
             let mut out = ReplyBuffer::default();
-            if execute::read_at_once(&**export, style, &operation, &mut out) {
+            if execute::try_read(&**export, style, &operation, &mut out) {
                 self.sent.extend_from_slice(out.filled());
                 return;
             }

@@ -7,9 +7,9 @@ use super::*;
 use crate::HOLE;
 use crate::proto::{ChunkHeader, SimpleReply};
 
-mod at_once;
 mod changes;
 mod contexts;
+mod try_read;
 
 const COOKIE: u64 = 42;
 
@@ -378,12 +378,12 @@ fn t6_an_exports_lies_about_its_extents_make_no_bad_reply() {
             }
         }
         let answer = |operation| {
-            let told = layout
+            let reported = layout
                 .iter()
                 .map(|&(length, flags)| Extent { length, flags })
                 .collect();
             let mut buffer = ReplyBuffer::default();
-            Execution::new(Arc::new(Liar(told)), Structured, operation).step(&mut buffer);
+            Execution::new(Arc::new(Liar(reported)), Structured, operation).step(&mut buffer);
             buffer.filled().to_vec()
         };
         let reply = answer(read(100, 1000, false));

@@ -374,10 +374,10 @@ fn h9_export_is_always_told_and_unknown_infos_are_ignored() {
 fn h9_info_then_go_tell_the_same() {
     let mut talk = Talk::structured();
     let wanted = go("", &[1, 2, 3]);
-    let told = talk.option(opt::INFO, &wanted);
-    assert_eq!(told[1], (rep::INFO, b"\0\x01disk".to_vec()));
-    assert_eq!(told[2], (rep::INFO, b"\0\x02a disk".to_vec()));
-    assert_eq!(talk.option(opt::GO, &wanted), told);
+    let reported = talk.option(opt::INFO, &wanted);
+    assert_eq!(reported[1], (rep::INFO, b"\0\x01disk".to_vec()));
+    assert_eq!(reported[2], (rep::INFO, b"\0\x02a disk".to_vec()));
+    assert_eq!(talk.option(opt::GO, &wanted), reported);
     assert!(talk.session.is_some());
 }
 
@@ -419,7 +419,7 @@ fn h10_block_sizes_are_told_whenever_asked_and_never_required() {
 
 #[test]
 fn h10_the_preferred_size_is_a_power_of_two_within_bounds() {
-    for (wanted, told) in [
+    for (wanted, reported) in [
         (0, 512_u32),
         (1, 512),
         (4097, 8192),
@@ -433,7 +433,7 @@ fn h10_the_preferred_size_is_a_power_of_two_within_bounds() {
         let request = InfoRequest::parse(&go("disk", &[3])).unwrap();
         let bytes = Replies::new(opt::INFO).info(&request, &info, 1, 33 << 20);
         let replies = replies_in(&bytes, opt::INFO);
-        assert_eq!(replies[1].1[6..10], told.to_be_bytes());
+        assert_eq!(replies[1].1[6..10], reported.to_be_bytes());
     }
 }
 

@@ -57,7 +57,7 @@ impl Overlay {
     }
 
     /// The runs of sectors from `offset` on, consecutive and at least one: up to `end`, or less
-    /// where there are many. The locks are not held together: each cluster is told as it was at
+    /// where there are many. The locks are not held together: each cluster is reported as it was at
     /// some time during the call.
     fn survey(&self, offset: u64, end: u64) -> Vec<Run> {
         let unit = SECTOR_LEN as u64;

@@ -51,6 +51,9 @@ impl Space {
     /// now, so that a process can confine itself afterwards, and needs no space there while it is
     /// not used. The directory should be on a local file system, which refuses what it has no
     /// space for at once: over a network that may come out only after a write was replied to.
+    ///
+    /// # Errors
+    /// When the file cannot be made in `directory`.
     pub fn new(directory: &Path, memory_bytes: u64, limit_bytes: u64) -> Result<Arc<Self>, ServeError> {
         let place = || {
             format!(

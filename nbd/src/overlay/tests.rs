@@ -130,11 +130,11 @@ fn all_extents(overlay: &Overlay, range: Range<u64>) -> Vec<Extent> {
     let mut at = range.start;
     let mut all: Vec<Extent> = Vec::new();
     while at < range.end {
-        for told in overlay.allocation(at, range.end - at).unwrap() {
-            at += told.length;
+        for reported in overlay.allocation(at, range.end - at).unwrap() {
+            at += reported.length;
             match all.last_mut() {
-                Some(last) if last.flags == told.flags => last.length += told.length,
-                _ => all.push(told),
+                Some(last) if last.flags == reported.flags => last.length += reported.length,
+                _ => all.push(reported),
             }
         }
     }

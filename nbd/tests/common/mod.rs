@@ -34,6 +34,8 @@ pub struct MemoryDisk {
     pub panics: Option<u64>,
     /// Reads from this byte on take that long.
     pub slow: Option<(u64, Duration)>,
+    /// How many reads have begun.
+    pub begun: Arc<AtomicUsize>,
 }
 
 impl MemoryDisk {
@@ -58,6 +60,7 @@ impl MemoryDisk {
             damaged: None,
             panics: None,
             slow: None,
+            begun: Arc::default(),
         }
     }
 
@@ -87,6 +90,7 @@ impl Export for MemoryDisk {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ExportError> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
         if let Some((_, delay)) = self.slow.filter(|(from, _)| offset >= *from) {
             std::thread::sleep(delay);
         }

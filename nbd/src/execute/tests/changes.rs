@@ -205,9 +205,9 @@ fn every_kind_of_failure_has_its_error_and_its_text() {
 
 #[test]
 fn an_error_is_placed_within_its_request_whatever_the_export_says() {
-    for (told, placed) in [(0, 1000), (999, 1000), (1000, 1000), (u64::MAX, 999 + (1 << 33))] {
+    for (reported, placed) in [(0, 1000), (999, 1000), (1000, 1000), (u64::MAX, 999 + (1 << 33))] {
         let export = Recorder {
-            fails: Some(ExportError::io(told, "somewhere")),
+            fails: Some(ExportError::io(reported, "somewhere")),
             ..Recorder::default()
         };
         let (_, reply) = done(export, Extended, OperationKind::Trim, false);

@@ -4,7 +4,7 @@ use super::*;
 use crate::proto::ExtendedChunkHeader;
 use ReplyStyle::Extended;
 
-/// Each context has extents of its own; `broken` cannot be told.
+/// Each context has extents of its own; `broken` fails.
 struct Mapped;
 
 const LARGE: u64 = 1 << 50;
@@ -89,11 +89,11 @@ fn t6_every_context_has_one_chunk_and_the_last_one_is_done() {
         .iter()
         .flat_map(|step| chunks(step))
         .collect();
-    let told: Vec<(u16, u16, u32)> = found
+    let reported: Vec<(u16, u16, u32)> = found
         .iter()
         .map(|(flags, kind, payload)| (*flags, *kind, be32(payload)))
         .collect();
-    assert_eq!(told, [(0, 5, 5), (0, 5, 6), (1, 5, 7)]);
+    assert_eq!(reported, [(0, 5, 5), (0, 5, 6), (1, 5, 7)]);
     assert_eq!(
         found[0].2[4..],
         [0, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0x0f, 0xfd, 0, 0, 0, 0]

@@ -101,8 +101,8 @@ fn allocated_zeros_keep_their_space() {
     let overlay = over(Flat::patterned(8 * CLUSTER), &space);
     overlay.write_zeroes(100, 2 * CLUSTER - 100, NO_HOLE).unwrap();
     assert!(allocated(&space) >= 2 * CLUSTER);
-    let told = overlay.extents(0, 2 * CLUSTER).unwrap();
-    assert_eq!(told, [extent(512, 0), extent(2 * CLUSTER - 512, ZERO)]);
+    let reported = overlay.extents(0, 2 * CLUSTER).unwrap();
+    assert_eq!(reported, [extent(512, 0), extent(2 * CLUSTER - 512, ZERO)]);
     let third = overlay.write_zeroes(0, 3 * CLUSTER, NO_HOLE);
     assert_eq!(kind(third), Some(FailureKind::NoSpace));
     assert_eq!(
@@ -147,8 +147,8 @@ fn zeroing_all_over_a_large_disk_takes_one_entry_for_each_range() {
     assert_eq!((read(&overlay.zeros).len(), space.used_bytes()), (1, 0));
     overlay.trim(0, 16 * TIB).unwrap();
     assert_eq!((read(&overlay.zeros).len(), space.used_bytes()), (1, 0));
-    let told = overlay.extents(0, 16 * TIB).unwrap();
-    assert_eq!(told, [extent(16 * TIB, NO_BYTES)]);
+    let reported = overlay.extents(0, 16 * TIB).unwrap();
+    assert_eq!(reported, [extent(16 * TIB, NO_BYTES)]);
 }
 
 #[test]

@@ -198,13 +198,13 @@ impl Pair {
         let mut at = range.start;
         let mut all = Vec::new();
         while at < range.end {
-            let told = self.overlay.allocation(at, range.end - at).unwrap();
-            assert!(!told.is_empty());
+            let reported = self.overlay.allocation(at, range.end - at).unwrap();
+            assert!(!reported.is_empty());
             assert!(
-                told.windows(2).all(|pair| pair[0].flags != pair[1].flags),
+                reported.windows(2).all(|pair| pair[0].flags != pair[1].flags),
                 "not merged"
             );
-            for Extent { length, flags } in told {
+            for Extent { length, flags } in reported {
                 assert!(length > 0);
                 let run = at..at + length;
                 at = run.end;

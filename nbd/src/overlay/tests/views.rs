@@ -111,18 +111,21 @@ fn extents_tell_what_has_space() {
         extent(half, NO_BYTES),
     ];
     // The base tells in pieces of 1000 bytes.
-    let told = all_extents(&overlay, 0..4 * CLUSTER);
-    assert_eq!(told[..4], expected);
-    assert_eq!(told[4].flags, DATA_BELOW);
-    assert!(told[4].length.abs_diff(half) < 1000 && told[5].length.abs_diff(CLUSTER) < 1000);
-    assert_eq!((told.len(), told[5].flags), (6, NO_BYTES));
-    let told = overlay.allocation(half - 1, 2).unwrap();
-    assert_eq!(told, [extent(1, 0), extent(1, DATA_BELOW)]);
+    let reported = all_extents(&overlay, 0..4 * CLUSTER);
+    assert_eq!(reported[..4], expected);
+    assert_eq!(reported[4].flags, DATA_BELOW);
+    assert!(reported[4].length.abs_diff(half) < 1000 && reported[5].length.abs_diff(CLUSTER) < 1000);
+    assert_eq!((reported.len(), reported[5].flags), (6, NO_BYTES));
+    let reported = overlay.allocation(half - 1, 2).unwrap();
+    assert_eq!(reported, [extent(1, 0), extent(1, DATA_BELOW)]);
     // Clients are not told: they would take it for zeros.
-    let told = overlay.extents(half - 1, 2).unwrap();
-    assert!(told.iter().all(|told| told.flags == 0), "{told:?}");
-    let told = overlay.extents(4 * CLUSTER - 700, 700).unwrap();
-    assert_eq!(told, [extent(700, NO_BYTES)]);
+    let reported = overlay.extents(half - 1, 2).unwrap();
+    assert!(
+        reported.iter().all(|reported| reported.flags == 0),
+        "{reported:?}"
+    );
+    let reported = overlay.extents(4 * CLUSTER - 700, 700).unwrap();
+    assert_eq!(reported, [extent(700, NO_BYTES)]);
     overlay.trim(0, 4 * CLUSTER).unwrap();
     assert_eq!(
         overlay.extents(0, 4 * CLUSTER).unwrap(),
@@ -168,11 +171,14 @@ fn extents_of_much_that_was_written_come_in_answers_of_bounded_size() {
     }
     let (mut at, mut runs, mut answers) = (0, 0, 0);
     while at < size {
-        let told = overlay.extents(at, size - at).unwrap();
-        assert!(told.len() <= 4096);
-        assert!(told.iter().all(|told| told.length > 0));
-        at += told.iter().map(|told| told.length).sum::<u64>();
-        runs += told.iter().filter(|told| told.flags & HOLE == 0).count();
+        let reported = overlay.extents(at, size - at).unwrap();
+        assert!(reported.len() <= 4096);
+        assert!(reported.iter().all(|reported| reported.length > 0));
+        at += reported.iter().map(|reported| reported.length).sum::<u64>();
+        runs += reported
+            .iter()
+            .filter(|reported| reported.flags & HOLE == 0)
+            .count();
         answers += 1;
     }
     assert_eq!((at, runs), (size, 600 * 7));
@@ -186,9 +192,12 @@ fn extents_leave_out_nothing_where_all_clusters_lie_in_one_shard() {
     for index in 0..700 {
         overlay.write_at(index * 64 * CLUSTER, &[1; 512]).unwrap();
     }
-    let told = all_extents(&overlay, 0..size);
-    assert_eq!(told.iter().filter(|told| told.flags == 0).count(), 700);
-    assert_eq!(told.len(), 1400);
+    let reported = all_extents(&overlay, 0..size);
+    assert_eq!(
+        reported.iter().filter(|reported| reported.flags == 0).count(),
+        700
+    );
+    assert_eq!(reported.len(), 1400);
 }
 
 #[test]

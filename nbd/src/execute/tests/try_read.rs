@@ -34,7 +34,7 @@ impl Export for AtHand {
 fn answered(ready: Ready, style: ReplyStyle, whole: bool) -> Option<Vec<u8>> {
     let mut batch = ReplyBuffer::default();
     batch.push(b"before");
-    let done = read_at_once(&AtHand(ready), style, &read(512, 100, whole), &mut batch);
+    let done = try_read(&AtHand(ready), style, &read(512, 100, whole), &mut batch);
     let (before, reply) = batch.filled().split_at(6);
     assert_eq!(before, b"before");
     assert_eq!(done, !reply.is_empty());
