@@ -1,11 +1,11 @@
-//! Whether what lies on the chosen disks lies on them as a whole.
+//! Whether what is on the chosen disks is on them as a whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{DEPTH_MAX, Inventory};
 use crate::text::{shown, shown_path};
 
-/// How much of something lies on the chosen disks.
+/// How much of something is on the chosen disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cover {
     All,
@@ -22,7 +22,7 @@ impl Cover {
     }
 }
 
-/// Something that lies on several devices.
+/// Something that is on several devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Volume {
     /// `the RAID array md0`, safe to show.
@@ -31,12 +31,12 @@ pub(crate) struct Volume {
 }
 
 impl Inventory {
-    /// How much of a device lies on the chosen disks. Any path of a multipath disk shows all of it.
+    /// How much of a device is on the chosen disks. Any path of a multipath disk shows all of it.
     pub(crate) fn cover(&self, name: &str, chosen: &BTreeSet<String>) -> Cover {
         self.cover_at(name, chosen, DEPTH_MAX)
     }
 
-    /// How much of what lies on all these devices lies on the chosen disks.
+    /// How much of what is on all these devices is on the chosen disks.
     pub(crate) fn cover_all<'a>(
         &self,
         names: impl IntoIterator<Item = &'a String>,
@@ -118,7 +118,7 @@ impl Inventory {
                 continue;
             };
             let members = groups.entry(group).or_default();
-            // A thin volume lies on its pool, which lies on the PVs.
+            // A thin volume is on its pool, which is on the PVs.
             let is_pv = |name: &&String| self.device(name).is_none_or(|below| !below.is_mapped_by("LVM-"));
             members.extend(volume.below.iter().filter(is_pv).cloned());
         }

@@ -64,7 +64,7 @@ impl Inventory {
         format!("{table}{number}: {}", list(partitions, PARTITIONS_MAX))
     }
 
-    /// What lies directly on a device, where it is mounted, and what lies on that.
+    /// What lies directly on a device, where it is mounted, and what is on that.
     fn words(&self, device: &Block, depth: usize) -> String {
         let mounts = self.mounts_of(&device.name);
         let mut words = match self.format_of(device) {
@@ -96,7 +96,7 @@ impl Inventory {
         Some(format!("{} {}", shown(name), self.describe(&device.name, depth)))
     }
 
-    /// The format of what lies on a device: as recognized, else as its use shows.
+    /// The format of what is on a device: as recognized, else as its use shows.
     fn format_of(&self, device: &Block) -> Option<String> {
         let recognized = self.content(&device.name).fs_type.as_deref();
         if let Some(found) = recognized {

@@ -9,21 +9,15 @@ use crate::text::{list, shown, shown_path};
 
 /// Kinds of devices that are no disks, by how the kernel names them.
 const NO_DISKS: [(&str, &str); 13] = [
-    ("loop", "a loop device: its content lies in a file"),
-    ("zram", "memory, no disk"),
-    ("ram", "memory, no disk"),
+    ("loop", "a loop device: its content is in a file"),
+    ("zram", "memory, not a disk"),
+    ("ram", "memory, not a disk"),
     ("fd", "a floppy drive"),
     ("sr", "a CD or DVD drive"),
-    (
-        "nbd",
-        "a network block device: its content lies on another machine",
-    ),
-    (
-        "ublkb",
-        "a block device in user space: its content lies elsewhere",
-    ),
-    ("zd", "a ZFS volume: its content lies on the disks of its pool"),
-    ("drbd", "a DRBD device: its content lies on the disk below"),
+    ("nbd", "a network block device: its content is on another machine"),
+    ("ublkb", "a block device in user space: its content is elsewhere"),
+    ("zd", "a ZFS volume: its content is on the disks of its pool"),
+    ("drbd", "a DRBD device: its content is on the disk below"),
     ("mtdblock", "flash memory of the board"),
     ("nullb", "a test device of the kernel"),
     ("dm-", "a device-mapper device"),
@@ -34,11 +28,14 @@ impl Inventory {
     /// Why a job of all disks does not have this one; none if it does.
     pub(crate) fn left_out(&self, device: &Block, store_disks: &BTreeSet<String>) -> Option<String> {
         if store_disks.contains(&device.name) {
-            return Some("a store lies on it: it would be imaged into itself".to_owned());
+            return Some("a store is on it: it would be imaged into itself".to_owned());
         }
         let path_of = self.multipath_above(device);
         let reason = if let Some(path) = device.unread.first() {
-            format!("not all about it is known: {} cannot be read", shown_path(path))
+            format!(
+                "not everything about it is known: {} cannot be read",
+                shown_path(path)
+            )
         } else if device.hidden {
             "one path of an NVMe multipath disk, which is listed by itself".to_owned()
         } else if let Some(bundle) = path_of {
@@ -54,7 +51,7 @@ impl Inventory {
             reason.to_owned()
         } else if device.size_bytes == 0 {
             let reason = if device.removable {
-                "there is no medium in it"
+                "it contains no medium"
             } else {
                 "it has no bytes"
             };
@@ -78,7 +75,7 @@ impl Inventory {
             None => "a device on others".to_owned(),
         };
         let below = device.below.iter().map(|name| shown(name));
-        format!("{kind}: its content lies on {}", list(below, 4))
+        format!("{kind}: its content is on {}", list(below, 4))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The machine's block devices, what lies on what, and what is mounted, in words.
+//! The machine's block devices, what is on what, and what is mounted, in words.
 
 pub(crate) mod content;
 mod cover;
@@ -21,7 +21,7 @@ pub(crate) const DEPTH_MAX: usize = 12;
 
 /// Every block device that is no partition, by name: what it holds, and why a job of all disks leaves it out.
 ///
-/// `store_disks` are the kernel's names of the devices that a store lies on (see [`disk_names`]): imaging one of
+/// `store_disks` are the kernel's names of the devices that a store is on (see [`disk_names`]): imaging one of
 /// them would image the images.
 ///
 /// # Errors
@@ -163,7 +163,7 @@ impl Inventory {
         self.host.mounts_of(name)
     }
 
-    /// The mount that a path lies on.
+    /// The mount that a path is on.
     pub(crate) fn mount_above(&self, path: &Path) -> Option<&PlacedMount> {
         self.host.mount_above(path)
     }

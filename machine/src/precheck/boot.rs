@@ -100,8 +100,7 @@ pub(super) fn kernels(case: &Context<'_>) -> Vec<Kernel> {
 
 pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     if case.is_behind_automount(BOOT) {
-        let found =
-            "the kernels in /boot could not be looked at: it is mounted only when somebody looks into it";
+        let found = "the kernels in /boot could not be checked: it is mounted only on access";
         out.warning("kernel_image", found, "ls /boot, and check again");
         return;
     }
@@ -120,12 +119,12 @@ fn kernel_image(case: &Context<'_>, out: &mut Findings) {
         );
     } else if !installed.is_empty() {
         let found = format!(
-            "the running kernel {release} is not installed any more: the copy will start another ({names})"
+            "the running kernel {release} is no longer installed: the copy will start another one ({names})"
         );
         out.warning(
             "kernel_image",
             found,
-            "restart this machine first, so that it is known to work with that one",
+            "restart this machine first, so that you know that it works with that one",
         );
     } else if fstab::requires(case, "/boot") && !is_mounted(case, "/boot") {
         out.critical(
@@ -134,7 +133,7 @@ fn kernel_image(case: &Context<'_>, out: &mut Findings) {
             "mount /boot, and check again",
         );
     } else {
-        let found = "there is no kernel in /boot, and none that a boot loader is told to start";
+        let found = "there is no kernel in /boot, and none that a boot loader starts";
         out.critical(
             "kernel_image",
             found,
@@ -164,8 +163,8 @@ fn room(case: &Context<'_>, out: &mut Findings) {
     let Some(space) = (case.answers.space)("/boot".as_ref()) else {
         out.warning(
             "boot_space",
-            "the free space of /boot could not be found out",
-            "look at what df /boot prints",
+            "the free space of /boot could not be determined",
+            "check what df /boot prints",
         );
         return;
     };

@@ -13,7 +13,7 @@ pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
         ),
         None => out.warning(
             "clock",
-            "whether the clock is synchronized could not be found out",
+            "whether the clock is synchronized could not be determined",
             "compare it with another clock",
         ),
     }

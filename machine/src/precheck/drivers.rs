@@ -152,11 +152,11 @@ fn unknown(
     out: &mut Findings,
 ) {
     let found = format!(
-        "whether {place} has {} could not be found out: {problem}",
+        "whether {place} has {} could not be determined: {problem}",
         words(wanted)
     );
     let advice = format!(
-        "boot an image for a trial; if it does not start: {}",
+        "test it by booting an image; if it does not start: {}",
         initramfs::advice(case, kernel, &names(wanted))
     );
     out.warning("initramfs_virtio", found, advice);
@@ -185,7 +185,7 @@ fn without_initramfs(
     let mut unified = unified.filter(|path| !case.is_behind_automount(path) && case.files.is_dir(path));
     if case.is_behind_automount("/boot") {
         let found = format!(
-            "whether {linux} has {} in its initramfs could not be found out",
+            "whether {linux} has {} in its initramfs could not be determined",
             words(needed)
         );
         out.warning("initramfs_virtio", found, "ls /boot, and check again");
@@ -195,10 +195,10 @@ fn without_initramfs(
         Some(directory) => out.warning(
             "initramfs_virtio",
             format!(
-                "whether the unified kernel images in {directory} have {} could not be found out",
+                "whether the unified kernel images in {directory} have {} could not be determined",
                 words(needed)
             ),
-            "boot an image for a trial",
+            "test it by booting an image",
         ),
         None => out.critical(
             "initramfs_virtio",
@@ -251,10 +251,10 @@ fn lacking(
         out.critical("initramfs_virtio", found, advice);
     } else if listing.is_packed_twice {
         let found = format!(
-            "{place} holds a packed root that was not looked into; outside of it there is no {}",
+            "{place} contains a packed root that was not checked; outside of it there is no {}",
             words(needed)
         );
-        out.warning("initramfs_virtio", found, "boot an image for a trial");
+        out.warning("initramfs_virtio", found, "test it by booting an image");
     } else {
         out.critical(
             "initramfs_virtio",
@@ -287,7 +287,7 @@ fn network_driver(case: &Context<'_>, kernel: &Kernel, built_in: &BTreeSet<Drive
         None => out.warning(
             "virtio_net",
             format!(
-                "whether {linux} has virtio_net could not be found out: its modules.dep could not be read"
+                "whether {linux} has virtio_net could not be determined: its modules.dep could not be read"
             ),
             "run depmod, or install the kernel's modules",
         ),

@@ -35,14 +35,14 @@ pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     if !case.files.is_dir("/sys/firmware/efi") {
         out.ok(
             "boot_mode",
-            "started by a BIOS: the machine that it goes to must start by BIOS too",
+            "started by a BIOS: the target machine must start by BIOS too",
         );
         boot_code(case, out);
         return;
     }
     out.ok(
         "boot_mode",
-        "started by UEFI: the machine that it goes to must start by UEFI too",
+        "started by UEFI: the target machine must start by UEFI too",
     );
     system_partition(case, out);
     secure_boot(case, out);
@@ -77,7 +77,7 @@ fn boot_code(case: &Context<'_>, out: &mut Findings) {
         out.critical("boot_sector", found, advice);
     } else {
         let found = format!(
-            "whether a chosen disk has boot code could not be found out: {} could not be read",
+            "whether a chosen disk has boot code could not be determined: {} could not be read",
             list(unread, 4)
         );
         out.warning(
@@ -104,7 +104,7 @@ fn system_partition(case: &Context<'_>, out: &mut Findings) {
             fallback(case, point, out);
         }
         (None, Some(device)) => {
-            let found = format!("the EFI system partition {} is not mounted: its loader could not be looked at", shown(&device.name));
+            let found = format!("the EFI system partition {} is not mounted: its loader could not be checked", shown(&device.name));
             out.warning("efi_partition", found, "mount it at /boot/efi, and check again");
         }
         (None, None) => out.critical(
@@ -170,8 +170,8 @@ fn secure_boot(case: &Context<'_>, out: &mut Findings) {
     let value = case.files.bytes_up_to(variable, 64);
     let found = match value.as_deref().and_then(|bytes| bytes.get(4)) {
         Some(1) => "Secure Boot is on: keys that were enrolled on this machine (MOK) are not migrated",
-        Some(_) => "Secure Boot is off: the machine that it goes to must not insist on it",
-        None => "Secure Boot is not supported: the machine that it goes to must not insist on it",
+        Some(_) => "Secure Boot is off: the target machine must not insist on it",
+        None => "Secure Boot is not supported: the target machine must not insist on it",
     };
     out.ok("secure_boot", found);
 }

@@ -26,7 +26,7 @@ impl Findings {
         self.push(id, Level::Ok, found.as_ref(), None);
     }
 
-    /// It may go wrong, or could not be found out.
+    /// It may go wrong, or could not be determined.
     pub fn warning(&mut self, id: &'static str, found: impl AsRef<str>, advice: impl AsRef<str>) {
         self.push(id, Level::Warning, found.as_ref(), Some(advice.as_ref()));
     }

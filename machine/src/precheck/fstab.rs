@@ -79,7 +79,7 @@ fn table(case: &Context<'_>, out: &mut Findings) {
             _ => out.warning(
                 "fstab",
                 format!("/etc/fstab could not be read: {}", cause(&error)),
-                "look into it",
+                "check the file",
             ),
         }
         return;
@@ -96,7 +96,7 @@ fn table(case: &Context<'_>, out: &mut Findings) {
     if !out.has("fstab") {
         out.ok(
             "fstab",
-            "/etc/fstab names devices by what is written on them (UUID=, LABEL=, /dev/mapper)",
+            "/etc/fstab names devices by identifiers that are stored on them (UUID=, LABEL=, /dev/mapper)",
         );
     }
 }
@@ -114,9 +114,9 @@ fn judge(
         Stability::Stable => return,
         Stability::Changes if is_required => (
             Level::Critical,
-            format!("{named}, which will be called otherwise: the copy would not start"),
+            format!("{named}, which will have another name: the copy would not start"),
         ),
-        Stability::Changes => (Level::Warning, format!("{named}, which will be called otherwise")),
+        Stability::Changes => (Level::Warning, format!("{named}, which will have another name")),
         Stability::MayChange => (
             Level::Warning,
             format!("{named}, which may be another disk elsewhere"),
@@ -160,7 +160,7 @@ fn encrypted(case: &Context<'_>, out: &mut Findings) {
     if !out.has("crypttab") {
         out.ok(
             "crypttab",
-            "/etc/crypttab names devices by what is written on them",
+            "/etc/crypttab names devices by identifiers that are stored on them",
         );
     }
 }

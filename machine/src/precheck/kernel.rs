@@ -12,7 +12,7 @@ const TRACKER_RELEASE: (u32, u32) = (5, 15);
 /// CAP_SYS_ADMIN of linux/capability.h, which freezing and BPF need.
 const CAP_SYS_ADMIN: u32 = 21;
 
-const SLOWER: &str = "without it every sync reads the disks whole, which is right but slower";
+const SLOWER: &str = "without it every sync reads the disks completely, which is correct but slower";
 
 pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     privileges(case, out);
@@ -60,13 +60,13 @@ fn container(case: &Context<'_>, out: &mut Findings) {
 
 fn architecture(case: &Context<'_>, out: &mut Findings) {
     let architecture = shown(&case.answers.architecture);
-    let found = format!("the machine is {architecture}: where it goes must be {architecture} too");
+    let found = format!("the machine is {architecture}: the target must be {architecture} too");
     match case.answers.architecture.as_str() {
         "x86_64" | "aarch64" => out.ok("architecture", found),
         _ => out.warning(
             "architecture",
             found,
-            "make sure that there are such machines where it goes",
+            "make sure that the target environment has such machines",
         ),
     }
 }
@@ -104,7 +104,7 @@ fn io_uring(case: &Context<'_>, out: &mut Findings) {
         .number("/proc/sys/kernel/io_uring_disabled")
         .filter(|value| *value > 0);
     let found = format!(
-        "no io_uring can be set up ({}): smc reads disks by it",
+        "no io_uring can be set up ({}): smc needs it to read disks",
         errno.desc()
     );
     match (disabled, errno) {
@@ -141,7 +141,7 @@ fn bpf(case: &Context<'_>, out: &mut Findings) {
             format!("changes cannot be tracked: the kernel is locked down for confidentiality; {SLOWER}");
         out.warning("bpf", found, "boot with lockdown=integrity");
     } else {
-        out.ok("bpf", "BPF and BTF are there to track changes");
+        out.ok("bpf", "BPF and BTF are available to track changes");
     }
 }
 

@@ -1,4 +1,4 @@
-//! The chosen disks, and what lies on them only in part or not at all.
+//! The chosen disks, and what is on them only in part or not at all.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -95,7 +95,7 @@ fn others(case: &Context<'_>, out: &mut Findings) {
             None if stores.contains(&device.name) => {
                 out.ok(
                     "disk_left_out",
-                    format!("{words}; left out, since the store lies on it"),
+                    format!("{words}; left out, since the store is on it"),
                 );
             }
             None => out.ok("disk_left_out", format!("{words}; not chosen")),
@@ -118,7 +118,7 @@ fn volumes(case: &Context<'_>, out: &mut Findings) {
             )
         };
         let found = format!(
-            "{} lies on {}, which are migrated, and on {}, which are not",
+            "{} is on {}, which are migrated, and on {}, which are not",
             volume.name,
             on(true),
             on(false)
@@ -128,7 +128,7 @@ fn volumes(case: &Context<'_>, out: &mut Findings) {
     if !out.has("volumes") {
         out.ok(
             "volumes",
-            "no volume group, array or filesystem lies on migrated and other disks at once",
+            "no volume group, array or filesystem is on both migrated and other disks",
         );
     }
 }
@@ -147,7 +147,7 @@ fn outside(case: &Context<'_>, out: &mut Findings) {
     if !out.has("mounts_outside") {
         out.ok(
             "mounts_outside",
-            "every mounted filesystem of a disk lies on the chosen disks",
+            "every mounted filesystem of a disk is on the chosen disks",
         );
     }
 }
@@ -156,7 +156,7 @@ fn outside_line(case: &Context<'_>, mount: &PlacedMount, out: &mut Findings) {
     let point = shown_path(&mount.point);
     let devices = list(mount.devices.iter().map(|name| shown(name)), 4);
     let found = format!(
-        "{} {point} lies on {devices}, which is not migrated",
+        "{} {point} is on {devices}, which is not migrated",
         shown(&mount.fs_type)
     );
     if SYSTEM.iter().any(|point| mount.point == Path::new(point)) {
@@ -193,7 +193,7 @@ fn swaps_outside(case: &Context<'_>, out: &mut Findings) {
             continue;
         }
         let found = format!(
-            "the swap space {} lies on a disk that is not migrated",
+            "the swap space {} is on a disk that is not migrated",
             shown_path(&swap.path)
         );
         let advice = "choose its disk too, or give it the option nofail in /etc/fstab: the copy would wait for it when it starts";
@@ -201,7 +201,7 @@ fn swaps_outside(case: &Context<'_>, out: &mut Findings) {
     }
 }
 
-/// The kernel does not tell which disks a ZFS pool lies on.
+/// The kernel does not tell which disks a ZFS pool is on.
 fn zfs(case: &Context<'_>, out: &mut Findings) {
     let Some(mount) = case
         .inventory
@@ -223,7 +223,7 @@ fn zfs(case: &Context<'_>, out: &mut Findings) {
             format!("{found}: every ZFS member that was found is on the chosen disks"),
         );
     } else {
-        let found = format!("{found}: whether all disks of its pool are chosen could not be found out");
+        let found = format!("{found}: whether all disks of its pool are chosen could not be determined");
         out.warning(
             "zfs",
             found,
@@ -243,7 +243,7 @@ fn network_mounts(case: &Context<'_>, out: &mut Findings) {
             shown_path(&mount.point),
             shown_path(&mount.source),
         );
-        let found = format!("{fs_type} {point} lies on another machine ({source}) and is not migrated");
+        let found = format!("{fs_type} {point} is on another machine ({source}) and is not migrated");
         out.warning(
             "network_mounts",
             found,
@@ -255,7 +255,7 @@ fn network_mounts(case: &Context<'_>, out: &mut Findings) {
     }
 }
 
-/// What cannot be stopped for a moment is synced, and its state is right if nobody writes to it meanwhile.
+/// What cannot be stopped for a moment is synced, and its state is right if nothing writes to it during the sync.
 fn freeze(case: &Context<'_>, out: &mut Findings) {
     let on_chosen =
         |mount: &&PlacedMount| case.inventory.cover_all(&mount.devices, &case.chosen) != Cover::None;
@@ -281,6 +281,8 @@ fn freeze(case: &Context<'_>, out: &mut Findings) {
     let names = list(names, NAMES_MAX);
     out.ok(
         "freeze",
-        format!("{names} cannot be frozen; synced instead, and consistent if nobody writes to it meanwhile"),
+        format!(
+            "{names} cannot be frozen; synced instead, and consistent if nothing writes to it during the sync"
+        ),
     );
 }

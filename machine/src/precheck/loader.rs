@@ -196,8 +196,7 @@ fn found_loader(case: &Context<'_>, out: &mut Findings) {
         .map(|entry| format!("{} ({})", entry.loader, place(&entry.file)))
         .collect();
     if loaders.is_empty() {
-        let found =
-            "no configuration of a boot loader that is known here was found (GRUB, systemd-boot, extlinux)";
+        let found = "no configuration of a known boot loader was found (GRUB, systemd-boot, extlinux)";
         out.warning(
             "boot_loader",
             found,
@@ -273,9 +272,9 @@ fn root_name(case: &Context<'_>, file: &str, name: &str, device: &str, out: &mut
         (Stability::Stable, _) => return,
         (Stability::Changes, "root=") => (
             Level::Critical,
-            format!("{found}, which will be called otherwise: the copy would not find its root"),
+            format!("{found}, which will have another name: the copy would not find its root"),
         ),
-        (Stability::Changes, _) => (Level::Warning, format!("{found}, which will be called otherwise")),
+        (Stability::Changes, _) => (Level::Warning, format!("{found}, which will have another name")),
         (Stability::MayChange, _) => (
             Level::Warning,
             format!("{found}, which may be another disk elsewhere"),
@@ -286,7 +285,7 @@ fn root_name(case: &Context<'_>, file: &str, name: &str, device: &str, out: &mut
         level,
         found,
         format!(
-            "{}, and write the boot loader's configuration anew",
+            "{}, and regenerate the boot loader's configuration",
             by_uuid(case, device)
         ),
     );
@@ -322,7 +321,7 @@ fn device_map(case: &Context<'_>, out: &mut Findings) {
             .collect();
         if !stale.is_empty() {
             let found = format!(
-                "{file} names {}, which will be called otherwise: grub-install would fail there",
+                "{file} names {}, which will have another name: grub-install would fail there",
                 list(stale, 4)
             );
             out.warning(

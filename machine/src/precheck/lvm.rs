@@ -28,7 +28,7 @@ fn devices_file(case: &Context<'_>, out: &mut Findings) {
         kind.is_some_and(|kind| !by_content.contains(&kind))
     });
     match by_hardware.count() {
-        0 => out.ok("lvm_devices", "LVM looks for its PVs on every disk"),
+        0 => out.ok("lvm_devices", "LVM searches every disk for its PVs"),
         number => out.warning(
             "lvm_devices",
             format!("LVM uses only the disks listed in {DEVICES_FILE}, and {number} of them by numbers of this hardware"),
@@ -52,7 +52,7 @@ fn filters(case: &Context<'_>, out: &mut Findings) {
         // A pattern such as /dev/sd.* is cut off before its first letter of a disk.
         if let Some(name) = names.find(|name| Stability::of(name) != Stability::Stable || is_driver(name)) {
             let found = format!(
-                "a filter in {CONFIG} goes by the name {}, which will be another",
+                "a filter in {CONFIG} uses the name {}, which will change",
                 shown(name)
             );
             out.warning("lvm_filter", found, "let the filter accept every disk, or patterns in /dev/disk/by-id that start with lvm-pv-uuid");

@@ -40,7 +40,7 @@ pub(crate) use initramfs::scan;
 pub struct PrecheckInput {
     /// Directory of the store, which need not exist yet; absent, and nothing is told about it.
     pub store: Option<PathBuf>,
-    /// The kernel's names of the devices that the store lies on, as [`disk_names`](crate::disk_names) gives them.
+    /// The kernel's names of the devices that the store is on, as [`disk_names`](crate::disk_names) gives them.
     pub store_disks: BTreeSet<String>,
     /// The kernel's names of the chosen disks; none for all that [`disks`](crate::disks) does not leave out.
     pub disks: Vec<String>,
@@ -82,14 +82,14 @@ pub(crate) fn examine(root: &Root, input: &PrecheckInput, answers: &KernelFacts)
     out.finish()
 }
 
-/// What exists and could not be read: the other lines were made without it.
+/// What exists and could not be read: the other findings do not include it.
 fn unread(case: &Context<'_>, out: &mut Findings) {
     for (path, cause) in case.files.unread() {
         let found = format!("cannot read {}: {}", shown_path(&path), shown(&cause));
         out.warning(
             "unreadable",
             found,
-            "make it readable, then check again: the other lines were made without it",
+            "make it readable, then check again: the other findings do not include it",
         );
     }
 }

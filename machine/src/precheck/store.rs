@@ -28,12 +28,12 @@ fn place(case: &Context<'_>, store: &Path, out: &mut Findings) {
     if chosen.is_empty() {
         out.ok(
             "store_disk",
-            format!("the store {store} lies on none of the chosen disks"),
+            format!("the store {store} is on none of the chosen disks"),
         );
         return;
     }
     let found = format!(
-        "the store {store} lies on {}, which is to be imaged: it would image itself",
+        "the store {store} is on {}, which is one of the chosen disks: it would image itself",
         list(chosen, 4)
     );
     out.critical(
@@ -46,7 +46,7 @@ fn place(case: &Context<'_>, store: &Path, out: &mut Findings) {
 fn space(case: &Context<'_>, store: &Path, out: &mut Findings) {
     let shown_store = shown(&store.to_string_lossy());
     let Some(space) = (case.answers.space)(store) else {
-        let found = format!("how much space the store {shown_store} has could not be found out");
+        let found = format!("how much space the store {shown_store} has could not be determined");
         out.warning(
             "store_space",
             found,
@@ -55,7 +55,7 @@ fn space(case: &Context<'_>, store: &Path, out: &mut Findings) {
         return;
     };
     if space.read_only {
-        let found = format!("the store {shown_store} lies on a filesystem that is mounted read-only");
+        let found = format!("the store {shown_store} is on a filesystem that is mounted read-only");
         out.critical("store_space", found, "mount it writable");
         return;
     }

@@ -207,7 +207,7 @@ fn lines_of_a_hundred_megabytes_are_not_read_or_shown() {
     File::create(tree.path(image))
         .and_then(|file| file.set_len(1 << 40))
         .expect("made");
-    tree.expect("initramfs_virtio", Level::Warning, "could not be found out");
+    tree.expect("initramfs_virtio", Level::Warning, "could not be determined");
     tree.file(image, archive(&drivers("6.1.0-18-amd64")));
     tree.expect("initramfs_virtio", Level::Ok, "has the drivers");
 }

@@ -94,7 +94,7 @@ fn damage_is_told_unless_everything_was_found_before_it() {
         &[early().as_slice(), b"garbage"].concat(),
     ];
     for image in damaged {
-        with_image(image).expect("initramfs_virtio", Warning, "could not be found out");
+        with_image(image).expect("initramfs_virtio", Warning, "could not be determined");
     }
     let found_before = [archive(&drivers(RELEASE)), b"garbage".to_vec()].concat();
     with_image(&found_before).expect("initramfs_virtio", Ok, "has the drivers");

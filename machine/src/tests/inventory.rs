@@ -57,7 +57,7 @@ fn layers_are_told_one_in_another() {
     assert_eq!(left_out, None);
     assert_eq!(
         tree.listed("dm-1").1.as_deref(),
-        Some("the device-mapper device vg0-root: its content lies on dm-0")
+        Some("the device-mapper device vg0-root: its content is on dm-0")
     );
     assert_eq!(tree.taken(), ["sda"]);
 }
@@ -182,7 +182,7 @@ fn the_disk_of_a_store_is_left_out() {
     tree.disk("vdb", "254:16", GIB).store_on("/srv", &["vdb"]);
     assert_eq!(
         tree.listed("vdb").1.as_deref(),
-        Some("a store lies on it: it would be imaged into itself")
+        Some("a store is on it: it would be imaged into itself")
     );
     assert_eq!(tree.taken(), ["vda"]);
 }

@@ -1,4 +1,4 @@
-//! What lies on the chosen disks, on others, and on both.
+//! What is on the chosen disks, on others, and on both.
 
 use api::Level::{Critical, Ok, Warning};
 
@@ -61,7 +61,7 @@ fn mounts_on_other_disks_are_told() {
     tree.expect(
         "mounts_outside",
         Warning,
-        "xfs /data lies on vdb1, which is not migrated",
+        "xfs /data is on vdb1, which is not migrated",
     );
     assert_eq!(
         tree.lines("mounts_outside").len(),
@@ -89,12 +89,12 @@ fn a_system_on_other_disks_cannot_start() {
     tree.expect(
         "mounts_outside",
         Critical,
-        "ext4 / lies on vda2, which is not migrated: the copy cannot start",
+        "ext4 / is on vda2, which is not migrated: the copy cannot start",
     );
     tree.expect(
         "mounts_outside",
         Warning,
-        "the swap space /dev/vda3 lies on a disk that is not migrated",
+        "the swap space /dev/vda3 is on a disk that is not migrated",
     );
 }
 
@@ -106,7 +106,7 @@ fn network_mounts_are_named() {
     tree.expect(
         "network_mounts",
         Warning,
-        "nfs4 /srv/a lies on another machine (filer:/export)",
+        "nfs4 /srv/a is on another machine (filer:/export)",
     );
     tree.expect("network_mounts", Warning, "fuse.sshfs /srv/b");
 }
@@ -119,7 +119,7 @@ fn a_loop_device_lies_where_its_file_does() {
     tree.mount("squashfs", "/dev/loop0", "7:0", "/snap/x");
     tree.expect("mounts_outside", Ok, "every mounted filesystem");
     tree.mount("ext4", "/dev/vdb1", "254:17", "/var/snap");
-    tree.expect("mounts_outside", Warning, "squashfs /snap/x lies on loop0");
+    tree.expect("mounts_outside", Warning, "squashfs /snap/x is on loop0");
 }
 
 #[test]
@@ -131,19 +131,19 @@ fn what_needs_several_disks_needs_them_all() {
     tree.expect(
         "volumes",
         Critical,
-        "the volume group my-vg lies on vda2, which are migrated, and on vdb1, which are not",
+        "the volume group my-vg is on vda2, which are migrated, and on vdb1, which are not",
     );
     tree.choose(&["vda", "vdb"]);
-    tree.expect("volumes", Ok, "at once");
+    tree.expect("volumes", Ok, "on both");
 }
 
 #[test]
 fn pvs_without_volumes_belong_to_their_group() {
     let mut tree = two_disks();
     tree.mapped("dm-0", "253:0", ("vg0-root", "LVM-1"), &["vda/vda2"]);
-    tree.expect("volumes", Ok, "at once");
+    tree.expect("volumes", Ok, "on both");
     tree.file("/run/lvm/pvs_online/abc", "254:17\nvg:vg0\ndev:/dev/vdb1\n");
-    tree.expect("volumes", Critical, "the volume group vg0 lies on vda2");
+    tree.expect("volumes", Critical, "the volume group vg0 is on vda2");
 }
 
 #[test]
@@ -151,14 +151,14 @@ fn arrays_and_btrfs_need_all_their_members() {
     let mut tree = two_disks();
     tree.disk("md0", "9:0", GIB)
         .stack("md0", &["vda/vda2", "vdb/vdb1"]);
-    tree.expect("volumes", Critical, "the RAID array md0 lies on vda2");
+    tree.expect("volumes", Critical, "the RAID array md0 is on vda2");
 
     let mut tree = two_disks();
     tree.mount("btrfs", "/dev/vda3", "0:40", "/pool");
-    tree.expect("volumes", Ok, "at once");
+    tree.expect("volumes", Ok, "on both");
     tree.directory("/sys/fs/btrfs/6e0b/devices/vda3")
         .directory("/sys/fs/btrfs/6e0b/devices/vdb1");
-    tree.expect("volumes", Critical, "the btrfs filesystem /pool lies on vda3");
+    tree.expect("volumes", Critical, "the btrfs filesystem /pool is on vda3");
     assert_eq!(tree.lines("mounts_outside").len(), 1, "it is told once");
 }
 
@@ -172,7 +172,7 @@ fn either_the_bundle_or_a_path_of_a_multipath_disk_will_do() {
     for chosen in ["dm-0", "sda", "sdb"] {
         tree.choose(&[chosen]);
         tree.expect("mounts_outside", Ok, "every mounted filesystem");
-        tree.expect("volumes", Ok, "at once");
+        tree.expect("volumes", Ok, "on both");
     }
 }
 
@@ -194,7 +194,7 @@ fn sources_of_mounts_are_followed_through_links() {
     tree.file("/dev/vdb1", "")
         .link("/dev/disk/by-uuid/77", "../../vdb1");
     tree.mount("btrfs", "/dev/disk/by-uuid/77", "0:41", "/data");
-    tree.expect("mounts_outside", Warning, "btrfs /data lies on vdb1");
+    tree.expect("mounts_outside", Warning, "btrfs /data is on vdb1");
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn nobody_looks_where_looking_would_mount() {
     let mut tree = ready();
     tree.mount("autofs", "systemd-1", "0:50", "/boot");
     tree.expect("kernel_image", Warning, "ls /boot");
-    tree.expect("initramfs_virtio", Warning, "could not be found out | ls /boot");
+    tree.expect("initramfs_virtio", Warning, "could not be determined | ls /boot");
     tree.expect("boot_loader", Warning, "no configuration");
     assert_eq!(tree.lines("boot_space"), []);
     // Once it is mounted, anyone may.

@@ -110,7 +110,7 @@ fn the_network_may_be_bound_to_this_hardware() {
             "/etc/network/interfaces",
             "iface lo inet loopback\n",
             Warning,
-            "could not be found out",
+            "could not be determined",
         ),
         ("/etc/network/interfaces", "iface br0 inet dhcp\n", Ok, "DHCP"),
         (
@@ -129,7 +129,7 @@ fn the_network_may_be_bound_to_this_hardware() {
             "/etc/sysconfig/network-scripts/ifcfg-lo",
             "DEVICE=lo\nIPADDR=127.0.0.1\n",
             Warning,
-            "could not be found out",
+            "could not be determined",
         ),
         (
             "/etc/netplan/50-cloud-init.yaml",
@@ -173,7 +173,7 @@ fn the_network_may_be_bound_to_this_hardware() {
             Ok,
             "NetworkManager has no profile",
         ),
-        ("/etc/hostname", "x", Warning, "could not be found out"),
+        ("/etc/hostname", "x", Warning, "could not be determined"),
     ];
     for (file, content, level, words) in cases {
         let mut tree = ready();
@@ -221,11 +221,11 @@ fn the_store_and_its_room() {
     let mut tree = ready();
     tree.disk("vdb", "254:16", 50 * GIB)
         .store_on("/mnt/store", &["vdb"]);
-    tree.expect("store_disk", Ok, "/mnt/store lies on none of the chosen disks");
+    tree.expect("store_disk", Ok, "/mnt/store is on none of the chosen disks");
     tree.expect(
         "disk_left_out",
         Ok,
-        "vdb, 50 GiB: unknown; left out, since the store lies on it",
+        "vdb, 50 GiB: unknown; left out, since the store is on it",
     );
     // What is in files, what is free, and what that means for a disk of 20 GiB.
     let cases = [
@@ -245,7 +245,7 @@ fn the_store_and_its_room() {
         tree.expect("store_space", level, words);
     }
     tree.answers.space = Box::new(|_| None);
-    tree.expect("store_space", Warning, "could not be found out");
+    tree.expect("store_space", Warning, "could not be determined");
     let read_only = Space {
         used_bytes: 0,
         available_bytes: 0,
@@ -263,7 +263,7 @@ fn a_store_on_a_chosen_disk_would_image_itself() {
     tree.expect(
         "store_disk",
         Critical,
-        "/var/store lies on vda, which is to be imaged",
+        "/var/store is on vda, which is one of the chosen disks",
     );
     // Of all disks it is left out instead, and then nothing is left.
     tree.choose(&[]);
@@ -271,6 +271,6 @@ fn a_store_on_a_chosen_disk_would_image_itself() {
     tree.expect(
         "mounts_outside",
         Critical,
-        "ext4 / lies on vda2, which is not migrated",
+        "ext4 / is on vda2, which is not migrated",
     );
 }

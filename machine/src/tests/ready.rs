@@ -164,7 +164,7 @@ fn clocks() {
             |t| t.answer(|a| a.clock_synchronized = None),
             "clock",
             Warning,
-            "could not be found out",
+            "could not be determined",
         ),
         (
             |t| t.file("/etc/adjtime", "0\n0\nLOCAL\n"),
@@ -223,7 +223,7 @@ fn names_in_fstab() {
             |t| line(t, "UUID=\"6e\" / ext4\nLABEL=x /x\n/dev/mapper/a-b /y"),
             "fstab",
             Ok,
-            "written on them",
+            "stored on them",
         ),
         (|t| t.remove("/etc/fstab"), "fstab", Ok, "no /etc/fstab"),
         (
@@ -248,7 +248,7 @@ fn names_in_fstab() {
             |t| t.file("/etc/crypttab", "#x\nc UUID=1 none luks\n"),
             "crypttab",
             Ok,
-            "written on them",
+            "stored on them",
         ),
         (
             |t| {
@@ -413,7 +413,7 @@ fn kernels_and_room_for_them() {
             |t| t.answer(|a| a.space = Box::new(|_| None)),
             "boot_space",
             Warning,
-            "could not be found out",
+            "could not be determined",
         ),
     ]);
 }
@@ -509,7 +509,7 @@ fn drivers_at_boot() {
             |t| t.file(IMAGE, "no archive"),
             "initramfs_virtio",
             Warning,
-            "could not be found out: it is damaged",
+            "could not be determined: it is damaged",
         ),
         (
             |t| t.file("/lib/modules/6.1.0-18-amd64/modules.dep", "kernel/e1000.ko:\n"),

@@ -104,6 +104,6 @@ fn field(digits: &[u8]) -> io::Result<u64> {
 pub(super) fn damaged() -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
-        "it is damaged, or of a format that is unknown here",
+        "it is damaged, or of an unknown format",
     )
 }

@@ -18,7 +18,7 @@ use crate::text::{cause, list};
 pub(crate) struct Listing {
     /// Names of the drivers that were looked for and are there.
     pub found: BTreeSet<String>,
-    /// Why it could not be looked at to its end.
+    /// Why it could not be checked to its end.
     pub problem: Option<String>,
     /// Whether it holds a filesystem image, as dracut's squash module makes it, which is not looked into.
     pub is_packed_twice: bool,
@@ -143,7 +143,7 @@ impl Listing {
 
 fn message(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::TimedOut => "it is too large to be looked through in a few seconds".to_owned(),
+        io::ErrorKind::TimedOut => "it is too large to be read in a few seconds".to_owned(),
         io::ErrorKind::UnexpectedEof => "it ends too early".to_owned(),
         _ => error.to_string(),
     }

@@ -68,9 +68,9 @@ pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     } else {
         out.warning(
             "network_config",
-            "how the network is configured could not be found out: there is nothing of ifupdown, ifcfg files, netplan, \
+            "how the network is configured could not be determined: there is nothing of ifupdown, ifcfg files, netplan, \
              NetworkManager or systemd-networkd",
-            "make sure that the copy gets an address: boot an image for a trial",
+            "make sure that the copy gets an address: test it by booting an image",
         );
     }
 }
