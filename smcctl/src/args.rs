@@ -10,7 +10,7 @@ use cli::paint::Paint;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Above the options that every command has.
+/// The heading of the options that every command has.
 const GLOBAL: &str = "Global options";
 
 const AFTER_HELP: &str = "\
@@ -18,7 +18,7 @@ Times are written 90s, 30m, 6h, 7d; sizes 64KiB, 50MiB, 1.5GiB. Ranges are check
 
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
-/// Creates, runs and watches the jobs of smcd, which images the disks of this server while it runs.
+/// Creates, runs and watches the jobs of smcd, which creates images of this server's disks while the server runs.
 #[derive(Debug, Parser)]
 #[command(name = "smcctl", version, after_help = AFTER_HELP, max_term_width = 100)]
 pub struct Cli {
@@ -26,10 +26,10 @@ pub struct Cli {
     #[arg(long, global = true, help_heading = GLOBAL, value_name = "PATH", env = "SMC_SOCKET")]
     #[arg(default_value = api::DEFAULT_SOCKET)]
     socket: PathBuf,
-    /// Print what smcd answers, one JSON object per line, for programs
+    /// Print smcd's answers for programs, one JSON object per line
     #[arg(long, global = true, help_heading = GLOBAL)]
     json: bool,
-    /// Whether to use colours; auto is on a terminal, unless NO_COLOR is set
+    /// When to use colours; auto: on a terminal, unless NO_COLOR is set
     #[arg(long, global = true, help_heading = GLOBAL, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
     color: ColorChoice,
     #[command(subcommand)]
@@ -51,7 +51,7 @@ enum Command {
     Man(ManArgs),
 }
 
-/// Reads the command line and does what it asks. What cannot be understood ends the process here, with exit code 2.
+/// Reads the command line. An invalid one ends the process here, with exit code 2.
 pub fn run() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     let context = &mut Context {

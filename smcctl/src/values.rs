@@ -20,7 +20,12 @@ pub fn disk(text: &str) -> Result<DiskRequest, String> {
 pub fn path(text: &str) -> Result<String, String> {
     let absolute = path::absolute(text).map_err(|error| error.to_string())?;
     let said = absolute.to_str().map(str::to_owned);
-    said.ok_or_else(|| format!("{} is not UTF-8, which smcd wants of a path", absolute.display()))
+    said.ok_or_else(|| {
+        format!(
+            "{} is not valid UTF-8, which smcd requires of paths",
+            absolute.display()
+        )
+    })
 }
 
 /// A path, or nothing, which stands for none.
@@ -36,14 +41,14 @@ pub fn path_or_none(text: &str) -> Result<String, String> {
 pub fn seconds(text: &str) -> Result<u64, String> {
     let time = parse_duration(text)?;
     if time.subsec_nanos() != 0 {
-        return Err("only whole seconds can be told to smcd".to_owned());
+        return Err("smcd accepts only whole seconds".to_owned());
     }
     Ok(time.as_secs())
 }
 
 /// The size of a cluster in bytes.
 pub fn cluster_size(text: &str) -> Result<u32, String> {
-    u32::try_from(parse_size(text)?).map_err(|_| "no cluster is that large".to_owned())
+    u32::try_from(parse_size(text)?).map_err(|_| "this is larger than any cluster size".to_owned())
 }
 
 /// A point in time: RFC 3339, or `+2h` from now.
@@ -56,7 +61,7 @@ pub fn start_at(text: &str) -> Result<Timestamp, String> {
                 .map_err(|error| error.to_string())
         }
         None => text.parse().map_err(|error| {
-            format!("{error}; write +2h, or a time with its zone, as in 2026-11-24T03:00:00+01:00")
+            format!("{error}; use +2h, or a time with its zone such as 2026-11-24T03:00:00+01:00")
         }),
     }
 }

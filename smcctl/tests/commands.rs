@@ -261,7 +261,7 @@ fn a_job_is_started_with_its_creation() {
     );
     let said = smcd.say(create).fails(1);
     assert!(
-        said.contains("web01 is created, but does not start: vda is busy\n"),
+        said.contains("web01 was created but could not be started: vda is busy\n"),
         "{said}"
     );
 }
@@ -271,7 +271,7 @@ fn a_repeated_creation_is_told_and_starts_nothing_twice() {
     let smcd = FakeSmcd::new();
     smcd.on("POST /v1/jobs", 200, &running("web01"));
     let ended = smcd.say("job create web01 --disk /dev/vda --once --client-token t --start");
-    assert!(ended.stderr.contains("was created before"), "{ended:?}");
+    assert!(ended.stderr.contains("was already created"), "{ended:?}");
     assert!(ended.ok().starts_with("web01: Running"));
     assert_eq!(smcd.lines(), ["POST /v1/jobs"]);
 }
@@ -298,7 +298,7 @@ fn what_cannot_be_asked_is_wrong_use_and_asks_nothing() {
         assert!(said.contains(complaint), "{args}: {said}");
     }
     let others = [
-        ("job modify web01", "say what to change"),
+        ("job modify web01", "nothing to change"),
         ("job delete web01 --purge", "--yes"),
         ("estimate", "--all"),
         ("--color sometimes status", "always"),
@@ -320,7 +320,7 @@ fn the_socket_is_taken_from_the_environment() {
     smcd.on("GET /v1/jobs", 200, &json!([]));
     let mut command = Command::new(SMCCTL);
     let said = run(command.env("SMC_SOCKET", smcd.socket()).args(["job", "ls"])).ok();
-    assert_eq!(said, "no jobs: `smcctl job create` makes one\n");
+    assert_eq!(said, "no jobs: `smcctl job create` creates one\n");
 }
 
 #[test]

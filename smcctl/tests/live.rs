@@ -150,7 +150,7 @@ fn ctrl_c_ends_watching_well_and_waiting_with_a_word() {
     let (code, complaints) = waiting.signal("INT");
     assert_eq!(code, Some(1), "{complaints}");
     assert!(
-        complaints.contains("smcd goes on") && complaints.contains("job watch web01"),
+        complaints.contains("smcd continues") && complaints.contains("job watch web01"),
         "{complaints}"
     );
 }

@@ -19,7 +19,7 @@ fn a_job_is_shown_with_all_that_is_known() {
 web01: Running, Comparing 50%
   about        Web server of the shop
   warning      all 3 images are in use: none was deleted
-  asked for    stop, which is being done
+  requested    stop, in progress
   completing   the job is Finished after this sync
   next         the sync ends: 2026-11-24 10:01:00 (in 24 s)
   progress     web01/8, since 2026-11-24 10:00:00 (42 s), reading data
@@ -62,7 +62,7 @@ fn a_job_that_failed_says_why_and_what_to_do() {
         said.contains("  error        the store is full: free some space"),
         "{said}"
     );
-    assert!(said.contains("`smcctl job start web02` goes on"), "{said}");
+    assert!(said.contains("`smcctl job start web02` resumes"), "{said}");
     assert!(
         said.contains("  next         nothing, until it is started again\n"),
         "{said}"
@@ -271,7 +271,7 @@ fn a_deletion_says_what_became_of_the_images() {
     smcd.on("DELETE /v1/jobs/web01?purge=true", 200, &deleting);
     assert_eq!(
         smcd.say("job delete web01").ok(),
-        "web01 is deleted; its images stay\n"
+        "web01 is deleted; its images remain\n"
     );
     assert_eq!(smcd.say("job delete web01 --json").ok(), "");
     let purge = "job delete web01 --purge --yes";

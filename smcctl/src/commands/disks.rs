@@ -5,10 +5,10 @@ use crate::context::Context;
 use crate::{values, view};
 use std::process::ExitCode;
 
-/// List the disks of this server: which a job of all disks takes, and why not the others
+/// List the disks of this server: which ones a job with --all includes, and why not the others
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Directory of the store, whose own disk cannot be imaged into it [default: the one smcd is configured with]
+    /// Directory of the store; the disk that it is on cannot be imaged [default: the store in smcd's configuration]
     #[arg(long, value_name = "DIR", value_parser = values::path)]
     store: Option<String>,
 }

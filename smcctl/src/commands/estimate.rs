@@ -6,17 +6,17 @@ use crate::{values, view};
 use api::{DiskRequest, EstimateRequest};
 use std::process::ExitCode;
 
-/// Measure how long syncs would take, and how much room they would need
+/// Estimate how long syncs would take, and how much space they would need
 ///
 /// Reads from each disk and writes to the store for a few seconds.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     disks: Disks,
-    /// Directory of the store [default: the one smcd is configured with]
+    /// Directory of the store [default: the store in smcd's configuration]
     #[arg(long, value_name = "DIR", value_parser = values::path)]
     store: Option<String>,
-    /// zstd level to measure with
+    /// zstd compression level to measure with
     #[arg(long, value_name = "N")]
     compress_level: Option<i32>,
     /// How long to read from each disk, and to write to the store
@@ -24,15 +24,15 @@ pub struct Args {
     seconds: Option<u32>,
 }
 
-/// Which disks are meant.
+/// The disks of a request.
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 pub struct Disks {
-    /// A disk, a block device or a file, with its name in the job [default name: the device's]; may be given
-    /// several times
+    /// A disk (a block device or a file), optionally with its name in the job [default name: the device's name];
+    /// may be repeated
     #[arg(long = "disk", value_name = "[NAME=]DEV", value_parser = values::disk)]
     pub disks: Vec<DiskRequest>,
-    /// Every disk that can be migrated, as `smcctl disks` lists them
+    /// Include every disk that can be migrated; `smcctl disks` lists them
     #[arg(long)]
     pub all: bool,
 }

@@ -6,7 +6,7 @@ use crate::view;
 use api::ExportView;
 use std::process::ExitCode;
 
-/// List the images that are in use, and by whom
+/// List the images that are in use, and the processes that use them
 ///
 /// An image that is served, mounted, booted or pinned is not deleted.
 #[derive(Debug, clap::Args)]

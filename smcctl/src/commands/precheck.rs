@@ -6,15 +6,15 @@ use crate::{values, view};
 use api::{Level, Precheck};
 use std::process::ExitCode;
 
-/// Check whether this server is ready to be migrated, and to boot elsewhere
+/// Check whether this server can be migrated and would boot elsewhere
 ///
-/// Every finding comes with what to do about it. The exit code is 1 if one of them is critical.
+/// Every finding says what to do about it. The exit code is 1 if a finding is critical.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Directory of the store [default: the one smcd is configured with]
+    /// Directory of the store [default: the store in smcd's configuration]
     #[arg(long, value_name = "DIR", value_parser = values::path)]
     store: Option<String>,
-    /// A disk that is to be migrated; may be given several times [default: all that can be]
+    /// A disk to migrate; may be repeated [default: all disks that can be migrated]
     #[arg(long = "disk", value_name = "NAME")]
     disks: Vec<String>,
 }

@@ -84,14 +84,14 @@ fn state(fields: &mut Fields, job: &JobView) {
         let name = &job.name;
         fields.field(
             "to do",
-            format!("see to what the error says, then `smcctl job start {name}` goes on with the sync"),
+            format!("correct what the error says, then `smcctl job start {name}` resumes the sync"),
         );
     }
     for warning in &job.warnings {
         fields.painted("warning", Tone::Warning, warning);
     }
     if let Some(ending) = &job.ending {
-        fields.field("asked for", format!("{ending}, which is being done"));
+        fields.field("requested", format!("{ending}, in progress"));
     }
     if job.completing {
         fields.field("completing", "the job is Finished after this sync");
@@ -113,7 +113,7 @@ fn progress_lines(progress: &Progress) -> Vec<String> {
             .map(|disk| format!(", reading {disk}"))
             .unwrap_or_default(),
         if progress.resumed {
-            ", goes on with a sync that was not finished"
+            ", resumes an unfinished sync"
         } else {
             ""
         },

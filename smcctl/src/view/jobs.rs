@@ -9,7 +9,7 @@ use cli::units::{duration, local_time, size};
 /// A row a job; errors and warnings stand below.
 pub fn lines(paint: Paint, jobs: &[JobView]) -> Vec<String> {
     if jobs.is_empty() {
-        return vec!["no jobs: `smcctl job create` makes one".to_owned()];
+        return vec!["no jobs: `smcctl job create` creates one".to_owned()];
     }
     let left = ["NAME", "STATUS", "NEXT"].map(|heading| (heading, Align::Left));
     let columns = [

@@ -80,7 +80,7 @@ fn ending(run: &RunView) -> String {
         local_time(run.started),
         took.unwrap_or_default(),
         if run.resumed {
-            ", went on with a run that was not finished"
+            ", resumed an unfinished run"
         } else {
             ""
         },

@@ -22,7 +22,7 @@ pub struct NamedArgs {
 pub struct CompleteArgs {
     #[command(flatten)]
     job: JobName,
-    /// Sync once more before
+    /// Run one last sync first
     #[arg(long)]
     last_sync: bool,
     #[command(flatten)]
@@ -32,12 +32,12 @@ pub struct CompleteArgs {
 /// Whether to wait.
 #[derive(Debug, clap::Args)]
 struct Wait {
-    /// Wait until no sync runs any more, and fail if that is not what was asked for
+    /// Wait until no sync is running, and fail if the action did not succeed
     #[arg(long)]
     wait: bool,
 }
 
-/// Begins, or goes on.
+/// Starts or resumes the job.
 pub fn start(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode> {
     act(context, args, "start", Goal::Synced)
 }
@@ -52,7 +52,7 @@ pub fn stop(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode>
     act(context, args, "stop", Goal::Stopped)
 }
 
-/// Gives the job up.
+/// Cancels the job.
 pub fn cancel(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode> {
     act(context, args, "cancel", Goal::Canceled)
 }
@@ -76,7 +76,7 @@ fn act(context: &mut Context, args: &NamedArgs, what: &str, goal: Goal) -> anyho
     send(context, &args.job.name, &request, args.wait.wait.then_some(goal))
 }
 
-/// Sends it, and waits for the goal where there is one.
+/// Sends the request, and waits for its goal if there is one.
 fn send(
     context: &mut Context,
     name: &str,

@@ -17,67 +17,67 @@ use std::process::ExitCode;
 
 /// Create a job
 ///
-/// Its disks are imaged into a store: fully once, and then, with --interval and --max-images, what changed
-/// since, again and again. With --once it is a single full sync. Nothing is read before the job is started, by
-/// --start, --start-at or `smcctl job start`.
+/// The first sync stores the disks completely. With --interval and --max-images, incremental syncs follow,
+/// which store what changed. With --once, the job is a single full sync. No disk is read before the job is
+/// started: by --start, --start-at or `smcctl job start`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     job: JobName,
     #[command(flatten)]
     disks: Disks,
-    /// Directory of the store [default: the one smcd is configured with]
+    /// Directory of the store [default: the store in smcd's configuration]
     #[arg(long, value_name = "DIR", value_parser = values::path)]
     store: Option<String>,
-    /// From the end of a sync to the start of the next, as in 6h
+    /// Time from the end of a sync to the start of the next, 1h to 7d
     #[arg(long, value_name = "TIME", value_parser = values::seconds, conflicts_with = "once")]
     interval: Option<u64>,
-    /// Images to keep: afterwards, the earliest ones that nobody uses are deleted
+    /// Number of images to keep, 1 to 10: after each sync, the oldest ones that are not in use are deleted
     #[arg(long, value_name = "N", conflicts_with = "once")]
     max_images: Option<u32>,
-    /// A single full sync, and no others after it
+    /// A single full sync, without incremental ones
     #[arg(long)]
     once: bool,
-    /// Whatever helps people
+    /// Description for people, at most 128 characters
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     description: String,
-    /// When to start by itself: +2h from now, or as in 2026-11-24T03:00:00+01:00
+    /// Time at which the job starts by itself, for example +2h or 2026-11-24T03:00:00+01:00
     #[arg(long, value_name = "WHEN", value_parser = values::start_at)]
     start_at: Option<Timestamp>,
-    /// How long the job may stay unfinished, as in 30d
+    /// How long the job may stay unfinished, 7d to 90d [default: 30d]
     #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     valid: Option<u64>,
-    /// zstd level; 0 stores everything as it is
+    /// zstd compression level, 0 to 19; 0 means no compression [default: 4]
     #[arg(long, value_name = "N")]
     compress_level: Option<i32>,
-    /// Read at most so much in a second, as in 50MiB; 0 is no limit
+    /// Limit of reading from all disks together, per second, for example 50MiB; 0 means no limit
     #[arg(long, value_name = "SIZE", value_parser = cli::units::parse_rate)]
     bandwidth_limit: Option<u64>,
-    /// Unit of comparison, as in 64KiB
+    /// Unit of comparison and storage: 16KiB, 64KiB or 256KiB [default: 64KiB]
     #[arg(long, value_name = "SIZE", value_parser = values::cluster_size)]
     cluster_size: Option<u32>,
-    /// Program to run before every sync; if it fails, the sync does not begin
+    /// Program to run before every sync; if it fails, the sync fails
     #[arg(long, value_name = "PATH", value_parser = values::path)]
     pre_hook: Option<String>,
-    /// Program to run after every sync, however that ended
+    /// Program to run after every sync, whether it succeeded or not
     #[arg(long, value_name = "PATH", value_parser = values::path)]
     post_hook: Option<String>,
-    /// How long each of these programs may run, as in 60s
+    /// How long each of these programs may run, 1s to 1h [default: 60s]
     #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     hook_timeout: Option<u64>,
-    /// The finished job that this one continues: the first sync stores what differs from its newest image
+    /// Finished job to continue: the first sync stores what differs from its newest image
     #[arg(long, value_name = "JOB")]
     take_up: Option<String>,
-    /// Whatever marks this request: repeated with the same token, it makes no second job
+    /// Token that makes the request safe to repeat: with the same token, no second job is created
     #[arg(long, value_name = "TOKEN")]
     client_token: Option<String>,
-    /// Go on although a disk's serial number, WWN or backing file is not the one that the images know
+    /// Accept disks whose serial number, WWN, UUID or backing file differs from the one in the images
     #[arg(long)]
     accept_changed_disk: bool,
-    /// Make a new store on NFS, CIFS, FUSE or the like, where locks and durability are not smc's to promise
+    /// Allow a new store on NFS, CIFS, FUSE or similar, which may not keep locks and durability guarantees
     #[arg(long)]
     allow_network_fs: bool,
-    /// Start the job at once
+    /// Start the job immediately
     #[arg(long)]
     start: bool,
 }
@@ -95,7 +95,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let job: JobView = created.view()?;
     if !created.is_new() {
         output::complain(format_args!(
-            "smcctl: {} was created before, by the same client token",
+            "smcctl: {} was already created with the same client token",
             job.name
         ));
     }
@@ -112,13 +112,13 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
 fn start(context: &Context, name: &str) -> anyhow::Result<ExitCode> {
     let started = context.client.send(&Request::post(job(name, Some("start"))));
     let started = started
-        .with_context(|| format!("{name} is created, but does not start"))
+        .with_context(|| format!("{name} was created but could not be started"))
         .advise(format!("`smcctl job start {name}` tries again"))?;
     context.tell(&started, view::job::brief)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says which disks all disks are.
+/// Prints which disks --all includes.
 fn show_choice(context: &Context, store: Option<&str>) -> anyhow::Result<()> {
     let answer = context.client.send(&disks::request(store))?;
     if context.json {

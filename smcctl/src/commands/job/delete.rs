@@ -12,12 +12,12 @@ use cli::text::count;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
-/// Delete a job; its images stay, unless --purge is given
+/// Delete a job; its images remain, unless --purge is given
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     job: JobName,
-    /// Delete its images too
+    /// Delete the job's images too
     #[arg(long)]
     purge: bool,
     /// Do not ask before images are deleted
@@ -40,7 +40,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     } else if args.purge {
         output::line(format_args!("{name} and its images are deleted"))?;
     } else {
-        output::line(format_args!("{name} is deleted; its images stay"))?;
+        output::line(format_args!("{name} is deleted; its images remain"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -66,7 +66,7 @@ fn confirm(context: &Context, name: &str) -> anyhow::Result<()> {
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).context("read the answer")?;
     if answer.trim() != "yes" {
-        bail!("not confirmed: {name} was left as it is");
+        bail!("not confirmed: {name} was not changed");
     }
     Ok(())
 }

@@ -7,12 +7,12 @@ use crate::view;
 use api::RunView;
 use std::process::ExitCode;
 
-/// List the runs of a job, the newest first
+/// List the runs of a job, newest first
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     job: JobName,
-    /// At most so many
+    /// Largest number of runs to list
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
 }

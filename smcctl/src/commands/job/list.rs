@@ -6,7 +6,7 @@ use crate::view;
 use api::JobView;
 use std::process::ExitCode;
 
-/// List jobs: their state, what happens next, when they synced last
+/// List jobs: state, next event, last sync
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 

@@ -17,26 +17,26 @@ use clap::Subcommand;
 use clap::builder::NonEmptyStringValueParser;
 use std::process::ExitCode;
 
-/// What can be asked of jobs.
+/// The commands for jobs.
 #[derive(Debug, Subcommand)]
 pub enum JobCommand {
     Create(create::Args),
     Ls(list::Args),
     Show(show::Args),
-    /// Begin the first sync, or go on after a stop or an error
+    /// Start the first sync, or resume after a stop or an error
     Start(NamedArgs),
-    /// Sync what changed, now
+    /// Run an incremental sync now
     Sync(NamedArgs),
-    /// Stop syncing, for now
+    /// Stop syncing for now
     ///
-    /// What a running sync has stored is kept, and `start` goes on with it.
+    /// What a running sync has stored is kept; `start` resumes it.
     Stop(NamedArgs),
-    /// Give the job up
+    /// Cancel the job for good
     ///
-    /// What an unfinished sync has stored goes; the images stay.
+    /// What an unfinished sync has stored is discarded; the images remain.
     Cancel(NamedArgs),
     Modify(modify::Args),
-    /// Finish the job: no more syncs; its images stay
+    /// Finish the job: there are no more syncs; its images remain
     ///
     /// At the cutover: stop the services, then complete the job with --last-sync.
     Complete(CompleteArgs),
@@ -45,7 +45,7 @@ pub enum JobCommand {
     History(history::Args),
 }
 
-/// Does what is asked.
+/// Executes the command.
 pub fn run(context: &mut Context, command: &JobCommand) -> anyhow::Result<ExitCode> {
     match command {
         JobCommand::Create(args) => create::run(context, args),
@@ -63,7 +63,7 @@ pub fn run(context: &mut Context, command: &JobCommand) -> anyhow::Result<ExitCo
     }
 }
 
-/// The job that is meant.
+/// The job of a command.
 #[derive(Debug, clap::Args)]
 pub struct JobName {
     /// Name of the job

@@ -9,45 +9,46 @@ use cli::exit::WrongUse;
 use jiff::Timestamp;
 use std::process::ExitCode;
 
-/// Change parameters of a job; what is not named stays
+/// Change parameters of a job
 ///
-/// Interval and number of images count after the next sync has ended, description and bandwidth limit at once,
-/// the others for the next sync. `smcctl job show` shows what is in force and what is to come.
+/// Parameters that are not named stay as they are. Interval and number of images take effect when the next sync
+/// has ended; description, bandwidth limit and valid time immediately; the others with the next sync.
+/// `smcctl job show` shows current and future values.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     job: JobName,
-    /// Whatever helps people
+    /// Description for people, at most 128 characters
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// From the end of a sync to the start of the next, as in 6h
+    /// Time from the end of a sync to the start of the next, 1h to 7d
     #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     interval: Option<u64>,
-    /// Images to keep
+    /// Number of images to keep, 1 to 10
     #[arg(long, value_name = "N")]
     max_images: Option<u32>,
-    /// When to start by itself: +2h from now, or as in 2026-11-24T03:00:00+01:00
+    /// Time at which the job starts by itself, for example +2h or 2026-11-24T03:00:00+01:00
     #[arg(long, value_name = "WHEN", value_parser = values::start_at)]
     start_at: Option<Timestamp>,
-    /// How long the job may stay unfinished after its creation, as in 30d
+    /// How long the job may stay unfinished after its creation, 7d to 90d
     #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     valid: Option<u64>,
-    /// zstd level; 0 stores everything as it is
+    /// zstd compression level, 0 to 19; 0 means no compression
     #[arg(long, value_name = "N")]
     compress_level: Option<i32>,
-    /// Read at most so much in a second, as in 50MiB; 0 is no limit
+    /// Limit of reading from all disks together, per second, for example 50MiB; 0 means no limit
     #[arg(long, value_name = "SIZE", value_parser = cli::units::parse_rate)]
     bandwidth_limit: Option<u64>,
-    /// Program to run before every sync; an empty PATH is none
+    /// Program to run before every sync; an empty PATH removes it
     #[arg(long, value_name = "PATH", value_parser = values::path_or_none)]
     pre_hook: Option<String>,
-    /// Program to run after every sync; an empty PATH is none
+    /// Program to run after every sync; an empty PATH removes it
     #[arg(long, value_name = "PATH", value_parser = values::path_or_none)]
     post_hook: Option<String>,
-    /// How long each of these programs may run, as in 60s
+    /// How long each of these programs may run, 1s to 1h
     #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     hook_timeout: Option<u64>,
-    /// Whether to go on although a disk is not the one that the images know
+    /// Whether to accept disks whose identity differs from the one in the images, for the next image
     #[arg(
         long,
         value_name = "true|false",
@@ -63,7 +64,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let wanted = wanted(args);
     if wanted == ModifyJob::default() {
         let advice = format!(
-            "say what to change of {}: `smcctl job modify --help` lists it",
+            "nothing to change for {}: `smcctl job modify --help` lists the parameters",
             args.job.name
         );
         return Err(WrongUse(advice).into());

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 /// Show everything about a job
 ///
-/// What happens next and when, how far a running sync is, how long the last sync would take if services were
-/// stopped now, its parameters, images and last run.
+/// What happens next and when, the progress of a running sync, how long the last sync would take if services
+/// were stopped now, parameters, images and the last run.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -21,7 +21,7 @@ pub fn until_idle(context: &mut Context, name: &str, mut answer: Answer) -> anyh
         let waited = context.client.pause(POLL);
         let asked = waited.and_then(|()| context.client.send(&Request::get(job(name, None))));
         answer = asked.advise(format!(
-            "no longer waiting: smcd goes on with what it was asked for, `smcctl job watch {name}` shows it"
+            "no longer waiting: smcd continues with the request, `smcctl job watch {name}` shows it"
         ))?;
     }
 }
@@ -46,7 +46,7 @@ impl Goal {
         if *status == Status::InError {
             let why = job.error.as_deref().unwrap_or("smcd does not say why");
             return Err(anyhow!("{name}: the sync failed: {why}"))
-                .advise(format!("then `smcctl job start {name}` goes on with it"));
+                .advise(format!("then `smcctl job start {name}` resumes it"));
         }
         let last = job.last_run.as_ref().map(|run| run.outcome);
         let reached = match self {
@@ -58,7 +58,7 @@ impl Goal {
         if !reached {
             let ended = last.map(|outcome| format!(", its last run {outcome}"));
             bail!(
-                "{name} is {status}{}: that is not what was asked for",
+                "{name} is {status}{}: which is not the requested state",
                 ended.unwrap_or_default()
             );
         }

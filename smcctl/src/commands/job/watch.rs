@@ -10,14 +10,14 @@ use std::process::ExitCode;
 
 /// Watch a job, or all jobs
 ///
-/// On a terminal, two bars tell how far a running sync is: comparing is bound by the disk, storing by the change.
-/// Elsewhere a line is printed whenever something changes, with --json the job itself. Ctrl-C ends it.
+/// On a terminal, two bars show the progress of a running sync: comparing is limited by the disk, storing by the
+/// amount of change. Otherwise a line is printed whenever something changes; with --json, the job. Ctrl-C ends it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name of the job [default: all jobs]
     #[arg(value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     name: Option<String>,
-    /// End when no sync runs any more; the exit code is 1 if a job is InError then
+    /// End when no sync is running; the exit code is 1 if a job is then InError
     #[arg(long)]
     until_idle: bool,
 }
