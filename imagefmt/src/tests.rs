@@ -7,6 +7,7 @@
 
 mod chain;
 mod changed;
+pub(crate) mod counting;
 mod damage;
 mod deleting;
 mod directory;

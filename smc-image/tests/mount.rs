@@ -385,16 +385,20 @@ fn mounted_image_is_in_use() {
 fn server_without_mounter_goes() {
     let fixture = Fixture::new();
     let job = "mnt-orphan";
-    fixture.sync(job, &[("vda", &ext4(&fixture, 8, "root"))]);
+    let synced = fixture.sync(job, &[("vda", &ext4(&fixture, 8, "root"))]);
     let private = PathBuf::from(format!("{STATE}/{job}-orphan"));
     fs::create_dir_all(private.join("fuse")).unwrap();
     // With no stdin to hold on to, its mounter is as good as dead from the start.
     let image = format!("{job}/1:vda");
-    let server = run(fixture
-        .command()
-        .args(["mount", "--fuse-server", &image])
-        .arg(&private));
-    assert_eq!(server.ok(), "ready\n");
+    let serve = |id: &str| {
+        let mut command = fixture.command();
+        command.args(["mount", "--fuse-server", id, &image]).arg(&private);
+        run(&mut command)
+    };
+    // It serves no image but the one that its mounter has opened.
+    let refused = serve("another").fails(1);
+    assert!(refused.contains("is another image now"), "{refused}");
+    assert_eq!(serve(&synced.id.to_string()).ok(), "ready\n");
     assert_eq!(leftovers(&fixture, job), [""; 0]);
 }
 

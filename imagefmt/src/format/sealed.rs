@@ -4,7 +4,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::digest::{Digest, seal_check};
 use crate::format::name::{SHOWN_MAX, printable};
-use crate::storage::Storage;
+use crate::storage::{Stamp, Storage};
 use serde::de::{DeserializeOwned, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
@@ -119,9 +119,18 @@ fn excerpt(body: &[u8], error: &serde_json::Error) -> String {
 
 /// Reads a sealed file.
 pub(crate) fn read<T: DeserializeOwned>(storage: &dyn Storage, path: &str) -> Result<T> {
-    let text = storage.read(path, SEALED_LEN_MAX);
-    let text = text.map_err(|error| error.about_file(path))?;
-    unseal(&text).map_err(|error| error.in_file(path))
+    read_with_stamp(storage, path).map(|(value, _)| value)
+}
+
+/// The same, with the file's stamp, where the storage has stamps.
+pub(crate) fn read_with_stamp<T: DeserializeOwned>(
+    storage: &dyn Storage,
+    path: &str,
+) -> Result<(T, Option<Stamp>)> {
+    let read = storage.read_with_stamp(path, SEALED_LEN_MAX);
+    let (text, stamp) = read.map_err(|error| error.about_file(path))?;
+    let value = unseal(&text).map_err(|error| error.in_file(path))?;
+    Ok((value, stamp))
 }
 
 /// Puts a sealed file in place so that after a crash either the old or the new one is there.

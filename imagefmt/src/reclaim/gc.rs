@@ -65,7 +65,7 @@ impl Store {
     fn sweep(&self, chain: &str, roots: &Roots, window_blocks: u64, reclaimed: &mut Reclaimed) -> Result<()> {
         let listed = roots.layers();
         let mut unknown = BTreeSet::new();
-        for window in windows(&listed, window_blocks) {
+        for window in windows(listed, window_blocks) {
             let mut marks = Marks::new(&window);
             for (before, image) in std::iter::once(None)
                 .chain(roots.images.iter().map(Some))

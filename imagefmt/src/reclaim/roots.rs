@@ -7,6 +7,7 @@ use crate::format::name::ImageId;
 use crate::read::image::Image;
 use crate::storage::Lock;
 use crate::store::{Chain, Store};
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ pub(crate) struct Roots {
     pub images: Vec<Image>,
     /// Those that cannot, by name, and why. What they point to is unknown, so nothing may be freed.
     pub unread: Vec<(String, Error)>,
+    layers: OnceCell<BTreeMap<u32, ListedLayer>>,
 }
 
 impl Roots {
@@ -27,6 +29,7 @@ impl Roots {
         let mut roots = Self {
             images: Vec::new(),
             unread: Vec::new(),
+            layers: OnceCell::new(),
         };
         let name = chain.name();
         if let Some(found) = store.read_checkpoint(name).transpose() {
@@ -59,7 +62,11 @@ impl Roots {
     }
 
     /// Every layer that a root lists, with the id of it that each means.
-    pub fn layers(&self) -> BTreeMap<u32, ListedLayer> {
+    pub fn layers(&self) -> &BTreeMap<u32, ListedLayer> {
+        self.layers.get_or_init(|| self.listed_layers())
+    }
+
+    fn listed_layers(&self) -> BTreeMap<u32, ListedLayer> {
         let mut layers: BTreeMap<u32, ListedLayer> = BTreeMap::new();
         for record in self.images.iter().flat_map(|image| &image.manifest().layers) {
             let listed = layers.entry(record.id).or_insert(ListedLayer {

@@ -51,7 +51,7 @@ pub(crate) fn free_shared(storage: &dyn Storage, dead: &Image, roots: &Roots) ->
         };
         let survivors: Vec<Disk> = roots.images.iter().filter_map(of_same_name).collect();
         let layers = disk.tree().layers();
-        let shared = |layer: u32| may_touch(layer, layers, &listed);
+        let shared = |layer: u32| may_touch(layer, layers, listed);
         if layers.iter().any(|(layer, _)| shared(layer)) {
             let reclaimer = Reclaimer::new(storage, dead.id().chain(), disk.tree());
             let survivors: Vec<&Tree> = survivors.iter().map(Disk::tree).collect();

@@ -1,7 +1,7 @@
 //! The store on a real filesystem: layers are written by io_uring with O_DIRECT, all else is small.
 
 use crate::error::{Error, ErrorKind, Result, Within};
-use crate::storage::{BLOCK_LEN, LayerAppend, LayerRead, Lock, LockMode, Storage};
+use crate::storage::{BLOCK_LEN, LayerAppend, LayerRead, Lock, LockMode, Stamp, Storage};
 use blockio::{SequentialWriter, WriteOptions};
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -15,7 +15,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -208,17 +208,40 @@ fn io(errno: Errno, what: impl FnOnce() -> String) -> Error {
     Error::io(what(), errno.into())
 }
 
+fn read_all(file: File, path: &str, max_len: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(max_len + 1)
+        .read_to_end(&mut bytes)
+        .within(|| format!("read {path}"))?;
+    if bytes.len() as u64 > max_len {
+        return Err(Error::damaged(format!("{path} is longer than {max_len} bytes")));
+    }
+    Ok(bytes)
+}
+
+fn stamp_of(file: &impl AsFd) -> Option<Stamp> {
+    let stat = fstat(file).ok()?;
+    Some(Stamp {
+        file: (stat.st_dev, stat.st_ino),
+        changed: i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec),
+        len: u64::try_from(stat.st_size).ok()?,
+    })
+}
+
 impl Storage for DirStorage {
     fn read(&self, path: &str, max_len: u64) -> Result<Vec<u8>> {
+        read_all(self.open_file(path, OFlag::O_RDONLY)?, path, max_len)
+    }
+
+    fn read_with_stamp(&self, path: &str, max_len: u64) -> Result<(Vec<u8>, Option<Stamp>)> {
         let file = self.open_file(path, OFlag::O_RDONLY)?;
-        let mut bytes = Vec::new();
-        file.take(max_len + 1)
-            .read_to_end(&mut bytes)
-            .within(|| format!("read {path}"))?;
-        if bytes.len() as u64 > max_len {
-            return Err(Error::damaged(format!("{path} is longer than {max_len} bytes")));
-        }
-        Ok(bytes)
+        // Before the content: one that is changed while it is read has another stamp afterwards.
+        let stamp = stamp_of(&file);
+        Ok((read_all(file, path, max_len)?, stamp))
+    }
+
+    fn stamp(&self, path: &str) -> Option<Stamp> {
+        stamp_of(&self.open_at(path, OFlag::O_PATH, FILE_MODE).ok()?)
     }
 
     fn list(&self, dir: &str) -> Result<Vec<String>> {
@@ -276,8 +299,7 @@ impl Storage for DirStorage {
 
     fn create_layer(&self, path: &str) -> Result<Box<dyn LayerAppend>> {
         let (dir, name) = self.parent(path)?;
-        let file =
-            blockio::create_direct(std::os::fd::AsFd::as_fd(&dir), name).map_err(|e| layer_error(e, path))?;
+        let file = blockio::create_direct(dir.as_fd(), name).map_err(|e| layer_error(e, path))?;
         let options = WriteOptions {
             buffer_bytes: 1 << 20,
             depth: 16,

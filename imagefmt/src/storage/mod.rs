@@ -24,6 +24,16 @@ pub trait Storage: Send + Sync + Debug {
     /// The whole of a regular file of at most `max_len` bytes.
     fn read(&self, path: &str, max_len: u64) -> Result<Vec<u8>>;
 
+    /// As [`read`](Self::read), with the file's stamp, where the storage has stamps.
+    fn read_with_stamp(&self, path: &str, max_len: u64) -> Result<(Vec<u8>, Option<Stamp>)> {
+        Ok((self.read(path, max_len)?, None))
+    }
+
+    /// The stamp that a file has now; `None` where the storage has no stamps or the file cannot be opened.
+    fn stamp(&self, _path: &str) -> Option<Stamp> {
+        None
+    }
+
     /// Names in a directory, `.` and `..` left out, in no order.
     fn list(&self, dir: &str) -> Result<Vec<String>>;
 
@@ -71,6 +81,17 @@ pub trait Storage: Send + Sync + Debug {
 
     /// Who holds a lock on a file, as far as that can be known, each in words for people.
     fn holders(&self, path: &str) -> Vec<String>;
+}
+
+/// Tells a file from every other one, and from itself before it was changed. Opaque to whoever keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// Which file: for a directory's, device and inode.
+    pub file: (u64, u64),
+    /// When it was changed last, in nanoseconds.
+    pub changed: i128,
+    /// Its length in bytes.
+    pub len: u64,
 }
 
 /// How a lock is shared.

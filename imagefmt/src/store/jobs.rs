@@ -227,12 +227,21 @@ impl Store {
     /// # Errors
     /// `NotFound` where there is no such job or image.
     pub fn resolve(&self, image: &ImageRef) -> Result<ImageId> {
-        let images = self.job(&image.job)?;
-        let found = match image.which {
-            Which::Latest => images.latest(),
-            Which::Sequence(wanted) => images.get(wanted),
-        };
-        found.ok_or_else(|| no_image(image, &images))
+        for chain in self.chains_for(&image.job)? {
+            let mut sequences = self.sequences(&chain)?;
+            if let Which::Sequence(wanted) = image.which {
+                sequences.retain(|&sequence| sequence == wanted);
+            }
+            let is_of_job = |sequence: &u64| self.job_of(&chain, *sequence) == image.job;
+            if let Some(found) = sequences.into_iter().rev().find(is_of_job) {
+                return Ok(ImageId::new(&chain, found, &image.job));
+            }
+            // The images of a job lie in one chain.
+            if self.sequences_of(&image.job, &chain)?.is_some() {
+                break;
+            }
+        }
+        Err(no_image(image, &self.job(&image.job)?))
     }
 
     /// The image that another was made from; nothing if there was none or it was deleted.

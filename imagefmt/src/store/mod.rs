@@ -4,6 +4,7 @@ pub(crate) mod chain;
 pub(crate) mod copies;
 pub(crate) mod jobs;
 pub(crate) mod locks;
+pub(crate) mod manifests;
 pub(crate) mod notes;
 pub(crate) mod pins;
 
@@ -17,8 +18,9 @@ use crate::format::sealed;
 use crate::read::cache::{CACHE_BYTES, ChainFiles};
 use crate::read::image::Image;
 use crate::storage::dir::PROBE_FILES;
-use crate::storage::paths::{checkpoint_path, images_dir, manifest_path, sequence_of};
+use crate::storage::paths::{checkpoint_path, images_dir, sequence_of};
 use crate::storage::{Lock, Storage};
+use crate::store::manifests::Manifests;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +35,7 @@ pub struct Store {
     storage: Arc<dyn Storage>,
     label: Arc<str>,
     cache_bytes: usize,
+    manifests: Arc<Manifests>,
     /// Copies of chains that were warned of.
     warned: Arc<Mutex<HashSet<String>>>,
 }
@@ -69,6 +72,7 @@ impl Store {
             storage,
             label: label.into(),
             cache_bytes: CACHE_BYTES,
+            manifests: Arc::default(),
             warned: Arc::default(),
         }
     }
@@ -170,11 +174,7 @@ impl Store {
     }
 
     pub(crate) fn read_manifest(&self, chain: &str, sequence: u64) -> Result<Arc<Manifest>> {
-        let path = manifest_path(chain, sequence);
-        let manifest: Manifest = sealed::read(&*self.storage, &path)?;
-        let checked = manifest.check(sequence);
-        checked.map_err(|error| error.in_file(&path))?;
-        Ok(manifest.into())
+        self.manifests.read(&*self.storage, chain, sequence)
     }
 
     /// The manifest of a chain's unfinished sync, where there is one.

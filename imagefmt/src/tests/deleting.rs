@@ -137,7 +137,7 @@ impl Chain {
             .iter()
             .map(|&sequence| open_image(&self.store, JOB, sequence).unwrap())
             .collect();
-        let unfinished = self.store.unfinished(JOB).unwrap();
+        let unfinished = self.store.unfinished_in(JOB).unwrap();
         roots.extend(unfinished.map(|manifest| {
             let chain = self.store.chain(JOB).unwrap();
             chain.open(manifest.into(), crate::Lock::new(())).unwrap()

@@ -6,6 +6,7 @@
 //! whether it was warm or cold. No figure is asserted.
 
 mod aging;
+mod chains;
 mod deletes;
 mod fill;
 mod measure;
@@ -54,7 +55,11 @@ struct Options {
     /// Seconds of each run of fio with an NBD server.
     #[arg(long, default_value_t = 3)]
     nbd_seconds: u32,
-    /// Measure only these: scan, two-disks, incompressible, compressible, nbd, delete, aging-ext4, aging-xfs, aging-btrfs.
+    /// Images of the long chain.
+    #[arg(long, default_value_t = 1000)]
+    chain_images: u64,
+    /// Measure only these: scan, two-disks, incompressible, compressible, nbd, delete,
+    /// long-chain, aging-ext4, aging-xfs, aging-btrfs.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -104,6 +109,9 @@ fn main() -> Result<()> {
     }
     if wanted("delete") {
         deletes::print(options.delete_mib << 20, 64 << 20, options.rounds)?;
+    }
+    if wanted("long-chain") {
+        chains::print(options.chain_images, options.rounds)?;
     }
     for kind in [Kind::Ext4, Kind::Xfs, Kind::Btrfs] {
         if wanted(&format!("aging-{}", kind.name())) {
