@@ -6,6 +6,7 @@ set -euo pipefail
 CARGO=${CARGO:-cargo}
 
 bash "$(dirname "$0")/check-docs.sh"
+bash "$(dirname "$0")/check-words.sh"
 
 has() { "$CARGO" "$1" --version >/dev/null 2>&1; }
 

@@ -152,7 +152,7 @@ impl Device {
     }
 
     fn changed(&self, detail: String) -> Error {
-        Error::new(ErrorKind::Changed, "go on with")
+        Error::new(ErrorKind::Changed, "use")
             .at_path(self.path())
             .detail(detail)
     }

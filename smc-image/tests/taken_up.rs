@@ -1,4 +1,4 @@
-//! Images of a job that took up another one, and of a chain that somebody copied: they are what they are called.
+//! Images of a job that continues another one, and of a copied chain: each name leads to its own image.
 
 #![allow(
     clippy::unwrap_used,

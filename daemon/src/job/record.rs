@@ -128,7 +128,7 @@ impl JobRecord {
         Request {
             store: self.store.clone(),
             job: self.name.clone(),
-            // A job that goes on with images of its own name takes up nobody.
+            // A job that continues images of its own name continues no other job.
             take_up: self.take_up.clone().filter(|from| *from != self.name),
             disks: self.disks.iter().map(disk).collect(),
             cluster_size: self

@@ -116,7 +116,7 @@ impl Manager {
         }
     }
 
-    /// The job to be taken up is over, and nobody else has taken it up.
+    /// The job to continue is finished, and no other job has continued it.
     fn check_take_up(&self, table: &Locked<'_>, new: &JobRecord) -> Refused<()> {
         let Some(from) = &new.take_up else { return Ok(()) };
         let is_successor = |job: &&JobRecord| {
@@ -152,7 +152,7 @@ impl Manager {
     }
 }
 
-/// What the store holds of this name, and of the job to be taken up.
+/// Checks the images in the store with this name, and those of the job to continue.
 fn check_images(store: &Store, new: &JobRecord) -> Refused<()> {
     if let Some(from) = &new.take_up {
         let images = store

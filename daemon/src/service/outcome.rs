@@ -8,7 +8,7 @@ use api::{RunOutcome, RunView, Status};
 use imagefmt::Manifest;
 use std::time::Duration;
 
-/// How long a sync is put off whose chain somebody else holds.
+/// How long a sync is deferred if another process has locked its chain.
 const PUT_OFF: Duration = Duration::from_secs(60);
 
 /// How a run ended.

@@ -35,7 +35,7 @@ impl Manager {
     }
 }
 
-/// A sync that was going on when the daemon ended: its image is there, it was to end, or it is gone on with.
+/// A sync that was running when the daemon ended: its image exists, it was to end, or it is resumed.
 fn resume_running(manager: &Arc<Manager>, name: &str) -> Result<()> {
     let job = manager.table.job(name).ok();
     let Some(job) = job.filter(|job| job.status == Status::Running) else {

@@ -343,7 +343,7 @@ impl LayerWriter {
         self.file.append(&ZEROS[..to_usize(gap)])
     }
 
-    /// Comes before each piece: where pieces can only be given back apart, it starts a block and a write.
+    /// Comes before each piece: where only whole writes can be freed, it starts a block and a write.
     pub fn begin_piece(&mut self) -> Result<()> {
         if !self.apart {
             return Ok(());

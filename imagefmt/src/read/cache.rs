@@ -267,7 +267,7 @@ impl<K: Key, V> Cache<K, V> {
         let dropped = (shard.len() > self.per_shard.get())
             .then(|| shard.pop_lru())
             .flatten();
-        // Memory is given back without the lock.
+        // Memory is freed without the lock.
         drop(shard);
         drop(dropped);
         kept

@@ -24,7 +24,7 @@ use crate::storage::paths::{
 };
 use crate::store::{Chain, Store};
 
-/// What giving back space came to.
+/// The result of reclaiming space.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reclaimed {
     /// Bytes that the chain's layers take less than before.
@@ -33,7 +33,7 @@ pub struct Reclaimed {
     pub removed_layers: usize,
     /// What was kept although it may be free, and why.
     pub kept: Vec<String>,
-    /// Why not all is freed yet. The next sync or `gc` goes on with it.
+    /// Why not everything is freed yet. The next sync or `gc` continues.
     pub unfinished: Option<String>,
 }
 
@@ -47,7 +47,7 @@ pub(crate) enum Writer {
 }
 
 impl Store {
-    /// Deletes an image and gives back the space that only it held. Once it is durably gone, this succeeds.
+    /// Deletes an image and frees the space that only it used. Once it is durably gone, this succeeds.
     ///
     /// # Errors
     /// Of kind `InUse`, naming who holds it, when the image is being read or is pinned; nothing has changed

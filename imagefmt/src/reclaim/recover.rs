@@ -12,7 +12,7 @@ impl Store {
     /// Finishes deletions, drops a checkpoint that led to an image or cannot be read, and removes what
     /// nothing lists: layers of syncs that were killed, and unfinished files.
     ///
-    /// The caller holds the writer lock. Where space cannot be given back, that is noted and no error.
+    /// The caller holds the writer lock. If space cannot be freed, that is noted and is not an error.
     pub(crate) fn recover(&self, chain: &str) -> Result<Reclaimed> {
         let _reclaim = self.lock_reclaim(chain)?;
         let mut reclaimed = Reclaimed::default();
@@ -44,7 +44,7 @@ impl Store {
         self.truncate_uncommitted(chain, &roots, reclaimed)
     }
 
-    /// Whether there is no checkpoint, or one of a sync that is not finished and can be gone on with.
+    /// Whether there is no checkpoint, or one of an unfinished sync that can be resumed.
     pub(crate) fn checkpoint_is_of_use(&self, chain: &str) -> Result<bool> {
         match self.read_checkpoint(chain) {
             Ok(None) => Ok(true),

@@ -63,7 +63,7 @@ pub trait Storage: Send + Sync + Debug {
     /// durable. The ranges are whole blocks, ascending; what lies beyond the end of the file is left out.
     fn reclaim(&self, path: &str, dead: &[Range<u64>]) -> Result<()>;
 
-    /// Whether the space of a write comes back only when all of it is given back, as on btrfs: then every
+    /// Whether the space of a write is freed only when all of it is freed, as on btrfs: then every
     /// piece of a layer is to be a write of its own.
     fn frees_only_whole_writes(&self) -> bool {
         false
@@ -143,7 +143,7 @@ pub trait LayerAppend: Debug {
     /// Appends bytes behind all earlier ones.
     fn append(&mut self, bytes: &[u8]) -> Result<()>;
 
-    /// Ends a write here, on a block boundary, so that what follows can be given back by itself.
+    /// Ends a write here, on a block boundary, so that what follows can be freed separately.
     fn cut(&mut self) -> Result<()> {
         Ok(())
     }

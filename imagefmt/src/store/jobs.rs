@@ -1,6 +1,6 @@
 //! Which chain holds the images of which job.
 //!
-//! A chain has the name of the job that began it. A job that is taken up from a finished one continues its
+//! A chain has the name of the job that began it. A job that continues a finished one continues its
 //! chain, so the images of a job are found by what their manifests say.
 
 use crate::error::{Error, ErrorKind, Result};
@@ -198,7 +198,7 @@ impl Store {
                 return Ok(found.chain.to_string());
             }
             return Err(Error::invalid(format!(
-                "there is a job {job} already: a job that takes up another one is a new one"
+                "job {job} already exists: a job that continues another one must be new"
             )));
         }
         let chain = self.job(from)?.chain;
@@ -207,7 +207,7 @@ impl Store {
             return Ok(chain.to_string());
         }
         Err(Error::invalid(format!(
-            "job {from} was taken up before, by job {owner}: take up that one"
+            "job {from} was already continued by job {owner}: continue that one instead"
         )))
     }
 

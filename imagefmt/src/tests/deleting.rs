@@ -1,4 +1,4 @@
-//! Deleting, collecting garbage and going on with unfinished syncs, against models, without crashes: those are
+//! Deleting, collecting garbage and resuming unfinished syncs, against models, without crashes: those are
 //! the sweep's.
 
 use super::model::Model;
@@ -390,7 +390,7 @@ fn garbage_is_found_in_windows_of_any_size() {
             chain.change(20);
             chain.sync();
         }
-        // As a crash leaves it: the manifest is gone, and nothing was given back.
+        // As a crash leaves it: the manifest is gone, and nothing was freed.
         chain.storage.remove("job/images/000003.json").unwrap();
         chain.storage.remove("job/images/000001.json").unwrap();
         chain.storage.write("job/images/000001.pins", b"left").unwrap();
@@ -439,7 +439,7 @@ fn nothing_is_freed_while_a_manifest_cannot_be_read() {
     );
     assert_eq!(chain.allocated(), before);
 
-    // It can be read again: the next sync goes on with the deletion.
+    // It can be read again: the next sync continues the deletion.
     chain.storage.write(path, &whole).unwrap();
     chain.images.remove(&1);
     chain.change(5);
@@ -571,7 +571,7 @@ fn a_job_taken_up_continues_the_chain_and_neither_harms_the_other() {
     chain.change(20);
     assert_eq!(sync_second(&mut chain), 3);
     chain.change(20);
-    assert_eq!(sync_second(&mut chain), 4, "the same words go on with it");
+    assert_eq!(sync_second(&mut chain), 4, "the same command resumes it");
     chain.check();
     assert_eq!(chain.store.job(JOB).unwrap().sequences(), [1, 2]);
     let second = chain.store.job("second").unwrap();

@@ -1,4 +1,4 @@
-//! Verifying in parts: stopped and gone on with, in samples, and what is kept of it.
+//! Verifying in parts: stopped and resumed, in samples, and the stored results.
 
 use super::model::Model;
 use super::support::*;

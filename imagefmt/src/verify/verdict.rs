@@ -402,7 +402,7 @@ impl Store {
     ///
     /// # Errors
     /// `Damaged` for a record that is damaged or about another image, `Unsupported` for one of a newer smc:
-    /// nothing depends on it, so go on without.
+    /// nothing depends on it, so continue without it.
     pub fn verdict(&self, image: &ImageId, manifest: &Manifest) -> Result<Option<Verdict>> {
         let path = verified_path(image.chain(), image.sequence());
         let read = sealed::read::<Verdict>(&**self.storage(), &path);

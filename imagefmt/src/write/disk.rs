@@ -36,7 +36,7 @@ impl DiskId {
     }
 }
 
-/// A disk that is passed over as often as wanted before the image is committed.
+/// A disk, which may be read in several passes before the image is committed.
 #[derive(Debug)]
 pub(crate) struct DraftDisk {
     meta: DiskMeta,

@@ -18,7 +18,7 @@ use jiff::Timestamp;
 
 /// The sync of one image into a chain, as the chain's only writer.
 ///
-/// Disks are added, passed over as often as wanted and in any order, several of them at the same time, and
+/// Disks are added and written in any number of passes and in any order, several of them at the same time, and
 /// committed together. A pass pushes clusters in ascending order; those that it does not push stay as they are
 /// in [`base`](Self::base), or zero where there is none.
 ///

@@ -67,11 +67,7 @@ fn drivers_of_another_release_do_not_count() {
 #[test]
 fn an_image_within_is_told_and_not_taken_for_lacking() {
     let image = archive(&["init", "squashfs-root.img"]);
-    with_image(&image).expect(
-        "initramfs_virtio",
-        Warning,
-        "a packed root that was not looked into",
-    );
+    with_image(&image).expect("initramfs_virtio", Warning, "a packed root that was not checked");
 }
 
 #[test]

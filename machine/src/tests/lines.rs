@@ -201,7 +201,7 @@ fn lvm_may_use_listed_disks_only() {
     let mut tree = ready();
     assert_eq!(tree.lines("lvm_devices"), []);
     tree.mapped("dm-0", "253:0", ("vg0-data", "LVM-abc"), &["vda/vda2"]);
-    tree.expect("lvm_devices", Ok, "on every disk");
+    tree.expect("lvm_devices", Ok, "every disk for its PVs");
     tree.file(
         "/etc/lvm/devices/system.devices",
         "# LVM uses devices listed in this file.\nVERSION=1.1.1\nIDTYPE=sys_wwid IDNAME=naa.5000 DEVNAME=/dev/sda2 PVID=x\n",

@@ -395,7 +395,7 @@ fn kernels_and_room_for_them() {
             |t| t.file("/proc/sys/kernel/osrelease", "6.1.0-17-amd64"),
             "kernel_image",
             Warning,
-            "will start another (6.1.0-18-amd64)",
+            "will start another one (6.1.0-18-amd64)",
         ),
         (
             |t| t.file(&format!("/boot/vmlinuz-{NEW}"), "MZ"),

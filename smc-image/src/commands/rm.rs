@@ -13,7 +13,7 @@ use std::str::FromStr;
 /// What stands for the number of an image that is not finished.
 const UNFINISHED: &str = "unfinished";
 
-/// Delete images and give back the space that only they held
+/// Delete images and free the space that only they used
 ///
 /// No data is copied, and any image can go, the oldest, the newest or one between. An image that is served,
 /// mounted, being read or pinned stays, and so do all images that share anything with the deleted one.
@@ -120,7 +120,7 @@ fn report(json: bool, label: &str, reclaimed: &Reclaimed) -> anyhow::Result<Exit
     Ok(judge(label, reclaimed))
 }
 
-/// What giving back space came to, for programs.
+/// The result of reclaiming space, for programs.
 pub fn space(reclaimed: &Reclaimed) -> serde_json::Value {
     json!({
         "freed_bytes": reclaimed.freed_bytes,
@@ -130,7 +130,7 @@ pub fn space(reclaimed: &Reclaimed) -> serde_json::Value {
     })
 }
 
-/// What giving back space came to, for people.
+/// The result of reclaiming space, for people.
 pub fn in_words(reclaimed: &Reclaimed) -> String {
     let freed = units::size(reclaimed.freed_bytes);
     match reclaimed.removed_layers {
@@ -146,7 +146,7 @@ pub fn judge(label: &str, reclaimed: &Reclaimed) -> ExitCode {
     }
     if let Some(reason) = &reclaimed.unfinished {
         eprintln!("smc-image: {label}: not all space is free yet: {reason}");
-        eprintln!("  the next sync of the job, or `smc-image gc`, goes on with it");
+        eprintln!("  the next sync of the job, or `smc-image gc`, continues");
         return ExitCode::FAILURE;
     }
     if reclaimed.kept.is_empty() {

@@ -125,7 +125,7 @@ struct Verification<'a> {
     readers: Readers,
     interrupt: Interrupt,
     throttle: Throttle,
-    /// When it began, or the one began that is gone on with.
+    /// When it began, or when the resumed one began.
     begun: Timestamp,
     /// Somebody asked it to stop.
     stopped: bool,

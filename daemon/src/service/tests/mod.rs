@@ -187,7 +187,7 @@ fn every_action_in_every_state_is_allowed_or_refused_as_the_table_says() {
             let told = format!("{status} × {action:?}: {answer:?}");
             match answer {
                 Ok(()) => assert!(rules::allowed(status, action), "{told}"),
-                // A job without images can be taken up by nobody, in whatever state it is.
+                // A job without images cannot be continued, whatever its state.
                 Err(refusal) if rules::allowed(status, action) && action == Action::TakeUp => {
                     assert!(refusal.message.contains("has no job web01"), "{told}");
                 }

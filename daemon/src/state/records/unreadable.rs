@@ -15,7 +15,7 @@ pub struct Unreadable {
     pub store: Option<PathBuf>,
     /// Devices and files of its disks, as far as the record shows them.
     pub disks: Vec<PathBuf>,
-    /// The job that it takes up.
+    /// The job that it continues.
     pub take_up: Option<String>,
     /// The token of the request that made it.
     pub client_token: Option<String>,

@@ -156,9 +156,7 @@ impl<'a> Driver<'a> {
         let mut writer = store.begin(run.job, Some(self.workload.cluster_size), &names)?;
         let must_resume = !self.world.job(run.job).unfinished.contains_none();
         if self.healthy && must_resume && writer.resumed().is_none() {
-            return Err("the sync does not go on with the unfinished one"
-                .to_owned()
-                .into());
+            return Err("the sync does not resume the unfinished one".to_owned().into());
         }
         let mut progress = Progress::default();
         for disk in &target.disks {
@@ -324,7 +322,7 @@ impl<'a> Driver<'a> {
 
     fn check_done(&self, reclaimed: &Reclaimed) -> Result<(), Trouble> {
         if self.healthy && !(reclaimed.kept.is_empty() && reclaimed.unfinished.is_none()) {
-            return Err(format!("space was not given back: {reclaimed:?}").into());
+            return Err(format!("space was not freed: {reclaimed:?}").into());
         }
         Ok(())
     }

@@ -271,7 +271,7 @@ impl<'a> Explorer<'a> {
         codes
     }
 
-    /// Looks at a disk as it was found, and goes on with it.
+    /// Looks at a disk as it was found, and continues with it.
     fn found(&self, disk: &SimDisk, world: &World, place: &Place) {
         match self.recovery(disk, world, place, self.is_nested(place)) {
             Ok(recovery) => self.nest(&recovery, place),

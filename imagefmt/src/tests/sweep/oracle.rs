@@ -258,7 +258,7 @@ fn next_run(job: &'static str, workload: &Workload, random: &mut Random) -> Run 
 pub fn resume(driver: &mut Driver<'_>, steps: &[Step], verify: bool) -> Result<(), String> {
     driver
         .steps(steps)
-        .map_err(|violation| format!("going on with {steps:?}: {violation}"))?;
+        .map_err(|violation| format!("continuing with {steps:?}: {violation}"))?;
     check(&driver.disk, &mut driver.world, Since::Errors)
         .map_err(|violation| format!("after going on: {violation}"))?;
     check_no_leaks(&driver.disk)?;

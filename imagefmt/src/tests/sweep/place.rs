@@ -1,4 +1,4 @@
-//! Where a power cut happened and what it left, as one line that can be given back to [`super::reproduce`].
+//! Where a power cut happened and what it left, as one line that can be passed to [`super::reproduce`].
 
 use crate::tests::sim::{Failure, Fault, FsModel, Media, Outcome, corners, random};
 use std::fmt;

@@ -20,7 +20,7 @@ const KEPT: &str = "10";
 /// Prints what the job takes after 10, 100 and so many syncs.
 ///
 /// Live are the blocks that the layers still have: dead ones are holes, exact to a block. Used is what the whole
-/// filesystem takes more than when it was empty; what it cannot give back is the difference.
+/// filesystem takes more than when it was empty; what it cannot free is the difference.
 pub fn print(kind: Kind, source_bytes: u64, syncs: u64) -> Result<()> {
     let dir = ScratchDir::new("bench-aging")?;
     let fs = StoreFs::new(&dir, kind, (source_bytes * 5).max(512 << 20))?;
