@@ -10,7 +10,7 @@ whole=(api boot cli daemon imagefmt nbd smcctl)
 # Of the others the unit tests (testkit's own too), and these files.
 units=(blockio changetrack hostdev machine testkit)
 files=(
-    changetrack:process
+    changetrack:disks changetrack:process
     testkit:documented
     smc-image:conformance smc-image:export smc-image:pages smc-image:retention
     smc-image:serve smc-image:serve_views smc-image:tls_init

@@ -230,7 +230,7 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Canceled);
     }
 
-    /// A boot sector that writes "hello" to the first serial line and halts.
+    /// A disk whose boot sector writes "hello" to the first serial line and halts.
     fn hello() -> Vec<u8> {
         let mut sector = vec![
             0xfa, 0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0x18, 0x7c, 0xfc, // ds:si is the text
@@ -240,6 +240,8 @@ mod tests {
         sector.extend_from_slice(b"hello\n\0");
         sector.resize(510, 0);
         sector.extend_from_slice(&[0x55, 0xaa]);
+        // The BIOS boots from no virtio disk of one sector.
+        sector.resize(1 << 20, 0);
         sector
     }
 
