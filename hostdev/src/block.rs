@@ -36,13 +36,17 @@ impl BlockDevice {
         let Some(directory) = root.resolve(link)? else {
             return Ok(None);
         };
+        BlockDevice::new(root, number, directory).map(Some)
+    }
+
+    fn new(root: &Root, number: DeviceNumber, directory: PathBuf) -> Result<BlockDevice> {
         let is_partition = root.try_exists(directory.join("partition"))?;
-        Ok(Some(BlockDevice {
+        Ok(BlockDevice {
             root: root.clone(),
             number,
             directory,
             is_partition,
-        }))
+        })
     }
 
     /// The device whose node a path leads to; `None` if the path leads to no block device, or nowhere.
@@ -69,13 +73,7 @@ impl BlockDevice {
         let number = text
             .parse()
             .map_err(|_| Error::new(ErrorKind::Malformed, "read", root.join(dev)))?;
-        let is_partition = root.try_exists(directory.join("partition"))?;
-        Ok(Some(BlockDevice {
-            root: root.clone(),
-            number,
-            directory,
-            is_partition,
-        }))
+        BlockDevice::new(root, number, directory).map(Some)
     }
 
     /// Its number.

@@ -78,6 +78,10 @@ pub struct LoopOptions {
 
 /// An attached loop device. The kernel detaches it when its last user is gone: this value, or whoever mounted or
 /// opened the device meanwhile. So it also goes when the process is killed.
+///
+/// It is the guard of tests too: open the file for reading and writing, attach it with
+/// `LoopOptions { direct_io: true, ..LoopOptions::default() }`, and keep the value. Whether the device is free again is
+/// what [`loop_status`] tells.
 #[derive(Debug)]
 pub struct LoopDevice {
     path: PathBuf,

@@ -221,18 +221,9 @@ impl<'a> Walk<'a> {
         if !number.is_anonymous() {
             return Ok(Some(Place::Device(number)));
         }
-        let table = MountTable::own(self.root)?;
-        if let Some(id) = mount_id(&handle) {
-            return Ok(table
-                .mounts
-                .into_iter()
-                .find(|mount| mount.id == id)
-                .map(Place::Mount));
-        }
-        let resolved = self.root.resolve(path)?;
-        Ok(resolved
-            .and_then(|path| table.above(&path).cloned())
-            .map(Place::Mount))
+        let id = mount_id(self.root, &handle)?;
+        let mounts = MountTable::own(self.root)?.mounts;
+        Ok(mounts.into_iter().find(|mount| mount.id == id).map(Place::Mount))
     }
 }
 
@@ -295,21 +286,13 @@ pub fn devices_of(root: &Root, mount: &Mount) -> Result<BTreeSet<DeviceNumber>> 
     Ok(named)
 }
 
-/// The id of the mount that a file was opened through (statx(2) `STATX_MNT_ID`, from Linux 5.8).
-fn mount_id(file: &File) -> Option<u64> {
-    // SAFETY: `statx` consists of integers only, for which all zeros is a value.
-    let mut answer: libc::statx = unsafe { std::mem::zeroed() };
-    // SAFETY: the path is an empty C string, so that the descriptor itself is meant; `answer` outlives the call.
-    let result = unsafe {
-        libc::statx(
-            file.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            libc::STATX_MNT_ID,
-            &raw mut answer,
-        )
-    };
-    (result == 0 && answer.stx_mask & libc::STATX_MNT_ID != 0).then_some(answer.stx_mnt_id)
+/// The id of the mount that a file of this process was opened through (proc_pid_fdinfo(5), `mnt_id`).
+fn mount_id(root: &Root, file: &File) -> Result<u64> {
+    let path = format!("/proc/self/fdinfo/{}", file.as_raw_fd());
+    let text = root.text(&path)?;
+    let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+    id.and_then(|id| id.trim().parse().ok())
+        .ok_or_else(|| Error::new(ErrorKind::Malformed, "read", root.join(path)))
 }
 
 impl BlockDevice {

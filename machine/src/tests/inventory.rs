@@ -227,3 +227,14 @@ fn without_sysfs_there_is_an_error_that_names_it() {
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().ends_with("sys/block"), "{error}");
 }
+
+#[test]
+fn a_disk_that_not_all_is_known_of_is_not_taken() {
+    let mut tree = Tree::new();
+    tree.disk("sda", "8:0", GIB).disk("sdb", "8:16", GIB);
+    assert_eq!(tree.taken(), ["sda", "sdb"]);
+    tree.directory("/sys/block/sda/hidden");
+    assert_eq!(tree.taken(), ["sdb"]);
+    let reason = tree.listed("sda").1.expect("a reason");
+    assert!(reason.contains("sys/block/sda/hidden cannot be read"), "{reason}");
+}

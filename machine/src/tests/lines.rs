@@ -139,6 +139,18 @@ fn the_network_may_be_bound_to_this_hardware() {
         ),
         (
             "/etc/netplan/1.yaml",
+            "network: {ethernets: {ens3: {addresses: [192.0.2.7/24]}}}\n",
+            Warning,
+            "sets a fixed IP address",
+        ),
+        (
+            "/etc/netplan/1.yaml",
+            "network: {ethernets: {ens3: {dhcp4: true}\n",
+            Warning,
+            "cannot understand /etc/netplan/1.yaml",
+        ),
+        (
+            "/etc/netplan/1.yaml",
             "network:\n  ethernets:\n    e: {match: {name: \"e*\"}}\n",
             Ok,
             "DHCP",
@@ -272,5 +284,20 @@ fn a_store_on_a_chosen_disk_would_image_itself() {
         "mounts_outside",
         Critical,
         "ext4 / is on vda2, which is not migrated",
+    );
+}
+
+#[test]
+fn a_file_that_is_there_and_cannot_be_read_is_a_line_of_its_own() {
+    let mut tree = ready();
+    assert_eq!(tree.lines("unreadable"), []);
+    tree.directory("/etc/default/grub");
+    tree.expect("unreadable", Warning, "/etc/default/grub");
+    let long = format!("#{}", "x".repeat(300 << 10));
+    tree.file("/etc/netplan/1.yaml", long);
+    tree.expect(
+        "unreadable",
+        Warning,
+        "/etc/netplan/1.yaml is too large to be read",
     );
 }

@@ -6,6 +6,7 @@ mod ifupdown;
 mod ini;
 mod netplan;
 mod udev;
+mod yaml;
 
 use super::Context;
 use super::findings::Findings;
@@ -42,7 +43,7 @@ enum Kind {
 pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     let mut profiles = ifupdown::profiles(&case.files);
     profiles.extend(ifcfg::profiles(&case.files));
-    profiles.extend(netplan::profiles(&case.files));
+    profiles.extend(netplan::profiles(&case.files, out));
     profiles.extend(ini::profiles(&case.files));
     profiles.extend(udev::profiles(&case.files));
     profiles.retain(|profile| profile.interface.as_deref() != Some("lo"));

@@ -1,113 +1,83 @@
-//! Netplan's YAML, as far as needed: keys by their indentation.
-//!
-//! `network: ethernets: ID: {match: {macaddress, name}, macaddress, addresses, dhcp4}`.
+//! Netplan's YAML: `network: ethernets: ID: {match: {macaddress, name}, macaddress, addresses, dhcp4}`.
 
+use super::yaml::{self, Value};
 use super::{Kind, Profile};
 use crate::files::Files;
+use crate::precheck::findings::Findings;
+use crate::text::shown;
 
-/// Sections whose interfaces are hardware.
-const HARDWARE: [&str; 2] = ["ethernets", "wifis"];
+/// Sections whose interfaces are looked at.
+const SECTIONS: [&str; 5] = ["ethernets", "wifis", "bonds", "bridges", "vlans"];
 
-/// Deeper than any key that is looked for.
-const DEPTH_MAX: usize = 16;
+/// A large network takes some kilobytes.
+const TEXT_MAX_BYTES: u64 = 256 << 10;
 
-pub(super) fn profiles(files: &Files<'_>) -> Vec<Profile> {
-    let paths = files.files("/etc/netplan", ".yaml");
-    paths
-        .iter()
-        .flat_map(|file| parse(&files.text(file), file))
-        .collect()
+/// The profiles of all files; a file that cannot be understood gets a line.
+pub(super) fn profiles(files: &Files<'_>, out: &mut Findings) -> Vec<Profile> {
+    let mut profiles = Vec::new();
+    for file in files.files("/etc/netplan", ".yaml") {
+        match parse(&files.text_up_to(&file, TEXT_MAX_BYTES), &file) {
+            Ok(found) => profiles.extend(found),
+            Err(problem) => out.warning(
+                "network_config",
+                format!("cannot understand {}: {}", shown(&file), shown(&problem)),
+                "netplan generate shows what is wrong with it; correct that, then check again",
+            ),
+        }
+    }
+    profiles
 }
 
-fn parse(text: &str, file: &str) -> Vec<Profile> {
-    let mut profiles: Vec<(String, Profile)> = Vec::new();
-    let mut above: Vec<(usize, &str)> = Vec::new();
-    for line in text.lines() {
-        let line = line.split(" #").next().unwrap_or_default();
-        let content = line.trim_start();
-        if content.is_empty() || content.starts_with(['#', '-']) || above.len() > DEPTH_MAX {
-            continue;
-        }
-        let indent = line.len() - content.len();
-        above.truncate(above.partition_point(|(outer, _)| *outer < indent));
-        let Some((key, value)) = content.split_once(':') else {
-            continue;
-        };
-        above.push((indent, unquoted(key)));
-        let path: Vec<&str> = above.iter().map(|(_, key)| *key).collect();
-        take(&path, value, file, &mut profiles);
-    }
-    profiles.into_iter().map(|(_, profile)| profile).collect()
+fn parse(text: &str, file: &str) -> Result<Vec<Profile>, String> {
+    let documents = yaml::documents(text)?;
+    let networks = documents.iter().filter_map(|document| document.get("network"));
+    let sections = networks.flat_map(|network| SECTIONS.iter().filter_map(|name| network.get(name)));
+    // A section has settings for all its interfaces too, which are no mappings.
+    let interfaces = sections.flat_map(Value::entries);
+    let interfaces = interfaces.filter(|(_, settings)| settings.text().is_none());
+    Ok(interfaces
+        .map(|(id, settings)| profile(id, settings, file))
+        .collect())
 }
 
-/// Takes one key with its value, which may be a mapping in braces.
-fn take(path: &[&str], value: &str, file: &str, profiles: &mut Vec<(String, Profile)>) {
-    let (["network", section, id], property) = (
-        path.first_chunk::<3>().unwrap_or(&[""; 3]),
-        &path[path.len().min(3)..],
-    ) else {
-        return;
-    };
-    let is_hardware = HARDWARE.contains(section);
-    if !is_hardware && !matches!(*section, "bonds" | "bridges" | "vlans") {
-        return;
-    }
-    let profile = match profiles.iter().position(|(known, _)| known == id) {
-        Some(index) => &mut profiles[index].1,
-        None => {
-            let profile = Profile {
-                file: file.to_owned(),
-                kind: Kind::Netplan,
-                interface: Some((*id).to_owned()),
-                ..Profile::default()
-            };
-            profiles.push(((*id).to_owned(), profile));
-            match profiles.last_mut() {
-                Some((_, profile)) => profile,
-                None => return,
-            }
-        }
-    };
-    let value = unquoted(value);
-    match property {
+fn profile(id: &str, settings: &Value, file: &str) -> Profile {
+    let text = |value: Option<&Value>| value.and_then(Value::text).map(str::to_owned);
+    let matched = settings.get("match");
+    let interface = match matched {
         // The id is only a label then.
-        ["match"] => {
-            profile.interface = None;
-            for (key, value) in value
-                .trim_matches(['{', '}'])
-                .split(',')
-                .filter_map(|pair| pair.split_once(':'))
-            {
-                set_match(profile, unquoted(key), unquoted(value));
-            }
-        }
-        ["match", key] => set_match(profile, key, value),
-        ["macaddress"] => profile.sets_address = Some(value.to_owned()),
-        ["addresses"] => profile.is_static = value != "[]",
-        _ => {}
+        Some(matched) => text(matched.get("name")),
+        None => Some(id.to_owned()),
+    };
+    Profile {
+        file: file.to_owned(),
+        kind: Kind::Netplan,
+        interface,
+        for_address: text(matched.and_then(|matched| matched.get("macaddress"))),
+        sets_address: text(settings.get("macaddress")),
+        is_static: settings.get("addresses").is_some_and(has_any),
     }
 }
 
-fn set_match(profile: &mut Profile, key: &str, value: &str) {
-    match key {
-        "macaddress" => profile.for_address = Some(value.to_owned()),
-        "name" => profile.interface = Some(value.to_owned()),
-        _ => {}
+/// Whether there is an item in a list, or anything that should be one.
+fn has_any(value: &Value) -> bool {
+    match value {
+        Value::List(items) => !items.is_empty(),
+        other => other.text().is_some() || other.entries().next().is_some(),
     }
-}
-
-fn unquoted(text: &str) -> &str {
-    text.trim().trim_matches(|c| c == '"' || c == '\'')
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn profiles(text: &str) -> Vec<Profile> {
+        parse(text, "/f").unwrap_or_else(|error| panic!("{text:?}: {error}"))
+    }
+
     #[test]
     fn keys_are_found_by_their_indentation() {
         let text = "network:\n  version: 2\n  ethernets:\n    # the first\n    ens3:\n      dhcp4: true\n    uplink:\n      match:\n        macaddress: \"52:54:00:00:00:01\" # x\n      set-name: eth0\n      addresses:\n        - 1.2.3.4/24\n  bridges:\n    br0:\n      interfaces: [ens3]\n";
-        let profiles = parse(text, "/f");
+        let profiles = profiles(text);
         assert_eq!(profiles.len(), 3);
         assert_eq!(
             (profiles[0].interface.as_deref(), profiles[0].is_static),
@@ -122,29 +92,63 @@ mod tests {
     }
 
     #[test]
+    fn a_fixed_address_is_found_in_every_style() {
+        let texts = [
+            "network:\n  ethernets:\n    ens3: {addresses: [192.0.2.7/24]}\n",
+            "network: {ethernets: {ens3: {addresses: [192.0.2.7/24]}}}",
+            "{\"network\": {\"ethernets\": {\"ens3\": {\"addresses\": [\"192.0.2.7/24\"]}}}}",
+            "'network':\n  \"ethernets\":\n    'ens3':\n      \"addresses\": [192.0.2.7/24]\n",
+            "network:\n  ethernets:\n    ens3:\n      addresses: [\n        192.0.2.7/24 ]\n",
+            "network:\n  ethernets:\n    ens3: &fixed\n      addresses:\n      - 192.0.2.7/24: {label: x}\n",
+            "x: &fixed\n  addresses: [192.0.2.7/24]\nnetwork:\n  ethernets:\n    ens3: *fixed\n",
+        ];
+        for text in texts {
+            let profiles = profiles(text);
+            assert_eq!(profiles.len(), 1, "{text}");
+            assert_eq!(
+                (profiles[0].interface.as_deref(), profiles[0].is_static),
+                (Some("ens3"), true),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
     fn mappings_in_braces_are_read() {
         let text = "network:\n ethernets:\n  a:\n   match: {name: \"en*\", macaddress: '52:54:00:00:00:01'}\n   addresses: []\n";
-        let profiles = parse(text, "/f");
+        let profiles = profiles(text);
         assert_eq!(profiles[0].interface.as_deref(), Some("en*"));
         assert!(profiles[0].for_address.is_some());
         assert!(!profiles[0].is_static);
     }
 
     #[test]
-    fn nonsense_is_survived() {
+    fn settings_of_a_section_are_no_interfaces() {
+        let text = "network:\n  renderer: networkd\n  ethernets:\n    renderer: NetworkManager\n    ens3:\n";
+        let profiles = profiles(text);
+        assert_eq!(profiles.len(), 1);
+        assert_eq!(profiles[0].interface.as_deref(), Some("ens3"));
+    }
+
+    #[test]
+    fn what_has_no_network_has_no_profiles_and_nonsense_is_an_error() {
         for text in [
             "",
-            ":",
-            "::::",
             "network",
+            "network:\n",
+            "network: [a, b]",
+            "a: b",
+            "network: {ethernets: x}",
+            "---\n---\n",
+        ] {
+            assert_eq!(parse(text, "/f"), Ok(Vec::new()), "{text:?}");
+        }
+        for text in [
             "network:\n- a\n  b: c",
             "\tnetwork:\n\t\tethernets:\n",
+            "network: {ethernets: {",
         ] {
-            assert_eq!(parse(text, "/f"), [], "{text:?}");
+            parse(text, "/f").expect_err(text);
         }
-        let deep: String = (0..2000)
-            .map(|depth| format!("{}a:\n", " ".repeat(depth)))
-            .collect();
-        assert_eq!(parse(&deep, "/f"), []);
     }
 }
