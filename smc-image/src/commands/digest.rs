@@ -1,8 +1,8 @@
 //! `smc-image digest`: one value for the content of a disk, wherever it is.
 
 use crate::context::Context;
+use crate::copy::digest;
 use crate::exit::Advise;
-use crate::hashing;
 use anyhow::Context as _;
 use blockio::Device;
 use clap::ValueEnum;
@@ -132,7 +132,7 @@ fn of_path(path: &std::path::Path, cluster_size: ClusterSize) -> anyhow::Result<
     let device = Device::open(path)?;
     let size_bytes = device.size_bytes();
     let geometry = Geometry::new(size_bytes, cluster_size)?;
-    let digest = hashing::of_device(&device, geometry, &bar(size_bytes, path.display()), None)?;
+    let digest = digest::of_device(&device, geometry, &bar(size_bytes, path.display()), None)?;
     Ok(Answer {
         digest,
         size_bytes,
@@ -157,7 +157,7 @@ fn of_image(
         });
     }
     let geometry = Geometry::new(size_bytes, cluster_size)?;
-    let digest = hashing::of_disk(&disk, geometry, &bar(size_bytes, disk.label()))?;
+    let digest = digest::of_disk(&disk, geometry, &bar(size_bytes, disk.label()))?;
     if digest.cluster_size == recorded.cluster_size && digest != recorded {
         let what = format!(
             "{}: its content gives {digest}, its root {recorded}",
@@ -177,7 +177,7 @@ fn of_uri(uri: &str, cluster_size: ClusterSize) -> anyhow::Result<Answer> {
     let geometry = Geometry::new(size_bytes, cluster_size)?;
     let mut copy = Client::start(Command::new("nbdcopy").args(["--", uri, "-"]), "nbdcopy")?;
     let stdout = copy.child.stdout.take().context("nbdcopy has no output")?;
-    let digest = hashing::of_stream(stdout, geometry, &bar(size_bytes, uri));
+    let digest = digest::of_stream(stdout, geometry, &bar(size_bytes, uri));
     // Why nbdcopy ended early says more than that it did.
     copy.finish().with_context(|| format!("read {uri}"))?;
     Ok(Answer {

@@ -3,14 +3,15 @@
 use crate::catalog::SingleDisk;
 use crate::commands::serve::default_uri;
 use crate::context::Context;
+use crate::copy::write::{Target, write_disk};
 use crate::exit::Advise;
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
+use blockio::Device;
 use clap::ValueEnum;
 use cli::interrupt::{Interrupt, Interrupted};
 use cli::output;
 use cli::progress::Progress;
 use cli::units;
-use crossbeam_channel::{Receiver, Sender};
 use imagefmt::{Disk, ImageRef};
 use nbd::{Limits, Server, ShutdownHandle};
 use nix::errno::Errno;
@@ -19,19 +20,11 @@ use serde::Serialize;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-
-/// Bytes read and written at a time.
-const PIECE_BYTES: u64 = 4 << 20;
-
-/// Extents looked up at a time.
-const EXTENTS_MAX: usize = 4096;
 
 /// How long a look at the converter and at signals may be apart.
 const NAP: Duration = Duration::from_millis(20);
@@ -122,7 +115,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let part = PartFile::create(&args.file)?;
     let progress = Progress::bytes(disk.size_bytes(), format!("export {}", disk.label()));
     match format {
-        Format::Raw => write_raw(&disk, &part.file, &progress, &interrupt)?,
+        Format::Raw => write_raw(&disk, &part, &progress, &interrupt)?,
         _ => convert(&disk, format, &part.path, &progress, &interrupt)?,
     }
     part.finish(args.force)?;
@@ -252,86 +245,17 @@ impl Drop for PartFile {
     }
 }
 
-/// A range of the disk that holds data.
-type Piece = (u64, usize);
-
-/// Writes what the disk holds at its place, from as many threads as there are cores; the rest is a hole.
-fn write_raw(disk: &Disk, file: &File, progress: &Progress, interrupt: &Interrupt) -> anyhow::Result<()> {
-    file.set_len(disk.size_bytes()).context("set the file's size")?;
-    let workers = thread::available_parallelism().map_or(2, usize::from);
-    let (pieces, todo) = crossbeam_channel::bounded(2 * workers);
-    let failed = &AtomicBool::new(false);
-    thread::scope(|scope| {
-        let copy = |todo: Receiver<Piece>| {
-            move || {
-                copy_pieces(disk, file, &todo, progress)
-                    .inspect_err(|_| failed.store(true, Ordering::Relaxed))
-            }
-        };
-        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(copy(todo.clone()))).collect();
-        // Only the threads hold it now: when all of them have failed, feeding fails too.
-        drop(todo);
-        let fed = feed(
-            disk,
-            &pieces,
-            progress,
-            &|| failed.load(Ordering::Relaxed),
-            interrupt,
-        );
-        drop(pieces);
-        let copied = threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|_| bail!("a thread panicked")));
-        // A thread that failed says why; the feeder then only knows that one did.
-        copied.collect::<anyhow::Result<Vec<()>>>().and(fed)
-    })
-}
-
-/// Hands out every range that holds data, and counts the others as done.
-fn feed(
-    disk: &Disk,
-    pieces: &Sender<Piece>,
-    progress: &Progress,
-    failed: &dyn Fn() -> bool,
-    interrupt: &Interrupt,
-) -> anyhow::Result<()> {
+/// Writes what the disk holds at its place; the rest is a hole.
+fn write_raw(disk: &Disk, part: &PartFile, progress: &Progress, interrupt: &Interrupt) -> anyhow::Result<()> {
     let size = disk.size_bytes();
-    let mut offset = 0;
-    while offset < size {
-        for extent in disk.extents(offset, size - offset, EXTENTS_MAX)? {
-            offset = extent.offset + extent.length;
-            if !extent.data {
-                progress.advance(extent.length);
-                continue;
-            }
-            for piece in cut(extent.offset, extent.length) {
-                interrupt.check()?;
-                ensure!(!failed(), "a thread gave up");
-                pieces.send(piece).context("a thread gave up")?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn cut(offset: u64, length: u64) -> impl Iterator<Item = Piece> {
-    let end = offset + length;
-    let step = usize::try_from(PIECE_BYTES).unwrap_or(usize::MAX);
-    (offset..end).step_by(step).map(move |at| {
-        // At most PIECE_BYTES, so it fits.
-        (at, usize::try_from((end - at).min(PIECE_BYTES)).unwrap_or(step))
-    })
-}
-
-fn copy_pieces(disk: &Disk, file: &File, todo: &Receiver<Piece>, progress: &Progress) -> anyhow::Result<()> {
-    let mut buffer = Vec::new();
-    for (offset, len) in todo {
-        buffer.resize(len, 0);
-        disk.read_at(offset, &mut buffer)?;
-        file.write_all_at(&buffer, offset)
-            .with_context(|| format!("write the file at byte {offset}"))?;
-        progress.advance(len as u64);
-    }
+    part.file.set_len(size).context("set the file's size")?;
+    let file = blockio::open_exclusive(&part.path)?;
+    let target = Target {
+        file: &file,
+        alignment: Device::open(&part.path)?.alignment(),
+        is_zero: true,
+    };
+    write_disk(disk, target, interrupt, progress)?;
     Ok(())
 }
 
@@ -498,12 +422,5 @@ mod tests {
         assert_eq!(hundredths("    (12.34/100%)"), Some(1234));
         assert_eq!(hundredths("(100.00/100%)"), Some(10_000));
         assert_eq!(hundredths("qemu-img: nonsense"), None);
-    }
-
-    #[test]
-    fn ranges_are_cut_without_gap() {
-        let pieces: Vec<Piece> = cut(3, 2 * PIECE_BYTES + 5).collect();
-        assert_eq!(pieces.len(), 3);
-        assert_eq!(pieces[2], (3 + 2 * PIECE_BYTES, 5));
     }
 }

@@ -1,10 +1,10 @@
 //! `smc-image restore`: an image back onto a device.
 
 use crate::context::Context;
+use crate::copy::digest;
+use crate::copy::write::{self, Written, write_disk};
 use crate::exit::Advise;
-use crate::hashing;
 use crate::restore::target::Target;
-use crate::restore::write::{Written, write_disk};
 use anyhow::{Context as _, bail};
 use cli::interrupt::Interrupt;
 use cli::output;
@@ -121,20 +121,19 @@ fn confirm(image: &Image, disk: &Disk, target: &Target) -> anyhow::Result<()> {
 fn write(disk: &Disk, target: &Target, interrupt: &Interrupt) -> anyhow::Result<Written> {
     let path = target.device.path().display();
     let progress = Progress::bytes(disk.size_bytes(), format!("write {path}"));
-    write_disk(
-        disk,
-        &target.file,
-        target.device.alignment(),
-        interrupt,
-        &progress,
-    )
-    .with_context(|| format!("restore {} to {path}", disk.label()))
+    let place = write::Target {
+        file: &target.file,
+        alignment: target.device.alignment(),
+        is_zero: false,
+    };
+    write_disk(disk, place, interrupt, &progress)
+        .with_context(|| format!("restore {} to {path}", disk.label()))
 }
 
 fn verify(disk: &Disk, target: &Target, interrupt: &Interrupt) -> anyhow::Result<()> {
     let path = target.device.path().display();
     let progress = Progress::bytes(disk.size_bytes(), format!("verify {path}"));
-    let found = hashing::of_device(&target.device, disk.geometry(), &progress, Some(interrupt))
+    let found = digest::of_device(&target.device, disk.geometry(), &progress, Some(interrupt))
         .with_context(|| format!("read back {path}"))?;
     let wanted = disk.digest();
     if found != wanted {

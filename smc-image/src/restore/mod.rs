@@ -1,4 +1,3 @@
-//! Writing a disk of an image to a device or file: what may be written to, and how.
+//! What a disk of an image may be written to.
 
 pub mod target;
-pub mod write;

@@ -1,9 +1,10 @@
 //! `smc-image verify --against`: whether a device holds what an image says.
 
 use crate::context::Context;
+use crate::copy::Pipeline;
 use crate::exit::{self, Advise};
 use anyhow::{Context as _, bail, ensure};
-use blockio::{Device, ReadOptions, SequentialReader};
+use blockio::{Chunk, Device, ReadOptions, SequentialReader};
 use cli::interrupt::Interrupt;
 use cli::output;
 use cli::progress::Progress;
@@ -72,17 +73,16 @@ fn compare(disk: &Disk, device: &Device) -> anyhow::Result<Vec<Range<u64>>> {
     };
     let interrupt = Interrupt::install()?;
     let bar = Progress::bytes(common, format!("compare {}", disk.label()));
-    let reader = SequentialReader::new(device, &options)?;
-    let chunks = reader.receiver().clone();
+    let chunks = SequentialReader::new(device, &options)?.map(|chunk| Ok(chunk?));
+    let compare = || |chunk: Chunk| Ok((chunk.len() as u64, differing_in(disk, chunk.offset(), &chunk)?));
     let mut differing: Vec<Range<u64>> = Vec::new();
     let mut compared = 0;
-    while let Ok(chunk) = chunks.recv() {
-        interrupt.check()?;
-        let chunk = chunk?;
-        compare_chunk(disk, chunk.offset(), &chunk, &mut differing)?;
-        compared += chunk.len() as u64;
-        bar.advance(chunk.len() as u64);
-    }
+    Pipeline::on_all_cores(Some(&interrupt)).run(chunks, compare, |(bytes, found)| {
+        differing.extend(found);
+        compared += bytes;
+        bar.advance(bytes);
+        Ok(())
+    })?;
     device.check_unchanged()?;
     // What was not read must not be taken for equal.
     ensure!(compared == common, "only {compared} of {common} bytes were read");
@@ -97,13 +97,9 @@ fn compare(disk: &Disk, device: &Device) -> anyhow::Result<Vec<Range<u64>>> {
     Ok(merged)
 }
 
-/// Adds the clusters of a chunk that differ. One that both have in part is compared byte by byte.
-fn compare_chunk(
-    disk: &Disk,
-    offset: u64,
-    bytes: &[u8],
-    differing: &mut Vec<Range<u64>>,
-) -> anyhow::Result<()> {
+/// The clusters of a chunk that differ. One that both have in part is compared byte by byte.
+fn differing_in(disk: &Disk, offset: u64, bytes: &[u8]) -> anyhow::Result<Vec<Range<u64>>> {
+    let mut differing = Vec::new();
     let geometry = disk.geometry();
     let first = geometry.cluster_at(offset);
     let clusters = bytes.chunks(geometry.cluster_size().byte_len());
@@ -121,7 +117,7 @@ fn compare_chunk(
             differing.push(start..start + plain.len() as u64);
         }
     }
-    Ok(())
+    Ok(differing)
 }
 
 fn keep(store: &Store, image: &Image, result: &Against) {
