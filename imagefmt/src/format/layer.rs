@@ -8,6 +8,7 @@ use crate::format::int::to_usize;
 use crate::format::pointer::{Place, STORED_LEN_MAX};
 use crate::storage::paths::layer_path;
 use crate::storage::{BLOCK_LEN, LayerAppend, LayerRead, Storage};
+use blockio::AlignedBuf;
 use lru::LruCache;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -206,6 +207,26 @@ impl LayerFiles {
 
     /// Fills `target` from `offset` of layer `id`, after a check that it is the layer that is meant.
     pub fn read_into(&self, id: u32, offset: u64, target: &mut [u8], layers: &LayerTable) -> Result<()> {
+        let layer = self.checked(id, layers)?;
+        let read = layer.file.read_at(offset, target);
+        read.map_err(|error| error.in_file(&self.name(id)))
+    }
+
+    /// The same for whole blocks that are read once.
+    pub fn read_once(
+        &self,
+        id: u32,
+        offset: u64,
+        target: &mut AlignedBuf,
+        layers: &LayerTable,
+    ) -> Result<()> {
+        let layer = self.checked(id, layers)?;
+        let read = layer.file.read_once(offset, target);
+        read.map_err(|error| error.in_file(&self.name(id)))
+    }
+
+    /// Layer `id`, opened if need be, if it is the one that is meant.
+    fn checked(&self, id: u32, layers: &LayerTable) -> Result<Arc<OpenLayer>> {
         let expected = layers.entry(id)?.uuid;
         let layer = self.layer(id)?;
         if layer.uuid != expected {
@@ -214,10 +235,7 @@ impl LayerFiles {
                 "layer {id:08x} of chain {chain} has id {found}, but the image was made with {expected}"
             )));
         }
-        layer
-            .file
-            .read_at(offset, target)
-            .map_err(|error| error.in_file(&self.name(id)))
+        Ok(layer)
     }
 
     /// Fills `target` from `offset` of layer `id` if that layer is open and its bytes are in memory.

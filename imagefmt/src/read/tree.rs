@@ -8,6 +8,7 @@ use crate::format::layer::{LayerFiles, LayerTable};
 use crate::format::node::{Node, NodeId, node_len_fits};
 use crate::format::pointer::{Codec, Place, Pointer};
 use crate::read::cache::{CachedNode, ChainFiles, TreeId};
+use blockio::AlignedBuf;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
@@ -213,6 +214,11 @@ impl Tree {
     /// Reads stored bytes as they are; the caller verifies them.
     pub(crate) fn read_stored(&self, layer: u32, offset: u64, target: &mut [u8]) -> Result<()> {
         self.files.layers().read_into(layer, offset, target, &self.layers)
+    }
+
+    /// Fills `target` with stored bytes, whole blocks, that are read once.
+    pub(crate) fn read_stored_once(&self, layer: u32, offset: u64, target: &mut AlignedBuf) -> Result<()> {
+        self.files.layers().read_once(layer, offset, target, &self.layers)
     }
 
     /// Fills `target` with stored bytes if that needs no waiting; only for what was verified before.

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result, Within};
 use crate::storage::{BLOCK_LEN, LayerAppend, LayerRead, Lock, LockMode, Stamp, Storage};
-use blockio::{SequentialWriter, WriteOptions};
+use blockio::{AlignedBuf, SequentialWriter, WriteOptions};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{
@@ -12,12 +12,13 @@ use nix::fcntl::{
 use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, fstatfs};
 use nix::unistd::{UnlinkatFlags, unlinkat};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A directory that holds a store.
@@ -293,6 +294,7 @@ impl Storage for DirStorage {
     fn open_layer(&self, path: &str) -> Result<Box<dyn LayerRead>> {
         Ok(Box::new(LayerFile {
             file: self.open_file(path, OFlag::O_RDONLY)?,
+            direct: OnceLock::new(),
             always_waits: AtomicBool::new(false),
         }))
     }
@@ -369,6 +371,8 @@ fn punch(file: &File, offset: u64, len: u64) -> Result<()> {
 #[derive(Debug)]
 struct LayerFile {
     file: File,
+    /// The same file with O_DIRECT, from the first read on that wants it; none where the filesystem has no O_DIRECT.
+    direct: OnceLock<Option<File>>,
     /// Set once the kernel has said that it cannot read this file without waiting (tmpfs, many network
     /// filesystems, filters of system calls).
     always_waits: AtomicBool,
@@ -385,6 +389,15 @@ impl LayerRead for LayerFile {
                 )),
                 _ => Error::io(format!("read {} bytes at {offset}", target.len()), error),
             })
+    }
+
+    fn read_once(&self, offset: u64, target: &mut AlignedBuf) -> Result<()> {
+        let direct = self.direct.get_or_init(|| reopened_direct(&self.file));
+        match direct.as_ref().map(|file| file.read_exact_at(target, offset)) {
+            Some(Ok(())) => Ok(()),
+            // Whatever is wrong, the usual way says it; and blocks of the device may be larger than ours.
+            Some(Err(_)) | None => self.read_at(offset, target),
+        }
     }
 
     fn read_now(&self, offset: u64, target: &mut [u8]) -> bool {
@@ -413,6 +426,16 @@ impl LayerRead for LayerFile {
             );
         }
     }
+}
+
+/// The same file, open once more with O_DIRECT, which a duplicate of the descriptor would share.
+fn reopened_direct(file: &File) -> Option<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path);
+    opened.ok()
 }
 
 /// Reads what the page cache holds from `offset` on, up to the first page that it does not.
@@ -474,5 +497,28 @@ impl LayerAppend for NewLayer {
             .file()
             .sync_data()
             .within(|| format!("sync {}", self.path))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "this is test code")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_once_is_what_the_file_holds() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let bytes: Vec<u8> = (0..=250).cycle().take(5 * 4096).collect();
+        std::fs::write(dir.path().join("layer"), &bytes).unwrap();
+        let storage = DirStorage::open(dir.path()).unwrap();
+        let layer = storage.open_layer("layer").unwrap();
+        let mut target = AlignedBuf::new(2 * 4096);
+        for start in [0, 4096, 3 * 4096] {
+            layer.read_once(start as u64, &mut target).unwrap();
+            assert!(target[..] == bytes[start..start + target.len()], "at {start}");
+        }
+        let behind = layer.read_once(4 * 4096, &mut target).unwrap_err();
+        assert_eq!(behind.kind(), ErrorKind::Damaged);
+        assert!(behind.to_string().contains("ends before byte 24576"), "{behind}");
     }
 }

@@ -12,6 +12,7 @@ pub(crate) mod memory;
 pub(crate) mod paths;
 
 use crate::error::Result;
+use blockio::AlignedBuf;
 use std::any::Any;
 use std::fmt::Debug;
 use std::ops::Range;
@@ -127,6 +128,12 @@ impl<T: Any + Send + Sync + Debug> DebugAny for T {}
 pub trait LayerRead: Send + Sync + Debug {
     /// Fills `target` from `offset`; fewer bytes than that is an error.
     fn read_at(&self, offset: u64, target: &mut [u8]) -> Result<()>;
+
+    /// The same for what is read once: where a cache would be filled, it is not. `offset` and the length are whole
+    /// blocks of [`BLOCK_LEN`].
+    fn read_once(&self, offset: u64, target: &mut AlignedBuf) -> Result<()> {
+        self.read_at(offset, target)
+    }
 
     /// Fills `target` from `offset` only if that needs no waiting for a disk, and says whether it did.
     /// Where it did not, `target` may hold anything.

@@ -6,6 +6,8 @@ use crate::format::codec::check_cluster;
 use crate::format::int::to_usize;
 use crate::format::pointer::{Place, Pointer};
 use crate::read::tree::Tree;
+use crate::storage::BLOCK_LEN;
+use blockio::AlignedBuf;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Mutex, PoisonError};
@@ -106,6 +108,12 @@ impl Run {
         takes
     }
 
+    /// The blocks that it lies in: what is read of the layer.
+    fn blocks(&self) -> Range<u64> {
+        let end = self.bytes.end.checked_next_multiple_of(BLOCK_LEN);
+        self.bytes.start / BLOCK_LEN * BLOCK_LEN..end.unwrap_or(self.bytes.end)
+    }
+
     /// Stored bytes of the clusters in it.
     pub fn cluster_bytes(&self) -> u64 {
         let of = |piece: &Piece| match piece {
@@ -115,13 +123,18 @@ impl Run {
         self.pieces.iter().map(of).sum()
     }
 
-    fn check(&self, tree: &Tree, buffer: &mut Vec<u8>) -> Vec<Problem> {
-        buffer.resize(to_usize(self.bytes.end - self.bytes.start), 0);
-        let read = tree.read_stored(self.layer, self.bytes.start, buffer);
+    fn check(&self, tree: &Tree, buffer: &mut AlignedBuf) -> Vec<Problem> {
+        let blocks = self.blocks();
+        let len = to_usize(blocks.end - blocks.start);
+        if buffer.capacity() < len {
+            *buffer = AlignedBuf::new(len);
+        }
+        buffer.set_len(len);
+        let read = tree.read_stored_once(self.layer, blocks.start, buffer);
         let mut problems = Vec::new();
         for piece in &self.pieces {
             let place = piece.place();
-            let at = to_usize(place.offset - self.bytes.start);
+            let at = to_usize(place.offset - blocks.start);
             let checked = match read {
                 Ok(()) => piece.check(tree, &buffer[at..at + place.len as usize]),
                 // What cannot be read may be a neighbour, or lie between: each piece speaks for itself.
@@ -155,7 +168,7 @@ pub(super) fn check_alone(tree: &Tree, piece: &Piece) -> Option<Problem> {
 
 /// Checks runs until there are no more.
 pub(super) fn work(tree: &Tree, runs: &Mutex<Receiver<Run>>, problems: &Sender<Vec<Problem>>) {
-    let mut buffer = Vec::new();
+    let mut buffer = AlignedBuf::new(to_usize(RUN_BYTES_MAX + 2 * BLOCK_LEN));
     loop {
         let run = runs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(run) = run else { return };
