@@ -4,6 +4,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::digest::{Digest, seal_check};
 use crate::format::name::{SHOWN_MAX, printable};
+use crate::storage::paths::TEMPORARY;
 use crate::storage::{Stamp, Storage};
 use serde::de::{DeserializeOwned, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -143,7 +144,7 @@ pub(crate) fn replace<T: Serialize>(storage: &dyn Storage, dir: &str, path: &str
 
 /// The first half of [`replace`]: durable content under a temporary name, which is returned.
 pub(crate) fn write_temporary<T: Serialize>(storage: &dyn Storage, path: &str, value: &T) -> Result<String> {
-    let temporary = format!("{path}.tmp");
+    let temporary = format!("{path}{TEMPORARY}");
     match storage.write(&temporary, &seal(value)?) {
         Ok(()) => Ok(temporary),
         Err(error) => {

@@ -19,8 +19,8 @@ use crate::reclaim::roots::Roots;
 use crate::reclaim::walk;
 use crate::storage::Lock;
 use crate::storage::paths::{
-    DROPPED_CHECKPOINT, deleting_path, dropped_checkpoint_path, image_file, images_dir, layer_path,
-    layers_dir, manifest_path,
+    DROPPED_CHECKPOINT, deleting_of, deleting_path, dropped_checkpoint_path, image_file, images_dir,
+    layer_path, layers_dir, manifest_path,
 };
 use crate::store::{Chain, Store};
 
@@ -83,9 +83,8 @@ impl Store {
         let names = self.storage().list(&images_dir(chain))?;
         let mut dead: Vec<Dead> = names
             .iter()
-            .filter_map(|name| image_file(name))
-            .filter(|(_, extension)| *extension == "deleting")
-            .map(|(sequence, _)| Dead::Image(sequence))
+            .filter_map(|name| deleting_of(name))
+            .map(Dead::Image)
             .collect();
         dead.sort_unstable();
         if self
@@ -212,8 +211,7 @@ impl Store {
         let Dead::Image(gone) = dead else { return Ok(()) };
         let dir = images_dir(chain);
         for name in self.storage().list(&dir)? {
-            if image_file(&name)
-                .is_some_and(|(sequence, extension)| sequence == gone && extension != "deleting")
+            if image_file(&name).is_some_and(|(sequence, _)| sequence == gone) && deleting_of(&name).is_none()
             {
                 self.storage().remove(&format!("{dir}/{name}"))?;
             }

@@ -15,7 +15,7 @@ use crate::reclaim::delete::Reclaimed;
 use crate::reclaim::roots::{ListedLayer, Roots};
 use crate::reclaim::walk::{blocks, free_ranges};
 use crate::storage::BLOCK_LEN;
-use crate::storage::paths::{image_file, images_dir, layer_path};
+use crate::storage::paths::{image_file, images_dir, is_manifest, layer_path};
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -49,9 +49,8 @@ impl Store {
         let dir = images_dir(chain);
         let names = self.storage().list(&dir)?;
         let files = || names.iter().filter_map(|name| Some((name, image_file(name)?)));
-        let is_image = |extension: &str| matches!(extension, "json" | "deleting");
         let images: BTreeSet<u64> = files()
-            .filter(|(_, (_, extension))| is_image(extension))
+            .filter(|(_, (_, extension))| is_manifest(extension))
             .map(|(_, (sequence, _))| sequence)
             .collect();
         for (name, (sequence, _)) in files() {

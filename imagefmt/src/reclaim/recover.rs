@@ -4,7 +4,7 @@ use crate::error::{ErrorKind, Result};
 use crate::reclaim::delete::{Reclaimed, Writer};
 use crate::reclaim::roots::Roots;
 use crate::reclaim::walk::free_from;
-use crate::storage::paths::{images_dir, layer_of, layer_path, layers_dir};
+use crate::storage::paths::{TEMPORARY, images_dir, layer_of, layer_path, layers_dir};
 use crate::store::Store;
 use std::collections::BTreeSet;
 
@@ -58,10 +58,7 @@ impl Store {
     fn remove_temporary(&self, chain: &str) -> Result<()> {
         for dir in [chain.to_owned(), images_dir(chain)] {
             for name in self.storage().list(&dir)? {
-                if name.ends_with(".json.tmp")
-                    || name.ends_with(".pins.tmp")
-                    || name.ends_with(".verified.tmp")
-                {
+                if name.ends_with(TEMPORARY) {
                     self.storage().remove(&format!("{dir}/{name}"))?;
                 }
             }

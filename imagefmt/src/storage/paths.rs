@@ -1,5 +1,17 @@
 //! Names of the files of a store, relative to it (docs/format.md, "Directory layout").
 
+/// What the files that lie beside one another for an image end in, behind its number and a dot. Whoever adds one adds it
+/// here: a deletion and `gc` remove whatever has the number of an image that is gone.
+mod beside {
+    pub const MANIFEST: &str = "json";
+    pub const DELETING: &str = "deleting";
+    pub const PINS: &str = "pins";
+    pub const VERIFIED: &str = "verified";
+}
+
+/// What the name of a file ends in until it has its final one.
+pub(crate) const TEMPORARY: &str = ".tmp";
+
 /// The directory of a chain's images.
 pub(crate) fn images_dir(chain: &str) -> String {
     format!("{chain}/images")
@@ -12,22 +24,22 @@ pub(crate) fn layers_dir(chain: &str) -> String {
 
 /// The manifest: an image exists when this does.
 pub(crate) fn manifest_path(chain: &str, sequence: u64) -> String {
-    beside_image(chain, sequence, "json")
+    beside_image(chain, sequence, beside::MANIFEST)
 }
 
 /// The manifest of an image that is being deleted: it exists no more, but its space may.
 pub(crate) fn deleting_path(chain: &str, sequence: u64) -> String {
-    beside_image(chain, sequence, "deleting")
+    beside_image(chain, sequence, beside::DELETING)
 }
 
 /// Who wants an image kept.
 pub(crate) fn pins_path(chain: &str, sequence: u64) -> String {
-    beside_image(chain, sequence, "pins")
+    beside_image(chain, sequence, beside::PINS)
 }
 
 /// What verifications of an image have come to.
 pub(crate) fn verified_path(chain: &str, sequence: u64) -> String {
-    beside_image(chain, sequence, "verified")
+    beside_image(chain, sequence, beside::VERIFIED)
 }
 
 fn beside_image(chain: &str, sequence: u64, extension: &str) -> String {
@@ -75,9 +87,19 @@ pub(crate) fn image_file(name: &str) -> Option<(u64, &str)> {
     (format!("{sequence:06}") == digits).then_some((sequence, extension))
 }
 
+/// Whether an extension is that of a manifest, be it of an image or of one that is being deleted.
+pub(crate) fn is_manifest(extension: &str) -> bool {
+    matches!(extension, beside::MANIFEST | beside::DELETING)
+}
+
+/// The number in the file name of a manifest whose image is being deleted; `None` for every other file.
+pub(crate) fn deleting_of(name: &str) -> Option<u64> {
+    image_file(name).and_then(|(sequence, extension)| (extension == beside::DELETING).then_some(sequence))
+}
+
 /// The number in a manifest's file name; `None` for every other file.
 pub(crate) fn sequence_of(name: &str) -> Option<u64> {
-    image_file(name).and_then(|(sequence, extension)| (extension == "json").then_some(sequence))
+    image_file(name).and_then(|(sequence, extension)| (extension == beside::MANIFEST).then_some(sequence))
 }
 
 /// The id in a layer's file name; `None` for every other file.
