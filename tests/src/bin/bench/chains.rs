@@ -1,11 +1,12 @@
 //! What a command costs in a chain of many images beside the same in a chain of few.
 
 use crate::measure::{median, run, sorted};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use smc_tests::program;
 use std::cell::Cell;
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -59,7 +60,7 @@ type Operation = fn(&Chain) -> Result<f64>;
 
 const OPERATIONS: [(&str, Operation); 4] = [
     ("ls", Chain::ls),
-    ("serve, until it is connected to and lists all", Chain::serve),
+    ("serve, until it answers LIST", Chain::serve),
     ("rm of the oldest image", Chain::rm),
     ("sync", Chain::sync),
 ];
@@ -148,7 +149,26 @@ fn seconds(work: impl FnOnce() -> Result<()>) -> Result<f64> {
     Ok(begun.elapsed().as_secs_f64())
 }
 
+/// Asks for all exports by NBD_OPT_LIST and nothing else (nbdinfo would ask about each of them).
 fn list(socket: &Path) -> Result<()> {
-    let uri = format!("nbd+unix:///?socket={}", socket.display());
-    run(Command::new("nbdinfo").args(["--list", "--no-content", "--json", &uri])).map(drop)
+    let mut stream = UnixStream::connect(socket)?;
+    stream.read_exact(&mut [0; 18]).context("read the greeting")?;
+    stream.write_all(&1u32.to_be_bytes())?;
+    stream.write_all(b"IHAVEOPT")?;
+    stream.write_all(&[3u32.to_be_bytes(), 0u32.to_be_bytes()].concat())?;
+    loop {
+        // Magic (8), option (4), kind (4), length (4).
+        let mut reply = [0; 20];
+        stream.read_exact(&mut reply).context("read the list")?;
+        let [.., a, b, c, d] = reply;
+        let length = u32::from_be_bytes([a, b, c, d]);
+        std::io::copy(&mut (&stream).take(length.into()), &mut std::io::sink())?;
+        match reply[12..16] {
+            // NBD_REP_ACK: that was all.
+            [0, 0, 0, 1] => return Ok(()),
+            // NBD_REP_SERVER.
+            [0, 0, 0, 2] => {}
+            _ => bail!("the server refused to list its exports"),
+        }
+    }
 }
