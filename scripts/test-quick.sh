@@ -11,6 +11,7 @@ whole=(api boot cli daemon imagefmt nbd smcctl)
 units=(blockio changetrack hostdev machine testkit)
 files=(
     changetrack:disks changetrack:process
+    hostdev:trees
     testkit:documented
     smc-image:conformance smc-image:export smc-image:pages smc-image:retention
     smc-image:serve smc-image:serve_views smc-image:tls_init

@@ -91,9 +91,9 @@ fn rows_of(section: &str) -> Vec<Vec<&'static str>> {
 #[test]
 fn every_rule_of_the_list_is_there_and_names_tests_that_exist() {
     let names = Names::of_this_crate();
-    let rows = rows_of("Where the rules are kept");
+    let rows = rows_of("Where the rules are implemented");
     let mut ids = BTreeSet::new();
-    for row in rows.iter().chain(&rows_of("What history taught")) {
+    for row in rows.iter().chain(&rows_of("Lessons from other implementations")) {
         let [id, rule, code, tests] = row[..] else {
             panic!("a row has other columns: {row:?}");
         };
@@ -122,7 +122,7 @@ fn every_rule_of_the_list_is_there_and_names_tests_that_exist() {
 #[test]
 fn every_limit_is_there_and_names_tests_that_exist() {
     let names = Names::of_this_crate();
-    let rows = rows_of("What clients can make the server do");
+    let rows = rows_of("What clients can make the server do: limits");
     let reported: Vec<&str> = rows.iter().flat_map(|row| quoted(row[0])).collect();
     let source = include_str!("../src/limits.rs");
     let (_, fields) = source.split_once("pub struct Limits {").unwrap();

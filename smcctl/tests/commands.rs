@@ -291,7 +291,7 @@ fn what_cannot_be_asked_is_wrong_use_and_asks_nothing() {
         ("--once --all --valid 1500ms", "whole seconds"),
         ("--once --all --bandwidth-limit fast", "50MiB"),
         ("--once --all --start-at tomorrow", "+2h"),
-        ("--once --all --cluster-size 8GiB", "no cluster"),
+        ("--once --all --cluster-size 8GiB", "larger than any cluster size"),
     ];
     for (args, complaint) in creations {
         let said = smcd.say(&format!("job create web01 {args}")).fails(2);

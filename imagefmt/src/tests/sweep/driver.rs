@@ -6,7 +6,8 @@ use crate::tests::model::Model;
 use crate::tests::sim::SimDisk;
 use crate::tests::support::{Pass, meta, pass_over, read_all};
 use crate::{
-    Consistency, Disk, Error, ErrorKind, ImageWriter, Manifest, Pointer, Reclaimed, Store, cluster_digest,
+    ClusterSize, Consistency, Disk, Error, ErrorKind, ImageWriter, Manifest, Pointer, Reclaimed, Store,
+    cluster_digest,
 };
 use std::sync::Arc;
 
@@ -56,6 +57,8 @@ struct Progress {
     disks: Vec<(String, Model)>,
     /// What the base held already: disk, cluster, pointer.
     held: Vec<(String, u64, Pointer)>,
+    /// What the unfinished sync that is resumed has of each disk: its checkpoints keep that of disks that have not begun.
+    resumed: Vec<(String, Model)>,
 }
 
 impl<'a> Driver<'a> {
@@ -158,7 +161,10 @@ impl<'a> Driver<'a> {
         if self.healthy && must_resume && writer.resumed().is_none() {
             return Err("the sync does not resume the unfinished one".to_owned().into());
         }
-        let mut progress = Progress::default();
+        let mut progress = Progress {
+            resumed: resumed_disks(&writer, run, self.workload.cluster_size)?,
+            ..Progress::default()
+        };
         for disk in &target.disks {
             self.write_disk(&mut writer, run, disk, &mut progress)?;
             if let Some(pick) = run.delete.filter(|_| progress.disks.len() == 1) {
@@ -247,6 +253,11 @@ impl<'a> Driver<'a> {
     ) -> Result<(), Trouble> {
         let mut disks = progress.disks.clone();
         disks.push((name.to_owned(), so_far.clone()));
+        for resumed in &progress.resumed {
+            if disks.iter().all(|(begun, _)| *begun != resumed.0) {
+                disks.push(resumed.clone());
+            }
+        }
         let saved = Some(ImageModel::new(&disks));
         self.world.job(run.job).unfinished.push(saved.clone());
         self.note();
@@ -351,6 +362,21 @@ fn held(base: Option<&Disk>, index: u64) -> crate::Result<Pointer> {
         Some(base) if index < base.geometry().cluster_count() => base.tree().cluster(index),
         _ => Ok(Pointer::NULL),
     }
+}
+
+/// What the unfinished sync that is resumed holds of its disks, for a run that makes checkpoints.
+fn resumed_disks(
+    writer: &ImageWriter,
+    run: &Run,
+    cluster_size: ClusterSize,
+) -> crate::Result<Vec<(String, Model)>> {
+    let resumed = writer.resumed().filter(|_| !run.checkpoints.is_empty());
+    let disks = resumed.map_or(&[][..], |resumed| resumed.disks());
+    let content = |disk: &Disk| {
+        let as_large = Model::new(disk.size_bytes(), cluster_size);
+        Ok((disk.name().to_owned(), content_of(disk, &as_large)?))
+    };
+    disks.iter().map(content).collect()
 }
 
 /// What `base` holds, on a disk as large as `model`.
