@@ -11,10 +11,18 @@ use common::{CLUSTER, Fixture, MIB, disk, find, has_entry, is_locked, noise};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use testkit::program::{Run, Running, run, tool, wait_for};
 
 const STATE: &str = "/run/smc/mounts";
+
+/// These tests take turns: every mount sweeps the one state directory of the machine, and with it what another test
+/// left there on purpose (a dead server, a directory without a record) before that test has looked at it.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A filesystem of `mib` MiB in a file; what `populate` is called on becomes its content.
 fn ext4(fixture: &Fixture, mib: usize, label: &str) -> Vec<u8> {
@@ -136,6 +144,7 @@ fn leftovers(fixture: &Fixture, job: &str) -> Vec<String> {
 
 #[test]
 fn what_is_not_mounted_is_not_unmounted() {
+    let _turn = turn();
     let fixture = Fixture::new();
     fixture.run(&["umount"]).fails(2);
     let complaint = fixture.run(&["umount", "/var/tmp"]).fails(1);
@@ -148,6 +157,7 @@ fn what_is_not_mounted_is_not_unmounted() {
 
 #[test]
 fn the_one_partition_with_a_filesystem_is_mounted() {
+    let _turn = turn();
     let fixture = Fixture::new();
     let job = "mnt-one";
     let swap = [vec![0; 4086], b"SWAPSPACE2".to_vec(), vec![0; MIB]].concat()[..MIB].to_vec();
@@ -177,6 +187,7 @@ fn the_one_partition_with_a_filesystem_is_mounted() {
 /// The chain has the name of the job that began it, and a job of that name has an image of the same number elsewhere.
 #[test]
 fn an_image_of_a_job_that_took_up_another_one_is_mounted() {
+    let _turn = turn();
     let fixture = Fixture::new();
     let own = ext4(&fixture, 16, "own");
     fixture.sync("mnt-old", &[("vda", &ext4(&fixture, 16, "before"))]);
@@ -194,6 +205,7 @@ fn an_image_of_a_job_that_took_up_another_one_is_mounted() {
 
 #[test]
 fn several_filesystems_need_a_choice() {
+    let _turn = turn();
     let fixture = Fixture::new();
     let job = "mnt-several";
     let (boot, root) = (ext4(&fixture, 8, "boot"), ext4(&fixture, 16, "root"));
@@ -232,6 +244,7 @@ fn several_filesystems_need_a_choice() {
 
 #[test]
 fn every_common_filesystem_can_fill_the_disk() {
+    let _turn = turn();
     for (fstype, mib, mkfs) in [
         ("ext4", 8, "mkfs.ext4"),
         ("xfs", 300, "mkfs.xfs"),
@@ -258,6 +271,7 @@ fn every_common_filesystem_can_fill_the_disk() {
 
 #[test]
 fn umount_of_the_system_makes_everything_go() {
+    let _turn = turn();
     let fixture = Fixture::new();
     let job = "mnt-plain";
     fixture.sync(job, &[("vda", &ext4(&fixture, 8, "root"))]);
@@ -272,6 +286,7 @@ fn umount_of_the_system_makes_everything_go() {
 
 #[test]
 fn killed_server_is_cleared_up_after() {
+    let _turn = turn();
     let fixture = Fixture::new();
     let job = "mnt-killed";
     fixture.sync(job, &[("vda", &ext4(&fixture, 8, "root"))]);
@@ -290,6 +305,7 @@ fn killed_server_is_cleared_up_after() {
 
 #[test]
 fn what_cannot_be_mounted_leaves_nothing() {
+    let _turn = turn();
     let fixture = Fixture::new();
     let job = "mnt-broken";
     let mut broken = ext4(&fixture, 8, "root");
@@ -316,6 +332,7 @@ fn what_cannot_be_mounted_leaves_nothing() {
 
 #[test]
 fn busy_mount_stays_whole() {
+    let _turn = turn();
     let fixture = Fixture::new();
     let job = "mnt-busy";
     fixture.sync(job, &[("vda", &ext4(&fixture, 8, "root"))]);
@@ -331,6 +348,7 @@ fn busy_mount_stays_whole() {
 
 #[test]
 fn mounts_on_one_directory_come_off_in_order() {
+    let _turn = turn();
     let fixture = Fixture::new();
     let job = "mnt-stack";
     fixture.sync(job, &[("vda", &ext4(&fixture, 8, "first"))]);
@@ -347,6 +365,7 @@ fn mounts_on_one_directory_come_off_in_order() {
 
 #[test]
 fn damaged_cluster_is_an_error_for_whoever_reads_it_and_is_told() {
+    let _turn = turn();
     let fixture = Fixture::new();
     let job = "mnt-damaged";
     let bytes = ext4(&fixture, 16, "root");
@@ -367,6 +386,7 @@ fn damaged_cluster_is_an_error_for_whoever_reads_it_and_is_told() {
 
 #[test]
 fn mounted_image_is_in_use() {
+    let _turn = turn();
     let fixture = Fixture::new();
     let job = "mnt-used";
     fixture.sync(job, &[("vda", &ext4(&fixture, 8, "root"))]);
@@ -383,6 +403,7 @@ fn mounted_image_is_in_use() {
 /// A mounter that dies between two steps: what it had begun goes by itself.
 #[test]
 fn server_without_mounter_goes() {
+    let _turn = turn();
     let fixture = Fixture::new();
     let job = "mnt-orphan";
     let synced = fixture.sync(job, &[("vda", &ext4(&fixture, 8, "root"))]);
@@ -405,6 +426,7 @@ fn server_without_mounter_goes() {
 /// Wherever a signal meets it: the image is mounted, or nothing is left.
 #[test]
 fn interrupted_mount_is_whole_or_undone() {
+    let _turn = turn();
     let fixture = Fixture::new();
     let job = "mnt-signal";
     fixture.sync(job, &[("vda", &ext4(&fixture, 8, "root"))]);

@@ -255,7 +255,7 @@ fn a_sync_on_top_of_damage_says_what_to_do() -> Result<()> {
     let before = snapshot(&bench.store().join("web01/images"));
     let output = bench.sync_with(&[("vda", disk.path())], &[])?;
     assert_eq!(code(&output), 3, "{}", stderr(&output));
-    for word in ["web01/1", "damaged", "smc-image verify", "new --job"] {
+    for word in ["web01/1", "damaged", "smc-image verify", "new job"] {
         assert!(
             stderr(&output).contains(word),
             "\"{word}\" is missing in: {}",
