@@ -246,7 +246,7 @@ impl<T: Clone + Send + 'static> Reader<T> {
         Ok(())
     }
 
-    /// Asks the job at hand to end. What is in flight is still delivered.
+    /// Asks the current job to end. What is in flight is still delivered.
     pub fn stop(&self) {
         if let Some(stop) = &self.stop {
             stop.signal();

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::text::{is_obeyed, printable, printable_but_colours};
 
-/// Whoever read our output does not any more.
+/// The reader of our output has gone.
 #[derive(Debug)]
 pub struct ClosedOutput;
 

@@ -149,7 +149,7 @@ impl Stores {
             let asked = asked;
             let done = work();
             drop(asked);
-            // Whoever asked may have lost patience.
+            // The caller may have stopped waiting.
             let _ = answer.send(done);
         });
         if let Err(error) = spawned {

@@ -21,7 +21,7 @@ pub enum ErrorKind {
     WrongType,
     /// It was read, and does not say what it should.
     Malformed,
-    /// Somebody else uses it, or takes it each time before we do.
+    /// Another process uses it, or takes it each time before we do.
     Busy,
     /// The kernel cannot do this.
     Unsupported,

@@ -150,7 +150,7 @@ impl Inventory {
     }
 
     /// Takes what exists and could not be read, beside attributes of devices ([`Block::unread`]): tables, and
-    /// directories of devices. Whoever decides by the absence of something looks here first.
+    /// directories of devices. A caller that decides by the absence of something looks here first.
     pub fn take_unread(&mut self) -> Vec<Error> {
         std::mem::take(&mut self.unread)
     }

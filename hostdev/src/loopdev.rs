@@ -12,7 +12,7 @@ use crate::{DeviceNumber, Error, ErrorKind, FileId, Result};
 
 const CONTROL: &str = "/dev/loop-control";
 
-/// How often a free device may be taken by somebody else before we give up.
+/// How often a free device may be taken by another process before we give up.
 const TRIES_MAX: usize = 64;
 
 const FLAG_READ_ONLY: u32 = 1;
@@ -94,7 +94,7 @@ impl LoopDevice {
     /// `read_only` is set.
     ///
     /// # Errors
-    /// `NotFound` without the driver; `PermissionDenied`; `Busy` when every free device is taken by somebody else;
+    /// `NotFound` without the driver; `PermissionDenied`; `Busy` when every free device is taken by another process;
     /// `Io` when the driver refuses (EINVAL), as it does an odd block size, and anything before Linux 5.8.
     pub fn attach(backing: BorrowedFd<'_>, options: &LoopOptions) -> Result<LoopDevice> {
         let control = OpenOptions::new().read(true).write(true).open(CONTROL);
@@ -115,7 +115,7 @@ impl LoopDevice {
             // pointer to it; both descriptors are open.
             match unsafe { ioctl::configure(node.as_raw_fd(), &raw const config) } {
                 Ok(_) => return LoopDevice::hold(path, node),
-                // Somebody else was faster.
+                // Another process was faster.
                 Err(Errno::EBUSY) => {}
                 Err(error) => return Err(Error::os("configure", path, error)),
             }
@@ -142,7 +142,7 @@ impl LoopDevice {
     /// What the driver says of the device.
     ///
     /// # Errors
-    /// As for [`loop_status`], and `NotFound` when somebody else detached it.
+    /// As for [`loop_status`], and `NotFound` when another process detached it.
     pub fn status(&self) -> Result<LoopStatus> {
         let status = status_of(&self.handle).map_err(|error| Error::os("examine", &self.path, error))?;
         status.ok_or_else(|| Error::new(ErrorKind::NotFound, "examine", &self.path))

@@ -9,7 +9,7 @@
 //! **Invariants.** Nothing is changed on the machine: files and devices are opened for reading, and programs
 //! that write caches are told not to. Everything ends in a few seconds: what may hang (programs, `statvfs` on a
 //! dead server) has a deadline. What a file says is bounded when it is read, and escaped and shortened before
-//! it gets into a message. What could not be determined is told as that, never as fine.
+//! it gets into a message. What could not be determined is reported as that, never as fine.
 
 mod command;
 mod files;

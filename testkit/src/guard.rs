@@ -240,7 +240,7 @@ impl Mount {
         Self::new(device, target, fstype, MsFlags::empty())
     }
 
-    /// Takes over what somebody else mounted on `target`, as mount(8) did: it is unmounted with the guard.
+    /// Takes over what another process mounted on `target`, as mount(8) did: it is unmounted with the guard.
     pub fn adopt(target: &Path) -> Self {
         Self {
             target: target.to_path_buf(),

@@ -95,7 +95,7 @@ pub fn observe(observer: fn(&Command)) {
     let _ = OBSERVER.set(observer);
 }
 
-/// Shows `command` to the observer, as [`spawn`] does: for what somebody else starts.
+/// Shows `command` to the observer, as [`spawn`] does: for processes that other code starts.
 pub fn announce(command: &Command) {
     if let Some(observer) = OBSERVER.get() {
         observer(command);

@@ -1,7 +1,7 @@
-//! What changed, for everybody who listens: the schedule, the service's end, later whoever watches jobs.
+//! What changed, for every listener: the schedule, the service's end, later clients that watch jobs.
 //!
 //! A listener has a queue of its own, so that a slow one holds up nobody and sees every event in order. One that lets its
-//! queue fill is told once that it missed some, and looks at everything anew.
+//! queue fill learns once that it missed some, and reads everything again.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};

@@ -132,7 +132,7 @@ impl Manager {
         let mut job = self.table.job(name)?;
         let saved = self.table.update(name, |job| {
             job.apply_pending();
-            // It was for this disk: the next stranger is refused again.
+            // It was for this disk: the next unknown disk is refused again.
             job.accept_changed_disk = false;
             Ok(None)
         });

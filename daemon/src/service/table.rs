@@ -1,6 +1,6 @@
 //! The jobs of this machine: in memory, and in the database behind it, under one mutex.
 //!
-//! Whoever holds the table sees all jobs as they are, and changes one by [`Locked::update`], which saves the change before
+//! The holder of the table sees all jobs as they are, and changes one by [`Locked::update`], which saves the change before
 //! anybody can see it. Nobody holds the table while it waits for a store or a disk that is being read.
 
 use super::events::{Event, Events, Listener};

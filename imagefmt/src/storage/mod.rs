@@ -84,7 +84,7 @@ pub trait Storage: Send + Sync + Debug {
     fn holders(&self, path: &str) -> Vec<String>;
 }
 
-/// Tells a file from every other one, and from itself before it was changed. Opaque to whoever keeps it.
+/// Tells a file from every other one, and from itself before it was changed. Opaque to its users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
     /// Which file: for a directory's, device and inode.

@@ -1,4 +1,4 @@
-//! The locks of a store: whoever reads an image, writes to a chain, or frees its space holds one.
+//! The locks of a store: a reader of an image, the writer of a chain and a process that frees its space each hold one.
 
 use crate::error::{Error, ErrorKind, Result, Within};
 use crate::format::name::ImageId;
@@ -14,7 +14,7 @@ const HOLD_PAUSE: Duration = Duration::from_millis(25);
 impl Store {
     /// Locks an image against deletion without opening it.
     ///
-    /// Whoever deletes it locks it for moments: then it is gone, or it was refused and can be locked.
+    /// A deletion locks it for moments: then it is gone, or it was refused and can be locked.
     ///
     /// # Errors
     /// `NotFound` when there is no such image, `Busy` when it is being deleted for long.

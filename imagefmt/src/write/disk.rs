@@ -43,7 +43,7 @@ pub(crate) struct DraftDisk {
     geometry: Geometry,
     /// The disk's record in the unfinished sync that is resumed.
     before: Option<DiskRecord>,
-    /// What the pass at hand is compared with.
+    /// What the current pass is compared with.
     base: Option<Disk>,
     builder: Builder,
     /// How the changes were found, and why that way: as of the first pass.

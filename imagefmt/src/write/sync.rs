@@ -190,7 +190,7 @@ impl ImageWriter {
         self.draft.add(meta)
     }
 
-    /// What the pass at hand is compared with: the disk as built so far. Before a second pass that is the disk
+    /// What the current pass is compared with: the disk as built so far. Before a second pass that is the disk
     /// in the unfinished sync, or else in the parent image.
     pub fn base(&self, disk: DiskId) -> Option<&Disk> {
         self.draft.disks.get(disk.index)?.base()
@@ -228,7 +228,7 @@ impl ImageWriter {
     /// Makes what came so far of all disks durable, so that a later sync resumes from here should this one not
     /// end. Returns whether there is a checkpoint of this sync: not while nothing has come.
     ///
-    /// It waits for what is being written, and for whoever frees space in the chain: once in several seconds is
+    /// It waits for what is being written, and for a process that frees space in the chain: once in several seconds is
     /// often enough.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! What is written to the database and to the notes in the stores: structs of their own, so that neither a change of the
 //! API nor one of the daemon's own types changes what lies on a disk.
 //!
-//! The rules, for whoever changes a record:
+//! The rules for changing a record:
 //!
 //! - Every record says which format wrote it (`format`) and which format a reader must know at least (`min_reader`).
 //!   [`FORMAT`] is raised with every field or value that is added, [`MIN_READER`] only when a reader of an earlier format

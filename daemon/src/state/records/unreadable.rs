@@ -42,7 +42,7 @@ impl Unreadable {
         }
     }
 
-    /// What the user is told.
+    /// The message for the user.
     pub fn warning(&self) -> String {
         format!(
             "the record of job {} cannot be read ({}): the job does nothing, and its record, its name and its disks are \
