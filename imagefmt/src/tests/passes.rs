@@ -237,6 +237,37 @@ fn a_checkpoint_covers_all_disks_in_the_state_they_are_in() {
     assert_eq!(store.gc(JOB).unwrap().freed_bytes, 0);
 }
 
+/// The second checkpoint lists no layer of this sync; the file that the first one listed is freed with it, so it must
+/// not be written further.
+#[test]
+fn a_layer_that_nothing_points_to_any_more_is_not_continued() {
+    let (_, store) = memory_store();
+    let mut models = models();
+    models[1].set(3, random_bytes(3, CLUSTER as usize));
+    models[1].set(5, random_bytes(5, CLUSTER as usize));
+    let (mut writer, disks) = begin(&store);
+    pass_both(&mut writer, disks, &models);
+    writer.commit(Consistency::Crash, "test").unwrap();
+
+    let (mut writer, [vda, vdb]) = begin(&store);
+    pass(&mut writer, vda, &models[0]);
+    writer.begin_pass(vdb, Method::Scan, "test").unwrap();
+    for index in [3, 5] {
+        models[1].set(index, vec![0; CLUSTER as usize]);
+        push_plain(&mut writer, vdb, &models[1], index);
+        assert!(writer.checkpoint().unwrap());
+    }
+    models[1].set(7, random_bytes(7, CLUSTER as usize));
+    push_plain(&mut writer, vdb, &models[1], 7);
+    writer.end_pass(vdb, SIZES[1]).unwrap();
+    writer.commit(Consistency::Crash, "test").unwrap();
+
+    let image = open_image(&store, JOB, 2).unwrap();
+    assert_eq!(image.disks()[1].digest().to_string(), models[1].digest());
+    assert_eq!(findings(&store, JOB, 2), NOTHING);
+    assert_eq!(store.gc(JOB).unwrap().freed_bytes, 0);
+}
+
 #[test]
 fn passes_that_do_not_fit_are_refused() {
     let (_, store) = memory_store();

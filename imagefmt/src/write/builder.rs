@@ -382,8 +382,18 @@ impl Builder {
             // The nodes just stored will be superseded: not every byte of this layer will be pointed to.
             self.packed.retain(|&id| id != writer.id());
         }
+        self.leave_unreferenced_layer()?;
         self.continue_from_here()?;
         Ok(self.built())
+    }
+
+    /// Closes the layer being written if nothing points into it any more: the checkpoint does not list it, so the
+    /// file goes with the checkpoint before, and what was appended to it later would be lost.
+    fn leave_unreferenced_layer(&mut self) -> Result<()> {
+        match &self.writer {
+            Some(writer) if self.layers.entry(writer.id())?.referenced == 0 => self.close_layer(),
+            _ => Ok(()),
+        }
     }
 
     /// Closes the layer being written and frees its buffers. What comes later gets a new layer.
