@@ -9,6 +9,7 @@
 //! - [`Reader`] is such a thread made once for one device after another; several share their [`Buffers`].
 //! - [`Pace`] bounds how fast readers read, and can be changed meanwhile.
 //! - [`SequentialWriter`] appends to a file or a block device in the caller's thread.
+//! - [`LockedFile`] is a file with a `flock` on it.
 //!
 //! **Invariants.** Memory that the kernel may write to or read from is freed only after the operation's
 //! completion. What could not be read is an error that names the first unreadable byte, never zeros. A
@@ -17,6 +18,7 @@
 mod buffer;
 mod device;
 mod error;
+mod lock;
 mod open;
 mod pace;
 mod pool;
@@ -29,6 +31,7 @@ pub use buffer::AlignedBuf;
 pub use crossbeam_channel::Receiver;
 pub use device::{Device, DeviceKind};
 pub use error::{Error, ErrorKind, Result};
+pub use lock::{LockResult, LockedFile};
 pub use open::{create_direct, open_exclusive, set_buffered};
 pub use pace::Pace;
 pub use pool::Buffers;

@@ -1,10 +1,11 @@
 //! How programs end: exit codes, and errors as people read them.
 
+use crate::output::{self, ClosedOutput};
+use clap::Parser;
 use std::error::Error as StdError;
 use std::fmt;
+use std::io::{self, Write};
 use std::process::ExitCode;
-
-use crate::output::{self, ClosedOutput};
 
 /// The exit code of a program that failed.
 pub const FAILED: u8 = 1;
@@ -26,6 +27,25 @@ impl fmt::Display for WrongUse {
 }
 
 impl StdError for WrongUse {}
+
+/// Reads the command line. What cannot be understood, and what only asks for help or the version, is answered here: the
+/// process is to end with the exit code.
+///
+/// # Errors
+/// The exit code: 0 after help or the version, 1 where these cannot be written, 2 otherwise.
+pub fn parse<T: Parser>() -> Result<T, ExitCode> {
+    T::try_parse().map_err(|answer| {
+        let printed = answer.print().and_then(|()| io::stdout().flush());
+        match (answer.exit_code(), printed) {
+            (0, Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => {
+                output::complain(format_args!("write to stdout: {error}"));
+                ExitCode::from(FAILED)
+            }
+            (0, _) => ExitCode::SUCCESS,
+            _ => ExitCode::from(WRONG_USE),
+        }
+    })
+}
 
 /// Prints an error with its causes on one line of stderr, after the program's name, then what to do.
 ///
@@ -69,6 +89,9 @@ pub fn full_message(error: &anyhow::Error) -> String {
 /// Tells, beside an error, what to do about it.
 pub trait Advise<T> {
     /// Adds the sentence to the error, if there is one; it is printed on a line of its own.
+    ///
+    /// # Errors
+    /// The error that there was.
     fn advise(self, what_to_do: impl Into<String>) -> anyhow::Result<T>;
 }
 

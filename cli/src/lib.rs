@@ -1,6 +1,13 @@
 //! What the programs of smc (`smcd`, `smcctl`, `smc-image`) have in common: how they read and write sizes and times, how
 //! they print, how they end, and the pages made from their command lines. It knows nothing of images or jobs.
 
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic where nothing can be written"
+)]
+
+pub mod ask;
 pub mod disk;
 pub mod exit;
 pub mod interrupt;

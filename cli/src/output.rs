@@ -1,12 +1,10 @@
 //! What commands print: text for people and JSON lines for programs.
 
-use std::fmt::{self, Write as _};
-use std::io::{self, Write};
-
+use crate::text::{is_obeyed, printable, printable_but_colours};
 use anyhow::Context;
 use serde::Serialize;
-
-use crate::text::{is_obeyed, printable, printable_but_colours};
+use std::fmt::{self, Write as _};
+use std::io::{self, Write};
 
 /// The reader of our output has gone.
 #[derive(Debug)]
@@ -20,28 +18,40 @@ impl fmt::Display for ClosedOutput {
 
 impl std::error::Error for ClosedOutput {}
 
-/// Prints a line on stdout at once. A closed pipe is a [`ClosedOutput`], never a panic.
+/// Prints a line on stdout at once.
+///
+/// # Errors
+/// [`ClosedOutput`] where a pipe is closed; anything else that keeps it from being written.
 pub fn line(text: impl fmt::Display) -> anyhow::Result<()> {
     write_line(&printable(&text.to_string()))
 }
 
 /// Prints a line that may hold colours: whatever a terminal would obey beside them is escaped, as in [`line`].
+///
+/// # Errors
+/// As for [`line`].
 pub fn painted(text: &str) -> anyhow::Result<()> {
     write_line(&printable_but_colours(text))
 }
 
 /// Prints a line on stderr; one that nobody can read is no failure.
 pub fn complain(text: impl fmt::Display) {
-    let text = printable(&text.to_string());
-    drop(writeln!(io::stderr().lock(), "{text}"));
+    let line = printable(&text.to_string()) + "\n";
+    drop(io::stderr().lock().write_all(line.as_bytes()));
 }
 
 /// Prints an object as one line of JSON on stdout.
+///
+/// # Errors
+/// As for [`line`]; an object that has no form in JSON.
 pub fn json(object: &impl Serialize) -> anyhow::Result<()> {
     json_text(&serde_json::to_string(object).context("write JSON")?)
 }
 
 /// Prints JSON that is text already as one line on stdout, with the same meaning.
+///
+/// # Errors
+/// As for [`line`].
 pub fn json_text(json: &str) -> anyhow::Result<()> {
     let mut text = String::with_capacity(json.len());
     for letter in json.chars() {

@@ -25,6 +25,9 @@ pub struct CompletionsArgs {
 }
 
 /// Writes the pages.
+///
+/// # Errors
+/// A directory or a file that cannot be written.
 pub fn man(command: Command, args: &ManArgs) -> anyhow::Result<()> {
     let dir = &args.dir;
     fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
@@ -32,6 +35,9 @@ pub fn man(command: Command, args: &ManArgs) -> anyhow::Result<()> {
 }
 
 /// Prints the script on stdout.
+///
+/// # Errors
+/// As for [`output::line`].
 pub fn completions(mut command: Command, args: &CompletionsArgs) -> anyhow::Result<()> {
     let name = command.get_name().to_owned();
     let mut script = Vec::new();

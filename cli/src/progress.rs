@@ -1,5 +1,6 @@
 //! Progress while people wait.
 
+use crate::text::printable_line;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// A progress bar over bytes, with rate and time left; shown only where stderr is a terminal, gone when dropped.
@@ -7,14 +8,14 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// A bar that says what is being done.
-    pub fn bytes(total: u64, what: impl Into<String>) -> Self {
+    /// A bar that says what is being done; a terminal obeys nothing of it.
+    pub fn bytes(total: u64, what: impl AsRef<str>) -> Self {
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
         let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left";
         // The template is a constant, and a bar in the default style still does its work.
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style.progress_chars("=> "));
-        Self(bar.with_message(what.into()))
+        Self(bar.with_message(printable_line(what.as_ref())))
     }
 
     /// So many bytes more are done.

@@ -1,9 +1,8 @@
 //! Tables for people.
 
-use comfy_table::{CellAlignment, ContentArrangement, presets};
-
 use crate::output::line;
 use crate::paint::{Paint, Tone};
+use comfy_table::{CellAlignment, ContentArrangement, presets};
 
 /// How a column's cells stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +80,9 @@ impl Table {
     }
 
     /// Prints heading, rows and notes on stdout.
+    ///
+    /// # Errors
+    /// As for [`output::line`](crate::output::line).
     pub fn print(&self) -> anyhow::Result<()> {
         self.lines(Paint::none()).iter().try_for_each(line)
     }

@@ -1,9 +1,8 @@
 //! Sizes and lengths of time as people write and read them, and points in time in the local time zone.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use std::time::Duration;
 
 const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;

@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::http;
 use crate::service::{self, Manager, Scheduler};
 use anyhow::{Context, Result, bail};
-use nix::fcntl::{Flock, FlockArg};
+use blockio::{LockResult, LockedFile};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::fs::{self, File};
@@ -62,7 +62,7 @@ fn make_dir(path: &Path) -> Result<()> {
 }
 
 /// Two daemons on one state would confuse both.
-fn lock(state_dir: &Path) -> Result<Flock<File>> {
+fn lock(state_dir: &Path) -> Result<LockedFile> {
     let path = state_dir.join("lock");
     let file = File::options()
         .create(true)
@@ -70,22 +70,21 @@ fn lock(state_dir: &Path) -> Result<Flock<File>> {
         .write(true)
         .open(&path)
         .with_context(|| format!("open {}", path.display()))?;
-    lock_within(file, LOCK_PATIENCE).map_err(|errno| {
+    lock_within(file, LOCK_PATIENCE).map_err(|(_, error)| {
         anyhow::anyhow!(
-            "{} is locked by another smcd ({errno}): only one can use a state directory. `systemctl status smcd` shows it",
+            "{} is locked by another smcd ({error}): only one can use a state directory. `systemctl status smcd` shows it",
             path.display()
         )
     })
 }
 
 /// A daemon that was killed while it started a hook leaves a child that holds the lock until it has become the hook.
-fn lock_within(mut file: File, patience: Duration) -> nix::Result<Flock<File>> {
+fn lock_within(mut file: File, patience: Duration) -> LockResult {
     let begun = Instant::now();
     loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(held) => return Ok(held),
-            Err((_, errno)) if begun.elapsed() >= patience => return Err(errno),
-            Err((back, _)) => file = back,
+        match LockedFile::try_lock(file) {
+            Err((back, _)) if begun.elapsed() < patience => file = back,
+            tried => return tried,
         }
         thread::sleep(Duration::from_millis(20));
     }

@@ -5,6 +5,7 @@ use crate::commands::{
 };
 use crate::context::Context;
 use clap::{CommandFactory, Parser, Subcommand};
+use cli::exit;
 use cli::pages::{self, CompletionsArgs, ManArgs};
 use std::io;
 use std::path::PathBuf;
@@ -57,9 +58,15 @@ enum Command {
     Man(ManArgs),
 }
 
-/// Reads the command line and does what it asks. What cannot be understood ends the process here, with exit code 2.
+/// Reads the command line and does what it asks.
+///
+/// # Errors
+/// That of the command.
 pub fn run() -> anyhow::Result<ExitCode> {
-    let cli = Cli::parse();
+    let cli: Cli = match exit::parse() {
+        Ok(cli) => cli,
+        Err(code) => return Ok(code),
+    };
     log_to_stderr();
     let context = &Context {
         store: cli.store,

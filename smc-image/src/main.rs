@@ -1,5 +1,11 @@
 //! smc-image: lists, verifies, serves, mounts and restores images.
 
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic where nothing can be written"
+)]
+
 mod activation;
 mod args;
 mod catalog;

@@ -5,6 +5,7 @@ use crate::commands::job::{self, JobCommand};
 use crate::commands::{disks, estimate, exports, precheck, status};
 use crate::context::Context;
 use clap::{ColorChoice, CommandFactory, Parser, Subcommand};
+use cli::exit;
 use cli::pages::{self, CompletionsArgs, ManArgs};
 use cli::paint::Paint;
 use std::path::PathBuf;
@@ -51,9 +52,15 @@ enum Command {
     Man(ManArgs),
 }
 
-/// Reads the command line. An invalid one ends the process here, with exit code 2.
+/// Reads the command line and does what it asks.
+///
+/// # Errors
+/// That of the command.
 pub fn run() -> anyhow::Result<ExitCode> {
-    let cli = Cli::parse();
+    let cli: Cli = match exit::parse() {
+        Ok(cli) => cli,
+        Err(code) => return Ok(code),
+    };
     let context = &mut Context {
         client: Client::new(cli.socket)?,
         json: cli.json,

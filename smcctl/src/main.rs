@@ -1,5 +1,11 @@
 //! smcctl: creates, runs and watches jobs, by what smcd's control API offers and nothing else.
 
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic where nothing can be written"
+)]
+
 mod args;
 mod client;
 mod commands;

@@ -272,10 +272,9 @@ fn a_newest_image_that_is_locked_is_no_reason_to_start_anew() -> Result<()> {
     let disk = bench.disk("disk.img", MIB)?;
     bench.sync(&[("vda", disk.path())])?;
     let manifest = fs::File::open(bench.store().join("web01/images/000001.json"))?;
-    let held =
-        nix::fcntl::Flock::lock(manifest, nix::fcntl::FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+    manifest.lock()?;
     expect_refusal(&bench, &[("vda", disk.path())], &[], &["lock image web01/1"])?;
-    drop(held);
+    drop(manifest);
     bench.sync(&[("vda", disk.path())])?;
     Ok(())
 }

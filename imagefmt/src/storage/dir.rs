@@ -2,12 +2,12 @@
 
 use crate::error::{Error, ErrorKind, Result, Within};
 use crate::storage::{BLOCK_LEN, LayerAppend, LayerRead, Lock, LockMode, Stamp, Storage};
-use blockio::{AlignedBuf, SequentialWriter, WriteOptions};
+use blockio::{AlignedBuf, LockResult, LockedFile, SequentialWriter, WriteOptions};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{
-    FallocateFlags, Flock, FlockArg, OFlag, OpenHow, PosixFadviseAdvice, ResolveFlag, fallocate, openat2,
-    posix_fadvise, renameat,
+    FallocateFlags, OFlag, OpenHow, PosixFadviseAdvice, ResolveFlag, fallocate, openat2, posix_fadvise,
+    renameat,
 };
 use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, fstatfs};
@@ -101,9 +101,9 @@ impl DirStorage {
 
     /// Locks the directory itself, waiting for whoever else holds it.
     pub(crate) fn lock_whole(&self) -> Result<Lock> {
-        let held = Flock::lock(File::from(self.open_dir("")?), FlockArg::LockExclusive);
+        let held = LockedFile::lock(File::from(self.open_dir("")?));
         held.map(Lock::new)
-            .map_err(|(_, errno)| io(errno, || "lock directory".to_owned()))
+            .map_err(|(_, error)| Error::io("lock directory", error))
     }
 
     /// Tries locking, punching and renaming, on a file that is gone afterwards.
@@ -127,11 +127,11 @@ impl DirStorage {
         })
     }
 
-    fn flock(&self, path: &str, flags: OFlag, arg: FlockArg) -> Result<Lock> {
+    fn flock(&self, path: &str, flags: OFlag, lock: fn(File) -> LockResult) -> Result<Lock> {
         // A file that was replaced between opening and locking is not the one that others lock.
         loop {
-            let held = Flock::lock(self.open_file(path, flags)?, arg)
-                .map_err(|(_, errno)| io(errno, || format!("lock {path}")))?;
+            let held = lock(self.open_file(path, flags)?)
+                .map_err(|(_, error)| Error::io(format!("lock {path}"), error))?;
             let now = self.open_file(path, OFlag::O_RDONLY)?;
             let id = |file: &File| fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
             if id(&held).is_ok_and(|held| id(&now) == Ok(held)) {
@@ -337,19 +337,17 @@ impl Storage for DirStorage {
     }
 
     fn lock(&self, path: &str, mode: LockMode) -> Result<Lock> {
-        let (flags, arg) = match mode {
-            LockMode::Shared => (OFlag::O_RDONLY, FlockArg::LockSharedNonblock),
-            LockMode::Exclusive => (OFlag::O_RDONLY, FlockArg::LockExclusiveNonblock),
+        match mode {
+            LockMode::Shared => self.flock(path, OFlag::O_RDONLY, LockedFile::try_lock_shared),
+            LockMode::Exclusive => self.flock(path, OFlag::O_RDONLY, LockedFile::try_lock),
             LockMode::ExclusiveCreate => {
-                let flags = OFlag::O_RDWR | OFlag::O_CREAT;
-                (flags, FlockArg::LockExclusiveNonblock)
+                self.flock(path, OFlag::O_RDWR | OFlag::O_CREAT, LockedFile::try_lock)
             }
-        };
-        self.flock(path, flags, arg)
+        }
     }
 
     fn lock_waiting(&self, path: &str) -> Result<Lock> {
-        self.flock(path, OFlag::O_RDWR | OFlag::O_CREAT, FlockArg::LockExclusive)
+        self.flock(path, OFlag::O_RDWR | OFlag::O_CREAT, LockedFile::lock)
     }
 
     fn holders(&self, path: &str) -> Vec<String> {

@@ -70,7 +70,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = File::create(dir.path().join("lock")).unwrap();
         assert_eq!(of(&file), Vec::<String>::new());
-        let held = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockSharedNonblock).unwrap();
+        let held = blockio::LockedFile::try_lock_shared(file).unwrap();
         let named = of(&held);
         assert_eq!(named.len(), 1, "{named:?}");
         assert!(

@@ -6,7 +6,7 @@ use crate::context::Context;
 use crate::copy::write::{Target, write_disk};
 use crate::exit::Advise;
 use anyhow::{Context as _, bail};
-use blockio::Device;
+use blockio::{Device, LockedFile};
 use clap::ValueEnum;
 use cli::interrupt::{Interrupt, Interrupted};
 use cli::output;
@@ -15,7 +15,7 @@ use cli::units;
 use imagefmt::{Disk, ImageRef};
 use nbd::{Limits, Server, ShutdownHandle};
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, RenameFlags, renameat2};
+use nix::fcntl::{RenameFlags, renameat2};
 use serde::Serialize;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -165,7 +165,7 @@ fn occupied(file: &Path) -> anyhow::Error {
 struct PartFile {
     target: PathBuf,
     path: PathBuf,
-    file: Flock<File>,
+    file: LockedFile,
     finished: bool,
 }
 
@@ -182,9 +182,11 @@ impl PartFile {
             .truncate(false)
             .open(&path);
         let file = file.with_context(|| format!("create {}", path.display()))?;
-        let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let file = match LockedFile::try_lock(file) {
             Ok(file) => file,
-            Err((_, Errno::EAGAIN)) => bail!("another export is writing {}", path.display()),
+            Err((_, error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                bail!("another export is writing {}", path.display())
+            }
             Err((_, error)) => return Err(error).with_context(|| format!("lock {}", path.display())),
         };
         let part = Self {

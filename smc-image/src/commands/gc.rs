@@ -43,7 +43,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
                 rm::judge(job, &reclaimed)
             }
             Err(error) if error.kind() == ErrorKind::Busy && args.jobs.is_empty() => {
-                eprintln!("smc-image: {job} is skipped: {error}");
+                output::complain(format_args!("smc-image: {job} is skipped: {error}"));
                 ExitCode::SUCCESS
             }
             Err(error) => exit::report(&error.into()),

@@ -116,8 +116,8 @@ fn show(context: &Context, mounted: &Mounted<'_>) -> anyhow::Result<()> {
         dir.display()
     ))?;
     if mounted.journal_not_replayed {
-        eprintln!(
-            "smc-image: the journal was not replayed: what was written last may be missing or look damaged"
+        output::complain(
+            "smc-image: the journal was not replayed: what was written last may be missing or look damaged",
         );
     }
     Ok(())

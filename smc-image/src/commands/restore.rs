@@ -7,12 +7,10 @@ use crate::exit::Advise;
 use crate::restore::target::Target;
 use anyhow::{Context as _, bail};
 use cli::interrupt::Interrupt;
-use cli::output;
 use cli::progress::Progress;
-use cli::units;
+use cli::{ask, output, units};
 use imagefmt::{Codec, Disk, Error, ErrorKind, Image, ImageRef, Run};
 use serde_json::json;
-use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -92,27 +90,25 @@ fn warn_of_sectors(image: &Image, disk: &Disk, target: &Target) {
     let (source, device) = (record.logical_block_size, &target.device);
     if device.device_number().is_some() && device.logical_block_size() != source {
         let (path, own) = (device.path().display(), device.logical_block_size());
-        eprintln!(
+        output::complain(format_args!(
             "smc-image: warning: {path} has sectors of {own} bytes, the source had {source}: \
              a partition table of the image will not be understood there"
-        );
+        ));
     }
 }
 
 fn confirm(image: &Image, disk: &Disk, target: &Target) -> anyhow::Result<()> {
     let path = target.device.path().display();
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+    if !ask::is_possible() {
         return Err(anyhow::anyhow!(
             "{path} would be overwritten, and there is no terminal to ask on"
         ))
         .advise("give --yes if that is what you want");
     }
     let created = units::local_time(image.manifest().finished);
-    eprintln!("All data on {} will be lost.", target.description());
-    eprint!("Write {} of {created} to it? Type yes: ", disk.label());
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).context("read the answer")?;
-    if answer.trim() != "yes" {
+    output::complain(format_args!("All data on {} will be lost.", target.description()));
+    let question = format!("Write {} of {created} to it?", disk.label());
+    if !ask::is_confirmed(question)? {
         bail!("not confirmed: {path} was left as it is");
     }
     Ok(())

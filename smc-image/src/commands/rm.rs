@@ -142,11 +142,13 @@ pub fn in_words(reclaimed: &Reclaimed) -> String {
 /// Says on stderr what was not freed, and gives the exit code for it.
 pub fn judge(label: &str, reclaimed: &Reclaimed) -> ExitCode {
     for kept in &reclaimed.kept {
-        eprintln!("smc-image: {label}: space was kept: {kept}");
+        output::complain(format_args!("smc-image: {label}: space was kept: {kept}"));
     }
     if let Some(reason) = &reclaimed.unfinished {
-        eprintln!("smc-image: {label}: not all space is free yet: {reason}");
-        eprintln!("  the next sync of the job, or `smc-image gc`, continues");
+        output::complain(format_args!(
+            "smc-image: {label}: not all space is free yet: {reason}"
+        ));
+        output::complain("  the next sync of the job, or `smc-image gc`, continues");
         return ExitCode::FAILURE;
     }
     if reclaimed.kept.is_empty() {

@@ -9,15 +9,13 @@ use crate::confine::{self, Confinement};
 use crate::context::Context;
 use crate::stdio;
 use anyhow::Context as _;
-use cli::output;
-use cli::output::ClosedOutput;
-use cli::units;
-use cli::units::parse_size;
+use cli::interrupt::ending_signals;
+use cli::output::{self, ClosedOutput};
+use cli::units::{self, parse_size};
 use imagefmt::ImageRef;
 use nbd::{Limits, Server, ShutdownHandle};
 use nix::sys::sysinfo::sysinfo;
 use serde::Serialize;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -165,7 +163,8 @@ fn cache_default() -> u64 {
 
 /// Signals end the server in order; its socket file goes with it.
 fn stop_on_signal(server: ShutdownHandle) -> anyhow::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catch signals")?;
+    let signals = ending_signals().and_then(Signals::new);
+    let mut signals = signals.context("catch signals")?;
     let wait = move || {
         for _ in signals.forever() {
             server.shutdown();

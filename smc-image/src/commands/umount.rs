@@ -48,7 +48,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         output::line(format!("unmounted {image} from {}", dir.display()))?;
         for error in read_errors {
-            eprintln!("smc-image: while it was mounted: {error}");
+            output::complain(format_args!("smc-image: while it was mounted: {error}"));
         }
     }
     Ok(ExitCode::SUCCESS)

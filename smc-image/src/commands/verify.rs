@@ -215,9 +215,9 @@ impl<'a> Verification<'a> {
         if verified.stopped.is_some() {
             self.stopped = true;
             let percent = verified.progress.checked_bytes.saturating_mul(100) / total.max(1);
-            eprintln!(
+            output::complain(format_args!(
                 "smc-image: stopped at {percent} % of {label}; `smc-image verify --continue` goes on from there"
-            );
+            ));
         }
         Ok(())
     }
@@ -262,10 +262,10 @@ impl<'a> Verification<'a> {
         if let Err(error) = self.store.keep_verdict(image, verdict)
             && !std::mem::replace(&mut self.told_unkept, true)
         {
-            eprintln!(
+            output::complain(format_args!(
                 "smc-image: the result cannot be kept beside the images: {}",
                 error.full_message()
-            );
+            ));
         }
     }
 
@@ -297,7 +297,7 @@ impl<'a> Verification<'a> {
         if self.json {
             return output::json(&json!({ "type": "error", "image": label, "error": error }));
         }
-        eprintln!("smc-image: {label} cannot be verified: {error}");
+        output::complain(format_args!("smc-image: {label} cannot be verified: {error}"));
         Ok(())
     }
 

@@ -2,9 +2,9 @@
 
 use super::DISK_FILE;
 use anyhow::Context;
+use blockio::LockedFile;
 use hostdev::{BlockDevice, MountTable, Root};
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, umount2};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -61,14 +61,14 @@ fn stat(pid: i32) -> Option<(char, u64)> {
 }
 
 /// Holds everybody else off who mounts or unmounts.
-pub fn lock() -> anyhow::Result<Flock<File>> {
+pub fn lock() -> anyhow::Result<LockedFile> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(ROOT)
         .with_context(|| format!("create {ROOT}"))?;
     let root = File::open(ROOT).with_context(|| format!("open {ROOT}"))?;
-    Flock::lock(root, FlockArg::LockExclusive)
+    LockedFile::lock(root)
         .map_err(|(_, error)| error)
         .with_context(|| format!("lock {ROOT}"))
 }

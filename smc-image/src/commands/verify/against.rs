@@ -125,10 +125,10 @@ fn keep(store: &Store, image: &Image, result: &Against) {
     let mut verdict = known.unwrap_or_else(|| Verdict::new(image.manifest()));
     verdict.add_comparison(result.clone(), &[]);
     if let Err(error) = store.keep_verdict(image, &verdict) {
-        eprintln!(
+        output::complain(format_args!(
             "smc-image: the result cannot be kept beside the image: {}",
             exit::full_message(&error.into())
-        );
+        ));
     }
 }
 

@@ -4,12 +4,11 @@ use crate::client::{Request, job, with_query};
 use crate::commands::job::JobName;
 use crate::context::Context;
 use crate::view;
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use api::JobView;
 use cli::exit::WrongUse;
-use cli::output;
 use cli::text::count;
-use std::io::{self, IsTerminal};
+use cli::{ask, output};
 use std::process::ExitCode;
 
 /// Delete a job; its images remain, unless --purge is given
@@ -46,7 +45,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn confirm(context: &Context, name: &str) -> anyhow::Result<()> {
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+    if !ask::is_possible() {
         let why = format!(
             "the images of {name} would be deleted, and there is no terminal to ask on: give --yes if that is \
              what you want"
@@ -62,10 +61,7 @@ fn confirm(context: &Context, name: &str) -> anyhow::Result<()> {
         "Job {} and {images} in {} will be gone for good.",
         job.name, job.store
     ));
-    eprint!("Delete them? Type yes: ");
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).context("read the answer")?;
-    if answer.trim() != "yes" {
+    if !ask::is_confirmed("Delete them?")? {
         bail!("not confirmed: {name} was not changed");
     }
     Ok(())

@@ -1,0 +1,106 @@
+//! `flock` on files, which cannot panic when it is released.
+
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+
+/// A file with a `flock`(2) on it, released when this is dropped.
+///
+/// Releasing may fail, on NFS and FUSE: then the lock goes when the descriptor is closed, which follows at once. The
+/// type of the same purpose in nix panics there.
+#[derive(Debug)]
+pub struct LockedFile(File);
+
+/// A lock, or the file and why it was not locked; of kind `WouldBlock` where somebody else holds it.
+pub type LockResult = Result<LockedFile, (File, io::Error)>;
+
+impl LockedFile {
+    /// Waits for an exclusive lock.
+    ///
+    /// # Errors
+    /// What the kernel says, and that a signal interrupted the wait.
+    pub fn lock(file: File) -> LockResult {
+        Self::locked(file, File::lock)
+    }
+
+    /// Takes an exclusive lock if nobody holds one.
+    ///
+    /// # Errors
+    /// `WouldBlock` where somebody else holds a lock; what the kernel says.
+    pub fn try_lock(file: File) -> LockResult {
+        Self::locked(file, |file| Ok(file.try_lock()?))
+    }
+
+    /// Takes a shared lock if nobody holds an exclusive one.
+    ///
+    /// # Errors
+    /// `WouldBlock` where somebody else holds an exclusive lock; what the kernel says.
+    pub fn try_lock_shared(file: File) -> LockResult {
+        Self::locked(file, |file| Ok(file.try_lock_shared()?))
+    }
+
+    fn locked(file: File, lock: impl FnOnce(&File) -> io::Result<()>) -> LockResult {
+        match lock(&file) {
+            Ok(()) => Ok(Self(file)),
+            Err(error) => Err((file, error)),
+        }
+    }
+}
+
+impl Deref for LockedFile {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for LockedFile {
+    fn drop(&mut self) {
+        // Said explicitly: a child that was forked and has not yet become another program would keep it for a moment.
+        if let Err(error) = self.0.unlock() {
+            tracing::debug!(%error, "a lock could not be released; closing the file releases it");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+    use std::os::fd::AsRawFd;
+
+    fn open(path: &std::path::Path) -> File {
+        File::open(path).unwrap()
+    }
+
+    #[test]
+    fn locks_exclude_and_go_with_their_holder() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let shared = LockedFile::try_lock_shared(open(file.path())).unwrap();
+        let second = LockedFile::try_lock_shared(open(file.path())).unwrap();
+        let (_, error) = LockedFile::try_lock(open(file.path())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        // A copy of the descriptor, as a forked child has it, does not keep the lock.
+        let copy = shared.try_clone().unwrap();
+        drop((shared, second));
+        let exclusive = LockedFile::lock(open(file.path())).unwrap();
+        let (_, error) = LockedFile::try_lock_shared(open(file.path())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        drop((copy, exclusive));
+    }
+
+    #[test]
+    fn a_lock_that_cannot_be_released_is_no_panic() {
+        let file = tempfile::tempfile().unwrap();
+        let held = LockedFile::try_lock(file).unwrap();
+        // The kernel cannot unlock a descriptor that was opened with O_PATH: put one in the place of the locked file.
+        let path =
+            nix::fcntl::open("/tmp", nix::fcntl::OFlag::O_PATH, nix::sys::stat::Mode::empty()).unwrap();
+        // SAFETY: dup2 takes two numbers; the descriptor that it replaces stays open and owned by `held`.
+        let replaced = unsafe { libc::dup2(path.as_raw_fd(), held.as_raw_fd()) };
+        assert_eq!(replaced, held.as_raw_fd());
+        assert!(held.unlock().is_err());
+        drop(held);
+    }
+}
