@@ -198,6 +198,11 @@ impl LayerFiles {
         }
     }
 
+    /// The chain's name.
+    pub fn chain(&self) -> &str {
+        &self.chain
+    }
+
     /// Reads the stored bytes at `place`.
     pub fn read(&self, place: &Place, layers: &LayerTable) -> Result<Vec<u8>> {
         let mut stored = vec![0; place.len as usize];

@@ -1,5 +1,6 @@
-//! Reading a disk's bytes. What is handed out was verified since the image was opened: clusters stored raw
-//! once, after which they are read in part and without hashing; compressed ones whenever they are expanded.
+//! Reading a disk's bytes. What is handed out was verified since the image was opened, by the first of the readers that
+//! have it open and share a [`Readers`](crate::Readers): clusters stored raw once, after which they are read in part and
+//! without hashing; compressed ones whenever they are expanded.
 
 use crate::error::{Error, Result};
 use crate::format::codec::{check_plain, decompress_cluster_into};
@@ -109,7 +110,7 @@ impl Disk {
         if offset >= end {
             return Ok(());
         }
-        let mut room = self.tree().cache_bytes() / 2;
+        let mut room = self.tree().cluster_cache_bytes() / 2;
         let mut done = Ok(());
         let clusters = geometry.cluster_at(offset)..geometry.cluster_at(end - 1) + 1;
         let walked = self.tree().walk(clusters, &mut |run| {

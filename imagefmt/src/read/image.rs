@@ -5,7 +5,7 @@ use crate::format::digest::{Digest, DiskDigest};
 use crate::format::geometry::{Geometry, child_index, parent_index, slot};
 use crate::format::manifest::{DiskRecord, Manifest};
 use crate::format::name::ImageId;
-use crate::read::cache::ChainFiles;
+use crate::read::cache::{ChainFiles, Opening};
 use crate::read::tree::{Run, Tree};
 use crate::storage::Lock;
 use std::ops::{ControlFlow, Range};
@@ -46,6 +46,7 @@ impl Image {
         manifest: Arc<Manifest>,
         files: &Arc<ChainFiles>,
         lock: &Arc<Lock>,
+        opening: Opening,
     ) -> Result<Self> {
         let cluster_size = manifest.cluster_size()?;
         let mut tables = manifest.layer_tables();
@@ -53,7 +54,7 @@ impl Image {
         let disk = |record: &DiskRecord| {
             let geometry = Geometry::new(record.size_bytes, cluster_size)?;
             let layers = Arc::new(tables.remove(record.name.as_str()).unwrap_or_default());
-            let tree = Tree::new(geometry, record.root()?, layers, files.clone())
+            let tree = Tree::new(geometry, record.root()?, layers, files.clone(), opening)
                 .map_err(|error| error.of_disk(&id, &record.name))?;
             Ok(Disk {
                 image: id.clone(),

@@ -7,7 +7,7 @@ use crate::format::geometry::{FANOUT, Geometry, child_index, parent_index, slot}
 use crate::format::layer::{LayerFiles, LayerTable};
 use crate::format::node::{Node, NodeId, node_len_fits};
 use crate::format::pointer::{Codec, Place, Pointer};
-use crate::read::cache::{CachedNode, ChainFiles, TreeId};
+use crate::read::cache::{CachedNode, ChainFiles, Opening, TreeId};
 use blockio::AlignedBuf;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -38,6 +38,7 @@ impl Tree {
         root: Pointer,
         layers: Arc<LayerTable>,
         files: Arc<ChainFiles>,
+        opening: Opening,
     ) -> Result<Self> {
         if !root.is_null() {
             layers.check(&root.place).within(|| "root".to_owned())?;
@@ -46,7 +47,7 @@ impl Tree {
             }
         }
         Ok(Self {
-            id: files.new_tree(),
+            id: TreeId::new(files.layers().chain(), opening, geometry, &root, &layers),
             geometry,
             root,
             layers,
@@ -92,7 +93,7 @@ impl Tree {
         if pointer.is_null() {
             return Ok(self.files.null_node().clone());
         }
-        self.files.node(self.id, id, pointer, || {
+        self.files.node(&self.id, id, pointer, || {
             let stored = self.files.layers().read(&pointer.place, &self.layers)?;
             Node::decode(&stored, pointer, id, self.geometry, &self.layers)
         })
@@ -138,7 +139,7 @@ impl Tree {
     pub(crate) fn cached_leaf(&self, index: u64) -> Result<Arc<CachedNode>> {
         let id = NodeId { level: 0, index };
         // The cache holds nothing by this key but what a descent from this tree's root has led to.
-        match self.files.peek_node(self.id, id) {
+        match self.files.peek_node(&self.id, id) {
             Some(leaf) => Ok(leaf),
             None => self.load_cached(id, &self.pointer_to(id)?),
         }
@@ -154,7 +155,7 @@ impl Tree {
         for level in 0..self.geometry.height() {
             let (index, slot) = (parent_index(below), slot(below));
             let look = |found: &CachedNode| (found.node().children()[slot], found.is_verified(slot));
-            match self.files.look_at_node(self.id, NodeId { level, index }, look) {
+            match self.files.look_at_node(&self.id, NodeId { level, index }, look) {
                 Some((pointer, verified)) if level == 0 || pointer.is_null() => {
                     return Some((pointer, verified));
                 }
@@ -170,9 +171,9 @@ impl Tree {
         self.files.peek_cluster(pointer, self.geometry.cluster_len(index))
     }
 
-    /// Room for decoded clusters in bytes, which all trees of the chain share.
-    pub(crate) fn cache_bytes(&self) -> usize {
-        self.files.cache_bytes()
+    /// Room for decoded clusters in bytes, which all trees with the same caches share.
+    pub(crate) fn cluster_cache_bytes(&self) -> usize {
+        self.files.cluster_cache_bytes()
     }
 
     /// Leaf `index`: the pointers of clusters `256 * index` on.

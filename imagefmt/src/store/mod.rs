@@ -9,13 +9,12 @@ pub(crate) mod notes;
 pub(crate) mod pins;
 
 use crate::error::{Error, ErrorKind, Result, Within};
-use crate::format::geometry::ClusterSize;
 use crate::format::id::Uuid;
 use crate::format::layer::LayerFiles;
 use crate::format::manifest::Manifest;
 use crate::format::name::{ImageId, ImageRef, check_name};
 use crate::format::sealed;
-use crate::read::cache::{CACHE_BYTES, ChainFiles};
+use crate::read::cache::{CACHE_BYTES, Caches, ChainFiles, Opening};
 use crate::read::image::Image;
 use crate::storage::dir::PROBE_FILES;
 use crate::storage::paths::{checkpoint_path, images_dir, sequence_of};
@@ -23,7 +22,7 @@ use crate::storage::{Lock, Storage};
 use crate::store::manifests::Manifests;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 const STORE_FILE: &str = "store.json";
 /// Left by a creation that was killed.
@@ -109,9 +108,10 @@ impl Store {
         Ok(Self::new(storage, label))
     }
 
-    /// How much of each chain's decoded clusters is kept in memory, for chains asked for from now on:
-    /// `bytes` at most, and tree nodes of half of that. 64 MiB if nothing is said. Memory is taken as it is
-    /// needed; clusters that are stored uncompressed need none, they are read through the page cache.
+    /// How much of what is read is kept in memory, by each [`Readers`] and each image that is opened by itself, from
+    /// now on: `bytes` at most, a third of it tree nodes and the rest decoded clusters. 64 MiB if nothing is said, and
+    /// never less than 64 nodes and a cluster. Memory is taken as it is needed; clusters that are stored uncompressed
+    /// need none, they are read through the page cache.
     #[must_use]
     pub fn with_cache_bytes(self, bytes: usize) -> Self {
         Self {
@@ -133,8 +133,7 @@ impl Store {
     pub(crate) fn chains(&self) -> Result<Vec<String>> {
         let (chains, copies) = self.chains_and_copies()?;
         for copy in copies {
-            let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-            if warned.insert(copy.name.clone()) {
+            if locked(&self.warned).insert(copy.name.clone()) {
                 tracing::warn!("store {}: {copy}", self.label);
             }
         }
@@ -191,13 +190,23 @@ impl Store {
         }
     }
 
-    /// What the readers of one chain share. Images opened with the same one share their caches.
+    /// What the readers of one chain share. Images opened with the same one share its files and caches.
     pub(crate) fn chain(&self, chain: &str) -> Result<Chain> {
+        self.chain_with(chain, &self.new_caches())
+    }
+
+    fn new_caches(&self) -> Arc<Caches> {
+        Arc::new(Caches::new(self.cache_bytes))
+    }
+
+    fn chain_with(&self, chain: &str, caches: &Arc<Caches>) -> Result<Chain> {
         check_name("chain", chain)?;
         Ok(Chain {
             store: self.clone(),
             name: chain.to_owned(),
-            files: std::sync::OnceLock::new().into(),
+            caches: caches.clone(),
+            files: Arc::default(),
+            open: Arc::default(),
         })
     }
 
@@ -218,19 +227,22 @@ impl Store {
         self.open_image(&self.resolve(image)?)
     }
 
-    /// Opens images so that those of one chain share their caches.
+    /// Opens images so that all of them share their caches.
     pub fn readers(&self) -> Readers {
         Readers {
             store: self.clone(),
+            caches: self.new_caches(),
             chains: Mutex::default(),
         }
     }
 }
 
-/// Opens images of a store: those of one chain share open layers and caches for as long as this lives.
+/// Opens images of a store. All of them share their caches, whose bound is one for all; what was read of an image is
+/// there for those that open it later. Layers stay open as long as an image of their chain is.
 #[derive(Debug)]
 pub struct Readers {
     store: Store,
+    caches: Arc<Caches>,
     chains: Mutex<HashMap<String, Chain>>,
 }
 
@@ -244,11 +256,11 @@ impl Readers {
     }
 
     fn chain(&self, name: &str) -> Result<Chain> {
-        let mut chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chains = locked(&self.chains);
         if let Some(chain) = chains.get(name) {
             return Ok(chain.clone());
         }
-        let chain = self.store.chain(name)?;
+        let chain = self.store.chain_with(name, &self.caches)?;
         chains.insert(name.to_owned(), chain.clone());
         Ok(chain)
     }
@@ -259,7 +271,23 @@ impl Readers {
 pub(crate) struct Chain {
     store: Store,
     name: String,
-    files: Arc<std::sync::OnceLock<Arc<ChainFiles>>>,
+    caches: Arc<Caches>,
+    /// There while an image is open: the space of a deleted layer is free only when nobody has its file open.
+    files: Arc<Mutex<Weak<ChainFiles>>>,
+    /// By its number, what keeps each image from being deleted that somebody has open.
+    open: Arc<Mutex<HashMap<u64, Held>>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    lock: Weak<Lock>,
+    opening: Opening,
+}
+
+impl Held {
+    fn get(&self) -> Option<(Arc<Lock>, Opening)> {
+        Some((self.lock.upgrade()?, self.opening))
+    }
 }
 
 impl Chain {
@@ -270,24 +298,57 @@ impl Chain {
 
     /// Opens an image and locks it against deletion.
     pub fn image(&self, image: &ImageId) -> Result<Image> {
-        let lock = self.store.hold(image)?;
+        let (lock, opening) = self.hold(image)?;
         let manifest = self.store.manifest(image)?;
-        let opened = self.open(manifest, lock);
+        let opened = self.open_for(manifest, &lock, opening);
         opened.map_err(|error| error.of_image("image", image))
+    }
+
+    /// An image's lock: that of the readers that have it open, or a new one.
+    fn hold(&self, image: &ImageId) -> Result<(Arc<Lock>, Opening)> {
+        let sequence = image.sequence();
+        if let Some(held) = locked(&self.open).get(&sequence).and_then(Held::get) {
+            return Ok(held);
+        }
+        // Without the mutex: this may wait for a deletion to end.
+        let lock = Arc::new(self.store.hold(image)?);
+        let mut open = locked(&self.open);
+        open.retain(|_, held| held.lock.strong_count() > 0);
+        if let Some(held) = open.get(&sequence).and_then(Held::get) {
+            return Ok(held);
+        }
+        let opening = self.caches.new_opening(sequence);
+        let held = Held {
+            lock: Arc::downgrade(&lock),
+            opening,
+        };
+        open.insert(sequence, held);
+        Ok((lock, opening))
     }
 
     /// Opens what a checked manifest describes; `lock` is what keeps it from being deleted.
     pub fn open(&self, manifest: Arc<Manifest>, lock: Lock) -> Result<Image> {
-        let files = self.files(manifest.cluster_size()?);
-        Image::new(&self.name, manifest, &files, &Arc::new(lock))
+        let opening = self.caches.new_opening(manifest.sequence);
+        self.open_for(manifest, &Arc::new(lock), opening)
+    }
+
+    fn open_for(&self, manifest: Arc<Manifest>, lock: &Arc<Lock>, opening: Opening) -> Result<Image> {
+        Image::new(&self.name, manifest, &self.files(), lock, opening)
     }
 
     /// Layers, nodes and clusters of the chain.
-    pub fn files(&self, cluster_size: ClusterSize) -> Arc<ChainFiles> {
-        let new = || {
+    pub fn files(&self) -> Arc<ChainFiles> {
+        let mut files = locked(&self.files);
+        files.upgrade().unwrap_or_else(|| {
             let layers = LayerFiles::new(self.store.storage.clone(), &self.name);
-            Arc::new(ChainFiles::new(layers, cluster_size, self.store.cache_bytes))
-        };
-        self.files.get_or_init(new).clone()
+            let new = Arc::new(ChainFiles::new(layers, self.caches.clone()));
+            *files = Arc::downgrade(&new);
+            new
+        })
     }
+}
+
+/// What these mutexes guard is whole at every moment, also where a holder panicked.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

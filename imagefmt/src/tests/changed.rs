@@ -137,7 +137,7 @@ fn a_comparison_reads_the_nodes_of_its_range_only() {
     (0..60).for_each(|leaf| model.set(leaf * 256, text_bytes(leaf, STEP as usize)));
     let old = image_of(&store, "old", &Model::new(60 * LEAF, ClusterSize::K16));
     let new = image_of(&store, "new", &model);
-    let nodes = || new.tree().files().cached_nodes();
+    let nodes = || new.tree().files().caches().cached_nodes();
     let changed = new.changed(&old, 7 * LEAF + 5, 10, 9).unwrap();
     assert_eq!(
         changed,

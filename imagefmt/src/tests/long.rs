@@ -2,7 +2,7 @@
 
 use super::support::*;
 use crate::format::layer::{LAYER_LEN_MAX, LayerFiles, LayerIdentity, LayerWriter};
-use crate::read::cache::ChainFiles;
+use crate::read::cache::{Caches, ChainFiles};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{LayerAppend, LayerRead, Lock, LockMode, Storage};
 use crate::write::builder::Builder;
@@ -101,7 +101,7 @@ fn a_layer_of_16_gib_is_continued_in_a_new_one() {
         next: 1,
     };
     let layers = LayerFiles::new(Arc::new(MemoryStorage::default()), "job");
-    let files = Arc::new(ChainFiles::new(layers, ClusterSize::K256, 1 << 20));
+    let files = Arc::new(ChainFiles::new(layers, Arc::new(Caches::new(1 << 20))));
     let mut builder = Builder::new(geometry, None, files, Box::new(source)).unwrap();
     let plain = random_bytes(1, 256 << 10);
     for index in 0..geometry.cluster_count() {

@@ -4,7 +4,7 @@ use super::model::Model;
 use super::support::*;
 use crate::storage::memory::MemoryStorage;
 use crate::{
-    ClusterEncoder, ClusterSize, Codec, Consistency, Disk, Error, ErrorKind, Store, TryRead,
+    ClusterEncoder, ClusterSize, Codec, Consistency, Disk, Error, ErrorKind, Readers, Store, TryRead,
     open_or_create_store,
 };
 use proptest::prelude::*;
@@ -254,15 +254,106 @@ fn the_caches_keep_no_more_than_they_may() {
     disk.cache(0, u64::MAX).unwrap();
     let files = disk.tree().files();
     assert!(
-        (1..=room / 2).contains(&files.cached_clusters()),
+        (1..=room / 2).contains(&files.caches().cached_clusters()),
         "one call takes half"
     );
     for index in texts.data() {
         disk.read_at(index * STEP, &mut [0; 9]).unwrap();
-        assert!(files.cached_clusters() <= room);
-        assert!(files.cached_nodes() <= 64);
+        assert!(files.caches().cached_clusters() <= room);
+        assert!(files.caches().cached_nodes() <= 64);
     }
-    assert!(files.cached_clusters() > room / 2);
+    assert!(files.caches().cached_clusters() > room / 2);
+}
+
+fn open_disk(readers: &Readers, store: &Store, job: &str, sequence: u64) -> Disk {
+    let id = store.job(job).unwrap().get(sequence).unwrap();
+    readers.open(&id).unwrap().disks()[0].clone()
+}
+
+#[test]
+fn readers_in_turn_find_what_earlier_ones_read_and_leave_nothing_more() {
+    let model = mixed_model(600, 100);
+    let (_, store) = written(&[&model, &model]);
+    let readers = store.readers();
+    let read = |sequence| {
+        let disk = open_disk(&readers, &store, "job", sequence);
+        read_all(&disk).unwrap();
+        let caches = disk.tree().files().caches();
+        (caches.cached_nodes(), caches.cached_clusters())
+    };
+    let kept = read(1);
+    assert!(kept.0 >= 3, "{kept:?}");
+    assert!((0..50).all(|_| read(1) == kept));
+    // Another image's nodes are checked against its own layers.
+    assert_eq!(read(2).0, 2 * kept.0);
+}
+
+#[test]
+fn one_bound_holds_for_all_chains_together() {
+    let mut texts = Model::new(60 * STEP, ClusterSize::K16);
+    (0..60).for_each(|index| texts.set(index, text_bytes(index, STEP as usize)));
+    let room = 60;
+    let (_, store) = memory_store();
+    let store = store.with_cache_bytes(room * STEP as usize);
+    let jobs = ["a", "b", "c", "d"];
+    for job in jobs {
+        write_image(&store, job, &[("vda", &texts)]).unwrap();
+    }
+    let readers = store.readers();
+    // All of them stay open.
+    let disks = jobs.map(|job| open_disk(&readers, &store, job, 1));
+    for disk in &disks {
+        for index in 0..60 {
+            disk.read_at(index * STEP, &mut [0; 9]).unwrap();
+        }
+        let kept = disk.tree().files().caches().cached_clusters();
+        assert!((room / 3..=room * 2 / 3).contains(&kept), "{kept}");
+    }
+}
+
+/// Of clusters stored raw it is known that they were verified, which must not be believed for ever.
+#[test]
+fn what_was_verified_for_readers_that_left_is_verified_again() {
+    let model = mixed_model(20, STEP);
+    let (storage, store) = written(&[&model]);
+    let readers = store.readers();
+    let open = || open_disk(&readers, &store, "job", 1);
+    let first = open();
+    let (index, pointer) = pointer_of(&first, Codec::Raw);
+    let mut bytes = [0; 100];
+    first.read_at(index * STEP, &mut bytes).unwrap();
+    let beside = open();
+    assert_eq!(beside.try_read_at(index * STEP, &mut bytes), TryRead::Data);
+    drop((first, beside));
+    flip(&storage, &pointer);
+    let later = open();
+    assert_eq!(later.try_read_at(index * STEP, &mut bytes), TryRead::Wait);
+    let refused = later.read_at(index * STEP, &mut bytes).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Damaged);
+}
+
+/// A deleted layer's space is free only when its file is open nowhere.
+#[test]
+fn layers_are_closed_when_no_image_of_their_chain_is_open() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let store = open_or_create_store(dir.path(), false).unwrap();
+    write_image(&store, "job", &[("vda", &mixed_model(20, STEP))]).unwrap();
+    let readers = store.readers();
+    let open_layers = || {
+        let files = std::fs::read_dir("/proc/self/fd").unwrap();
+        let targets = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+        let is_layer = |path: &std::path::PathBuf| {
+            path.starts_with(dir.path()) && path.extension().is_some_and(|extension| extension == "layer")
+        };
+        targets.filter(is_layer).count()
+    };
+    for _ in 0..2 {
+        let disk = open_disk(&readers, &store, "job", 1);
+        read_all(&disk).unwrap();
+        assert_eq!(open_layers(), 1);
+        drop(disk);
+        assert_eq!(open_layers(), 0);
+    }
 }
 
 #[test]
@@ -274,7 +365,7 @@ fn raw_clusters_take_no_room_in_the_cluster_cache() {
     disk.read_at(5, &mut [0; 100]).unwrap();
     disk.cache(0, model.size).unwrap();
     read_all(&disk).unwrap();
-    assert_eq!(disk.tree().files().cached_clusters(), 0);
+    assert_eq!(disk.tree().files().caches().cached_clusters(), 0);
 }
 
 /// On a real filesystem: the kernel is asked for what its page cache holds.

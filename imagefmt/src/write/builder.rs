@@ -424,7 +424,15 @@ impl Builder {
     /// Takes the tree as stored for the one to build upon; nothing is open.
     fn continue_from_here(&mut self) -> Result<()> {
         let layers = Arc::new(self.layers.clone());
-        self.parent = Some(Tree::new(self.geometry, self.root, layers, self.files.clone())?);
+        // Of an image that is not there yet.
+        let opening = self.files.caches().new_opening(0);
+        self.parent = Some(Tree::new(
+            self.geometry,
+            self.root,
+            layers,
+            self.files.clone(),
+            opening,
+        )?);
         Ok(())
     }
 

@@ -60,7 +60,7 @@ impl Draft {
             self.begin()?;
         }
         let tree = base.as_ref().map(|disk| disk.tree().clone());
-        let files = self.readers.files(geometry.cluster_size());
+        let files = self.readers.files();
         let builder = Builder::new(geometry, tree, files, Box::new(self.new_layers.clone()))?;
         self.disks
             .push(DraftDisk::new(meta, geometry, base, before, builder));

@@ -59,7 +59,8 @@ pub struct Args {
     /// Connections at a time; one more is closed at once
     #[arg(long, value_name = "NUMBER", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..))]
     max_connections: u16,
-    /// What may be kept of decompressed clusters [default: an eighth of the memory, from 64MiB to 1GiB]
+    /// What may be kept in memory of what was read, of all images together [default: an eighth of the memory, from
+    /// 64MiB to 1GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     cache: Option<u64>,
     /// Become this user once everything is open; the store stays readable, whoever owns it
