@@ -32,6 +32,7 @@ pub use format::manifest::{
 };
 pub use format::name::{ImageId, ImageRef, Which, check_name};
 pub use format::node::{Node, NodeId};
+pub use format::owner::{Owner, TakeOver};
 pub use format::pointer::{Codec, Place, Pointer};
 pub use read::bytes::TryRead;
 pub use read::diff::Change;
@@ -48,7 +49,7 @@ pub use verify::{Finding, Position, Resume, Sample, Scope, Verified, Verifier, V
 pub use write::builder::{BuildStats, ClusterUpdate};
 pub use write::disk::{DiskId, DiskMeta};
 pub use write::encoder::ClusterEncoder;
-pub use write::sync::ImageWriter;
+pub use write::sync::{ImageWriter, WriteRequest};
 
 use std::path::Path;
 use std::sync::Arc;

@@ -24,6 +24,7 @@ mod long;
 mod misuse;
 mod model;
 mod notes;
+mod owners;
 mod passes;
 mod reading;
 mod sim;

@@ -6,6 +6,7 @@ use crate::format::geometry::{ClusterSize, Geometry};
 use crate::format::id::Uuid;
 use crate::format::layer::{HEADER_LEN, LayerEntry, LayerTable};
 use crate::format::name::{SHOWN_MAX, printable};
+use crate::format::owner::Owner;
 use crate::format::pointer::{Codec, Place, Pointer, STORED_LEN_MAX};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -74,6 +75,9 @@ pub struct Manifest {
     pub chain: Uuid,
     /// The job that made the image.
     pub job: String,
+    /// Who the chain belonged to when the image was made; absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
     /// The image's number: later images of a chain have higher ones.
     pub sequence: u64,
     /// Id of the image.
@@ -162,6 +166,12 @@ pub struct DiskIdentity {
     /// The kernel's sequence number of the device, unique within a boot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diskseq: Option<u64>,
+    /// Id of the partition table on it: `gpt:` and the disk's GUID, or `dos:` and eight hexadecimal digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    /// Ids of what lies on it: `xfs:UUID` for the whole disk, `1/xfs:UUID` for partition 1.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub filesystems: Vec<String>,
 }
 
 /// Pointer to a root node.

@@ -9,5 +9,6 @@ pub(crate) mod layer;
 pub(crate) mod manifest;
 pub(crate) mod name;
 pub(crate) mod node;
+pub(crate) mod owner;
 pub(crate) mod pointer;
 pub(crate) mod sealed;

@@ -1,14 +1,16 @@
-//! What a chain remembers for its next writer: which numbers were never used.
+//! What a chain remembers for its next writer: which numbers were never used, and whose the chain is.
 
 use crate::error::{Error, ErrorKind, Result, Within};
 use crate::format::geometry::ClusterSize;
 use crate::format::id::Uuid;
 use crate::format::manifest::Manifest;
 use crate::format::name::check_name;
+use crate::format::owner::Owner;
 use crate::format::sealed;
 use crate::storage::Storage;
 use crate::storage::paths::{chain_path, image_file, images_dir, layer_of, layers_dir};
 use crate::store::Store;
+use crate::write::sync::WriteRequest;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -25,46 +27,132 @@ pub(crate) struct ChainRecord {
     pub disks: Vec<String>,
     pub next_sequence: u64,
     pub next_layer: u32,
+    /// Who may write to the chain; absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
+}
+
+/// A chain as its next writer finds it.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub record: ChainRecord,
+    /// Whether there is an unfinished first sync that this writer cannot resume.
+    pub unfit: bool,
 }
 
 impl ChainRecord {
     /// The record of a chain; a new one where there is none; made anew from the images where it was lost.
     ///
-    /// The caller holds the chain's writer lock.
-    pub fn load(
-        store: &Store,
-        chain: &str,
-        cluster_size: Option<ClusterSize>,
-        disks: &[String],
-    ) -> Result<Self> {
-        let fresh = || Self::new(cluster_size.unwrap_or(ClusterSize::K64), disks);
-        let mut record = match sealed::read::<Self>(&**store.storage(), &chain_path(chain)) {
-            // Without an image, only the numbers count: what a first sync that failed was given binds nobody.
-            Ok(record) if store.sequences(chain)?.is_empty() => Self {
-                next_sequence: record.next_sequence,
-                next_layer: record.next_layer,
-                id: record.id,
-                ..fresh()?
-            },
-            Ok(record) => record,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                // Whoever created the directories may not have lived to make their names durable.
-                store.storage().sync_dir(chain)?;
-                store.storage().sync_dir("")?;
-                newest_manifest(store, chain)?.map_or_else(fresh, |manifest| Self::from_image(&manifest))?
-            }
-            Err(error) if error.kind() == ErrorKind::Damaged => {
-                return Err(error.within("remove the file, and the next sync makes it anew from the images"));
-            }
-            Err(error) => return Err(error),
+    /// The caller holds the chain's writer lock, or only wants to know what a writer would find.
+    ///
+    /// # Errors
+    /// When the chain cannot be read; `Damaged` when its record or every image is.
+    pub fn load(store: &Store, chain: &str, request: &WriteRequest) -> Result<Found> {
+        let newest = newest_manifest(store, chain);
+        let kept = Self::read(store, chain)?;
+        if kept.is_none() {
+            // The process that created the directories may not have lived to make their names durable.
+            store.storage().sync_dir(chain)?;
+            store.storage().sync_dir("")?;
+        }
+        let mut found = match (kept, newest) {
+            // The caller finds out what is damaged: the record says all that it is asked for.
+            (Some(record), Err(error)) if error.kind() == ErrorKind::Damaged => Found::fit(record),
+            (_, Err(error)) => return Err(error),
+            (kept, Ok(None)) => Self::without_images(store, chain, kept, request)?,
+            (Some(record), Ok(Some(newest))) => Found::fit(Self {
+                owner: record.owner.clone().or_else(|| newest.owner.clone()),
+                ..record
+            }),
+            (None, Ok(Some(newest))) => Found::fit(Self::from_image(&newest)?),
         };
+        let record = &mut found.record;
         for name in &record.disks {
             check_name("disk", name)
                 .map_err(Error::into_damage)
                 .within(|| format!("{}: field disks", chain_path(chain)))?;
         }
         record.skip_used(store, chain)?;
-        Ok(record)
+        Ok(found)
+    }
+
+    /// chain.json, where there is one.
+    fn read(store: &Store, chain: &str) -> Result<Option<Self>> {
+        match sealed::read::<Self>(&**store.storage(), &chain_path(chain)) {
+            Ok(record) => Ok(Some(record)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                Err(error.within("remove the file, and the next sync makes it anew from the images"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Without an image, only the numbers count and what an unfinished first sync has stored, if this writer can resume
+    /// it: what a first sync was given that failed binds nobody.
+    fn without_images(
+        store: &Store,
+        chain: &str,
+        kept: Option<Self>,
+        request: &WriteRequest,
+    ) -> Result<Found> {
+        let (unfinished, readable) = match store.read_checkpoint(chain) {
+            Ok(unfinished) => (unfinished, true),
+            Err(error) if error.kind() == ErrorKind::Damaged => (None, false),
+            Err(error) => return Err(error),
+        };
+        let fits = unfinished.as_ref().is_none_or(|found| request.fits(found));
+        let cluster_size = match &unfinished {
+            Some(found) if fits => found.cluster_size()?,
+            _ => request.cluster_size.unwrap_or(ClusterSize::K64),
+        };
+        let mut record = Self::new(cluster_size, &request.disks)?;
+        if let Some(kept) = &kept {
+            record.next_sequence = kept.next_sequence;
+            record.next_layer = kept.next_layer;
+            record.id = kept.id;
+        } else if let Some(found) = &unfinished {
+            record.id = found.chain;
+        }
+        if unfinished.is_some() || !readable {
+            let of_unfinished = unfinished.and_then(|found| found.owner);
+            record.owner = kept.and_then(|kept| kept.owner).or(of_unfinished);
+        }
+        Ok(Found { record, unfit: !fits })
+    }
+
+    /// Refuses a writer that the chain does not belong to, or whose disks or cluster size are not the chain's.
+    ///
+    /// # Errors
+    /// `Invalid`, with what to do.
+    pub fn check(&self, request: &WriteRequest) -> Result<()> {
+        self.check_owner(request)?;
+        let (job, own) = (&request.job, self.cluster_size()?);
+        if let Some(wanted) = request.cluster_size.filter(|&wanted| wanted != own) {
+            return Err(Error::invalid(format!(
+                "job {job} has clusters of {own}, fixed with its first image, not of {wanted}: \
+                 leave --cluster-size out, or sync to a new job"
+            )));
+        }
+        check_disks(job, &self.disks, &request.disks)
+    }
+
+    fn check_owner(&self, request: &WriteRequest) -> Result<()> {
+        let Some(owner) = &self.owner else { return Ok(()) };
+        let is_ours = request.owner.as_ref().is_some_and(|ours| ours.is_same(owner));
+        if is_ours || request.take_over.allows(owner) {
+            return Ok(());
+        }
+        let writer = match &request.owner {
+            Some(ours) => ours.to_string(),
+            None => format!("job {} of a machine without an id", request.job),
+        };
+        Err(Error::invalid(format!(
+            "the chain of job {} belongs to {owner}, and this is {writer}: two that write to one chain delete each \
+             other's images. Give the job another name; or, if that one will not write any more, take its images over \
+             with --take-over",
+            request.take_up.as_ref().unwrap_or(&request.job)
+        )))
     }
 
     fn new(cluster_size: ClusterSize, disks: &[String]) -> Result<Self> {
@@ -77,6 +165,7 @@ impl ChainRecord {
             disks: disks.to_vec(),
             next_sequence: 1,
             next_layer: 1,
+            owner: None,
         })
     }
 
@@ -84,6 +173,7 @@ impl ChainRecord {
         let disks: Vec<String> = manifest.disks.iter().map(|disk| disk.name.clone()).collect();
         let mut record = Self::new(manifest.cluster_size()?, &disks)?;
         record.id = manifest.chain;
+        record.owner.clone_from(&manifest.owner);
         let listed = manifest.layers.iter().map(|layer| layer.id);
         record.next_layer = listed.max().unwrap_or(0).saturating_add(1);
         Ok(record)
@@ -121,6 +211,55 @@ impl ChainRecord {
     /// Makes the record durable: before a number in it is used.
     pub fn save(&self, storage: &dyn Storage, chain: &str) -> Result<()> {
         sealed::replace(storage, chain, &chain_path(chain), self).within(|| format!("update chain {chain}"))
+    }
+}
+
+impl Found {
+    fn fit(record: ChainRecord) -> Self {
+        Self { record, unfit: false }
+    }
+}
+
+/// Refuses a sync of other disks than the job's.
+fn check_disks(job: &str, of_job: &[String], given: &[String]) -> Result<()> {
+    if let Some(stranger) = given.iter().find(|name| !of_job.contains(name)) {
+        return Err(Error::invalid(format!(
+            "job {job} is of disk {}, and {stranger} is not among them: \
+             name it as the job does (--disk NAME=DEV), or give --job another name",
+            of_job.join(", ")
+        )));
+    }
+    match of_job.iter().find(|name| !given.contains(name)) {
+        None => Ok(()),
+        Some(missing) => Err(Error::invalid(format!(
+            "job {job} also has disk {missing}: every image holds all disks of its job, so give it with --disk too"
+        ))),
+    }
+}
+
+impl Store {
+    /// Who the chain belongs to that holds the images of `job`; nobody where there is no such chain, or nothing is
+    /// stored in it, or it does not say.
+    ///
+    /// # Errors
+    /// When the chain cannot be read.
+    pub fn owner_of(&self, job: &str) -> Result<Option<Owner>> {
+        match self.images_of(job)? {
+            Some(images) => self.chain_owner(images.chain()),
+            None => Ok(None),
+        }
+    }
+
+    pub(crate) fn chain_owner(&self, chain: &str) -> Result<Option<Owner>> {
+        let newest = newest_manifest(self, chain)?;
+        let unfinished = self.read_checkpoint(chain)?;
+        if newest.is_none() && unfinished.is_none() {
+            return Ok(None);
+        }
+        let kept = ChainRecord::read(self, chain)?.and_then(|record| record.owner);
+        Ok(kept
+            .or_else(|| newest.and_then(|newest| newest.owner.clone()))
+            .or_else(|| unfinished.and_then(|unfinished| unfinished.owner)))
     }
 }
 

@@ -6,9 +6,11 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::Manifest;
 use crate::format::name::{ImageId, ImageRef, Which, check_name};
+use crate::format::owner::TakeOver;
 use crate::reclaim::delete::Reclaimed;
 use crate::storage::paths::images_dir;
 use crate::store::Store;
+use crate::write::sync::WriteRequest;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -154,8 +156,9 @@ impl Store {
         Ok(newest.map_or_else(|| chain.to_owned(), |sequence| self.job_of(chain, sequence)))
     }
 
-    /// The chain that `job` writes to, where it exists, or will write to.
-    pub(crate) fn chain_to_write(&self, job: &str) -> Result<String> {
+    /// The chain that a job writes to, where it exists, or will write to.
+    pub(crate) fn chain_to_write(&self, request: &WriteRequest) -> Result<String> {
+        let job = request.job.as_str();
         let chain = match self.images_of(job)? {
             Some(found) => found.chain.to_string(),
             None if self.storage().list(&images_dir(job)).is_err() => return Ok(job.to_owned()),
@@ -165,13 +168,25 @@ impl Store {
             }
         };
         let owner = self.owner(&chain)?;
-        if owner == job {
+        if owner == job || self.gives_way(&chain, &owner, request)? {
             return Ok(chain);
         }
         Err(Error::invalid(format!(
             "job {job} is finished: job {owner} has taken it up and continues its chain; sync {owner}, or give \
              --job another name"
         )))
+    }
+
+    /// Whether the job that writes to a chain has no image in it, only an unfinished sync, and may be replaced.
+    fn gives_way(&self, chain: &str, writer: &str, request: &WriteRequest) -> Result<bool> {
+        let mut sequences = self.sequences(chain)?.into_iter();
+        if sequences.any(|sequence| self.job_of(chain, sequence) == writer) {
+            return Ok(false);
+        }
+        Ok(match self.chain_owner(chain)? {
+            Some(owner) => request.take_over.allows(&owner),
+            None => matches!(request.take_over, TakeOver::Always),
+        })
     }
 
     /// Refuses to begin a job in a directory that is a copy of another chain.
@@ -186,7 +201,8 @@ impl Store {
     }
 
     /// The chain of `from`, for a job of another name to continue.
-    pub(crate) fn chain_to_take_up(&self, job: &str, from: &str) -> Result<String> {
+    pub(crate) fn chain_to_take_up(&self, request: &WriteRequest, from: &str) -> Result<String> {
+        let job = request.job.as_str();
         check_name("job", job)?;
         if let Some(found) = self.images_of(job)? {
             // The second and later syncs of the job are given the same words as the first. By then, the images
@@ -203,7 +219,7 @@ impl Store {
         }
         let chain = self.job(from)?.chain;
         let owner = self.owner(&chain)?;
-        if owner == from {
+        if owner == from || self.gives_way(&chain, &owner, request)? {
             return Ok(chain.to_string());
         }
         Err(Error::invalid(format!(

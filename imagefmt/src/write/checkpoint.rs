@@ -33,6 +33,11 @@ impl Store {
     /// `Busy` while a sync runs.
     pub(crate) fn discard_checkpoint(&self, chain: &str, job: &str) -> Result<Option<Reclaimed>> {
         let _writer = self.lock_writer(chain, job)?;
+        self.discard_checkpoint_of(chain)
+    }
+
+    /// The same for the chain's writer.
+    pub(crate) fn discard_checkpoint_of(&self, chain: &str) -> Result<Option<Reclaimed>> {
         let _reclaim = self.lock_reclaim(chain)?;
         let mut reclaimed = Reclaimed::default();
         if !self.drop_checkpoint(chain)? {

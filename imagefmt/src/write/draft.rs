@@ -26,6 +26,8 @@ pub(crate) struct Draft {
     pub parent: Option<Image>,
     /// The unfinished sync that this one resumes.
     pub resumed: Option<Image>,
+    /// Whether a disk that is smaller than in the parent image is stored anew.
+    pub may_shrink: bool,
     pub started: Timestamp,
     /// Whether the image's number was taken.
     pub begun: bool,
@@ -48,14 +50,7 @@ impl Draft {
             return Err(Error::invalid(format!("disk {} is there already", meta.name)));
         }
         let geometry = Geometry::new(meta.size_bytes, self.new_layers.cluster_size())?;
-        let base = disk_of(self.resumed.as_ref(), &meta.name)
-            .or_else(|| disk_of(self.parent.as_ref(), &meta.name))
-            .cloned();
-        let before = self
-            .resumed
-            .as_ref()
-            .and_then(|resumed| resumed.manifest().disk(&meta.name));
-        let before = before.cloned();
+        let (base, before) = self.base_of(&meta);
         if !self.begun {
             self.begin()?;
         }
@@ -66,6 +61,21 @@ impl Draft {
             .push(DraftDisk::new(meta, geometry, base, before, builder));
         let index = self.disks.len() - 1;
         Ok(self.disks[index].id(index))
+    }
+
+    /// What a disk is compared with: itself in the unfinished sync, with its record there, unless it has become smaller
+    /// since, or else in the parent image.
+    fn base_of(&self, meta: &DiskMeta) -> (Option<Disk>, Option<DiskRecord>) {
+        let fits = |disk: &&Disk| disk.size_bytes() <= meta.size_bytes;
+        if let (Some(resumed), Some(disk)) = (
+            &self.resumed,
+            disk_of(self.resumed.as_ref(), &meta.name).filter(fits),
+        ) {
+            return (Some(disk.clone()), resumed.manifest().disk(&meta.name).cloned());
+        }
+        let parent = disk_of(self.parent.as_ref(), &meta.name);
+        let compared = |disk: &&Disk| !self.may_shrink || fits(disk);
+        (parent.filter(compared).cloned(), None)
     }
 
     /// Repairs what a crash left, and takes the image's number: raised and durable before it is used.
@@ -132,6 +142,7 @@ impl Draft {
             compatible: Vec::new(),
             chain: self.new_layers.chain_id(),
             job: self.job.clone(),
+            owner: self.new_layers.owner(),
             sequence: self.sequence,
             id: Uuid::random()?,
             kind: if parent.is_some() {

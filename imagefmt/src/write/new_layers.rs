@@ -4,6 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::ClusterSize;
 use crate::format::id::Uuid;
 use crate::format::layer::{LayerIdentity, LayerWriter};
+use crate::format::owner::Owner;
 use crate::storage::Storage;
 use crate::store::chain::ChainRecord;
 use std::fmt;
@@ -68,6 +69,11 @@ impl NewLayers {
     /// The chain's id.
     pub fn chain_id(&self) -> Uuid {
         self.numbers().record.id
+    }
+
+    /// Who the chain belongs to.
+    pub fn owner(&self) -> Option<Owner> {
+        self.numbers().record.owner.clone()
     }
 
     /// Layers that were created so far.

@@ -3,7 +3,8 @@
 use crate::error::{Error, ErrorKind, Result, Within};
 use crate::format::geometry::ClusterSize;
 use crate::format::manifest::{Consistency, Manifest, Method};
-use crate::format::name::check_name;
+use crate::format::name::{ImageId, check_name};
+use crate::format::owner::{Owner, TakeOver};
 use crate::format::sealed;
 use crate::read::image::{Disk, Image};
 use crate::storage::Lock;
@@ -34,43 +35,85 @@ pub struct ImageWriter {
     _lock: Lock,
 }
 
+/// An image to be begun: what of, and by whom.
+#[derive(Debug, Clone, Default)]
+pub struct WriteRequest {
+    /// The job.
+    pub job: String,
+    /// The finished job whose chain this one continues.
+    pub take_up: Option<String>,
+    /// Of a new chain (default 64 KiB); an existing one keeps its own.
+    pub cluster_size: Option<ClusterSize>,
+    /// Names of all disks of the job.
+    pub disks: Vec<String>,
+    /// Who writes; nobody that the chain could belong to if absent.
+    pub owner: Option<Owner>,
+    /// Whose chain it may be otherwise.
+    pub take_over: TakeOver,
+    /// Whether a disk may be smaller than in the image before. It is then stored anew.
+    pub may_shrink: bool,
+}
+
+impl WriteRequest {
+    /// Whether an unfinished first sync can be resumed for it.
+    pub(crate) fn fits(&self, unfinished: &Manifest) -> bool {
+        let size = self
+            .cluster_size
+            .is_none_or(|wanted| wanted.bytes() == unfinished.cluster_size);
+        size && unfinished
+            .disks
+            .iter()
+            .all(|disk| self.disks.contains(&disk.name))
+    }
+}
+
 impl Store {
-    /// Begins an image of `job`: takes the chain's writer lock, creates the chain where there is none, and
-    /// resumes the unfinished sync where there is one.
-    ///
-    /// `cluster_size` is that of a new chain (default 64 KiB); an existing one keeps its own. Nothing is
-    /// written to an existing chain before the first [`disk`](ImageWriter::disk).
+    /// Begins an image of `job`, for nobody in particular; see [`begin_write`](Self::begin_write).
     ///
     /// # Errors
-    /// `Busy` while another sync writes the chain; `Invalid` when cluster size or disks are not the job's;
-    /// `Damaged` when every image of the chain is.
+    /// As for [`begin_write`](Self::begin_write).
     pub fn begin(
         &self,
         job: &str,
         cluster_size: Option<ClusterSize>,
         disks: &[String],
     ) -> Result<ImageWriter> {
-        let chain = self.chain_to_write(job)?;
-        self.begin_in(&chain, job, cluster_size, disks)
+        self.begin_write(&WriteRequest {
+            job: job.to_owned(),
+            cluster_size,
+            disks: disks.to_vec(),
+            ..WriteRequest::default()
+        })
     }
 
     /// Begins an image of a job that continues the chain of a finished one, `from`.
     ///
     /// # Errors
-    /// As for [`begin`](Self::begin).
+    /// As for [`begin_write`](Self::begin_write).
     pub fn take_up(&self, job: &str, from: &str, disks: &[String]) -> Result<ImageWriter> {
-        let chain = self.chain_to_take_up(job, from)?;
-        self.begin_in(&chain, job, None, disks)
+        self.begin_write(&WriteRequest {
+            job: job.to_owned(),
+            take_up: Some(from.to_owned()),
+            disks: disks.to_vec(),
+            ..WriteRequest::default()
+        })
     }
 
-    fn begin_in(
-        &self,
-        chain: &str,
-        job: &str,
-        cluster_size: Option<ClusterSize>,
-        disks: &[String],
-    ) -> Result<ImageWriter> {
-        disks.iter().try_for_each(|name| check_name("disk", name))?;
+    /// Begins an image: takes the chain's writer lock, creates the chain where there is none, and resumes the
+    /// unfinished sync where there is one.
+    ///
+    /// Before the first [`disk`](ImageWriter::disk), nothing is written to an existing chain; only an unfinished first
+    /// sync of other disks or another cluster size is discarded.
+    ///
+    /// # Errors
+    /// `Busy` while another sync writes the chain; `Invalid` when the chain belongs to somebody else, or its cluster
+    /// size or disks are others; `Damaged` when every image of the chain is.
+    pub fn begin_write(&self, request: &WriteRequest) -> Result<ImageWriter> {
+        let (chain, job) = (&self.chain_for(request)?, &request.job);
+        request
+            .disks
+            .iter()
+            .try_for_each(|name| check_name("disk", name))?;
         let storage = self.storage().clone();
         // A crash may have kept the name of one directory and not that of the other.
         let missing = |dir: String| storage.list(&dir).is_err();
@@ -78,38 +121,53 @@ impl Store {
             chain::create_dirs(&*storage, chain).within(|| format!("create the chain of job {job}"))?;
         }
         let lock = self.lock_writer(chain, job)?;
-        let record = ChainRecord::load(self, chain, cluster_size, disks).within(|| format!("job {job}"))?;
-        let own = record.cluster_size()?;
-        if let Some(wanted) = cluster_size.filter(|&wanted| wanted != own) {
-            return Err(Error::invalid(format!(
-                "job {job} has clusters of {own}, fixed with its first image, not of {wanted}: \
-                 leave --cluster-size out, or sync to a new job"
-            )));
+        let found = ChainRecord::load(self, chain, request).within(|| format!("job {job}"))?;
+        let mut record = found.record;
+        record.check(request)?;
+        if found.unfit {
+            tracing::warn!(
+                "what an unfinished first sync of job {job} stored, with other disks or another cluster size, is discarded"
+            );
+            self.discard_checkpoint_of(chain)?;
         }
-        check_disks(job, &record.disks, disks)?;
-        ImageWriter::new(self, chain, job, record, lock)
+        record.owner.clone_from(&request.owner);
+        ImageWriter::new(self, chain, request, record, lock)
     }
-}
 
-/// Refuses a sync of other disks than the job's.
-fn check_disks(job: &str, of_job: &[String], given: &[String]) -> Result<()> {
-    if let Some(stranger) = given.iter().find(|name| !of_job.contains(name)) {
-        return Err(Error::invalid(format!(
-            "job {job} is of disk {}, and {stranger} is not among them: \
-             name it as the job does (--disk NAME=DEV), or give --job another name",
-            of_job.join(", ")
-        )));
+    /// What [`begin_write`](Self::begin_write) would find, without a lock and without writing anything: the image that
+    /// the new one would be made from.
+    ///
+    /// # Errors
+    /// As for [`begin_write`](Self::begin_write), without `Busy`.
+    pub fn check_write(&self, request: &WriteRequest) -> Result<Option<ImageId>> {
+        let chain = self.chain_for(request)?;
+        match self.storage().list(&images_dir(&chain)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            listed => listed.map(drop)?,
+        }
+        let found = ChainRecord::load(self, &chain, request).within(|| format!("job {}", request.job))?;
+        found.record.check(request)?;
+        let (newest, _) = newest_readable(self, &self.chain(&chain)?)?;
+        Ok(newest.map(|image| image.id().clone()))
     }
-    match of_job.iter().find(|name| !given.contains(name)) {
-        None => Ok(()),
-        Some(missing) => Err(Error::invalid(format!(
-            "job {job} also has disk {missing}: every image holds all disks of its job, so give it with --disk too"
-        ))),
+
+    fn chain_for(&self, request: &WriteRequest) -> Result<String> {
+        match &request.take_up {
+            Some(from) => self.chain_to_take_up(request, from),
+            None => self.chain_to_write(request),
+        }
     }
 }
 
 impl ImageWriter {
-    fn new(store: &Store, chain: &str, job: &str, record: ChainRecord, lock: Lock) -> Result<Self> {
+    fn new(
+        store: &Store,
+        chain: &str,
+        request: &WriteRequest,
+        record: ChainRecord,
+        lock: Lock,
+    ) -> Result<Self> {
+        let job = &request.job;
         let readers = store.chain(chain)?;
         let (parent, mut skipped_images) = newest_readable(store, &readers)?;
         if parent.is_none() && !skipped_images.is_empty() {
@@ -123,7 +181,8 @@ impl ImageWriter {
             store: store.clone(),
             readers,
             new_layers: NewLayers::new(store.storage().clone(), chain, cluster_size, record),
-            job: job.to_owned(),
+            job: job.clone(),
+            may_shrink: request.may_shrink,
             sequence,
             parent,
             started: resumed
