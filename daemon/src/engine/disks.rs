@@ -79,6 +79,8 @@ fn identity(device: &Device) -> DiskIdentity {
         model: known.model.clone(),
         diskseq: known.diskseq,
         partition: known.partition,
+        table: None,
+        filesystems: Vec::new(),
     }
 }
 

@@ -80,6 +80,10 @@ struct StoredIdentity {
     partition: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     diskseq: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    table: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    filesystems: Vec<String>,
     #[serde(flatten)]
     extra: Extra,
 }
@@ -394,6 +398,8 @@ impl From<&DiskRecord> for StoredDisk {
             model,
             partition,
             diskseq,
+            table,
+            filesystems,
         } = disk.identity.clone();
         Self {
             name: disk.name.clone(),
@@ -407,6 +413,8 @@ impl From<&DiskRecord> for StoredDisk {
                 model,
                 partition,
                 diskseq,
+                table,
+                filesystems,
                 extra: Extra::new(),
             },
             extra: Extra::new(),
@@ -429,6 +437,8 @@ impl StoredDisk {
                 model: identity.model,
                 partition: identity.partition,
                 diskseq: identity.diskseq,
+                table: identity.table,
+                filesystems: identity.filesystems,
             },
         }
     }
