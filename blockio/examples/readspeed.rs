@@ -27,10 +27,16 @@ struct Arguments {
     /// Consuming threads.
     #[arg(long, default_value_t = 1)]
     consumers: usize,
+    /// Read as on a kernel that refuses io_uring.
+    #[arg(long)]
+    without_io_uring: bool,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if arguments.without_io_uring && !testkit::sandbox::is_without_io_uring() {
+        return Ok(testkit::sandbox::repeat_program_without_io_uring()?);
+    }
     let device = Device::open(&arguments.device)?;
     let options = ReadOptions {
         chunk_bytes: arguments.chunk,
@@ -56,8 +62,9 @@ fn main() -> Result<()> {
     )]
     let rate = bytes as f64 / f64::from(1 << 20) / seconds;
     println!(
-        "{bytes} bytes in {seconds:.2} s: {rate:.0} MiB/s, direct: {}",
-        device.is_direct()
+        "{bytes} bytes in {seconds:.2} s: {rate:.0} MiB/s, direct: {}, by {}",
+        device.is_direct(),
+        blockio::io_method()
     );
     device
         .check_unchanged()

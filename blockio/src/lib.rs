@@ -1,4 +1,4 @@
-//! Block devices and regular files, read and written with O_DIRECT through io_uring.
+//! Block devices and regular files, read and written with O_DIRECT through io_uring, or by threads where there is none.
 //!
 //! This is the only crate of the workspace that submits to an io_uring for disk I/O. It uses plain threads
 //! and no async runtime.
@@ -8,6 +8,7 @@
 //!   order in which reads complete, to any number of consumers.
 //! - [`Reader`] is such a thread made once for one device after another; several share their [`Buffers`].
 //! - [`Pace`] bounds how fast readers read, and can be changed meanwhile.
+//! - [`io_method`] tells whether this process has an io_uring.
 //! - [`SequentialWriter`] appends to a file or a block device in the caller's thread.
 //! - [`LockedFile`] is a file with a `flock` on it.
 //!
@@ -19,12 +20,15 @@ mod buffer;
 mod device;
 mod error;
 mod lock;
+mod method;
 mod open;
 mod pace;
 mod pool;
+mod queue;
 mod ranges;
 mod read;
 mod ring;
+mod threads;
 mod write;
 
 pub use buffer::AlignedBuf;
@@ -32,6 +36,7 @@ pub use crossbeam_channel::Receiver;
 pub use device::{Device, DeviceKind};
 pub use error::{Error, ErrorKind, Result};
 pub use lock::{LockResult, LockedFile};
+pub use method::{IoMethod, io_method};
 pub use open::{create_direct, open_exclusive, set_buffered};
 pub use pace::Pace;
 pub use pool::Buffers;

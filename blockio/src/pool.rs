@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::buffer::{Arena, Slot};
-use crate::ring::setup_error;
 use crate::{BLOCK_BYTES, Error, ErrorKind, Result};
 
 /// The kernel registers at most 1 GiB a buffer and 16384 buffers (`io_uring/rsrc.c`).
@@ -52,7 +51,7 @@ impl Buffers {
                 "{count} buffers of {chunk_bytes} bytes: 1 to {BUFFERS_MAX} of a multiple of {BLOCK_BYTES}, at most 1 GiB"
             )));
         }
-        Buffers::map(count, chunk_bytes).map_err(|source| setup_error("make buffers", source))
+        Buffers::map(count, chunk_bytes).map_err(|source| Error::os("make buffers", source))
     }
 
     pub(crate) fn map(count: usize, chunk_bytes: usize) -> io::Result<Buffers> {

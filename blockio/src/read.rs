@@ -18,8 +18,8 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::device::{Progress, Step};
 use crate::pool::{BUFFERS_MAX, Buffers, CHUNK_BYTES_MAX, Held, Share};
+use crate::queue::{Direction, Issuer, Queue, Transfer, is_retryable};
 use crate::ranges::Ranges;
-use crate::ring::{Issuer, Ring, Transfer, is_retryable, setup_error};
 use crate::{BLOCK, Device, Error, ErrorKind, Pace, Result, to_u64, to_usize};
 
 const DEPTH_MAX: usize = 4096;
@@ -78,7 +78,7 @@ impl SequentialReader {
     ///
     /// # Errors
     /// `Invalid` for options that the device does not fit; `Io` or `Unsupported` when the kernel gives no
-    /// memory, thread or ring. Errors of the device come with the chunks.
+    /// memory or thread. Errors of the device come with the chunks.
     pub fn new(device: &Device, options: &ReadOptions) -> Result<SequentialReader> {
         let ReadOptions { depth, buffers, .. } = *options;
         check_sizes(device, options.chunk_bytes, depth, buffers)?;
@@ -89,7 +89,7 @@ impl SequentialReader {
         check_ranges(device, &ranges)?;
         let pieces = to_usize(ranges.pieces(to_u64(options.chunk_bytes)));
         let buffers = buffers.min(pieces.max(1));
-        let fail = |source: io::Error| setup_error("set up reading of", source).at_path(device.path());
+        let fail = |source: io::Error| Error::os("set up reading of", source).at_path(device.path());
         let pool = Buffers::map(buffers, options.chunk_bytes).map_err(fail)?;
         let stop = Stop::new(&pool);
         let job = Job {
@@ -165,7 +165,7 @@ pub enum Delivery {
     End(Result<()>),
 }
 
-/// A thread with a ring that reads one device after another, made once for any number of jobs.
+/// A thread that reads one device after another, made once for any number of jobs.
 ///
 /// Several readers share one set of [`Buffers`]. Each job says with a tag whose chunks they are; all go to the channel
 /// that the job names.
@@ -187,10 +187,10 @@ struct Tagged<T> {
 }
 
 impl<T: Clone + Send + 'static> Reader<T> {
-    /// Starts the thread and makes its ring. At most `depth` reads will be in flight.
+    /// Starts the thread. At most `depth` reads will be in flight.
     ///
     /// # Errors
-    /// `Invalid` for a depth of 0 or above 4096; `Io` or `Unsupported` when the kernel gives no thread or ring.
+    /// `Invalid` for a depth of 0 or above 4096; `Io` or `Unsupported` when the kernel gives no thread.
     pub fn new(buffers: &Buffers, depth: usize) -> Result<Reader<T>> {
         if !(1..=DEPTH_MAX).contains(&depth) {
             return Err(Error::new(ErrorKind::Invalid, "read")
@@ -204,7 +204,7 @@ impl<T: Clone + Send + 'static> Reader<T> {
             jobs: Some(sender),
             buffers: buffers.clone(),
             depth,
-            thread: Some(thread.map_err(|source| setup_error("start a reader", source))?),
+            thread: Some(thread.map_err(|source| Error::os("start a reader", source))?),
             stop: None,
         })
     }
@@ -290,11 +290,11 @@ fn work<T: Clone>(mut engine: Engine, jobs: &Receiver<Tagged<T>>) {
             drop(deliveries.send((tag.clone(), Delivery::Chunk(chunk))));
         });
         // Whatever is in flight after an error cannot be waited for: no other job may begin.
-        if engine.ring.in_flight() > 0 {
+        if engine.queue.in_flight() > 0 {
             let _ = deliveries.send((tag, Delivery::End(read)));
             return drop(engine);
         }
-        engine.ring.leave_file();
+        engine.queue.leave_file();
         drop(job);
         let _ = deliveries.send((tag, Delivery::End(read)));
     }
@@ -436,7 +436,7 @@ struct Piece {
     retries: u32,
 }
 
-/// Starts a reading thread. It builds the ring itself, as the only one that may submit to it, and says how that went.
+/// Starts a reading thread. It builds the queue itself, as the only one that may start operations, and says how that went.
 fn spawn(
     buffers: &Buffers,
     depth: usize,
@@ -446,11 +446,11 @@ fn spawn(
     let buffers = buffers.clone();
     let thread = thread::Builder::new().name("blockio-read".to_owned());
     let thread = thread.spawn(
-        move || match Ring::new(Issuer::ThisThread, depth, &buffers.iovecs()) {
+        move || match Queue::new(Issuer::ThisThread, depth, &buffers.iovecs()) {
             Err(error) => drop(ready_sender.send(Err(error))),
-            Ok(ring) => {
+            Ok(queue) => {
                 let _ = ready_sender.send(Ok(()));
-                body(Engine { ring, buffers });
+                body(Engine { queue, buffers });
             }
         },
     )?;
@@ -459,20 +459,20 @@ fn spawn(
     Ok(thread)
 }
 
-/// A reading thread's ring. It comes first: it is dropped before the buffers that are registered with it.
+/// A reading thread's queue. It comes first: it is dropped before the buffers that are registered with it.
 struct Engine {
-    ring: Ring<Piece>,
+    queue: Queue<Piece>,
     buffers: Buffers,
 }
 
 impl Engine {
     /// Does one job. Unless something is in flight after it, another one may follow.
     fn read(&mut self, job: &Job, deliver: &mut dyn FnMut(Chunk)) -> Result<()> {
-        self.ring.use_file(job.device.as_fd());
+        self.queue.use_file(job.device.as_fd());
         let share = self.buffers.share();
         let chunk_bytes = self.buffers.chunk_bytes();
         let mut run = Run {
-            ring: &mut self.ring,
+            queue: &mut self.queue,
             job,
             chunk_bytes,
             share: &share,
@@ -492,7 +492,7 @@ fn panicked(device: &Device) -> Error {
 
 /// One job at work.
 struct Run<'a> {
-    ring: &'a mut Ring<Piece>,
+    queue: &'a mut Queue<Piece>,
     job: &'a Job,
     chunk_bytes: usize,
     share: &'a Arc<Share>,
@@ -517,7 +517,7 @@ impl Run<'_> {
             if failure.is_none() {
                 self.start_reads();
             }
-            match self.ring.wait() {
+            match self.queue.wait() {
                 Ok(Some((piece, result))) => {
                     if let Err(error) = self.complete(piece, result) {
                         failure = Some(lower(failure, error));
@@ -533,23 +533,23 @@ impl Run<'_> {
         }
     }
 
-    /// Starts reads while there is something left, a place in the ring and a free buffer.
+    /// Starts reads while there is something left, a place in the queue and a free buffer.
     ///
     /// It waits for a buffer only when nothing is in flight. So, after it, nothing in flight means the end.
     fn start_reads(&mut self) {
         while let Some((offset, wanted)) = self.next.peek(self.job, self.chunk_bytes) {
-            if self.ring.is_full() || self.job.stop.is_set() {
+            if self.queue.is_full() || self.job.stop.is_set() {
                 return;
             }
             let pace = self.job.pace.as_ref();
             if let Some(delay) = pace.and_then(|pace| pace.delay(Instant::now())) {
-                if self.ring.in_flight() > 0 {
+                if self.queue.in_flight() > 0 {
                     return;
                 }
                 thread::sleep(delay.min(PACE_POLL_INTERVAL));
                 continue;
             }
-            let free = match self.ring.in_flight() {
+            let free = match self.queue.in_flight() {
                 0 => self.share.take(&self.job.stop.flag),
                 _ => self.share.try_take(),
             };
@@ -573,7 +573,7 @@ impl Run<'_> {
         let offset = piece.progress.offset() + to_u64(begin);
         let transfer = Transfer::new(&mut piece.buffer, begin..begin + len, offset);
         // SAFETY: `piece` owns the buffer.
-        unsafe { self.ring.read(piece, &transfer) };
+        unsafe { self.queue.start(piece, &transfer, Direction::Read) };
     }
 
     fn complete(&mut self, mut piece: Piece, result: i32) -> Result<()> {

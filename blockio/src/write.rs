@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use crate::buffer::{Arena, Slot, iovecs};
 use crate::device::logical_block_size;
 use crate::open::{file_alignment, is_direct, set_direct};
-use crate::ring::{Issuer, Ring, Transfer, is_retryable, setup_error};
+use crate::queue::{Direction, Issuer, Queue, Transfer, is_retryable};
 use crate::{BLOCK, Error, ErrorKind, Result, align_down, align_up, to_u64, to_usize};
 
 const BUFFER_BYTES_MAX: usize = 1 << 30;
@@ -61,7 +61,7 @@ impl Default for WriteOptions {
 /// for the writes in flight and loses what was not submitted yet.
 pub struct SequentialWriter {
     /// The first field: dropped before the file whose descriptor it uses.
-    ring: Ring<Pending>,
+    queue: Queue<Pending>,
     file: File,
     path: Option<PathBuf>,
     /// What offsets and lengths must be multiples of; 1 without O_DIRECT.
@@ -94,19 +94,19 @@ impl SequentialWriter {
     /// Takes a file or block device opened for writing, with O_DIRECT or without.
     ///
     /// # Errors
-    /// `Invalid` for options that the file does not fit; `Io` when the kernel gives no memory or no ring.
+    /// `Invalid` for options that the file does not fit; `Io` when the kernel gives no memory or no thread.
     pub fn new(file: File, options: &WriteOptions) -> Result<SequentialWriter> {
         let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok();
         let (alignment, tail_alignment) =
             alignments(&file).map_err(|e| locate(Error::os("examine", e), path.as_ref()))?;
         check(options, alignment).map_err(|error| locate(error, path.as_ref()))?;
-        let fail = |source: io::Error| locate(setup_error("set up writing of", source), path.as_ref());
+        let fail = |source: io::Error| locate(Error::os("set up writing of", source), path.as_ref());
         // One more than can be in flight: it is being filled.
         let free = Arena::slots(options.depth + 1, options.buffer_bytes).map_err(fail)?;
-        let mut ring = Ring::new(Issuer::AnyThread, options.depth, &iovecs(&free)).map_err(fail)?;
-        ring.use_file(file.as_fd());
+        let mut queue = Queue::new(Issuer::AnyThread, options.depth, &iovecs(&free)).map_err(fail)?;
+        queue.use_file(file.as_fd());
         Ok(SequentialWriter {
-            ring,
+            queue,
             file,
             path,
             alignment,
@@ -287,8 +287,8 @@ impl SequentialWriter {
         self.flush()?;
         self.write_odd_tail()?;
         self.trim()?;
-        let SequentialWriter { ring, file, .. } = self;
-        drop(ring);
+        let SequentialWriter { queue, file, .. } = self;
+        drop(queue);
         Ok(file)
     }
 
@@ -326,7 +326,7 @@ impl SequentialWriter {
         if len == 0 {
             return Ok(());
         }
-        while self.ring.is_full() {
+        while self.queue.is_full() {
             self.wait_one()?;
         }
         self.extend_ahead(self.current_offset + to_u64(len))?;
@@ -347,10 +347,10 @@ impl SequentialWriter {
         });
         self.current_offset += to_u64(len);
         self.filled -= len;
-        self.ring
+        self.queue
             .submit()
             .map_err(|source| self.latch(self.write_error(self.current_offset, source)))?;
-        while let Some((pending, result)) = self.ring.take_completed() {
+        while let Some((pending, result)) = self.queue.take_completed() {
             self.complete(pending, result)?;
         }
         Ok(())
@@ -360,18 +360,18 @@ impl SequentialWriter {
         let (bytes, offset) = (pending.done..pending.len, pending.offset + to_u64(pending.done));
         let transfer = Transfer::new(&mut pending.slot, bytes, offset);
         // SAFETY: `pending` owns the slot.
-        unsafe { self.ring.write(pending, &transfer) };
+        unsafe { self.queue.start(pending, &transfer, Direction::Write) };
     }
 
     fn wait_all(&mut self) -> Result<()> {
-        while self.ring.in_flight() > 0 {
+        while self.queue.in_flight() > 0 {
             self.wait_one()?;
         }
         Ok(())
     }
 
     fn wait_one(&mut self) -> Result<()> {
-        match self.ring.wait() {
+        match self.queue.wait() {
             Ok(Some((pending, result))) => self.complete(pending, result),
             Ok(None) => Ok(()),
             Err(source) => Err(self.latch(self.write_error(self.current_offset, source))),
@@ -457,7 +457,7 @@ impl fmt::Debug for SequentialWriter {
                     .map_or(OsStr::new("?"), |path| path.as_os_str()),
             )
             .field("position", &self.position())
-            .field("in_flight", &self.ring.in_flight())
+            .field("in_flight", &self.queue.in_flight())
             .finish_non_exhaustive()
     }
 }

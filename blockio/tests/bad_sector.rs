@@ -136,3 +136,8 @@ fn what_can_be_read_sector_by_sector_is_no_error() {
     }
     assert_eq!(read, DISK_BYTES);
 }
+
+#[test]
+fn all_of_this_holds_without_io_uring() {
+    testkit::sandbox::repeat_without_io_uring("all_of_this_holds_without_io_uring");
+}

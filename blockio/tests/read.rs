@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use blockio::{
-    AlignedBuf, Buffers, Delivery, Device, ErrorKind, Ranges, ReadOptions, Reader, SequentialReader,
+    AlignedBuf, Buffers, Delivery, Device, ErrorKind, IoMethod, Ranges, ReadOptions, Reader, SequentialReader,
 };
 use common::{LoopDevice, Mount, file_with, pattern, run, scratch, sparse_file};
 use crossbeam_channel::unbounded;
@@ -556,4 +556,22 @@ fn a_filesystem_without_o_direct_is_read_through_the_page_cache() {
     let device = Device::open(&file_with(&mount.path().join("f"), &bytes)).unwrap();
     assert!(!device.is_direct());
     assert_same(&read_ranges(&device, &options(256 * KIB, 4, 6)), &bytes);
+}
+
+/// The only test that differs in the process without io_uring: that process would otherwise prove nothing.
+#[test]
+fn the_method_is_the_one_that_the_kernel_allows() {
+    let is_refused = testkit::sandbox::is_without_io_uring();
+    match blockio::io_method() {
+        IoMethod::Uring => assert!(!is_refused),
+        IoMethod::Threads(reason) => assert!(
+            is_refused && reason.contains("io_uring is forbidden here"),
+            "{reason}"
+        ),
+    }
+}
+
+#[test]
+fn all_of_this_holds_without_io_uring() {
+    testkit::sandbox::repeat_without_io_uring("all_of_this_holds_without_io_uring");
 }

@@ -326,3 +326,8 @@ fn meaningless_options_are_refused() {
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::Invalid, "{wrong:?}");
     }
 }
+
+#[test]
+fn all_of_this_holds_without_io_uring() {
+    testkit::sandbox::repeat_without_io_uring("all_of_this_holds_without_io_uring");
+}

@@ -35,7 +35,8 @@ pub fn run(config: Config) -> Result<()> {
     let manager = service::start(config, clock)?;
     serve(&manager, listener)?;
     tell(&[NotifyState::Ready, NotifyState::Status("watching jobs")]);
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), "smcd is ready");
+    let io = blockio::io_method();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), %io, "smcd is ready");
     watch(&manager, &stop);
     tell(&[NotifyState::Stopping]);
     end(&manager, stop_timeout);

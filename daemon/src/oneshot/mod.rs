@@ -7,6 +7,7 @@ use crate::cli::SyncArgs;
 use crate::engine::{self, Control, DeletedImage, ImageBegun, Observer, Request, Retained, Synced};
 use anyhow::{Context, Result};
 use api::Phase;
+use blockio::IoMethod;
 use changetrack::Progress;
 use imagefmt::Store;
 use indicatif::{HumanBytes, MultiProgress};
@@ -34,6 +35,9 @@ pub fn run(args: &SyncArgs) -> engine::Result<()> {
         quiet: args.json,
         bars: MultiProgress::new(),
     };
+    if let method @ IoMethod::Threads(_) = blockio::io_method() {
+        terminal.warn(&format!("disks are read and written by {method}"));
+    }
     let synced = engine::run(&store, &request(args), &disks, &control, &terminal)?;
     let label = format!("{}/{}", synced.manifest.job, synced.manifest.sequence);
     let retained = retain(&store, args, &label)?;

@@ -104,22 +104,28 @@ fn io_uring(case: &Context<'_>, out: &mut Findings) {
         .number("/proc/sys/kernel/io_uring_disabled")
         .filter(|value| *value > 0);
     let found = format!(
-        "no io_uring can be set up ({}): smc needs it to read disks",
+        "no io_uring can be set up ({}): threads read the disks instead, which is correct but somewhat slower",
         errno.desc()
     );
     match (disabled, errno) {
-        (Some(value), _) => out.critical(
+        (Some(value), _) => out.warning(
             "io_uring",
             format!("{found}; the sysctl kernel.io_uring_disabled is {value}"),
-            "sysctl -w kernel.io_uring_disabled=0, and remove the setting from /etc/sysctl.conf and /etc/sysctl.d",
+            "sysctl -w kernel.io_uring_disabled=0 if the full speed matters",
         ),
-        (None, Errno::ENOSYS) => out.critical(
+        (None, Errno::ENOSYS) => out.warning(
             "io_uring",
             found,
-            "use a kernel with CONFIG_IO_URING, from 5.6 on, or image the disks from a rescue system",
+            "use a kernel with CONFIG_IO_URING, from 5.6 on, if the full speed matters",
         ),
-        (None, Errno::ENOMEM) => out.critical("io_uring", found, "raise the limit of locked memory (ulimit -l)"),
-        (None, _) => out.critical("io_uring", found, "run it outside of containers and other sandboxes"),
+        (None, Errno::ENOMEM) => {
+            out.warning("io_uring", found, "raise the limit of locked memory (ulimit -l)")
+        }
+        (None, _) => out.warning(
+            "io_uring",
+            found,
+            "run it outside of containers and other sandboxes if the full speed matters",
+        ),
     }
 }
 

@@ -99,23 +99,23 @@ fn what_smcd_needs_of_the_kernel() {
             Warning,
             "could not be read",
         ),
-        (disabled, "io_uring", Critical, "kernel.io_uring_disabled is 2 |"),
+        (disabled, "io_uring", Warning, "kernel.io_uring_disabled is 2"),
         (
             |t| t.answer(|a| a.io_uring = Err(Errno::ENOSYS)),
             "io_uring",
-            Critical,
+            Warning,
             "CONFIG_IO_URING",
         ),
         (
             |t| t.answer(|a| a.io_uring = Err(Errno::ENOMEM)),
             "io_uring",
-            Critical,
+            Warning,
             "ulimit",
         ),
         (
             |t| t.answer(|a| a.io_uring = Err(Errno::EPERM)),
             "io_uring",
-            Critical,
+            Warning,
             "sandbox",
         ),
         (
