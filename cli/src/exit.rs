@@ -1,5 +1,6 @@
 //! How programs end: exit codes, and errors as people read them.
 
+use crate::interrupt::Interrupted;
 use crate::output::{self, ClosedOutput};
 use clap::Parser;
 use std::error::Error as StdError;
@@ -12,6 +13,9 @@ pub const FAILED: u8 = 1;
 
 /// The exit code where the command line, or what it asked for, cannot be right.
 pub const WRONG_USE: u8 = 2;
+
+/// The exit code where somebody asked the program to stop before it was done: what a shell gives for SIGINT.
+pub const INTERRUPTED: u8 = 130;
 
 /// The exit code where something in a store is not as it was written.
 pub const DAMAGED: u8 = 3;
@@ -49,8 +53,8 @@ pub fn parse<T: Parser>() -> Result<T, ExitCode> {
 
 /// Prints an error with its causes on one line of stderr, after the program's name, then what to do.
 ///
-/// Gives the exit code: 0 if all that happened is that nobody reads the output any more, 2 for a [`WrongUse`], and
-/// otherwise the one that `code_of` knows for one of the causes, or 1.
+/// Gives the exit code: 0 if all that happened is that nobody reads the output any more, 2 for a [`WrongUse`], 130 for an
+/// [`Interrupted`], and otherwise the one that `code_of` knows for one of the causes, or 1.
 pub fn report(
     program: &str,
     error: &anyhow::Error,
@@ -67,6 +71,8 @@ pub fn report(
     let code = error.chain().find_map(|cause| {
         if cause.is::<WrongUse>() {
             Some(WRONG_USE)
+        } else if cause.is::<Interrupted>() {
+            Some(INTERRUPTED)
         } else {
             code_of(cause)
         }
@@ -134,6 +140,8 @@ mod tests {
     fn the_exit_code_is_that_of_a_cause() {
         let wrong = anyhow::Error::from(WrongUse("there is nothing to serve on".to_owned())).context("serve");
         assert_eq!(report("test", &wrong, |_| None), ExitCode::from(WRONG_USE));
+        let stopped = anyhow::Error::from(Interrupted).context("restore");
+        assert_eq!(report("test", &stopped, |_| None), ExitCode::from(INTERRUPTED));
         let other = anyhow::Error::from(fmt::Error).context("print");
         let damaged = |cause: &(dyn StdError + 'static)| cause.is::<fmt::Error>().then_some(DAMAGED);
         assert_eq!(report("test", &other, damaged), ExitCode::from(DAMAGED));

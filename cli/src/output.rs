@@ -26,6 +26,17 @@ pub fn line(text: impl fmt::Display) -> anyhow::Result<()> {
     write_line(&printable(&text.to_string()))
 }
 
+/// Lets a command continue whose answer is not only what it prints, but also what it does or its exit code.
+///
+/// # Errors
+/// That of `printed`, except for [`ClosedOutput`].
+pub fn unless_closed(printed: anyhow::Result<()>) -> anyhow::Result<()> {
+    match printed {
+        Err(error) if error.is::<ClosedOutput>() => Ok(()),
+        printed => printed,
+    }
+}
+
 /// Prints a line that may hold colours: whatever a terminal would obey beside them is escaped, as in [`line`].
 ///
 /// # Errors

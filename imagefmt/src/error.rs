@@ -151,6 +151,15 @@ impl Error {
         self
     }
 
+    /// Whether something on the way that a path names is a file and no directory.
+    pub(crate) fn is_not_a_directory(&self) -> bool {
+        let source = self
+            .source
+            .as_deref()
+            .and_then(|source| source.downcast_ref::<io::Error>());
+        source.is_some_and(|source| source.kind() == io::ErrorKind::NotADirectory)
+    }
+
     /// What happened, without where.
     pub(crate) fn cause(&self) -> &str {
         self.context.first().map_or("", String::as_str)

@@ -30,4 +30,5 @@ mod reading;
 mod sim;
 mod support;
 mod sweep;
+mod unread;
 mod verifying;

@@ -19,7 +19,7 @@ const AFTER_HELP: &str = "\
 Images are written JOB/NUMBER or JOB/latest, and JOB/NUMBER:DISK for one disk of an image; \
 :DISK may be left out where the image has one disk.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 3 damage found.";
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 damage found, 130 interrupted.";
 
 /// Lists, verifies, serves, mounts and restores the images of servers that smc made.
 #[derive(Debug, Parser)]

@@ -1,6 +1,6 @@
 //! Which images of a store a command means.
 
-use imagefmt::{ErrorKind, ImageId, ImageRef, JobImages, Store, check_name};
+use imagefmt::{Error, ErrorKind, ImageId, ImageRef, JobImages, Store, check_name};
 use std::str::FromStr;
 
 /// One image, or all images of a job.
@@ -28,21 +28,39 @@ impl FromStr for Selected {
     }
 }
 
-/// The images that were selected, each once, by chain and number; all of the store where nothing was.
-pub fn images(store: &Store, selected: &[Selected]) -> imagefmt::Result<Vec<ImageId>> {
-    let mut images = Vec::new();
+/// What was selected of a store.
+#[derive(Debug, Default)]
+pub struct Selection {
+    /// The images, each once, by chain and number.
+    pub images: Vec<ImageId>,
+    /// The jobs that were selected as a whole.
+    pub jobs: Vec<JobImages>,
+    /// Why some of the store is left out that cannot be listed.
+    pub unread: Vec<Error>,
+}
+
+/// Finds what was selected; all of the store where nothing was.
+///
+/// # Errors
+/// When a job or image that was named does not exist, or cannot be looked for; when the store cannot be listed.
+pub fn find(store: &Store, selected: &[Selected]) -> imagefmt::Result<Selection> {
+    let mut found = Selection::default();
     for selected in selected {
         match selected {
-            Selected::Job(job) => images.extend(store.job(job)?.ids()),
-            Selected::Image(image) => images.push(store.resolve(image)?),
+            Selected::Job(job) => found.jobs.push(store.job(job)?),
+            Selected::Image(image) => found.images.push(store.resolve(image)?),
         }
     }
     if selected.is_empty() {
-        images.extend(store.jobs()?.values().flat_map(JobImages::ids));
+        let (jobs, unread) = store.readable_jobs()?;
+        found.jobs = jobs.into_values().collect();
+        found.unread = unread;
     }
-    images.sort();
-    images.dedup();
-    Ok(images)
+    let of_jobs = found.jobs.iter().flat_map(JobImages::ids);
+    found.images.extend(of_jobs);
+    found.images.sort();
+    found.images.dedup();
+    Ok(found)
 }
 
 /// What could be opened, or why not; `None` for an image that was deleted since it was listed.

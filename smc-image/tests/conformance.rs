@@ -193,3 +193,85 @@ fn reader_that_leaves_is_no_failure() {
         assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
     }
 }
+
+/// What a command ends with if nobody ever reads what it prints.
+fn code_without_a_reader(fixture: &Fixture, args: &[&str]) -> Option<i32> {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = fixture.command();
+    command.args(args).stdout(writer).stderr(Stdio::null());
+    command.status().unwrap().code()
+}
+
+/// The exit code is an answer too, and what a command does is done whether or not somebody reads on.
+#[test]
+fn without_a_reader_the_exit_code_is_the_same() {
+    let fixture = Fixture::new();
+    for seed in 1..=4 {
+        fixture.sync("web01", &[("vda", &disk_content(300_000, seed))]);
+    }
+    assert_eq!(code_without_a_reader(&fixture, &["verify"]), Some(0));
+    fixture.damage_cluster("web01", &disk_content(300_000, 4)[..64 << 10]);
+    fixture.damage(&fixture.manifest("web01", 1), b"\"consistency\"");
+    for args in [
+        vec!["verify"],
+        vec!["verify", "--json"],
+        vec!["ls"],
+        vec!["ls", "--json"],
+    ] {
+        assert_eq!(code_without_a_reader(&fixture, &args), Some(3), "{args:?}");
+    }
+    assert_eq!(
+        code_without_a_reader(&fixture, &["rm", "web01/2", "web01/4"]),
+        Some(3)
+    );
+    assert!(!fixture.manifest("web01", 2).exists() && !fixture.manifest("web01", 4).exists());
+}
+
+/// A part of the store that cannot be listed is told, and nothing is taken for what is left.
+#[test]
+fn what_cannot_be_listed_is_told_and_never_passed_over() {
+    let fixture = Fixture::new();
+    fixture.sync("db", &[("vda", &disk_content(300_000, 1))]);
+    fixture.sync("web01", &[("vda", &disk_content(300_000, 2))]);
+    let images = fixture.store().join("web01/images");
+    std::fs::rename(&images, fixture.join("aside")).unwrap();
+    std::fs::write(&images, "no directory").unwrap();
+    for args in [
+        vec!["ls"],
+        vec!["verify"],
+        vec!["gc"],
+        vec!["ls", "--json"],
+        vec!["verify", "--json"],
+    ] {
+        let said = fixture.run(&args);
+        let text = format!("{}{}", said.stdout, said.stderr);
+        assert_eq!(said.code, Some(1), "{args:?}: {text}");
+        assert!(
+            text.contains("chain web01") && text.contains("cannot be listed"),
+            "{args:?}: {text}"
+        );
+        assert!(text.contains("db"), "{args:?}: {text}");
+    }
+    fixture.run(&["digest", "db/latest"]).ok();
+    for args in [
+        vec!["digest", "web01/latest"],
+        vec!["rm", "web01/1"],
+        vec!["pin", "web01/1"],
+        vec!["ls", "web01"],
+        vec!["gc", "web01"],
+        vec!["info", "nobody/1"],
+    ] {
+        let said = fixture.run(&args).fails(1);
+        assert!(
+            said.contains("chain web01") && said.contains("cannot be listed"),
+            "{args:?}: {said}"
+        );
+    }
+    std::fs::remove_file(&images).unwrap();
+    std::fs::rename(fixture.join("aside"), &images).unwrap();
+    // A file beside the chains is none.
+    std::fs::write(fixture.store().join("README"), "about this store").unwrap();
+    fixture.run(&["ls"]).ok();
+    fixture.run(&["verify"]).ok();
+}

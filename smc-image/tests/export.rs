@@ -148,7 +148,7 @@ fn interrupt_leaves_nothing() {
     });
     assert!(fixture.join("out.qcow2.part").exists());
     let (code, complaint) = running.signal("INT");
-    assert_eq!(code, Some(1), "{complaint}");
+    assert_eq!(code, Some(130), "{complaint}");
     assert!(complaint.contains("interrupted"), "{complaint}");
     assert!(!fixture.has_entry("out."));
     assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);

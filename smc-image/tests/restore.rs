@@ -243,7 +243,7 @@ fn interrupt_ends_it_and_says_so() {
         thread::sleep(Duration::from_millis(1));
     }
     let (code, said) = running.signal("INT");
-    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(code, Some(130), "{said}");
     assert!(
         said.contains("interrupted") && said.contains("do not use it"),
         "{said}"

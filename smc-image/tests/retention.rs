@@ -158,7 +158,9 @@ fn a_verification_is_interrupted_and_gone_on_with() {
     let running = Running::start(&mut slow);
     std::thread::sleep(std::time::Duration::from_millis(1500));
     let (code, said) = running.signal("INT");
-    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(code, Some(130), "{said}");
+    assert!(said.contains("interrupted, no damage so far"), "{said}");
+    assert!(!said.contains("good"), "{said}");
     assert!(record.exists());
     let shown = fixture.run(&["ls"]).ok();
     assert!(shown.contains("stopped at"), "{shown}");

@@ -366,7 +366,7 @@ pub(super) fn examine(storage: &MemoryStorage, chain: &str) {
     let Ok(store) = Store::open(Arc::new(storage.clone()), "fuzzed") else {
         return;
     };
-    assert!(store.chains().unwrap().iter().all(|found| found == chain));
+    assert!(store.chains().unwrap().names.iter().all(|found| found == chain));
     let sequences = store.sequences(chain).unwrap();
     let readers = store.readers();
     let mut verifier = Verifier::new();

@@ -160,10 +160,13 @@ impl Store {
             .map(|layer| layer.id)
             .filter(|layer| !listed.contains_key(layer))
             .collect();
-        // While somebody else writes, layers are emptied; whoever writes next removes them.
+        // While another process writes, layers are emptied; the next writer removes them.
         let ours = match writer {
             Writer::Us => Some(None),
-            Writer::Unknown => self.lock_writer(chain, dead.id().job()).ok().map(Some),
+            Writer::Unknown => match self.lock_writer(chain, dead.id().job()) {
+                Err(error) if error.kind() == ErrorKind::Busy => None,
+                lock => Some(Some(lock?)),
+            },
         };
         match ours {
             Some(_lock) => self.remove_layers(chain, &alone, reclaimed),

@@ -57,7 +57,8 @@ impl DirStorage {
             Errno::ENOENT => Error::new(ErrorKind::NotAStore, format!("{} does not exist", path.display())),
             errno => io(errno, || format!("open {}", path.display())),
         })?;
-        let is_btrfs = fstatfs(&root).is_ok_and(|found| found.filesystem_type() == BTRFS_SUPER_MAGIC);
+        let found = fstatfs(&root).map_err(|e| io(e, || format!("statfs {}", path.display())))?;
+        let is_btrfs = found.filesystem_type() == BTRFS_SUPER_MAGIC;
         Ok(Self { root, is_btrfs })
     }
 
@@ -71,12 +72,11 @@ impl DirStorage {
             _ => {}
         }
         // Whoever created it: its name must be durable before anything in it is relied upon.
-        let parent = path
+        let whole = path
             .canonicalize()
-            .ok()
-            .and_then(|path| path.parent().map(Path::to_owned));
-        if let Some(parent) = parent {
-            let synced = File::open(&parent).and_then(|dir| dir.sync_all());
+            .within(|| format!("find directory {}", path.display()))?;
+        if let Some(parent) = whole.parent() {
+            let synced = File::open(parent).and_then(|dir| dir.sync_all());
             synced.within(|| format!("sync directory {}", parent.display()))?;
         }
         let storage = Self::open(path)?;

@@ -186,13 +186,17 @@ impl ChainRecord {
             .iter()
             .filter_map(|name| image_file(name))
             .map(|(sequence, _)| sequence);
-        let unfinished = store.read_checkpoint(chain).ok().flatten();
+        let unfinished = store.readable_checkpoint(chain)?;
         let unfinished = unfinished.map(|manifest| manifest.sequence);
         if let Some(newest) = numbers.chain(unfinished).max() {
             self.next_sequence = self.next_sequence.max(newest.saturating_add(1));
         }
         let names = store.storage().list(&layers_dir(chain))?;
-        let listed = newest_manifest(store, chain).ok().flatten();
+        let listed = match newest_manifest(store, chain) {
+            // Every image is damaged: the files tell which ids were used.
+            Err(error) if error.kind() == ErrorKind::Damaged => None,
+            listed => listed?,
+        };
         let listed = listed
             .iter()
             .flat_map(|manifest| &manifest.layers)
@@ -250,6 +254,14 @@ impl Store {
         }
     }
 
+    /// The owner that chain.json tells; nothing where it is damaged.
+    pub(crate) fn recorded_owner(&self, chain: &str) -> Result<Option<Owner>> {
+        match ChainRecord::read(self, chain) {
+            Err(error) if error.kind() == ErrorKind::Damaged => Ok(None),
+            record => Ok(record?.and_then(|record| record.owner)),
+        }
+    }
+
     pub(crate) fn chain_owner(&self, chain: &str) -> Result<Option<Owner>> {
         let newest = newest_manifest(self, chain)?;
         let unfinished = self.read_checkpoint(chain)?;
@@ -263,16 +275,18 @@ impl Store {
     }
 }
 
-/// The newest manifest that can be read; an error if there are some but none can be.
+/// The newest manifest that is not damaged; an error if there are some but all are.
 fn newest_manifest(store: &Store, chain: &str) -> Result<Option<Arc<Manifest>>> {
-    let mut unread = None;
+    let mut damaged = None;
     for sequence in store.sequences(chain)?.into_iter().rev() {
         match store.read_manifest(chain, sequence) {
             Ok(manifest) => return Ok(Some(manifest)),
-            Err(error) => unread = Some(error),
+            Err(error) if error.kind() == ErrorKind::Damaged => damaged = Some(error),
+            // One that cannot be read now may say more than the one before it.
+            Err(error) => return Err(error),
         }
     }
-    unread.map_or(Ok(None), Err)
+    damaged.map_or(Ok(None), Err)
 }
 
 /// Makes the directories of a chain, those that are missing.

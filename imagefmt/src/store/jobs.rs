@@ -3,7 +3,7 @@
 //! A chain has the name of the job that began it. A job that continues a finished one continues its
 //! chain, so the images of a job are found by what their manifests say.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Within};
 use crate::format::manifest::Manifest;
 use crate::format::name::{ImageId, ImageRef, Which, check_name};
 use crate::format::owner::TakeOver;
@@ -67,6 +67,44 @@ impl JobImages {
     }
 }
 
+/// The job that made an image.
+enum Maker {
+    Known(String),
+    /// The manifest cannot be read now, for this reason. It was one of these jobs, or one that has no other image.
+    OneOf(Vec<String>, Error),
+}
+
+impl Maker {
+    /// The maker of an image whose manifest cannot be read, between images of these jobs: those of one job follow one
+    /// another. What is damaged stays so, and counts as one of the job before it, or else after it.
+    fn of_unread(chain: &str, before: Option<String>, after: Option<String>, error: Error) -> Self {
+        if error.kind() == ErrorKind::Damaged || (before == after && before.is_some()) {
+            return Self::Known(before.or(after).unwrap_or_else(|| chain.to_owned()));
+        }
+        let mut jobs: Vec<String> = before.into_iter().chain(after).collect();
+        jobs.push(chain.to_owned());
+        Self::OneOf(jobs, error)
+    }
+
+    fn known(self) -> Result<String> {
+        match self {
+            Self::Known(job) => Ok(job),
+            Self::OneOf(_, error) => Err(error),
+        }
+    }
+
+    /// The likeliest job, and why it is not certain.
+    fn guess(self, chain: &str) -> (String, Option<Error>) {
+        match self {
+            Self::Known(job) => (job, None),
+            Self::OneOf(jobs, error) => {
+                let likeliest = jobs.into_iter().next();
+                (likeliest.unwrap_or_else(|| chain.to_owned()), Some(error))
+            }
+        }
+    }
+}
+
 impl Store {
     /// The images of a job.
     ///
@@ -79,29 +117,51 @@ impl Store {
     /// Every job that has images or an unfinished sync, by name.
     ///
     /// # Errors
-    /// When the store cannot be listed.
+    /// When the store or one of its chains cannot be listed.
     pub fn jobs(&self) -> Result<BTreeMap<String, JobImages>> {
+        let (jobs, unread) = self.readable_jobs()?;
+        unread.into_iter().next().map_or(Ok(jobs), Err)
+    }
+
+    /// As [`jobs`](Self::jobs), of the chains that can be listed, and why the others cannot: nothing is known of the
+    /// jobs whose images they hold.
+    ///
+    /// # Errors
+    /// When the store's own directory cannot be listed.
+    pub fn readable_jobs(&self) -> Result<(BTreeMap<String, JobImages>, Vec<Error>)> {
+        let chains = self.chains()?;
         let mut jobs = BTreeMap::new();
-        for chain in self.chains()? {
-            for found in self.jobs_in(&chain)? {
+        let mut unread: Vec<Error> = chains.unread.into_iter().map(|(_, error)| error).collect();
+        for chain in chains.names {
+            let found = self.jobs_in(&chain, &mut unread).unwrap_or_else(|error| {
+                unread.push(error);
+                Vec::new()
+            });
+            for found in found {
                 // A job is looked for in the chain of its name first.
                 if found.job == found.chain || !jobs.contains_key(found.job()) {
                     jobs.insert(found.job().to_owned(), found);
                 }
             }
         }
-        Ok(jobs)
+        Ok((jobs, unread))
     }
 
-    fn jobs_in(&self, chain: &str) -> Result<Vec<JobImages>> {
+    /// The jobs of a chain. `unread` gets the reason if there may be one more.
+    fn jobs_in(&self, chain: &str, unread: &mut Vec<Error>) -> Result<Vec<JobImages>> {
         let mut jobs: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-        for sequence in self.sequences(chain)? {
-            jobs.entry(self.job_of(chain, sequence))
-                .or_default()
-                .push(sequence);
+        let sequences = self.sequences(chain)?;
+        for (maker, sequence) in self.makers(chain, &sequences).into_iter().zip(sequences) {
+            let (job, error) = maker.guess(chain);
+            jobs.entry(job).or_default().push(sequence);
+            unread.extend(error);
         }
-        if let Ok(Some(unfinished)) = self.read_checkpoint(chain) {
-            jobs.entry(unfinished.job).or_default();
+        match self.checkpoint_job(chain) {
+            Ok(Some(job)) => {
+                jobs.entry(job).or_default();
+            }
+            Ok(None) => {}
+            Err(error) => unread.push(error),
         }
         if jobs.is_empty() {
             jobs.insert(chain.to_owned(), Vec::new());
@@ -110,50 +170,122 @@ impl Store {
         Ok(jobs.into_iter().map(images).collect())
     }
 
+    /// The job of a chain's unfinished sync.
+    fn checkpoint_job(&self, chain: &str) -> Result<Option<String>> {
+        Ok(self.readable_checkpoint(chain)?.map(|unfinished| unfinished.job))
+    }
+
     /// The images of a job, if the store has it: mostly in the chain of its name.
     ///
     /// # Errors
     /// When the store cannot be listed; `Invalid` for a name that no job can have.
     pub fn images_of(&self, job: &str) -> Result<Option<JobImages>> {
-        for chain in self.chains_for(job)? {
-            if let Some(sequences) = self.sequences_of(job, &chain)? {
-                return Ok(Some(JobImages::new(job, &chain, sequences)));
+        self.search(job, |chain| {
+            let sequences = self.sequences_of(job, chain)?;
+            Ok(sequences.map(|sequences| JobImages::new(job, chain, sequences)))
+        })
+    }
+
+    /// Looks for something of a job: in the chain of its name, then in all others.
+    ///
+    /// A chain that cannot be listed is an error as soon as what is looked for may be in it: it is never passed over.
+    fn search<T>(&self, job: &str, look: impl Fn(&str) -> Result<Option<T>>) -> Result<Option<T>> {
+        check_name("job", job)?;
+        let mut chains = self.chains()?;
+        if let Some(own) = chains.unread.iter().position(|(chain, _)| chain == job) {
+            return Err(chains.unread.swap_remove(own).1);
+        }
+        if chains.names.iter().any(|chain| chain == job)
+            && let Some(found) = look(job)?
+        {
+            return Ok(Some(found));
+        }
+        for chain in chains.all_read()?.iter().filter(|chain| *chain != job) {
+            if let Some(found) = look(chain)? {
+                return Ok(Some(found));
             }
         }
         Ok(None)
     }
 
-    /// All chains, that of the job's name first.
-    fn chains_for(&self, job: &str) -> Result<Vec<String>> {
-        check_name("job", job)?;
-        let mut chains = self.chains()?;
-        chains.sort_by_key(|chain| chain != job);
-        Ok(chains)
-    }
-
     fn sequences_of(&self, job: &str, chain: &str) -> Result<Option<Vec<u64>>> {
-        let mut sequences = self.sequences(chain)?;
-        if sequences.is_empty() && chain == job {
-            return Ok(Some(sequences));
+        let all = self.sequences(chain)?;
+        if all.is_empty() && chain == job {
+            return Ok(Some(all));
         }
-        sequences.retain(|&sequence| self.job_of(chain, sequence) == job);
-        let unfinished = || matches!(self.read_checkpoint(chain), Ok(Some(found)) if found.job == job);
-        Ok((!sequences.is_empty() || unfinished()).then_some(sequences))
+        let mut own = Vec::new();
+        for (maker, sequence) in self.makers(chain, &all).into_iter().zip(all) {
+            if maker.known()? == job {
+                own.push(sequence);
+            }
+        }
+        if own.is_empty() && self.checkpoint_job(chain)?.as_deref() != Some(job) {
+            return Ok(None);
+        }
+        Ok(Some(own))
     }
 
-    /// The job that made an image; that of the chain's name where the manifest cannot be read.
-    pub(crate) fn job_of(&self, chain: &str, sequence: u64) -> String {
-        self.read_manifest(chain, sequence)
-            .map_or_else(|_| chain.to_owned(), |manifest| manifest.job.clone())
+    /// The jobs that made these images, which are all of a chain.
+    fn makers(&self, chain: &str, sequences: &[u64]) -> Vec<Maker> {
+        let job = |&sequence: &u64| {
+            self.read_manifest(chain, sequence)
+                .map(|manifest| manifest.job.clone())
+        };
+        let told: Vec<Result<String>> = sequences.iter().map(job).collect();
+        let mut after: Vec<Option<String>> = Vec::new();
+        let mut next = None;
+        for job in told.iter().rev() {
+            after.push(next.clone());
+            next = job.as_ref().ok().cloned().or(next);
+        }
+        let mut before = None;
+        let makers = told
+            .into_iter()
+            .zip(after.into_iter().rev())
+            .map(|(job, after)| match job {
+                Ok(job) => Maker::Known(before.insert(job).clone()),
+                Err(error) => Maker::of_unread(chain, before.clone(), after, error),
+            });
+        makers.collect()
+    }
+
+    /// The job that made an image.
+    fn maker(&self, chain: &str, sequence: u64) -> Result<Maker> {
+        match self.read_manifest(chain, sequence) {
+            Ok(manifest) => Ok(Maker::Known(manifest.job.clone())),
+            Err(error) => {
+                let sequences = self.sequences(chain)?;
+                let found = sequences.binary_search(&sequence).ok();
+                let maker = found.map(|at| self.makers(chain, &sequences).swap_remove(at));
+                maker.ok_or(error)
+            }
+        }
+    }
+
+    /// The job that made an image. Where the image's manifest is damaged, the images beside it tell.
+    ///
+    /// # Errors
+    /// When the manifest cannot be read now, and the images beside it are not of one job.
+    pub(crate) fn job_of(&self, chain: &str, sequence: u64) -> Result<String> {
+        self.maker(chain, sequence)?.known()
     }
 
     /// The job that writes to a chain now: the one that made its newest image, or tries to.
     pub(crate) fn owner(&self, chain: &str) -> Result<String> {
-        if let Ok(Some(unfinished)) = self.read_checkpoint(chain) {
-            return Ok(unfinished.job);
+        if let Some(job) = self.checkpoint_job(chain)? {
+            return Ok(job);
         }
-        let newest = self.sequences(chain)?.last().copied();
-        Ok(newest.map_or_else(|| chain.to_owned(), |sequence| self.job_of(chain, sequence)))
+        let Some(newest) = self.sequences(chain)?.last().copied() else {
+            return Ok(chain.to_owned());
+        };
+        match self.read_manifest(chain, newest) {
+            // It may be the only image of the job that took the chain over last.
+            Err(error) if error.kind() == ErrorKind::Damaged => match self.recorded_owner(chain)? {
+                Some(owner) => Ok(owner.job),
+                None => self.job_of(chain, newest),
+            },
+            _ => self.job_of(chain, newest),
+        }
     }
 
     /// The chain that a job writes to, where it exists, or will write to.
@@ -161,7 +293,7 @@ impl Store {
         let job = request.job.as_str();
         let chain = match self.images_of(job)? {
             Some(found) => found.chain.to_string(),
-            None if self.storage().list(&images_dir(job)).is_err() => return Ok(job.to_owned()),
+            None if !self.has_dir(&images_dir(job))? => return Ok(job.to_owned()),
             None => {
                 self.refuse_copy(job)?;
                 job.to_owned()
@@ -179,9 +311,10 @@ impl Store {
 
     /// Whether the job that writes to a chain has no image in it, only an unfinished sync, and may be replaced.
     fn gives_way(&self, chain: &str, writer: &str, request: &WriteRequest) -> Result<bool> {
-        let mut sequences = self.sequences(chain)?.into_iter();
-        if sequences.any(|sequence| self.job_of(chain, sequence) == writer) {
-            return Ok(false);
+        for sequence in self.sequences(chain)? {
+            if self.job_of(chain, sequence)? == writer {
+                return Ok(false);
+            }
         }
         Ok(match self.chain_owner(chain)? {
             Some(owner) => request.take_over.allows(&owner),
@@ -191,8 +324,12 @@ impl Store {
 
     /// Refuses to begin a job in a directory that is a copy of another chain.
     fn refuse_copy(&self, job: &str) -> Result<()> {
-        let (_, copies) = self.chains_and_copies()?;
-        match copies.iter().find(|copy| copy.name == job) {
+        match self
+            .chains_and_copies()?
+            .copies
+            .iter()
+            .find(|copy| copy.name == job)
+        {
             None => Ok(()),
             Some(copy) => Err(Error::invalid(format!(
                 "{copy}; or give --job another name, as the new job's chain would have this one"
@@ -228,7 +365,10 @@ impl Store {
     }
 
     fn no_job(&self, job: &str) -> Error {
-        let known: Vec<String> = self.jobs().unwrap_or_default().into_keys().collect();
+        let known: Vec<String> = match self.jobs() {
+            Ok(jobs) => jobs.into_keys().collect(),
+            Err(error) => return error,
+        };
         let known = if known.is_empty() {
             "none yet".to_owned()
         } else {
@@ -243,34 +383,46 @@ impl Store {
     /// # Errors
     /// `NotFound` where there is no such job or image.
     pub fn resolve(&self, image: &ImageRef) -> Result<ImageId> {
-        for chain in self.chains_for(&image.job)? {
-            let mut sequences = self.sequences(&chain)?;
+        let found = self.search(&image.job, |chain| {
+            let mut sequences = self.sequences(chain)?;
             if let Which::Sequence(wanted) = image.which {
                 sequences.retain(|&sequence| sequence == wanted);
             }
-            let is_of_job = |sequence: &u64| self.job_of(&chain, *sequence) == image.job;
-            if let Some(found) = sequences.into_iter().rev().find(is_of_job) {
-                return Ok(ImageId::new(&chain, found, &image.job));
+            for sequence in sequences.into_iter().rev() {
+                let is_of_job = match (self.maker(chain, sequence)?, image.which) {
+                    // A number means one image, whichever of these jobs made it.
+                    (Maker::OneOf(jobs, _), Which::Sequence(_)) if jobs.contains(&image.job) => true,
+                    (maker, _) => maker.known()? == image.job,
+                };
+                if is_of_job {
+                    return Ok(Some(Some(ImageId::new(chain, sequence, &image.job))));
+                }
             }
             // The images of a job lie in one chain.
-            if self.sequences_of(&image.job, &chain)?.is_some() {
-                break;
-            }
+            Ok(self.sequences_of(&image.job, chain)?.map(|_| None))
+        })?;
+        match found.flatten() {
+            Some(found) => Ok(found),
+            None => Err(no_image(image, &self.job(&image.job)?)),
         }
-        Err(no_image(image, &self.job(&image.job)?))
     }
 
     /// The image that another was made from; nothing if there was none or it was deleted.
     ///
     /// # Errors
-    /// When the manifest of `image` cannot be read.
+    /// When the manifest of `image` cannot be read, or that of the image of its parent's number.
     pub fn parent(&self, image: &ImageId) -> Result<Option<ImageId>> {
         let Some(parent) = self.manifest(image)?.parent.clone() else {
             return Ok(None);
         };
-        let found = self.read_manifest(image.chain(), parent.sequence);
-        let found = found.ok().filter(|found| found.id == parent.id);
-        Ok(found.map(|found| ImageId::new(image.chain(), parent.sequence, &found.job)))
+        match self.read_manifest(image.chain(), parent.sequence) {
+            Ok(found) if found.id == parent.id => {
+                Ok(Some(ImageId::new(image.chain(), parent.sequence, &found.job)))
+            }
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.within(format!("parent of image {image}"))),
+        }
     }
 
     /// What the unfinished sync of a job has stored so far, where there is one: a manifest of the disks that were
@@ -280,7 +432,7 @@ impl Store {
     /// `NotFound` if the store has no such job, `Damaged` where what is kept of the sync is not what was written.
     pub fn unfinished(&self, job: &str) -> Result<Option<Manifest>> {
         let found = self.unfinished_in(self.job(job)?.chain());
-        let found = found.map_err(|error| error.within(format!("unfinished sync of job {job}")))?;
+        let found = found.within(|| format!("unfinished sync of job {job}"))?;
         Ok(found.filter(|manifest| manifest.job == job))
     }
 
@@ -294,7 +446,7 @@ impl Store {
         let Some(images) = self.images_of(job)? else {
             return Err(nothing());
         };
-        if matches!(self.read_checkpoint(images.chain()), Ok(Some(found)) if found.job != job) {
+        if self.checkpoint_job(images.chain())?.is_some_and(|of| of != job) {
             return Err(nothing());
         }
         self.discard_checkpoint(images.chain(), job)?.ok_or_else(nothing)

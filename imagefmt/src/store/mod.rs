@@ -19,6 +19,7 @@ use crate::read::image::Image;
 use crate::storage::dir::PROBE_FILES;
 use crate::storage::paths::{checkpoint_path, images_dir, sequence_of};
 use crate::storage::{Lock, Storage};
+use crate::store::copies::Chains;
 use crate::store::manifests::Manifests;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -129,10 +130,10 @@ impl Store {
         &self.storage
     }
 
-    /// Names of all chains, ascending. Copies of chains are left out, with a warning.
-    pub(crate) fn chains(&self) -> Result<Vec<String>> {
-        let (chains, copies) = self.chains_and_copies()?;
-        for copy in copies {
+    /// All chains. Copies of chains are left out of the names, with a warning.
+    pub(crate) fn chains(&self) -> Result<Chains> {
+        let chains = self.chains_and_copies()?;
+        for copy in &chains.copies {
             if locked(&self.warned).insert(copy.name.clone()) {
                 tracing::warn!("store {}: {copy}", self.label);
             }
@@ -153,14 +154,25 @@ impl Store {
         Ok(sequences)
     }
 
+    /// Whether a directory is there. One that cannot be opened is an error, not one that is missing.
+    pub(crate) fn has_dir(&self, dir: &str) -> Result<bool> {
+        match self.storage.list(dir) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn no_chain(&self, chain: &str) -> Error {
         let what = format!("store {} has no chain {chain}", self.label);
         Error::new(ErrorKind::NotFound, what)
     }
 
-    /// The image of this number in a chain, named by the job that made it.
+    /// The image of this number in a chain, named by the job that made it, or by the chain where that cannot be found
+    /// out: the name is for people, chain and number say which image it is.
     pub(crate) fn image_id(&self, chain: &str, sequence: u64) -> ImageId {
-        ImageId::new(chain, sequence, &self.job_of(chain, sequence))
+        let job = self.job_of(chain, sequence);
+        ImageId::new(chain, sequence, job.as_deref().unwrap_or(chain))
     }
 
     /// The checked manifest of an image.
@@ -187,6 +199,15 @@ impl Store {
             }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// As [`read_checkpoint`](Self::read_checkpoint), but a damaged one counts as none: it is of no job and leads to no
+    /// image, and the next sync discards it.
+    pub(crate) fn readable_checkpoint(&self, chain: &str) -> Result<Option<Manifest>> {
+        match self.read_checkpoint(chain) {
+            Err(error) if error.kind() == ErrorKind::Damaged => Ok(None),
+            found => found.within(|| format!("unfinished sync in chain {chain}")),
         }
     }
 

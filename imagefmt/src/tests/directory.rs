@@ -52,7 +52,7 @@ fn a_chain_in_a_directory_reads_as_its_models() {
     }
     drop(store);
     let store = open_store(dir.path()).unwrap();
-    assert_eq!(store.chains().unwrap(), ["job"]);
+    assert_eq!(store.chains().unwrap().names, ["job"]);
     for (sequence, model) in (1..).zip(&history) {
         check(&store, sequence, model);
     }
@@ -174,7 +174,7 @@ fn a_chain_behind_a_symlink_is_not_followed() {
     symlink(outside.path().join("job"), dir.path().join("job")).unwrap();
     assert!(open_image(&store, "job", 1).is_err());
     assert!(store.begin("job", None, &["vda".to_owned()]).is_err());
-    assert_eq!(store.chains().unwrap(), NOTHING);
+    assert_eq!(store.chains().unwrap().names, NOTHING);
 }
 
 #[test]

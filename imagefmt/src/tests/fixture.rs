@@ -281,7 +281,7 @@ fn the_fixture_of_version_1_is_read_as_it_was_written() {
     let before = state(&path);
     let store = open_store(&path).unwrap();
     let mut all = json!({});
-    for chain in store.chains().unwrap() {
+    for chain in store.chains().unwrap().names {
         for sequence in store.sequences(&chain).unwrap() {
             assert_eq!(findings(&store, &chain, sequence), NOTHING, "{chain}/{sequence}");
             for disk in open_image(&store, &chain, sequence).unwrap().disks() {
@@ -309,7 +309,7 @@ fn the_fixture_holds_every_codec_and_is_small() {
     let store = open_store(&fixture().join("store")).unwrap();
     let mut codecs = BTreeSet::new();
     let mut heights = BTreeSet::new();
-    for chain in store.chains().unwrap() {
+    for chain in store.chains().unwrap().names {
         for sequence in store.sequences(&chain).unwrap() {
             for disk in open_image(&store, &chain, sequence).unwrap().disks() {
                 heights.insert(disk.geometry().height());

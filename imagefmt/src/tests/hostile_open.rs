@@ -597,7 +597,7 @@ fn directories_of_other_names_are_no_chains() {
         let begun = store.begin(name, None, &["vda".to_owned()]);
         assert_eq!(begun.unwrap_err().kind(), ErrorKind::Invalid);
     }
-    assert_eq!(store.chains().unwrap(), ["job"]);
+    assert_eq!(store.chains().unwrap().names, ["job"]);
 }
 
 #[test]

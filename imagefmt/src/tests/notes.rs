@@ -17,7 +17,7 @@ fn notes_are_kept_replaced_listed_and_removed() {
     store.put_note("web01", &vec![3]).unwrap();
     assert_eq!(store.notes().unwrap(), ["db", "web01"]);
     assert_eq!(store.note::<Vec<u32>>("web01").unwrap(), [3]);
-    assert_eq!(store.chains().unwrap(), Vec::<String>::new());
+    assert_eq!(store.chains().unwrap().names, Vec::<String>::new());
     store.remove_note("web01").unwrap();
     store.remove_note("web01").unwrap();
     assert_eq!(store.notes().unwrap(), ["db"]);

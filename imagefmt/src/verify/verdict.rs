@@ -420,14 +420,13 @@ impl Store {
     /// Puts a verdict beside its image, which is held open, so it cannot be deleted meanwhile.
     ///
     /// # Errors
-    /// `Io` where the store cannot be written, `Unsupported` where the record there is of a newer smc: it is left
-    /// alone.
+    /// `Io` where the store cannot be written, or the record that is there cannot be read: it may say more than the new
+    /// one. `Unsupported` where it is of a newer smc. Either is left alone; a damaged one is replaced.
     pub fn keep_verdict(&self, image: &Image, verdict: &Verdict) -> Result<()> {
         let id = image.id();
-        if let Err(error) = self.verdict(id, image.manifest())
-            && error.kind() == ErrorKind::Unsupported
-        {
-            return Err(error);
+        match self.verdict(id, image.manifest()) {
+            Err(error) if error.kind() != ErrorKind::Damaged => return Err(error),
+            _ => {}
         }
         let path = verified_path(id.chain(), id.sequence());
         sealed::replace(&**self.storage(), &images_dir(id.chain()), &path, verdict)

@@ -116,8 +116,7 @@ impl Store {
             .try_for_each(|name| check_name("disk", name))?;
         let storage = self.storage().clone();
         // A crash may have kept the name of one directory and not that of the other.
-        let missing = |dir: String| storage.list(&dir).is_err();
-        if missing(images_dir(chain)) || missing(layers_dir(chain)) {
+        if !self.has_dir(&images_dir(chain))? || !self.has_dir(&layers_dir(chain))? {
             chain::create_dirs(&*storage, chain).within(|| format!("create the chain of job {job}"))?;
         }
         let lock = self.lock_writer(chain, job)?;

@@ -13,7 +13,11 @@ const PREFIXES: [&str; 2] = ["smc:changed:", "qemu:dirty-bitmap:"];
 
 /// The contexts of an image.
 pub(super) fn offered(store: &Store, image: &ImageId) -> imagefmt::Result<Vec<String>> {
-    let parent = store.parent(image)?.map(|_| PARENT.to_owned());
+    let parent = match store.parent(image) {
+        Ok(found) => found.map(|_| PARENT.to_owned()),
+        // A client that asks for this context is told why it cannot be answered; all others are served.
+        Err(_) => Some(PARENT.to_owned()),
+    };
     let others = store.job(image.job())?;
     let others: Vec<ImageId> = others.ids().filter(|other| other != image).collect();
     let named = PREFIXES

@@ -101,7 +101,11 @@ impl StoreCatalog {
 
     fn offer_everything(&self) -> imagefmt::Result<Vec<Offer>> {
         let mut offers = Vec::new();
-        for (job, images) in self.images.store.jobs()? {
+        let (jobs, unread) = self.images.store.readable_jobs()?;
+        for error in &unread {
+            tracing::warn!("not served: {}", chain_text(error));
+        }
+        for (job, images) in jobs {
             let numbers = images.ids().map(|id| (Which::Sequence(id.sequence()), id));
             let latest = images.latest().map(|id| (Which::Latest, id));
             for (which, id) in numbers.chain(latest) {

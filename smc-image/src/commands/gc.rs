@@ -4,7 +4,7 @@ use crate::commands::rm;
 use crate::context::Context;
 use crate::exit;
 use cli::output;
-use imagefmt::{ErrorKind, JobImages, Store};
+use imagefmt::{Error, ErrorKind, JobImages, Store};
 use serde_json::json;
 use std::collections::HashSet;
 use std::process::ExitCode;
@@ -30,16 +30,21 @@ fn job_name(text: &str) -> Result<String, String> {
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
     let mut code = ExitCode::SUCCESS;
-    for images in chains(&store, &args.jobs)? {
+    let (chains, unread) = chains(&store, &args.jobs)?;
+    for error in unread {
+        code = rm::worse(code, exit::report(&error.into()));
+    }
+    for images in chains {
         let job = images.job();
         let done = match store.gc(job) {
             Ok(reclaimed) => {
-                if context.json {
+                let printed = if context.json {
                     let space = rm::space(&reclaimed);
-                    output::json(&json!({ "job": job, "chain": images.chain(), "space": space }))?;
+                    output::json(&json!({ "job": job, "chain": images.chain(), "space": space }))
                 } else {
-                    output::line(format_args!("{job}: {}", rm::in_words(&reclaimed)))?;
-                }
+                    output::line(format_args!("{job}: {}", rm::in_words(&reclaimed)))
+                };
+                output::unless_closed(printed)?;
                 rm::judge(job, &reclaimed)
             }
             Err(error) if error.kind() == ErrorKind::Busy && args.jobs.is_empty() => {
@@ -53,16 +58,16 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// One job of each chain that is to be cleaned up.
-fn chains(store: &Store, jobs: &[String]) -> imagefmt::Result<Vec<JobImages>> {
-    let mut found: Vec<JobImages> = if jobs.is_empty() {
-        store.jobs()?.into_values().collect()
+/// One job of each chain that is to be cleaned up, and why there may be more.
+fn chains(store: &Store, jobs: &[String]) -> imagefmt::Result<(Vec<JobImages>, Vec<Error>)> {
+    let (mut found, unread): (Vec<JobImages>, _) = if jobs.is_empty() {
+        let (jobs, unread) = store.readable_jobs()?;
+        (jobs.into_values().collect(), unread)
     } else {
-        jobs.iter()
-            .map(|job| store.job(job))
-            .collect::<imagefmt::Result<_>>()?
+        let named = jobs.iter().map(|job| store.job(job));
+        (named.collect::<imagefmt::Result<_>>()?, Vec::new())
     };
     let mut chains = HashSet::new();
     found.retain(|images| chains.insert(images.chain().to_owned()));
-    Ok(found)
+    Ok((found, unread))
 }

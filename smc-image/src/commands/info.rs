@@ -5,7 +5,7 @@ use anyhow::Context as _;
 use cli::output;
 use cli::text;
 use cli::units;
-use imagefmt::{Codec, Disk, DiskIdentity, DiskRecord, Image, ImageId, ImageRef, Manifest, Run};
+use imagefmt::{Codec, Disk, DiskIdentity, DiskRecord, Image, ImageId, ImageRef, Manifest, Run, Store};
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
@@ -30,7 +30,7 @@ struct Unreadable {
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
     let image = store.image(&args.image)?;
-    let parent = store.parent(image.id())?;
+    let parent = Parent::of(&store, &image);
     let disks: Vec<&Disk> = match &args.image.disk {
         Some(name) => vec![image.disk(Some(name))?],
         None => image.disks().iter().collect(),
@@ -49,10 +49,10 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
             .iter()
             .map(|(disk, record, found)| disk_object(disk, record, found))
             .collect();
-        output::json(&image_object(&image, parent.as_ref(), &disks))?;
+        output::json(&image_object(&image, &parent, &disks))?;
         return Ok(ExitCode::SUCCESS);
     }
-    print_image(&image, parent.as_ref())?;
+    print_image(&image, &parent)?;
     for (disk, record, unreadable) in &shown {
         print_disk(disk, record)?;
         if let Some(unreadable) = unreadable {
@@ -106,7 +106,44 @@ fn with_reason(choice: impl std::fmt::Display, reason: &str) -> String {
     }
 }
 
-fn print_image(image: &Image, parent: Option<&ImageId>) -> anyhow::Result<()> {
+/// The image that another was made from.
+enum Parent {
+    None,
+    /// It was deleted.
+    Deleted,
+    Found(ImageId),
+    /// An image of its number is there, but cannot be read.
+    Unread(imagefmt::Error),
+}
+
+impl Parent {
+    fn of(store: &Store, image: &Image) -> Self {
+        match (image.manifest().parent.is_some(), store.parent(image.id())) {
+            (_, Ok(Some(parent))) => Self::Found(parent),
+            (false, Ok(None)) => Self::None,
+            (true, Ok(None)) => Self::Deleted,
+            (_, Err(error)) => Self::Unread(error),
+        }
+    }
+
+    /// The image, where it is known.
+    fn image(&self) -> Option<String> {
+        match self {
+            Self::Found(parent) => Some(parent.to_string()),
+            Self::None | Self::Deleted | Self::Unread(_) => None,
+        }
+    }
+
+    /// Why the image is not known.
+    fn error(&self) -> Option<String> {
+        match self {
+            Self::Unread(error) => Some(error.full_message()),
+            Self::None | Self::Deleted | Self::Found(_) => None,
+        }
+    }
+}
+
+fn print_image(image: &Image, parent: &Parent) -> anyhow::Result<()> {
     let manifest = image.manifest();
     field("image", image.id().to_string())?;
     field("id", manifest.id)?;
@@ -114,13 +151,17 @@ fn print_image(image: &Image, parent: Option<&ImageId>) -> anyhow::Result<()> {
         "chain",
         format_args!("{} ({})", image.id().chain(), manifest.chain),
     )?;
-    match (&manifest.parent, parent) {
-        (Some(record), Some(parent)) => field("parent", format_args!("{parent} ({})", record.id))?,
-        (Some(record), None) => field(
+    let (number, id) = manifest.parent.as_ref().map_or_else(Default::default, |record| {
+        (record.sequence, record.id.to_string())
+    });
+    match parent {
+        Parent::None => field("parent", "none")?,
+        Parent::Deleted => field("parent", format_args!("number {number}, deleted ({id})"))?,
+        Parent::Found(parent) => field("parent", format_args!("{parent} ({id})"))?,
+        Parent::Unread(error) => field(
             "parent",
-            format_args!("number {}, deleted ({})", record.sequence, record.id),
+            format_args!("number {number} ({id}); cannot be read: {}", error.full_message()),
         )?,
-        (None, _) => field("parent", "none")?,
     }
     field("started", units::local_time(manifest.started))?;
     field("finished", units::local_time(manifest.finished))?;
@@ -200,7 +241,7 @@ fn print_unreadable(unreadable: &[Unreadable]) -> anyhow::Result<()> {
     })
 }
 
-fn image_object(image: &Image, parent: Option<&ImageId>, disks: &[Value]) -> Value {
+fn image_object(image: &Image, parent: &Parent, disks: &[Value]) -> Value {
     let manifest = image.manifest();
     json!({
         "image": image.id().to_string(),
@@ -209,7 +250,8 @@ fn image_object(image: &Image, parent: Option<&ImageId>, disks: &[Value]) -> Val
         "id": manifest.id,
         "chain": { "name": image.id().chain(), "id": manifest.chain },
         "parent": manifest.parent,
-        "parent_image": parent.map(ImageId::to_string),
+        "parent_image": parent.image(),
+        "parent_error": parent.error(),
         "started": manifest.started,
         "finished": manifest.finished,
         "kind": manifest.kind,

@@ -6,7 +6,7 @@ use crate::selection::{self, Selected};
 use cli::output;
 use cli::table::{Align, Table};
 use cli::units;
-use imagefmt::{DiskRecord, ImageId, JobImages, Manifest, Pin, Store, Verdict, VerdictState};
+use imagefmt::{DiskRecord, Error, ImageId, Manifest, Pin, Store, Verdict, VerdictState};
 use serde_json::json;
 use std::collections::HashSet;
 use std::process::ExitCode;
@@ -26,15 +26,26 @@ pub struct Args {
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
     let mut list = List::new(context.json);
-    for image in selection::images(&store, &args.selected)? {
+    let found = selection::find(&store, &args.selected)?;
+    for image in found.images {
         match selection::unless_deleted(store.manifest(&image)) {
-            Some(Ok(manifest)) => list.image(&manifest, &Said::of(&store, &image, &manifest))?,
+            Some(Ok(manifest)) => {
+                let label = image.to_string();
+                let (said, unread) = Said::of(&store, &image, &manifest);
+                list.image(&manifest, &said)?;
+                for (what, error) in unread {
+                    list.unread_beside(&label, what, &error.into())?;
+                }
+            }
             Some(Err(error)) => list.unreadable(&image.to_string(), &error.into())?,
             None => {}
         }
     }
+    for error in found.unread {
+        list.unlisted(&error.into())?;
+    }
     let mut unreadable = HashSet::new();
-    for images in jobs(&store, &args.selected)? {
+    for images in found.jobs {
         let job = images.job();
         match store.unfinished(job) {
             Ok(Some(unfinished)) => list.unfinished(&unfinished)?,
@@ -48,18 +59,6 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     list.finish(store.label())
 }
 
-/// The jobs whose unfinished syncs are to be listed.
-fn jobs(store: &Store, selected: &[Selected]) -> imagefmt::Result<Vec<JobImages>> {
-    if selected.is_empty() {
-        return Ok(store.jobs()?.into_values().collect());
-    }
-    let of_job = |selected: &Selected| match selected {
-        Selected::Job(job) => Some(store.job(job)),
-        Selected::Image(_) => None,
-    };
-    selected.iter().filter_map(of_job).collect()
-}
-
 /// What was said of an image since it was made.
 struct Said {
     verdict: Option<Verdict>,
@@ -67,12 +66,18 @@ struct Said {
 }
 
 impl Said {
-    /// What cannot be read is left out: the image is what counts.
-    fn of(store: &Store, image: &ImageId, manifest: &Manifest) -> Self {
-        Self {
-            verdict: store.verdict(image, manifest).ok().flatten(),
-            pins: store.pins(image).unwrap_or_default(),
-        }
+    /// What can be read of it, and what cannot. The image itself is what counts: it is shown all the same.
+    fn of(store: &Store, image: &ImageId, manifest: &Manifest) -> (Self, Vec<(&'static str, Error)>) {
+        let mut unread = Vec::new();
+        let verdict = store.verdict(image, manifest).unwrap_or_else(|error| {
+            unread.push(("result of its verification", error));
+            None
+        });
+        let pins = store.pins(image).unwrap_or_else(|error| {
+            unread.push(("pins", error));
+            Vec::new()
+        });
+        (Self { verdict, pins }, unread)
     }
 
     fn verified(&self) -> String {
@@ -115,7 +120,7 @@ impl List {
     fn image(&mut self, manifest: &Manifest, said: &Said) -> anyhow::Result<()> {
         self.images += 1;
         if self.json {
-            return output::json(&object(manifest, said));
+            return output::unless_closed(output::json(&object(manifest, said)));
         }
         let consistency = manifest.consistency.to_string();
         self.row(
@@ -137,7 +142,7 @@ impl List {
         self.images += 1;
         let label = format!("{}/unfinished", manifest.job);
         if self.json {
-            return output::json(&json!({
+            return output::unless_closed(output::json(&json!({
                 "unfinished": label,
                 "job": manifest.job,
                 "started": manifest.started,
@@ -145,7 +150,7 @@ impl List {
                 "disks": manifest.disks.iter().map(|disk| &disk.name).collect::<Vec<_>>(),
                 "dirty_bytes": sum(manifest, |disk| disk.dirty_bytes),
                 "stored_bytes": sum(manifest, |disk| disk.stored_bytes),
-            }));
+            })));
         }
         self.row(
             label,
@@ -181,29 +186,64 @@ impl List {
 
     fn unreadable(&mut self, label: &str, error: &anyhow::Error) -> anyhow::Result<()> {
         self.images += 1;
-        let damaged = exit::is_damage(error);
-        if damaged {
-            self.code = ExitCode::from(exit::DAMAGED);
-        } else if self.code == ExitCode::SUCCESS {
-            self.code = ExitCode::FAILURE;
-        }
+        let damaged = self.judge(error);
         let error = exit::full_message(error);
         if self.json {
-            return output::json(&json!({ "image": label, "damaged": damaged, "error": error }));
+            return output::unless_closed(output::json(
+                &json!({ "image": label, "damaged": damaged, "error": error }),
+            ));
         }
         let state = if damaged { "damaged" } else { "cannot be read" };
         self.table.note(format!("{label}  {state}: {error}"));
         Ok(())
     }
 
+    /// Says what cannot be read of what lies beside an image, which is listed.
+    fn unread_beside(&mut self, label: &str, what: &str, error: &anyhow::Error) -> anyhow::Result<()> {
+        let damaged = self.judge(error);
+        let error = exit::full_message(error);
+        if self.json {
+            return output::unless_closed(output::json(
+                &json!({ "beside": label, "what": what, "damaged": damaged, "error": error }),
+            ));
+        }
+        self.table
+            .note(format!("{label}  {what} cannot be read: {error}"));
+        Ok(())
+    }
+
+    /// Says that a part of the store is missing in the list.
+    fn unlisted(&mut self, error: &anyhow::Error) -> anyhow::Result<()> {
+        self.images += 1;
+        let damaged = self.judge(error);
+        let error = exit::full_message(error);
+        if self.json {
+            return output::unless_closed(output::json(&json!({ "damaged": damaged, "error": error })));
+        }
+        self.table.note(format!("incomplete: {error}"));
+        Ok(())
+    }
+
+    /// Lets an error count for the exit code, and says whether it is damage.
+    fn judge(&mut self, error: &anyhow::Error) -> bool {
+        let damaged = exit::is_damage(error);
+        if damaged {
+            self.code = ExitCode::from(exit::DAMAGED);
+        } else if self.code == ExitCode::SUCCESS {
+            self.code = ExitCode::FAILURE;
+        }
+        damaged
+    }
+
     fn finish(self, store: &str) -> anyhow::Result<ExitCode> {
         if self.json {
             return Ok(self.code);
         }
-        match self.images {
-            0 => output::line(format_args!("no images in {store}"))?,
-            _ => self.table.print()?,
-        }
+        let printed = match self.images {
+            0 => output::line(format_args!("no images in {store}")),
+            _ => self.table.print(),
+        };
+        output::unless_closed(printed)?;
         Ok(self.code)
     }
 }

@@ -112,11 +112,13 @@ pub fn worse(one: ExitCode, other: ExitCode) -> ExitCode {
 }
 
 fn report(json: bool, label: &str, reclaimed: &Reclaimed) -> anyhow::Result<ExitCode> {
-    if json {
-        output::json(&json!({ "deleted": label, "space": space(reclaimed) }))?;
+    let printed = if json {
+        output::json(&json!({ "deleted": label, "space": space(reclaimed) }))
     } else {
-        output::line(format_args!("{label} deleted, {}", in_words(reclaimed)))?;
-    }
+        output::line(format_args!("{label} deleted, {}", in_words(reclaimed)))
+    };
+    // The rest is deleted all the same.
+    output::unless_closed(printed)?;
     Ok(judge(label, reclaimed))
 }
 

@@ -8,13 +8,13 @@ use crate::exit;
 use crate::selection::{self, Selected};
 use anyhow::Context as _;
 use cli::interrupt::Interrupt;
-use cli::output::{self, ClosedOutput};
+use cli::output;
 use cli::progress::Progress;
 use cli::text;
 use cli::units;
 use imagefmt::{
-    ErrorKind, Finding, Image, ImageId, Readers, Scope, Span, Store, Verdict, Verifier, VerifyPlan,
-    VerifyProgress,
+    Error, ErrorKind, Finding, Image, ImageId, Readers, Scope, Span, Store, Verdict, Verified, Verifier,
+    VerifyPlan, VerifyProgress,
 };
 use jiff::Timestamp;
 use serde_json::json;
@@ -82,20 +82,19 @@ fn parse_rate(text: &str) -> Result<u64, String> {
 /// Verifies what was selected, and reports.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
-    let images = selection::images(&store, &args.selected)?;
+    let found = selection::find(&store, &args.selected)?;
     if let Some(device) = &args.against {
-        return against::run(context, &store, &images, args.disk.as_deref(), device);
+        return against::run(context, &store, &found.images, args.disk.as_deref(), device);
     }
     let mut run = Verification::new(&store, context.json, args)?;
     if args.resume {
-        run.begun = interrupted(&store, &images)?;
+        run.begun = interrupted(&store, &found.images)?;
     }
-    for image in &images {
-        match run.image(image) {
-            // Nobody reads on: the exit code still tells what was found.
-            Err(error) if error.is::<ClosedOutput>() && run.findings > 0 => break,
-            verified => verified?,
-        }
+    for error in found.unread {
+        run.failure(None, &error.into())?;
+    }
+    for image in &found.images {
+        run.image(image)?;
         if run.stopped {
             break;
         }
@@ -105,16 +104,23 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
 
 /// When the verification began that was interrupted last.
 fn interrupted(store: &Store, images: &[ImageId]) -> anyhow::Result<Timestamp> {
-    let stopped = |image: &ImageId| {
-        let manifest = store.manifest(image).ok()?;
-        let verdict = store.verdict(image, &manifest).ok()??;
-        verdict.stopped.map(|stopped| stopped.span.run)
-    };
-    images
-        .iter()
-        .filter_map(stopped)
-        .max()
-        .context("no verification of these images was interrupted: leave --continue out")
+    let mut last = None;
+    for image in images {
+        last = last.max(stopped_run(store, image)?);
+    }
+    last.context("no verification of these images was interrupted: leave --continue out")
+}
+
+/// When the verification of an image began that was interrupted; a damaged image or record tells of none.
+fn stopped_run(store: &Store, image: &ImageId) -> imagefmt::Result<Option<Timestamp>> {
+    let manifest = store.manifest(image);
+    match manifest.and_then(|manifest| store.verdict(image, &manifest)) {
+        Ok(verdict) => Ok(verdict
+            .and_then(|verdict| verdict.stopped)
+            .map(|stopped| stopped.span.run)),
+        Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 struct Verification<'a> {
@@ -178,14 +184,14 @@ impl<'a> Verification<'a> {
                 };
                 self.report(&label, &[finding], VerifyProgress::default())
             }
-            Some(Err(error)) => self.failure(&label, &error.into()),
+            Some(Err(error)) => self.failure(Some(&label), &error.into()),
             None => Ok(()),
         }
     }
 
     fn content(&mut self, image: &Image) -> anyhow::Result<()> {
         let label = image.id().to_string();
-        let mut verdict = self.verdict(image);
+        let (mut verdict, unread) = self.verdict(image);
         if self.args.resume && verdict.done_by(self.begun).is_some() {
             return self.was_done(image, &verdict);
         }
@@ -210,25 +216,53 @@ impl<'a> Verification<'a> {
             finished: Timestamp::now(),
         };
         verdict.add(&plan, span, &sizes, &verified);
-        self.keep(image, &verdict);
-        self.report(&label, &verified.findings, verified.progress)?;
-        if verified.stopped.is_some() {
-            self.stopped = true;
-            let percent = verified.progress.checked_bytes.saturating_mul(100) / total.max(1);
-            output::complain(format_args!(
-                "smc-image: stopped at {percent} % of {label}; `smc-image verify --continue` goes on from there"
-            ));
+        let kept = unread.map_or_else(|| self.store.keep_verdict(image, &verdict), Err);
+        if let Err(error) = kept {
+            self.tell_unkept(&error);
         }
+        if verified.stopped.is_none() {
+            return self.report(&label, &verified.findings, verified.progress);
+        }
+        let percent = verified.progress.checked_bytes.saturating_mul(100) / total.max(1);
+        self.report_stopped(&label, &verified, percent)
+    }
+
+    /// What was found until somebody asked to stop. That nothing was found says nothing of the rest.
+    fn report_stopped(&mut self, label: &str, verified: &Verified, percent: u64) -> anyhow::Result<()> {
+        self.stopped = true;
+        let findings = &verified.findings;
+        self.damaged += usize::from(!findings.is_empty());
+        self.count(findings, verified.progress);
+        print_findings(self.json, label, findings)?;
+        if self.json {
+            let mut object = json!({
+                "type": "image",
+                "image": label,
+                "stopped_percent": percent,
+                "findings": findings.len(),
+                "checked_bytes": verified.progress.checked_bytes,
+                "read_bytes": verified.progress.read_bytes,
+            });
+            if !findings.is_empty() {
+                object["good"] = false.into();
+            }
+            print(output::json(&object))?;
+        }
+        output::complain(format_args!(
+            "smc-image: stopped at {percent} % of {label}; `smc-image verify --continue` resumes there"
+        ));
         Ok(())
     }
 
-    /// What is known of an image; nothing where the record cannot be read, since it will be replaced.
-    fn verdict(&self, image: &Image) -> Verdict {
-        let known = self.store.verdict(image.id(), image.manifest());
-        known
-            .ok()
-            .flatten()
-            .unwrap_or_else(|| Verdict::new(image.manifest()))
+    /// What is known of an image, and why the result of this run must not take the place of the record that is there.
+    /// A damaged record says nothing and is replaced.
+    fn verdict(&self, image: &Image) -> (Verdict, Option<Error>) {
+        let new = || Verdict::new(image.manifest());
+        match self.store.verdict(image.id(), image.manifest()) {
+            Ok(known) => (known.unwrap_or_else(new), None),
+            Err(error) if error.kind() == ErrorKind::Damaged => (new(), None),
+            Err(error) => (new(), Some(error)),
+        }
     }
 
     fn plan(&self, verdict: &Verdict) -> VerifyPlan {
@@ -258,10 +292,8 @@ impl<'a> Verification<'a> {
         }
     }
 
-    fn keep(&mut self, image: &Image, verdict: &Verdict) {
-        if let Err(error) = self.store.keep_verdict(image, verdict)
-            && !std::mem::replace(&mut self.told_unkept, true)
-        {
+    fn tell_unkept(&mut self, error: &Error) {
+        if !std::mem::replace(&mut self.told_unkept, true) {
             output::complain(format_args!(
                 "smc-image: the result cannot be kept beside the images: {}",
                 error.full_message()
@@ -272,72 +304,84 @@ impl<'a> Verification<'a> {
     fn report(&mut self, label: &str, findings: &[Finding], done: VerifyProgress) -> anyhow::Result<()> {
         self.images += 1;
         self.damaged += usize::from(!findings.is_empty());
+        self.count(findings, done);
+        print_findings(self.json, label, findings)?;
+        if self.json {
+            return print(output::json(&json!({
+                "type": "image",
+                "image": label,
+                "good": findings.is_empty(),
+                "findings": findings.len(),
+                "checked_bytes": done.checked_bytes,
+                "read_bytes": done.read_bytes,
+            })));
+        }
+        if findings.is_empty() {
+            print(output::line(format_args!("{label}: good")))?;
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, findings: &[Finding], done: VerifyProgress) {
         self.findings += findings.len();
         self.checked_bytes += done.checked_bytes;
         self.read_bytes += done.read_bytes;
-        if !self.json {
-            return print_for_people(label, findings);
-        }
-        findings
-            .iter()
-            .try_for_each(|finding| output::json(&finding_object(finding)))?;
-        output::json(&json!({
-            "type": "image",
-            "image": label,
-            "good": findings.is_empty(),
-            "findings": findings.len(),
-            "checked_bytes": done.checked_bytes,
-            "read_bytes": done.read_bytes,
-        }))
     }
 
-    fn failure(&mut self, label: &str, error: &anyhow::Error) -> anyhow::Result<()> {
+    /// Something that cannot be judged, for a reason other than damage; an image, if it is one.
+    fn failure(&mut self, image: Option<&str>, error: &anyhow::Error) -> anyhow::Result<()> {
         self.failed += 1;
         let error = exit::full_message(error);
         if self.json {
-            return output::json(&json!({ "type": "error", "image": label, "error": error }));
+            return print(output::json(
+                &json!({ "type": "error", "image": image, "error": error }),
+            ));
         }
-        output::complain(format_args!("smc-image: {label} cannot be verified: {error}"));
+        match image {
+            Some(image) => output::complain(format_args!("smc-image: {image} cannot be verified: {error}")),
+            None => output::complain(format_args!("smc-image: not verified: {error}")),
+        }
         Ok(())
     }
 
     fn summary(&self) -> anyhow::Result<ExitCode> {
-        let code = match (self.findings, self.failed) {
-            (0, 0) if !self.stopped => ExitCode::SUCCESS,
-            (0, _) => ExitCode::FAILURE,
-            _ => ExitCode::from(exit::DAMAGED),
-        };
-        match self.print_summary() {
-            Err(error) if !error.is::<ClosedOutput>() => Err(error),
-            _ => Ok(code),
-        }
+        self.print_summary()?;
+        Ok(match (self.findings, self.stopped, self.failed) {
+            (1.., _, _) => ExitCode::from(exit::DAMAGED),
+            (0, true, _) => ExitCode::from(exit::INTERRUPTED),
+            (0, false, 1..) => ExitCode::FAILURE,
+            (0, false, 0) => ExitCode::SUCCESS,
+        })
     }
 
     fn print_summary(&self) -> anyhow::Result<()> {
         if self.json {
-            return output::json(&json!({
+            return print(output::json(&json!({
                 "type": "summary",
+                "interrupted": self.stopped,
                 "images": self.images,
                 "damaged_images": self.damaged,
                 "failed_images": self.failed,
                 "findings": self.findings,
                 "checked_bytes": self.checked_bytes,
                 "read_bytes": self.read_bytes,
-            }));
+            })));
         }
         let images = text::count(self.images, "image");
         let (checked, read) = (units::size(self.checked_bytes), units::size(self.read_bytes));
-        let verdict = match self.findings {
-            0 => "no damage".to_owned(),
+        let verdict = match (self.findings, self.stopped) {
+            (0, false) => "no damage".to_owned(),
+            (0, true) => "interrupted, no damage so far".to_owned(),
             _ => format!(
-                "{} damaged, {}",
+                "{}{} damaged, {}",
+                if self.stopped { "interrupted, " } else { "" },
                 self.damaged,
                 text::count(self.findings, "finding")
             ),
         };
-        output::line(format_args!(
+        print(output::line(format_args!(
             "{images} verified, {checked} of content from {read} stored: {verdict}"
-        ))
+        )))
     }
 }
 
@@ -353,25 +397,33 @@ fn finding_object(finding: &Finding) -> serde_json::Value {
     })
 }
 
-fn print_for_people(label: &str, findings: &[Finding]) -> anyhow::Result<()> {
-    if findings.is_empty() {
-        return output::line(format_args!("{label}: good"));
+/// Goes on where nobody reads the output: the exit code and the results that are kept are the answer too.
+fn print(printed: anyhow::Result<()>) -> anyhow::Result<()> {
+    output::unless_closed(printed)
+}
+
+fn print_findings(json: bool, label: &str, findings: &[Finding]) -> anyhow::Result<()> {
+    if json {
+        let objects = findings.iter().map(finding_object);
+        return objects
+            .into_iter()
+            .try_for_each(|object| print(output::json(&object)));
     }
     for of_disk in findings.chunk_by(|a, b| a.disk == b.disk) {
         of_disk
             .iter()
             .take(FINDINGS_SHOWN_MAX)
-            .try_for_each(output::line)?;
+            .try_for_each(|finding| print(output::line(finding)))?;
         let rest = of_disk.len().saturating_sub(FINDINGS_SHOWN_MAX);
         if rest > 0 {
             let disk = of_disk[0]
                 .disk
                 .as_ref()
                 .map_or(String::new(), |disk| format!(":{disk}"));
-            output::line(format_args!(
+            print(output::line(format_args!(
                 "{label}{disk}: {} more",
                 text::count(rest, "finding")
-            ))?;
+            )))?;
         }
     }
     Ok(())

@@ -62,6 +62,12 @@ pub enum Failure {
     Enospc,
     /// EINTR, and nothing was done.
     Eintr,
+    /// EACCES: it cannot be read.
+    Eacces,
+    /// ESTALE: a server does not know the file any more.
+    Estale,
+    /// EMFILE: too many files are open.
+    Emfile,
     /// A write takes some of the bytes, and then the disk is full.
     Short,
     /// EIO, but it was done all the same.
@@ -75,10 +81,13 @@ pub enum Failure {
 }
 
 impl Failure {
-    pub const ALL: [(Self, &'static str); 8] = [
+    pub const ALL: [(Self, &'static str); 11] = [
         (Self::Eio, "eio"),
         (Self::Enospc, "enospc"),
         (Self::Eintr, "eintr"),
+        (Self::Eacces, "eacces"),
+        (Self::Estale, "estale"),
+        (Self::Emfile, "emfile"),
         (Self::Short, "short"),
         (Self::Late, "late"),
         (Self::SyncLost, "sync-lost"),
@@ -102,6 +111,7 @@ impl Failure {
         match self {
             Self::Eio => true,
             Self::Enospc => kind.takes_space(),
+            Self::Eacces | Self::Estale | Self::Emfile => !kind.changes(),
             Self::Short => kind == Kind::Write,
             Self::Eintr | Self::Late => kind.changes() && !sticky,
             Self::SyncLost | Self::SyncEvicted => kind == Kind::SyncFile && !sticky,
@@ -113,6 +123,9 @@ impl Failure {
         match self {
             Self::Enospc | Self::Short => libc::ENOSPC,
             Self::Eintr => libc::EINTR,
+            Self::Eacces => libc::EACCES,
+            Self::Estale => libc::ESTALE,
+            Self::Emfile => libc::EMFILE,
             Self::PowerOff => libc::ENODEV,
             _ => libc::EIO,
         }

@@ -152,7 +152,7 @@ fn check_unfinished(store: &Store, name: &str, job: &mut Job, since: Since) -> R
 /// Nothing takes space but what an image or the unfinished sync of a job holds.
 pub fn check_no_leaks(disk: &SimDisk) -> Result<(), String> {
     let store = Store::open(Arc::new(disk.clone()), "sim").map_err(|error| format!("{error:?}"))?;
-    for chain in store.chains().map_err(|error| format!("{error:?}"))? {
+    for chain in store.chains().map_err(|error| format!("{error:?}"))?.names {
         no_leaks(disk, &store, &chain).map_err(|leak| format!("after gc, chain {chain}: {leak}"))?;
     }
     Ok(())
