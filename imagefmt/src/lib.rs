@@ -41,6 +41,7 @@ pub use read::tree::{Run, Tree};
 pub use reclaim::delete::Reclaimed;
 pub use storage::dir::DirStorage;
 pub use storage::{LayerAppend, LayerRead, Lock, LockMode, Storage};
+pub use store::fallback::Fallback;
 pub use store::jobs::JobImages;
 pub use store::pins::{PIN_NAME, Pin};
 pub use store::{Readers, Store};

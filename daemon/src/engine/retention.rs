@@ -1,6 +1,6 @@
 //! Retention: of a job's images the newest few are kept.
 
-use imagefmt::{ErrorKind, Result, Store};
+use imagefmt::{ErrorKind, Fallback, ImageId, Result, Store};
 use serde::Serialize;
 
 /// An image that was deleted because there were more than are to be kept.
@@ -25,7 +25,9 @@ pub struct Retained {
 
 /// Deletes the earliest unused images of `job` until no more than `max_images` are left.
 ///
-/// Images in use stay; a later sync deletes them when nobody uses them. The newest one always stays.
+/// Images in use stay; a later sync deletes them when nobody uses them. The newest one always stays. As long as a newer
+/// image is known to be damaged and none since is known to be good, so do that one and the last one that may be good.
+/// An image that cannot be deleted for a reason of its own keeps no other one from it.
 ///
 /// # Errors
 /// When the store cannot be read or written. What was deleted before stays deleted.
@@ -34,9 +36,17 @@ pub fn apply(store: &Store, job: &str, max_images: usize) -> Result<Retained> {
     let mut retained = Retained::default();
     let count = images.sequences().len();
     let mut excess = count.saturating_sub(max_images.max(1));
+    let fallback = match images.latest() {
+        Some(latest) if excess > 0 => store.fallback(&latest)?,
+        _ => None,
+    };
     for image in images.ids().take(count.saturating_sub(1)) {
         if excess == 0 {
             break;
+        }
+        if let Some(reason) = reason_to_keep(store, &image, fallback.as_ref()) {
+            retained.warnings.push(reason);
+            continue;
         }
         match store.delete(&image) {
             Ok(reclaimed) => {
@@ -58,8 +68,34 @@ pub fn apply(store: &Store, job: &str, max_images: usize) -> Result<Retained> {
                 ));
             }
             Err(error) if error.kind() == ErrorKind::NotFound => excess -= 1,
+            Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Unsupported) => {
+                retained
+                    .warnings
+                    .push(format!("{image} is kept: {}", error.full_message()));
+            }
             Err(error) => return Err(error),
         }
     }
     Ok(retained)
+}
+
+/// Why an image stays that nobody uses, where there is a reason.
+fn reason_to_keep(store: &Store, image: &ImageId, fallback: Option<&Fallback>) -> Option<String> {
+    match fallback {
+        Some(Fallback { image: last, damaged }) if last == image => {
+            return Some(format!(
+                "{image} is kept, as it is the newest image that may be good: {damaged} is damaged, and no newer one \
+                 was verified. It is deleted once a newer image has been verified and is good (`smc-image verify`)"
+            ));
+        }
+        Some(Fallback { image: last, damaged }) if damaged == image => {
+            return Some(format!("{image}, which is damaged, is kept as long as {last} is"));
+        }
+        _ => {}
+    }
+    let error = store.pins(image).err()?;
+    Some(format!(
+        "{image} is kept: whether it is pinned cannot be read: {}. `smc-image unpin {image}` takes all its pins away",
+        error.full_message()
+    ))
 }

@@ -3,8 +3,9 @@
 use super::{Control, DiskArg, ErrorKind, ImageBegun, Observer, Request, open_all, run};
 use api::Phase;
 use changetrack::Progress;
-use imagefmt::{Method, Store};
+use imagefmt::{Method, Span, Store, Verdict, Verifier, VerifyPlan};
 use std::fs;
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -144,6 +145,104 @@ fn a_disk_that_fails_is_named() {
     let message = error.full_message();
     assert!(message.contains("sync vdb ("), "{message}");
     assert!(!message.contains("sync vda"), "{message}");
+}
+
+impl Fixture {
+    fn images(&self) -> Vec<u64> {
+        self.store.job("web01").unwrap().sequences().to_vec()
+    }
+
+    fn retain(&self, max_images: usize) -> super::Retained {
+        super::retain(&self.store, "web01", max_images).unwrap()
+    }
+
+    /// Syncs after a change to the first disk.
+    fn sync_changed(&self, seed: u64) {
+        let mut content = fs::read(self.scratch.join("vda")).unwrap();
+        content[..MIB].copy_from_slice(&noise(MIB, seed));
+        fs::write(self.scratch.join("vda"), content).unwrap();
+        self.sync(&Control::new(0), &Noted::default()).unwrap();
+    }
+
+    /// Verifies an image and keeps the result, as `smc-image verify` does; whether it is good.
+    fn verify(&self, sequence: u64) -> bool {
+        let id = self.store.job("web01").unwrap().get(sequence).unwrap();
+        let image = self.store.open_image(&id).unwrap();
+        let plan = VerifyPlan::default();
+        let verified = Verifier::new().verify(&image, &plan, &mut |_| ControlFlow::Continue(()));
+        let now = jiff::Timestamp::now();
+        let span = Span {
+            run: now,
+            started: now,
+            finished: now,
+        };
+        let mut verdict = Verdict::new(image.manifest());
+        verdict.add(&plan, span, &[24 * MIB as u64; 2], &verified);
+        self.store.keep_verdict(&image, &verdict).unwrap();
+        verified.findings.is_empty()
+    }
+
+    /// Flips a bit of what an image has stored itself, behind the header of its layer.
+    fn damage(&self, sequence: u64) {
+        let id = self.store.job("web01").unwrap().get(sequence).unwrap();
+        let manifest = self.store.manifest(&id).unwrap();
+        let own = manifest.layers.iter().map(|layer| layer.id).max().unwrap();
+        let path = self.scratch.join(format!("store/web01/layers/{own:08x}.layer"));
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[5000] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    }
+}
+
+#[test]
+fn the_last_good_image_stays_while_a_newer_one_is_damaged() {
+    let fixture = Fixture::new();
+    fixture.sync_changed(10);
+    fixture.sync_changed(11);
+    assert!(fixture.verify(1));
+    fixture.damage(2);
+    assert!(!fixture.verify(2));
+    for seed in 12..16 {
+        fixture.sync_changed(seed);
+        let retained = fixture.retain(2);
+        let newest = *fixture.images().last().unwrap();
+        assert_eq!(fixture.images(), [1, 2, newest], "{retained:?}");
+        let text = retained.warnings.join("; ");
+        assert!(
+            text.contains("web01/1 is kept") && text.contains("web01/2 is damaged"),
+            "{text}"
+        );
+    }
+    fixture.sync_changed(16);
+    let newest = *fixture.images().last().unwrap();
+    assert!(
+        fixture.verify(newest),
+        "what is damaged was stored anew, or changed since"
+    );
+    let retained = fixture.retain(2);
+    assert_eq!(retained.warnings, Vec::<String>::new());
+    assert_eq!(fixture.images(), [newest - 1, newest]);
+}
+
+#[test]
+fn pins_that_cannot_be_read_keep_one_image_and_no_other() {
+    let fixture = Fixture::new();
+    for seed in 10..14 {
+        fixture.sync_changed(seed);
+    }
+    fs::write(
+        fixture.scratch.join("store/web01/images/000001.pins"),
+        "not a record",
+    )
+    .unwrap();
+    let retained = fixture.retain(2);
+    assert_eq!(fixture.images(), [1, 4], "{retained:?}");
+    let [warning] = retained.warnings.try_into().unwrap();
+    assert!(
+        warning.contains("web01/1 is kept") && warning.contains("smc-image unpin web01/1"),
+        "{warning}"
+    );
+    assert!(!retained.in_use);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub(crate) mod chain;
 pub(crate) mod copies;
+pub(crate) mod fallback;
 pub(crate) mod jobs;
 pub(crate) mod locks;
 pub(crate) mod manifests;

@@ -196,3 +196,62 @@ fn a_verdict_is_kept_beside_its_image_and_goes_with_it() {
     store.delete(&store.image_id("job", 1)).unwrap();
     assert!(!storage.files.lock().unwrap().contains_key(path));
 }
+
+/// Keeps a verdict that says so.
+fn judge(store: &Store, sequence: u64, good: bool) {
+    let image = open_image(store, "job", sequence).unwrap();
+    let mut verified = verify(&image, &VerifyPlan::default(), usize::MAX);
+    verified.findings.clear();
+    if !good {
+        verified.findings.push(Finding {
+            image: image.id().to_string(),
+            disk: Some("vda".to_owned()),
+            clusters: 1..2,
+            offset: 16384,
+            what: "damaged".to_owned(),
+            cause: "damaged".to_owned(),
+        });
+    }
+    let mut verdict = Verdict::new(image.manifest());
+    verdict.add(&VerifyPlan::default(), span(), &[CLUSTERS * 16384], &verified);
+    store.keep_verdict(&image, &verdict).unwrap();
+}
+
+#[test]
+fn the_last_image_that_may_be_good_is_known_while_a_newer_one_is_damaged() {
+    let (storage, store) = two_images();
+    let mut model = Model::new(CLUSTERS * 16384, ClusterSize::K16);
+    for index in [3, 4, 5] {
+        model.set(index, random_bytes(index, 16384));
+        write_image(&store, "job", &[("vda", &model)]).unwrap();
+    }
+    let fallback = || {
+        let found = store.fallback(&store.image_id("job", 1)).unwrap()?;
+        Some((found.image.sequence(), found.damaged.sequence()))
+    };
+    assert_eq!(fallback(), None, "nothing is known of any image");
+    judge(&store, 3, false);
+    assert_eq!(fallback(), Some((2, 3)), "2 is not known to be damaged");
+    judge(&store, 1, true);
+    assert_eq!(fallback(), Some((1, 3)), "1 is known to be good");
+    judge(&store, 2, false);
+    judge(&store, 4, false);
+    assert_eq!(fallback(), Some((1, 4)));
+    judge(&store, 5, true);
+    assert_eq!(fallback(), None, "5 is good");
+    judge(&store, 5, false);
+    assert_eq!(fallback(), Some((1, 5)));
+    judge(&store, 2, true);
+    assert_eq!(fallback(), Some((2, 5)));
+    // What cannot be read may have said that the image is damaged.
+    for sequence in 3..=5 {
+        judge(&store, sequence, true);
+    }
+    assert_eq!(fallback(), None);
+    let flip = |path: &str| storage.files.lock().unwrap().get_mut(path).unwrap()[7] ^= 1;
+    flip("job/images/000005.verified");
+    assert_eq!(fallback(), Some((4, 5)));
+    flip("job/images/000005.verified");
+    flip("job/images/000005.json");
+    assert_eq!(fallback(), Some((4, 5)));
+}

@@ -16,12 +16,16 @@ const UNFINISHED: &str = "unfinished";
 /// Delete images and free the space that only they used
 ///
 /// No data is copied, and any image can go, the oldest, the newest or one between. An image that is served,
-/// mounted, being read or pinned stays, and so do all images that share anything with the deleted one.
+/// mounted, being read or pinned stays, and so do all images that share anything with the deleted one. The last
+/// image that may be good stays while a newer one is damaged, unless --force is given.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Images to delete; JOB/unfinished for what a sync that did not end has stored
     #[arg(value_name = "IMAGE", required = true)]
     doomed: Vec<Doomed>,
+    /// Also delete the last image that may be good while a newer one is damaged
+    #[arg(long)]
+    force: bool,
 }
 
 /// Something to delete.
@@ -55,7 +59,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
         args.doomed.iter().map(|doomed| name(&store, doomed)).collect();
     let mut code = ExitCode::SUCCESS;
     for (label, named) in named {
-        match named.and_then(|named| delete(&store, &named)) {
+        match named.and_then(|named| delete(&store, &named, args.force)) {
             Ok(reclaimed) => code = worse(code, report(context.json, &label, &reclaimed)?),
             Err(error) => {
                 let failed = exit::report(&error);
@@ -85,10 +89,28 @@ fn name(store: &Store, doomed: &Doomed) -> (String, anyhow::Result<Named>) {
     }
 }
 
-fn delete(store: &Store, named: &Named) -> anyhow::Result<Reclaimed> {
+/// Refuses to delete the last image that may be good.
+fn check_fallback(store: &Store, image: &ImageId) -> anyhow::Result<()> {
+    match store.fallback(image)? {
+        Some(found) if found.image == *image => Err(anyhow::anyhow!(
+            "{image} is the newest image that may be good: {} is damaged, and no newer one was verified",
+            found.damaged
+        ))
+        .advise(format!(
+            "verify a newer one first (`smc-image verify {}/latest`), or delete it with --force",
+            image.job()
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn delete(store: &Store, named: &Named, force: bool) -> anyhow::Result<Reclaimed> {
     match named {
         Named::Unfinished(job) => Ok(store.discard_unfinished(job)?),
         Named::Image(image) => {
+            if !force {
+                check_fallback(store, image)?;
+            }
             let deleted = store.delete(image);
             let damaged_pins = matches!(&deleted, Err(error) if error.kind() == ErrorKind::Damaged);
             let deleted = deleted.map_err(anyhow::Error::from);

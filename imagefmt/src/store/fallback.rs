@@ -1,0 +1,67 @@
+//! The image that must not go while a newer one is damaged: the newest from which everything can still be restored.
+
+use crate::error::{ErrorKind, Result};
+use crate::format::name::ImageId;
+use crate::store::Store;
+use crate::verify::verdict::VerdictState;
+
+/// An image to keep, and the newer one because of which it is to be kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fallback {
+    /// The newest image below the damaged one that is known to be good; if none is, that is not known to be damaged.
+    pub image: ImageId,
+    /// The newest image that is damaged, or of which that cannot be ruled out: its manifest or what its verifications
+    /// came to cannot be read. While it is there, it is known why the other one must stay.
+    pub damaged: ImageId,
+}
+
+/// What is known of an image without reading its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Good,
+    Damaged,
+    Nothing,
+}
+
+impl Store {
+    /// Which image of a chain must stay, because a newer one is damaged and none that is newer than that is known to
+    /// be good; nothing where there is no such image. `of` is any image of the chain.
+    ///
+    /// # Errors
+    /// When the chain cannot be listed.
+    pub fn fallback(&self, of: &ImageId) -> Result<Option<Fallback>> {
+        let chain = of.chain();
+        let mut damaged = None;
+        let mut unknown = None;
+        for sequence in self.sequences(chain)?.into_iter().rev() {
+            let image = self.image_id(chain, sequence);
+            match (self.known_of(&image), &damaged) {
+                (Known::Good, None) => return Ok(None),
+                (Known::Good, Some(_)) => {
+                    unknown = Some(image);
+                    break;
+                }
+                (Known::Damaged, None) => damaged = Some(image),
+                (Known::Nothing, Some(_)) if unknown.is_none() => unknown = Some(image),
+                _ => {}
+            }
+        }
+        Ok(damaged
+            .zip(unknown)
+            .map(|(damaged, image)| Fallback { image, damaged }))
+    }
+
+    fn known_of(&self, image: &ImageId) -> Known {
+        let verdict = self
+            .manifest(image)
+            .and_then(|manifest| self.verdict(image, &manifest));
+        match verdict.map(|verdict| verdict.map(|verdict| verdict.state())) {
+            Ok(Some(VerdictState::Good(_))) => Known::Good,
+            Ok(Some(VerdictState::Damaged(_))) => Known::Damaged,
+            Ok(_) => Known::Nothing,
+            // It was deleted a moment ago.
+            Err(error) if error.kind() == ErrorKind::NotFound => Known::Nothing,
+            Err(_) => Known::Damaged,
+        }
+    }
+}
