@@ -73,6 +73,10 @@ pub struct Progress {
     pub eta_seconds: Option<u64>,
     /// Whether this sync resumes an unfinished one.
     pub resumed: bool,
+    /// What the sync or its checkpoints wait for, for example `waiting until suspended smc-image (pid 4711) has finished`.
+    /// Absent if they wait for no other process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_up: Option<String>,
 }
 
 /// What started a sync: `manual` (a person) or `schedule` (the job's interval or `start_at`).

@@ -54,9 +54,11 @@ pub struct ListedDisk {
 }
 
 /// An image that is in use, and what uses it. An image in use is not deleted.
+///
+/// If it is not known which images of a store are in use, the answer has an entry for that store with an `error`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExportView {
-    /// The image as JOB/NUMBER, for example `web01/7`.
+    /// The image as JOB/NUMBER, for example `web01/7`. Empty in an entry that is about the whole store.
     pub image: String,
     /// The directory of the image's store.
     pub store: String,
@@ -64,4 +66,8 @@ pub struct ExportView {
     pub held_by: Vec<String>,
     /// The names of the image's pins.
     pub pins: Vec<String>,
+    /// Why it is not known who uses the image, or which images of the store are in use: the store does not answer, or
+    /// cannot be read. Absent if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }

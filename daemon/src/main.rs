@@ -1,6 +1,6 @@
 //! smcd: syncs disks into images, once (`smcd sync`) or by a schedule, as a service.
 
-mod cli;
+mod args;
 mod clock;
 mod config;
 mod engine;
@@ -10,13 +10,15 @@ mod logging;
 mod oneshot;
 mod serve;
 mod service;
+mod signals;
 mod state;
 mod stores;
 mod units;
 
 use anyhow::Result;
+use args::{Cli, Command};
 use clap::Parser;
-use cli::{Cli, Command};
+use cli::output::complain;
 use config::Config;
 use std::process::ExitCode;
 
@@ -33,9 +35,9 @@ fn main() -> ExitCode {
             logging::begin("warn");
             return report_sync(oneshot::run(args));
         }
-        Some(Command::Completions { shell }) => cli::print_completions(*shell),
-        Some(Command::Man { dir }) => cli::write_man_pages(dir),
-        Some(Command::Openapi) => cli::print(&http::openapi_json()),
+        Some(Command::Completions { shell }) => args::print_completions(*shell),
+        Some(Command::Man { dir }) => args::write_man_pages(dir),
+        Some(Command::Openapi) => args::print(&http::openapi_json()),
     };
     report(done)
 }
@@ -45,12 +47,12 @@ fn service(cli: &Cli) -> ExitCode {
     let config = match Config::load(cli.config.as_deref()) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("smcd: {error:#}");
+            complain(format_args!("smcd: {error:#}"));
             return ExitCode::from(WRONG_USE);
         }
     };
     if cli.check_config {
-        return report(cli::print(&format!("{}\n", described(&config))));
+        return report(args::print(&format!("{}\n", described(&config))));
     }
     logging::begin(&config.log);
     report(serve::run(config))
@@ -70,7 +72,7 @@ fn report(done: Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("smcd: {error:#}");
+            complain(format_args!("smcd: {error:#}"));
             ExitCode::from(FAILED)
         }
     }
@@ -80,7 +82,7 @@ fn report_sync(done: engine::Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("smcd: {}", error.full_message());
+            complain(format_args!("smcd: {}", error.full_message()));
             ExitCode::from(match error.kind() {
                 engine::ErrorKind::Damaged => DAMAGED,
                 _ => FAILED,

@@ -4,10 +4,10 @@ use crate::clock::{Clock, SystemClock, TestClock};
 use crate::config::Config;
 use crate::http;
 use crate::service::{self, Manager, Scheduler};
+use crate::signals;
 use anyhow::{Context, Result, bail};
 use blockio::{LockResult, LockedFile};
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -22,9 +22,7 @@ use std::time::{Duration, Instant};
 /// Runs until it is told to end.
 pub fn run(config: Config) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register(signal, stop.clone()).context("watch for signals")?;
-    }
+    stop_on_signals(stop.clone())?;
     make_dir(&config.state_dir)?;
     let _alone = lock(&config.state_dir)?;
     let (listener, own) = listener(&config.socket)?;
@@ -44,6 +42,23 @@ pub fn run(config: Config) -> Result<()> {
         let _ = nix::sys::socket::shutdown(own.as_raw_fd(), nix::sys::socket::Shutdown::Both);
     }
     Ok(())
+}
+
+/// A request to end is kept in `stop`; every other signal is noted.
+fn stop_on_signals(stop: Arc<AtomicBool>) -> Result<()> {
+    signals::watch(move |signal| {
+        let name = signals::name(signal);
+        if signals::ENDING.contains(&signal) {
+            tracing::info!("{name}: smcd is stopping");
+            stop.store(true, Ordering::Relaxed);
+        } else if signal == signals::HANGUP {
+            tracing::warn!(
+                "{name} is ignored: smcd reads its configuration when it starts (`systemctl restart smcd`)"
+            );
+        } else {
+            tracing::warn!("{name} is ignored");
+        }
+    })
 }
 
 fn clock(config: &Config) -> Arc<dyn Clock> {
@@ -148,8 +163,8 @@ fn serve(manager: &Arc<Manager>, listener: UnixListener) -> Result<()> {
     let router = http::router(manager.clone());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
-        // A store that does not answer holds up those that ask for its jobs, and nobody else.
-        .max_blocking_threads(256)
+        // Every request gets one: no connection has two at a time.
+        .max_blocking_threads(http::CONNECTIONS_MAX)
         .thread_name("api")
         .enable_all()
         .build()
@@ -163,7 +178,7 @@ fn serve(manager: &Arc<Manager>, listener: UnixListener) -> Result<()> {
                     Ok(listener) => {
                         let _ = ready.send(Ok(()));
                         // It accepts until the process ends.
-                        let _ = axum::serve(listener, router).await;
+                        http::serve(listener, router, http::Limits::default()).await;
                     }
                     Err(error) => drop(ready.send(Err(error))),
                 }

@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 /// How long an action waits for its job's store.
 pub const ACTION_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the store of a new job is waited for: making one tries what it can do.
+pub const CREATE_PATIENCE: Duration = Duration::from_secs(60);
+
 /// How long a view waits for a store.
 pub const VIEW_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -163,14 +166,25 @@ impl Stores {
 
     /// Closes stores that nobody has asked for some time, so that their filesystems can be unmounted.
     pub fn close_idle(&self) {
-        let rooms: Vec<Arc<Room>> = self.rooms().values().cloned().collect();
-        for room in rooms {
+        let mut closed = Vec::new();
+        self.rooms().retain(|_, room| {
             // One that is being asked is not idle.
-            if let Ok(mut kept) = room.kept.try_lock()
-                && kept.as_ref().is_some_and(|kept| kept.used.elapsed() >= IDLE_MAX)
-            {
-                *kept = None;
+            let Ok(mut kept) = room.kept.try_lock() else {
+                return true;
+            };
+            if kept.as_ref().is_some_and(|kept| kept.used.elapsed() >= IDLE_MAX) {
+                closed.extend(kept.take());
             }
+            // Nobody can begin to use it while the list is held.
+            kept.is_some() || Arc::strong_count(room) > 1
+        });
+        // Closing a file may wait for its disk: nobody else may wait for that.
+        if !closed.is_empty()
+            && let Err(error) = thread::Builder::new()
+                .name("close stores".to_owned())
+                .spawn(move || drop(closed))
+        {
+            tracing::warn!("no thread to close stores that are not used: {error}");
         }
     }
 

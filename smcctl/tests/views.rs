@@ -238,12 +238,26 @@ fn images_in_use_are_listed_with_their_users() {
         store: "/s".to_owned(),
         held_by: vec!["smc-image (pid 4711)".to_owned()],
         pins: vec![],
+        error: None,
+    };
+    let silent = ExportView {
+        image: String::new(),
+        store: "/nfs".to_owned(),
+        held_by: vec![],
+        pins: vec![],
+        error: Some("store /nfs does not answer: look at its disk".to_owned()),
     };
     let smcd = FakeSmcd::new();
-    smcd.on("GET /v1/exports", 200, &[export]);
+    smcd.on("GET /v1/exports", 200, std::slice::from_ref(&export));
+    smcd.on("GET /v1/exports", 200, &[export, silent.clone()]);
+    smcd.on("GET /v1/exports", 200, &[silent]);
     smcd.on("GET /v1/exports", 200, &json!([]));
     let expected = "IMAGE    STORE  HELD-BY               PINS\nweb01/7  /s     smc-image (pid 4711)  -\n";
+    let unknown =
+        "not known whether images of store /nfs are in use: store /nfs does not answer: look at its disk\n";
     assert_eq!(smcd.say("exports").ok(), expected);
+    assert_eq!(smcd.say("exports").ok(), format!("{expected}{unknown}"));
+    assert_eq!(smcd.say("exports").ok(), unknown);
     assert_eq!(smcd.say("exports").ok(), "no image is in use\n");
 }
 

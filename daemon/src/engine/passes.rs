@@ -4,7 +4,7 @@ use super::disks::SourceDisk;
 use super::error::{Error, ErrorKind, Result, Within};
 use super::sync::{Job, Observer};
 use changetrack::{Pass, Pipeline, PipelineOptions, Plan, Progress, Sink};
-use imagefmt::{ClusterUpdate, DiskId, ImageWriter};
+use imagefmt::{Checkpoint, ClusterUpdate, DiskId, ImageWriter};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,8 @@ pub(super) fn scan_all<O: Observer>(job: &Job<'_, O>, image: &mut ImageWriter) -
         job,
         passes: &passes,
         shown: passes.iter().map(|_| None).collect(),
-        last_checkpoint: Instant::now(),
+        due: Instant::now() + job.request.checkpoint_every,
+        deferred: 0,
     };
     let done = pipeline.run(&passes, job.control.stop_flag(), &mut storing);
     drop(storing);
@@ -88,12 +89,39 @@ struct Storing<'a, O: Observer> {
     job: &'a Job<'a, O>,
     passes: &'a [Pass<'a>],
     shown: Vec<Option<O::Shown>>,
-    last_checkpoint: Instant,
+    /// When the next checkpoint is due.
+    due: Instant,
+    /// How often in a row it was deferred.
+    deferred: u32,
 }
+
+/// How long a checkpoint is deferred that another process is in the way of.
+const DEFER: Duration = Duration::from_secs(1);
 
 impl<O: Observer> Storing<'_, O> {
     fn every(&self) -> Duration {
         self.job.request.checkpoint_every
+    }
+
+    /// Makes a checkpoint, unless that would wait for another process that frees space in the chain. The sync goes on
+    /// without one then: only more would be stored again if it were interrupted.
+    fn checkpoint(&mut self) -> imagefmt::Result<()> {
+        if let Checkpoint::Deferred(by) = self.image.try_checkpoint()? {
+            self.due = Instant::now() + DEFER;
+            self.deferred = self.deferred.saturating_add(1);
+            // A process that is just deleting an image is gone the next time.
+            if self.deferred == 2 {
+                self.job.observer.held_up(Some(&format!(
+                    "no checkpoint can be written until {by} has finished"
+                )));
+            }
+            return Ok(());
+        }
+        self.due = Instant::now() + self.every();
+        if std::mem::take(&mut self.deferred) >= 2 {
+            self.job.observer.held_up(None);
+        }
+        Ok(())
     }
 }
 
@@ -112,9 +140,8 @@ impl<O: Observer> Sink for Storing<'_, O> {
     }
 
     fn chunk_done(&mut self) -> imagefmt::Result<()> {
-        if self.last_checkpoint.elapsed() >= self.every() {
-            self.image.checkpoint()?;
-            self.last_checkpoint = Instant::now();
+        if Instant::now() >= self.due {
+            self.checkpoint()?;
         }
         Ok(())
     }

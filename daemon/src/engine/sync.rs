@@ -61,6 +61,9 @@ pub trait Observer {
     /// The sync begins to read a disk. `progress` counts from now on.
     fn disk(&self, name: &str, size_bytes: u64, progress: &Arc<Progress>) -> Self::Shown;
 
+    /// Another process holds up the sync, or its checkpoints: `by` says which one, and what for. `None` when that is over.
+    fn held_up(&self, by: Option<&str>);
+
     /// A warning for the user; the sync continues.
     fn warn(&self, text: &str);
 }

@@ -3,9 +3,10 @@
 use super::{Control, DiskArg, ErrorKind, ImageBegun, Observer, Request, open_all, run};
 use api::Phase;
 use changetrack::Progress;
-use imagefmt::{Method, Span, Store, Verdict, Verifier, VerifyPlan};
+use imagefmt::{LockWait, Method, Span, Store, Verdict, Verifier, VerifyPlan};
 use std::fs;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -17,10 +18,14 @@ use testkit::process::wait_until;
 const MIB: usize = 1 << 20;
 
 /// Keeps the progress of each disk.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Noted {
     sequence: Mutex<Option<u64>>,
     disks: Mutex<Vec<(String, Arc<Progress>)>>,
+    held_up: Mutex<Vec<Option<String>>>,
+    /// A file that is locked as soon as a disk is read.
+    to_lock: Option<PathBuf>,
+    locked: Mutex<Option<fs::File>>,
 }
 
 impl Observer for Noted {
@@ -33,8 +38,19 @@ impl Observer for Noted {
     }
 
     fn disk(&self, name: &str, _size_bytes: u64, progress: &Arc<Progress>) {
+        if let Some(path) = &self.to_lock {
+            self.locked.lock().unwrap().get_or_insert_with(|| {
+                let file = fs::File::options().create(true).append(true).open(path).unwrap();
+                file.lock().unwrap();
+                file
+            });
+        }
         let mut disks = self.disks.lock().unwrap();
         disks.push((name.to_owned(), progress.clone()));
+    }
+
+    fn held_up(&self, by: Option<&str>) {
+        self.held_up.lock().unwrap().push(by.map(str::to_owned));
     }
 
     fn warn(&self, _text: &str) {}
@@ -126,6 +142,98 @@ fn a_stop_in_the_middle_leaves_a_checkpoint_of_all_disks() {
         disk.read_at(0, &mut content).unwrap();
         assert!(content == fs::read(fixture.scratch.join(disk.name())).unwrap());
     }
+}
+
+/// A sync whose chain another process locks as soon as the sync reads, and what is waited for.
+struct Blocked {
+    noted: Arc<Noted>,
+    control: Arc<Control>,
+    store: Store,
+}
+
+impl Blocked {
+    fn new(fixture: &Fixture) -> Self {
+        let noted = Arc::new(Noted {
+            to_lock: Some(fixture.scratch.join("store/web01/reclaim.lock")),
+            ..Noted::default()
+        });
+        let control = Arc::new(Control::new(0));
+        let waiting = Waiting(noted.clone(), control.clone());
+        Self {
+            store: fixture.store.clone().with_lock_wait(Arc::new(waiting)),
+            noted,
+            control,
+        }
+    }
+
+    /// Runs the sync, and `meanwhile` once it waits for the lock.
+    fn sync(&self, fixture: &Fixture, meanwhile: impl FnOnce() + Send) -> super::Result<super::Synced> {
+        let request = Request {
+            checkpoint_every: Duration::ZERO,
+            ..fixture.request()
+        };
+        let disks = open_all(&request.disks, &request.store).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let waits = wait_until(Duration::from_secs(120), || {
+                    let held_up = self.noted.held_up.lock().unwrap();
+                    let pid = format!("(pid {})", std::process::id());
+                    let waits = |by: &String| by.starts_with("waiting until") && by.contains(&pid);
+                    held_up.iter().flatten().any(waits)
+                });
+                meanwhile();
+                waits.unwrap();
+            });
+            run(&self.store, &request, &disks, &self.control, &*self.noted)
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Waiting(Arc<Noted>, Arc<Control>);
+
+impl LockWait for Waiting {
+    fn is_wanted(&self) -> bool {
+        self.1.may_wait()
+    }
+
+    fn held_up(&self, by: Option<&str>) {
+        Observer::held_up(&*self.0, by);
+    }
+}
+
+#[test]
+fn a_sync_says_who_holds_its_chain_and_goes_on_when_that_is_free() {
+    let fixture = Fixture::new();
+    let blocked = Blocked::new(&fixture);
+    let unlock = || drop(blocked.noted.locked.lock().unwrap().take());
+    let synced = blocked.sync(&fixture, unlock).unwrap();
+    assert_eq!(synced.manifest.sequence, 1);
+    assert!(!synced.resumed);
+    let held_up = blocked.noted.held_up.lock().unwrap();
+    assert_eq!(held_up.last(), Some(&None), "{held_up:?}");
+    assert_eq!(fixture.store.unfinished("web01").unwrap(), None);
+}
+
+#[test]
+fn a_stop_ends_a_sync_that_waits_for_its_chain() {
+    let fixture = Fixture::new();
+    let blocked = Blocked::new(&fixture);
+    let stop = || assert!(!blocked.control.stop());
+    let error = blocked.sync(&fixture, stop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    let message = error.full_message();
+    let pid = format!("(pid {})", std::process::id());
+    assert!(
+        message.contains("chain web01 is locked by") && message.contains(&pid),
+        "{message}"
+    );
+    drop(blocked.noted.locked.lock().unwrap().take());
+    let synced = fixture.sync(&Control::new(0), &Noted::default()).unwrap();
+    assert_eq!(
+        fixture.store.job("web01").unwrap().sequences(),
+        [synced.manifest.sequence]
+    );
 }
 
 #[test]

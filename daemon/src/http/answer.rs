@@ -12,6 +12,7 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::time::Duration;
 
 /// What a handler returns.
 pub type Answer<T> = Result<Json<T>, Failure>;
@@ -68,7 +69,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
         let wrong = |error: JsonRejection| invalid(error.body_text());
-        let Json(body) = Json::from_request(request, state).await.map_err(wrong)?;
+        let read = in_time(Json::from_request(request, state)).await?;
+        let Json(body) = read.map_err(wrong)?;
         Ok(Self(body))
     }
 }
@@ -81,7 +83,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalB
     type Rejection = Failure;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
-        let bytes = Bytes::from_request(request, state).await;
+        let bytes = in_time(Bytes::from_request(request, state)).await?;
         let bytes = bytes.map_err(|error| invalid(error.body_text()))?;
         if bytes.is_empty() {
             return Ok(Self(T::default()));
@@ -92,6 +94,24 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalB
         let body: Option<T> = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
         Ok(Self(body.unwrap_or_default()))
     }
+}
+
+/// How long the body of a request may take.
+const BODY_PATIENCE: Duration = if cfg!(test) {
+    Duration::from_millis(200)
+} else {
+    Duration::from_secs(30)
+};
+
+/// Waits for a request's body, but not for ever.
+async fn in_time<T>(reading: impl Future<Output = T>) -> Result<T, Failure> {
+    let read = tokio::time::timeout(BODY_PATIENCE, reading).await;
+    read.map_err(|_| {
+        invalid(format!(
+            "the body of the request did not arrive within {} s",
+            BODY_PATIENCE.as_secs()
+        ))
+    })
 }
 
 /// Query parameters; wrong ones are reported as an [`ErrorBody`].

@@ -3,6 +3,7 @@
 //! Handlers only call the service, on threads that may wait; all rules are in the service.
 
 mod answer;
+mod connections;
 mod document;
 mod jobs;
 mod machine;
@@ -14,6 +15,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use std::sync::Arc;
 
+pub use connections::{CONNECTIONS_MAX, Limits, serve};
 pub use document::openapi_json;
 
 /// The longest accepted request body, in bytes.

@@ -3,20 +3,19 @@
 mod progress;
 mod report;
 
-use crate::cli::SyncArgs;
+use crate::args::SyncArgs;
 use crate::engine::{self, Control, DeletedImage, ImageBegun, Observer, Request, Retained, Synced};
+use crate::signals;
 use anyhow::{Context, Result};
 use api::Phase;
 use blockio::IoMethod;
 use changetrack::Progress;
-use imagefmt::Store;
+use cli::output::complain;
+use imagefmt::{LockWait, Store};
 use indicatif::{HumanBytes, MultiProgress};
 use progress::Shown;
 use report::Report;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// Runs one sync, deletes the images beyond those to be kept, and reports both.
@@ -31,6 +30,7 @@ pub fn run(args: &SyncArgs) -> engine::Result<()> {
     let store = imagefmt::open_or_create_store(&args.store, args.allow_network_fs)?;
     let control = Arc::new(Control::new(args.bandwidth_limit.unwrap_or(0)));
     stop_on_signals(&control).map_err(engine::Error::other)?;
+    let store = store.with_lock_wait(Arc::new(Waiting(control.clone())));
     let terminal = Terminal {
         quiet: args.json,
         bars: MultiProgress::new(),
@@ -101,19 +101,43 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
             .is_some_and(|error| error.io_error_kind() == Some(std::io::ErrorKind::BrokenPipe))
 }
 
-/// Turns SIGINT and SIGTERM into a clean stop: what is stored is kept for the next sync.
+/// Turns a request to end, or the end of the terminal, into a clean stop: what is stored is kept for the next sync.
 fn stop_on_signals(control: &Arc<Control>) -> Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("watch for signals")?;
     let control = control.clone();
-    thread::spawn(move || {
-        for signal in signals.forever() {
-            if control.stop() {
-                // Asked twice: end at once. What is left behind hurts no image.
-                let _ = signal_hook::low_level::emulate_default_handler(signal);
-            }
+    signals::watch(move |signal| {
+        if !signals::ENDING.contains(&signal) && signal != signals::HANGUP {
+            complain(format_args!("smcd: {} is ignored", signals::name(signal)));
+        } else if control.stop() {
+            // Asked twice: end at once. What is left behind hurts no image.
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        } else {
+            complain(format_args!(
+                "smcd: {}: the sync ends and keeps what it has stored; a second signal ends it at once",
+                signals::name(signal)
+            ));
         }
-    });
-    Ok(())
+    })
+}
+
+/// Waits for another process that frees space in the chain, until the sync is to stop.
+#[derive(Debug)]
+struct Waiting(Arc<Control>);
+
+impl LockWait for Waiting {
+    fn is_wanted(&self) -> bool {
+        self.0.may_wait()
+    }
+
+    fn held_up(&self, by: Option<&str>) {
+        say_held_up(by);
+    }
+}
+
+fn say_held_up(by: Option<&str>) {
+    match by {
+        Some(by) => complain(format_args!("smcd: the sync is held up: {by}")),
+        None => complain("smcd: the sync is no longer held up"),
+    }
 }
 
 /// Shows a sync to whoever started it.
@@ -130,10 +154,10 @@ impl Observer for Terminal {
 
     fn image(&self, image: &ImageBegun) {
         if let (Some(stored), false) = (image.resumed_bytes, self.quiet) {
-            eprintln!(
+            complain(format_args!(
                 "smcd: resuming the unfinished sync; {} of it are already stored",
                 HumanBytes(stored)
-            );
+            ));
         }
     }
 
@@ -141,7 +165,11 @@ impl Observer for Terminal {
         Shown::new(&self.bars, name, size_bytes, progress.clone(), self.quiet)
     }
 
+    fn held_up(&self, by: Option<&str>) {
+        say_held_up(by);
+    }
+
     fn warn(&self, text: &str) {
-        eprintln!("smcd: {text}");
+        complain(format_args!("smcd: {text}"));
     }
 }

@@ -41,7 +41,7 @@ impl Shown {
         }
         bar.set_prefix(disk.to_owned());
         let (stop, stopped) = channel();
-        let thread = thread::spawn(move || {
+        let spawned = thread::Builder::new().name("progress".to_owned()).spawn(move || {
             loop {
                 bar.set_position(progress.compared_bytes.load(Ordering::Relaxed));
                 bar.set_message(format!(
@@ -57,7 +57,8 @@ impl Shown {
         });
         Self {
             stop: Some(stop),
-            thread: Some(thread),
+            // Where there is no thread left, the sync goes on without a bar.
+            thread: spawned.ok(),
         }
     }
 }

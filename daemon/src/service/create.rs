@@ -1,18 +1,16 @@
 //! New jobs.
 
-use super::disks;
+use super::disks::{self, Located};
 use super::manager::Manager;
 use super::table::Locked;
-use crate::job::{self, DiskRecord, JobRecord, Refusal, Refused, ResolvedInput};
+use crate::job::{self, JobRecord, Refusal, Refused, ResolvedInput};
 use crate::state::Unreadable;
+use crate::stores::{ACTION_PATIENCE, CREATE_PATIENCE};
 use api::{Action, CreateJob, rules};
 use imagefmt::{Manifest, Store};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-
-/// How long the store of a new job is waited for: making one tries what it can do.
-const CREATE_PATIENCE: Duration = Duration::from_secs(60);
 
 impl Manager {
     /// Makes a job. A request that was made before with the same token is answered with the job that it made:
@@ -28,22 +26,17 @@ impl Manager {
             disks: Vec::new(),
         };
         job::new_record(request, dry, &self.config, &self.now())?;
-        let store = self.store_of(request)?;
-        let chosen = self.chosen(&request.disks, request.all_disks, &store)?;
-        let given = ResolvedInput {
-            disks: disks::describe(&chosen, &store)?,
-            store,
-        };
+        let given = self.resolve(request)?;
         let record = job::new_record(request, given, &self.config, &self.now())?;
+        // Looked at before a store is made for nothing, and again when it counts.
+        let mut located = self.locate_all(&record)?;
         {
-            // Looked at before a store is made for nothing, and again when it counts.
             let table = self.table.lock();
-            check_disks(&table, &record)?;
+            check_disks(&table, &record, &located)?;
             self.check_take_up(&table, &record)?;
         }
         self.check_store(&record, request.allow_network_fs)?;
-        let name = record.name.clone();
-        {
+        loop {
             let mut table = self.table.lock();
             if let Some(name) = self.repeated(&table, request)? {
                 return Ok((name, false));
@@ -51,15 +44,43 @@ impl Manager {
             if table.is_closing() {
                 return Err(Refusal::shutting_down());
             }
-            check_disks(&table, &record)?;
+            if let Seen::Anew = check_disks(&table, &record, &located)? {
+                // Another job was created meanwhile.
+                drop(table);
+                located = self.locate_all(&record)?;
+                continue;
+            }
             self.check_take_up(&table, &record)?;
-            let store = record.store.clone();
+            let (store, name) = (record.store.clone(), record.name.clone());
             table.remember_store(&store);
             table.insert(record)?;
             self.queue_note(&store, &name);
+            tracing::info!(job = name, "job created");
+            return Ok((name, true));
         }
-        tracing::info!(job = name, "job created");
-        Ok((name, true))
+    }
+
+    /// The store and the disks that a request means.
+    fn resolve(self: &Arc<Self>, request: &CreateJob) -> Refused<ResolvedInput> {
+        let store = self.store_of(request)?;
+        let what = format!("the store {} or a disk", store.display());
+        let (named, all) = (request.disks.clone(), request.all_disks);
+        self.within(&store.clone(), ACTION_PATIENCE, &what, move |_| {
+            let chosen = disks::chosen(&named, all, &store)?;
+            Ok(ResolvedInput {
+                disks: disks::describe(&chosen, &store)?,
+                store,
+            })
+        })
+    }
+
+    /// Looks up the disks of a new job and of all that may be its neighbours. Nobody holds the table meanwhile.
+    fn locate_all(self: &Arc<Self>, new: &JobRecord) -> Refused<Located> {
+        let mut paths: BTreeSet<PathBuf> = new.disks.iter().map(|disk| disk.path.clone()).collect();
+        let table = self.table.lock();
+        paths.extend(taken_disks(&table).map(|(path, _)| path.to_owned()));
+        drop(table);
+        self.locate(paths)
     }
 
     /// Makes the store where there is none, and looks at what it holds of the job's name.
@@ -219,39 +240,52 @@ fn check_disk_names(new: &JobRecord, newest: &Manifest) -> Refused<()> {
     )))
 }
 
-/// The disk of a new job that is the one at a path, or a part of it.
-fn disk_on<'a>(new: &'a JobRecord, path: &Path) -> Refused<Option<&'a DiskRecord>> {
-    for disk in &new.disks {
-        let overlap = disks::overlap(&disk.path, path);
-        if overlap.map_err(|error| Refusal::failed(&error.into()))? {
-            return Ok(Some(disk));
-        }
-    }
-    Ok(None)
+/// Why a disk is taken.
+enum Taken<'a> {
+    /// By an unfinished job.
+    Job(&'a JobRecord),
+    /// By a job whose record cannot be read: it may be unfinished.
+    Unreadable(&'a Unreadable),
 }
 
-/// A disk belongs to one unfinished job, and one whose record cannot be read may be unfinished.
-fn check_disks(table: &Locked<'_>, new: &JobRecord) -> Refused<()> {
-    for job in table.unreadable().values() {
-        for theirs in &job.disks {
-            if disk_on(new, theirs)?.is_some() {
-                return Err(Refusal::unreadable(job.warning()));
-            }
+/// The disks that belong to jobs.
+fn taken_disks<'a>(table: &'a Locked<'_>) -> impl Iterator<Item = (&'a Path, Taken<'a>)> {
+    let unreadable = table.unreadable().values();
+    let unreadable =
+        unreadable.flat_map(|job| job.disks.iter().map(move |path| (path, Taken::Unreadable(job))));
+    let unfinished = table.jobs().values().filter(|job| job.status.is_unfinished());
+    let of_jobs = unfinished.flat_map(|job| job.disks.iter().map(move |disk| (&disk.path, Taken::Job(job))));
+    unreadable.chain(of_jobs).map(|(path, by)| (path.as_path(), by))
+}
+
+/// Whether all disks that belong to jobs were looked up.
+#[derive(PartialEq, Eq)]
+enum Seen {
+    All,
+    /// Some are to be looked up anew.
+    Anew,
+}
+
+/// A disk belongs to one unfinished job.
+fn check_disks(table: &Locked<'_>, new: &JobRecord, located: &Located) -> Refused<Seen> {
+    for (path, by) in taken_disks(table) {
+        if !located.knows(path) {
+            return Ok(Seen::Anew);
         }
+        let Some(ours) = new.disks.iter().find(|ours| located.overlap(&ours.path, path)) else {
+            continue;
+        };
+        return Err(match by {
+            Taken::Unreadable(job) => Refusal::unreadable(job.warning()),
+            Taken::Job(job) => Refusal::conflict(format!(
+                "disk {} ({}) belongs to job {}, which is {}: a disk can have only one unfinished job. Complete or \
+                 cancel that one first",
+                ours.name,
+                ours.path.display(),
+                job.name,
+                job.status
+            )),
+        });
     }
-    for job in table.jobs().values().filter(|job| job.status.is_unfinished()) {
-        for theirs in &job.disks {
-            if let Some(ours) = disk_on(new, &theirs.path)? {
-                return Err(Refusal::conflict(format!(
-                    "disk {} ({}) belongs to job {}, which is {}: a disk can have only one unfinished job. Complete or \
-                     cancel that one first",
-                    ours.name,
-                    ours.path.display(),
-                    job.name,
-                    job.status
-                )));
-            }
-        }
-    }
-    Ok(())
+    Ok(Seen::All)
 }

@@ -3,62 +3,132 @@
 use super::manager::Manager;
 use crate::engine::{self, DiskArg, SourceDisk};
 use crate::job::{DiskRecord, Refusal, Refused};
+use crate::stores::{ACTION_PATIENCE, Unanswered, VIEW_PATIENCE};
 use api::{DiskList, DiskRequest, limits};
 use hostdev::{ErrorKind, Node, Root};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
 
 impl Manager {
     /// The machine's disks, and why a job of all of them leaves some out.
-    pub fn disks(&self, store: Option<&Path>) -> Refused<DiskList> {
-        let store = store.unwrap_or(&self.config.store);
-        let below = store_disks(store)?;
-        machine::disks(&Root::system(), &below).map_err(|error| Refusal::failed(&error.into()))
+    ///
+    /// # Errors
+    /// When the machine's disks cannot be listed, or the store does not answer.
+    pub fn disks(self: &Arc<Self>, store: Option<&Path>) -> Refused<DiskList> {
+        let store = store.unwrap_or(&self.config.store).to_owned();
+        let what = format!("the store {} and this machine's disks", store.display());
+        let path = store.clone();
+        self.within(&store, ACTION_PATIENCE, &what, move |_| all_disks(&path))
     }
 
-    /// The disks that a request names, or all that can be migrated.
-    pub(super) fn chosen(&self, named: &[DiskRequest], all: bool, store: &Path) -> Refused<Vec<DiskArg>> {
-        let disks: Vec<DiskArg> = match (named, all) {
-            ([], false) => {
-                return Err(Refusal::invalid(
-                    "no disk given: name the disks with --disk [NAME=]DEV, or include every one with --all",
-                ));
-            }
-            ([_, ..], true) => {
-                return Err(Refusal::invalid("give either disks or all_disks, not both"));
-            }
-            ([], true) => self.all_disks(store)?,
-            (named, false) => named.iter().map(disk_arg).collect::<Refused<_>>()?,
-        };
-        if disks.len() > limits::DISKS_MAX {
-            return Err(Refusal::invalid(format!(
-                "{} disks are too many: a job can have at most {}",
-                disks.len(),
-                limits::DISKS_MAX
-            )));
-        }
-        Ok(disks)
-    }
-
-    fn all_disks(&self, store: &Path) -> Refused<Vec<DiskArg>> {
-        let list = self.disks(Some(store))?;
-        let taken = |disk: &api::ListedDisk| DiskArg {
-            name: Some(disk.name.clone()),
-            path: disk.path.clone().into(),
-        };
-        let disks: Vec<DiskArg> = list
-            .disks
-            .iter()
-            .filter(|disk| disk.left_out.is_none())
-            .map(taken)
+    /// The whole disks at these paths, as far as that is known at once. A path that is gone, or is on a filesystem that does
+    /// not answer, is known by its name.
+    ///
+    /// # Errors
+    /// When the kernel does not say what a path leads to.
+    pub(super) fn locate(self: &Arc<Self>, paths: BTreeSet<PathBuf>) -> Refused<Located> {
+        let asked: Vec<_> = paths
+            .into_iter()
+            .map(|path| {
+                let at = path.clone();
+                let question = self.stores.run(&path, move || Ok(whole_disk(&at)));
+                (path, question)
+            })
             .collect();
-        if disks.is_empty() {
-            return Err(Refusal::conflict(
-                "no disk of this machine can be migrated: `smcctl disks` lists the reasons",
+        let begun = Instant::now();
+        let mut located = Located::default();
+        for (path, question) in asked {
+            let found = match question.wait(VIEW_PATIENCE.saturating_sub(begun.elapsed())) {
+                Ok(found) => found.map_err(|error| Refusal::failed(&error.into()))?,
+                Err(Unanswered::Late(_)) => None,
+                Err(error) => return Err(Refusal::conflict(error.full_message())),
+            };
+            located.0.insert(path, found);
+        }
+        Ok(located)
+    }
+}
+
+/// Paths of disks, and what they lead to.
+#[derive(Debug, Default)]
+pub struct Located(BTreeMap<PathBuf, Option<Node>>);
+
+impl Located {
+    /// Whether a path was looked up.
+    pub fn knows(&self, path: &Path) -> bool {
+        self.0.contains_key(path)
+    }
+
+    /// Whether two paths lead to the same disk, or to a disk and a part of it.
+    pub fn overlap(&self, a: &Path, b: &Path) -> bool {
+        match (self.0.get(a), self.0.get(b)) {
+            (Some(Some(a)), Some(Some(b))) => a.is_same(b),
+            _ => a == b,
+        }
+    }
+}
+
+/// The whole disk that a path leads to; nothing if it is gone.
+fn whole_disk(path: &Path) -> hostdev::Result<Option<Node>> {
+    let root = Root::system();
+    match Node::at(&root, path) {
+        Ok(node) => node.whole(&root).map(Some),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The disks that a request names, or all that can be migrated. Waits for the store and for all disks.
+///
+/// # Errors
+/// When the request names none, or too many, or the machine's disks cannot be listed.
+pub fn chosen(named: &[DiskRequest], all: bool, store: &Path) -> Refused<Vec<DiskArg>> {
+    let disks: Vec<DiskArg> = match (named, all) {
+        ([], false) => {
+            return Err(Refusal::invalid(
+                "no disk given: name the disks with --disk [NAME=]DEV, or include every one with --all",
             ));
         }
-        Ok(disks)
+        ([_, ..], true) => {
+            return Err(Refusal::invalid("give either disks or all_disks, not both"));
+        }
+        ([], true) => migratable(store)?,
+        (named, false) => named.iter().map(disk_arg).collect::<Refused<_>>()?,
+    };
+    if disks.len() > limits::DISKS_MAX {
+        return Err(Refusal::invalid(format!(
+            "{} disks are too many: a job can have at most {}",
+            disks.len(),
+            limits::DISKS_MAX
+        )));
     }
+    Ok(disks)
+}
+
+fn all_disks(store: &Path) -> Refused<DiskList> {
+    let below = store_disks(store)?;
+    machine::disks(&Root::system(), &below).map_err(|error| Refusal::failed(&error.into()))
+}
+
+fn migratable(store: &Path) -> Refused<Vec<DiskArg>> {
+    let taken = |disk: &api::ListedDisk| DiskArg {
+        name: Some(disk.name.clone()),
+        path: disk.path.clone().into(),
+    };
+    let disks: Vec<DiskArg> = all_disks(store)?
+        .disks
+        .iter()
+        .filter(|disk| disk.left_out.is_none())
+        .map(taken)
+        .collect();
+    if disks.is_empty() {
+        return Err(Refusal::conflict(
+            "no disk of this machine can be migrated: `smcctl disks` lists the reasons",
+        ));
+    }
+    Ok(disks)
 }
 
 fn disk_arg(disk: &DiskRequest) -> Refused<DiskArg> {
@@ -77,7 +147,10 @@ fn disk_arg(disk: &DiskRequest) -> Refused<DiskArg> {
     })
 }
 
-/// Opens the disks as a sync would, and describes them for the job.
+/// Opens the disks as a sync would, and describes them for the job. Waits for the store and for all disks.
+///
+/// # Errors
+/// When one cannot be opened, or cannot be a disk of a job with this store.
 pub fn describe(disks: &[DiskArg], store: &Path) -> Refused<Vec<DiskRecord>> {
     let opened = engine::open_all(disks, store).map_err(|error| Refusal::invalid(format!("{error:#}")))?;
     Ok(opened.iter().map(record).collect())
@@ -104,26 +177,12 @@ fn lasting_path(disk: &SourceDisk) -> PathBuf {
     }
 }
 
-/// The kernel's names of the whole disks that hold a directory.
+/// The kernel's names of the whole disks that hold a directory. Waits for the directory.
+///
+/// # Errors
+/// When the kernel does not say.
 pub fn store_disks(store: &Path) -> Refused<BTreeSet<String>> {
     let root = Root::system();
     let names = hostdev::disks_below(&root, store).and_then(|numbers| machine::disk_names(&root, &numbers));
     names.map_err(|error| Refusal::failed(&error.into()))
-}
-
-/// Whether two paths lead to the same disk, or to a disk and a part of it. What is gone is known by its name.
-///
-/// # Errors
-/// When the kernel does not say what a path leads to.
-pub fn overlap(a: &Path, b: &Path) -> hostdev::Result<bool> {
-    let root = Root::system();
-    let disk = |path: &Path| match Node::at(&root, path) {
-        Ok(node) => node.whole(&root).map(Some),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    };
-    match (disk(a)?, disk(b)?) {
-        (Some(a), Some(b)) => Ok(a.is_same(&b)),
-        _ => Ok(a == b),
-    }
 }

@@ -1,9 +1,11 @@
 //! What a job would cost: disks and store are tried for a moment, and the rest is arithmetic.
 
+use super::disks;
 use super::manager::Manager;
 use super::written::written;
 use crate::engine::{self, SourceDisk};
 use crate::job::{Refusal, Refused};
+use crate::stores::{ACTION_PATIENCE, CREATE_PATIENCE};
 use crate::units::{rate, seconds, share, times};
 use anyhow::{Context, Result};
 use api::{DiskEstimate, Estimate, EstimateRequest, StoreEstimate, limits};
@@ -13,6 +15,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const SECONDS_DEFAULT: u32 = 2;
@@ -29,7 +32,10 @@ const COMPRESSED_CHUNKS: usize = 4;
 const WRITE_MAX: u64 = 1 << 30;
 
 /// Reads from the disks and writes to the store for some seconds each, and says what syncs would take.
-pub fn estimate(manager: &Manager, request: &EstimateRequest) -> Refused<Estimate> {
+///
+/// # Errors
+/// When a value is out of range, or a disk or the store cannot be tried, or does not answer.
+pub fn estimate(manager: &Arc<Manager>, request: &EstimateRequest) -> Refused<Estimate> {
     let tried = request.seconds.unwrap_or(SECONDS_DEFAULT);
     if !(1..=SECONDS_MAX).contains(&tried) {
         return Err(Refusal::invalid(format!(
@@ -52,11 +58,22 @@ pub fn estimate(manager: &Manager, request: &EstimateRequest) -> Refused<Estimat
             store.display()
         )));
     }
-    let chosen = manager.chosen(&request.disks, request.all_disks, &store)?;
-    let opened = engine::open_all(&chosen, &store).map_err(|error| Refusal::invalid(format!("{error:#}")))?;
+    let what = format!("the store {} or a disk", store.display());
+    let (named, all, path) = (request.disks.clone(), request.all_disks, store.clone());
+    let chosen = manager.within(&store, ACTION_PATIENCE, &what, move |_| {
+        disks::chosen(&named, all, &path)
+    })?;
     let time = Duration::from_secs(tried.into());
-    let measured = measure(&opened, &store, level, time).map_err(|error| Refusal::failed(&error))?;
-    Ok(conclude(&opened, &measured))
+    let devices = u32::try_from(chosen.len() + 1).unwrap_or(u32::MAX);
+    // What is compressed, and waiting for the store in the end, come on top.
+    let patience = time.saturating_mul(devices).saturating_mul(3) + CREATE_PATIENCE;
+    let path = store.clone();
+    manager.within(&store, patience, &what, move |_| {
+        let opened =
+            engine::open_all(&chosen, &path).map_err(|error| Refusal::invalid(format!("{error:#}")))?;
+        let measured = measure(&opened, &path, level, time).map_err(|error| Refusal::failed(&error))?;
+        Ok(conclude(&opened, &measured))
+    })
 }
 
 struct Measured {

@@ -4,6 +4,7 @@ use crate::engine::Control;
 use crate::job::Ending;
 use crate::units::rate;
 use api::{Phase, Progress, RunOutcome, RunType, RunView};
+use imagefmt::LockWait;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -17,6 +18,8 @@ pub struct LiveRun {
     pub control: Control,
     /// Its number among the job's runs.
     pub number: u64,
+    /// The name of the job.
+    job: String,
     begun: Instant,
     started: Timestamp,
     seen: Mutex<Seen>,
@@ -28,6 +31,8 @@ struct Seen {
     image: Option<String>,
     total_bytes: u64,
     resumed: bool,
+    /// The process that holds it up, and what for.
+    held_up: Option<String>,
     /// The disks that are read, or were.
     disks: Vec<ReadDisk>,
     compare: Span,
@@ -62,10 +67,11 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(500);
 
 impl LiveRun {
     /// A run that begins now.
-    pub fn new(number: u64, started: Timestamp, bandwidth_limit: u64) -> Self {
+    pub fn new(job: &str, number: u64, started: Timestamp, bandwidth_limit: u64) -> Self {
         Self {
             control: Control::new(bandwidth_limit),
             number,
+            job: job.to_owned(),
             begun: Instant::now(),
             started,
             seen: Mutex::new(Seen {
@@ -73,6 +79,7 @@ impl LiveRun {
                 image: None,
                 total_bytes: 0,
                 resumed: false,
+                held_up: None,
                 disks: Vec::new(),
                 compare: Span::default(),
                 samples: VecDeque::new(),
@@ -161,11 +168,26 @@ impl LiveRun {
             store_rate_bytes: store_rate,
             eta_seconds: (reading && compare_rate > 0).then(|| left.div_ceil(compare_rate)),
             resumed: seen.resumed,
+            held_up: seen.held_up.clone(),
         }
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LockWait for LiveRun {
+    fn is_wanted(&self) -> bool {
+        self.control.may_wait()
+    }
+
+    fn held_up(&self, by: Option<&str>) {
+        match by {
+            Some(by) => tracing::warn!(job = self.job, "the sync is held up: {by}"),
+            None => tracing::info!(job = self.job, "the sync is no longer held up"),
+        }
+        self.seen().held_up = by.map(str::to_owned);
     }
 }
 
@@ -310,7 +332,7 @@ mod tests {
 
     #[test]
     fn disks_add_up() {
-        let live = LiveRun::new(1, Timestamp::UNIX_EPOCH, 0);
+        let live = LiveRun::new("web01", 1, Timestamp::UNIX_EPOCH, 0);
         live.image("web01/1", 400, false);
         live.phase(Phase::Comparing);
         live.disk("vda", 100, &progress(100, 50, 20));

@@ -8,9 +8,10 @@ use super::table::{JobTable, Locked};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::job::{JobRecord, Refusal, Refused};
-use crate::stores::Stores;
+use crate::stores::{Stores, Unanswered};
 use api::{Action, RunView, rules};
 use jiff::Timestamp;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,6 +78,26 @@ impl Manager {
             )));
         }
         Ok(job.clone())
+    }
+
+    /// Does some work that may wait for a store, or for disks whose paths are on filesystems of others, on a thread of the
+    /// store. `what` says what is looked at, as the subject of a sentence.
+    pub(super) fn within<T: Send + 'static>(
+        self: &Arc<Self>,
+        store: &Path,
+        patience: Duration,
+        what: &str,
+        work: impl FnOnce(&Arc<Self>) -> Refused<T> + Send + 'static,
+    ) -> Refused<T> {
+        let manager = self.clone();
+        let asked = self.stores.run(store, move || Ok(work(&manager)));
+        asked.wait(patience).map_err(|error| match error {
+            Unanswered::Late(_) => Refusal::conflict(format!(
+                "{what} did not answer within {} s: look at the disks that hold them, and at the machines that serve these",
+                patience.as_secs()
+            )),
+            error => Refusal::conflict(error.full_message()),
+        })?
     }
 
     /// Runs of a job, newest first.

@@ -13,7 +13,7 @@ use crate::job::{ActiveRun, Ending, JobRecord};
 use anyhow::{Context, Result};
 use api::{Phase, RunDisk, RunOutcome, RunType, RunView, Status};
 use changetrack::Progress;
-use imagefmt::Manifest;
+use imagefmt::{LockWait, Manifest, Store};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -88,7 +88,12 @@ impl Manager {
         run: RunView,
         work: Work,
     ) -> Result<()> {
-        let live = Arc::new(LiveRun::new(run.number, run.started, job.bandwidth_limit_bytes));
+        let live = Arc::new(LiveRun::new(
+            &job.name,
+            run.number,
+            run.started,
+            job.bandwidth_limit_bytes,
+        ));
         let ending = job.run.as_ref().and_then(|run| run.ending);
         self.live.begin(&job.name, live.clone(), ending);
         let runner = Runner {
@@ -214,7 +219,7 @@ impl Runner {
             .map_err(engine::Error::refused)?;
         let request = self.job.sync_request(self.manager.config.checkpoint_every);
         let disks = engine::open_all(&request.disks, &request.store).map_err(engine::Error::refused)?;
-        let store = self.manager.stores.get(&request.store).map_err(|error| {
+        let store = self.store().map_err(|error| {
             engine::Error::from(error).within(format!("open store {}", request.store.display()))
         })?;
         self.check_disks(&disks).map_err(engine::Error::refused)?;
@@ -229,6 +234,12 @@ impl Runner {
                 made => return made,
             }
         }
+    }
+
+    /// The job's store; what of it waits for another process shows in the run's progress, and ends when the run is ended.
+    fn store(&self) -> imagefmt::Result<Store> {
+        let store = self.manager.stores.get(&self.job.store)?;
+        Ok(Store::clone(&store).with_lock_wait(self.live.clone()))
     }
 
     /// Before there is an image, the disks are compared with those that the job was created for.
@@ -286,7 +297,7 @@ impl Runner {
         let Some(max) = self.manager.image_made(&self.job.name)? else {
             return Ok(());
         };
-        let store = self.manager.stores.get(&self.job.store);
+        let store = self.store();
         let retained = store.and_then(|store| engine::retain(&store, &self.job.name, max));
         match retained {
             Ok(retained) => {
@@ -308,7 +319,7 @@ impl Runner {
 
     /// Asks the store which images there are now.
     fn count_images(&self) {
-        let store = self.manager.stores.get(&self.job.store);
+        let store = self.store();
         match store.and_then(|store| images::sequences(&store, &self.job.name)) {
             Ok(found) => *self.images.lock().unwrap_or_else(PoisonError::into_inner) = Some(found),
             Err(error) => self.warn(&format!("its images cannot be listed: {}", error.full_message())),
@@ -445,6 +456,10 @@ impl Observer for Runner {
 
     fn disk(&self, name: &str, size_bytes: u64, progress: &Arc<Progress>) {
         self.live.disk(name, size_bytes, progress);
+    }
+
+    fn held_up(&self, by: Option<&str>) {
+        self.live.held_up(by);
     }
 
     fn warn(&self, text: &str) {

@@ -11,9 +11,10 @@ use crate::stores::VIEW_PATIENCE;
 use api::{
     DiskView, Event, ExportView, HooksView, JobView, NextEvent, PendingView, RunView, ServiceStatus, Status,
 };
-use imagefmt::Store;
+use imagefmt::{JobImages, Store};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -117,14 +118,14 @@ impl Manager {
         };
         let asked: Vec<_> = stores
             .iter()
-            .map(|path| self.stores.begin(path, |store| Ok(in_use(store))))
+            .map(|path| (path, self.stores.begin(path, in_use)))
             .collect();
         let begun = Instant::now();
         let mut found = Vec::new();
-        for question in asked {
+        for (path, question) in asked {
             match question.wait(VIEW_PATIENCE.saturating_sub(begun.elapsed())) {
                 Ok(images) => found.extend(images),
-                Err(error) => tracing::warn!("images in use are not known: {}", error.full_message()),
+                Err(error) => found.push(not_known("", &path.display(), error.full_message())),
             }
         }
         found
@@ -233,24 +234,40 @@ fn labels(job: &str, sequences: &[u64]) -> Vec<String> {
     sequences.iter().map(label).collect()
 }
 
-fn in_use(store: &Store) -> Vec<ExportView> {
+fn in_use(store: &Store) -> imagefmt::Result<Vec<ExportView>> {
     let mut found = Vec::new();
-    for images in store.jobs().unwrap_or_default().values() {
-        for image in images.ids() {
-            let held_by = store.held_by(&image);
-            let pins = store.pins(&image).unwrap_or_default();
-            if held_by.is_empty() && pins.is_empty() {
-                continue;
-            }
-            found.push(ExportView {
+    for image in store.jobs()?.values().flat_map(JobImages::ids) {
+        let held_by = store.held_by(&image);
+        match store.pins(&image) {
+            Ok(pins) if held_by.is_empty() && pins.is_empty() => {}
+            Ok(pins) => found.push(ExportView {
                 image: image.to_string(),
                 store: store.label().to_owned(),
                 held_by,
                 pins: pins.into_iter().map(|pin| pin.name).collect(),
-            });
+                error: None,
+            }),
+            Err(error) => {
+                found.push(not_known(
+                    &image.to_string(),
+                    &store.label(),
+                    error.full_message(),
+                ));
+            }
         }
     }
-    found
+    Ok(found)
+}
+
+/// An entry that says that it is not known who uses an image, or the images of a store.
+fn not_known(image: &str, store: &dyn Display, error: String) -> ExportView {
+    ExportView {
+        image: image.to_owned(),
+        store: store.to_string(),
+        held_by: Vec::new(),
+        pins: Vec::new(),
+        error: Some(error),
+    }
 }
 
 /// What happens to a job by itself.

@@ -3,7 +3,7 @@
 use crate::clock::Moment;
 use crate::job::{JobRecord, WriteCounter};
 use hostdev::{BlockDevice, Root};
-use std::path::Path;
+use std::path::{Component, Path};
 
 /// Bytes written to all disks of a job since the machine booted; nothing if one of them is no block device.
 pub fn count(job: &JobRecord, now: &Moment) -> Option<WriteCounter> {
@@ -19,7 +19,14 @@ pub fn count(job: &JobRecord, now: &Moment) -> Option<WriteCounter> {
 }
 
 /// Bytes written to a block device since it appeared; nothing if it is none, or the kernel does not say.
+///
+/// Only names in /dev are looked up: a path on another filesystem may be on one that does not answer, and nobody who
+/// asks this may be held up by it.
 pub fn written(path: &Path) -> Option<u64> {
+    let is_parent = |part: Component<'_>| part == Component::ParentDir;
+    if !path.starts_with("/dev") || path.components().any(is_parent) {
+        return None;
+    }
     let counters = || {
         let device = BlockDevice::at(&Root::system(), path)?;
         device.map(|device| device.counters()).transpose()

@@ -346,10 +346,6 @@ impl Storage for DirStorage {
         }
     }
 
-    fn lock_waiting(&self, path: &str) -> Result<Lock> {
-        self.flock(path, OFlag::O_RDWR | OFlag::O_CREAT, LockedFile::lock)
-    }
-
     fn holders(&self, path: &str) -> Vec<String> {
         let file = self.open_file(path, OFlag::O_RDONLY);
         file.map(|file| crate::storage::holders::of(&file))

@@ -42,10 +42,18 @@ fn has_open(pid: u32, wanted: (u64, u64)) -> bool {
 }
 
 fn in_words(pid: u32) -> String {
+    let suspended = if is_suspended(pid) { "suspended " } else { "" };
     match fs::read_to_string(format!("/proc/{pid}/comm")) {
-        Ok(name) => format!("{} (pid {pid})", name.trim_end().escape_debug()),
-        Err(_) => format!("pid {pid}"),
+        Ok(name) => format!("{suspended}{} (pid {pid})", name.trim_end().escape_debug()),
+        Err(_) => format!("{suspended}pid {pid}"),
     }
+}
+
+/// Whether a process was suspended, by Ctrl-Z for example: it holds what it holds until somebody continues or kills it.
+fn is_suspended(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+    state.is_some_and(|state| state.trim_start().starts_with('T'))
 }
 
 #[cfg(test)]

@@ -129,9 +129,6 @@ impl Storage for MemoryStorage {
         }
         Ok(Lock::new(()))
     }
-    fn lock_waiting(&self, path: &str) -> Result<Lock> {
-        self.lock(path, LockMode::ExclusiveCreate)
-    }
     fn holders(&self, _path: &str) -> Vec<String> {
         Vec::new()
     }

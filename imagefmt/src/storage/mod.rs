@@ -77,9 +77,6 @@ pub trait Storage: Send + Sync + Debug {
     /// The lock goes with the process.
     fn lock(&self, path: &str, mode: LockMode) -> Result<Lock>;
 
-    /// Locks a file as [`LockMode::ExclusiveCreate`], but waits for whoever else holds it.
-    fn lock_waiting(&self, path: &str) -> Result<Lock>;
-
     /// Who holds a lock on a file, as far as that can be known, each in words for people.
     fn holders(&self, path: &str) -> Vec<String>;
 }

@@ -1,15 +1,49 @@
 //! The locks of a store: a reader of an image, the writer of a chain and a process that frees its space each hold one.
 
-use crate::error::{Error, ErrorKind, Result, Within};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::name::ImageId;
 use crate::storage::paths::{manifest_path, reclaim_lock_path, writer_lock_path};
 use crate::storage::{Lock, LockMode};
 use crate::store::Store;
-use std::time::Duration;
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
 
 /// How often an image that somebody is deleting is tried to be locked, and how long is waited in between.
 const HOLD_TRIES: u32 = 20;
 const HOLD_PAUSE: Duration = Duration::from_millis(25);
+
+/// How often a chain's reclaim lock is tried while another process holds it: it holds it for moments, or for long.
+const RECLAIM_PAUSE_MIN: Duration = Duration::from_millis(1);
+const RECLAIM_PAUSE_MAX: Duration = Duration::from_millis(50);
+
+/// How long that lock is waited for before anybody is told.
+const TELL_AFTER: Duration = Duration::from_secs(1);
+
+/// What happens while the lock is waited for under which a chain's space is freed: whoever holds it may be suspended.
+pub trait LockWait: Send + Sync + Debug {
+    /// Whether the lock is still wanted. Asked many times a second.
+    fn is_wanted(&self) -> bool;
+
+    /// Says what is waited for once that takes longer than a second, and again if another process holds the lock
+    /// meanwhile; `None` when the wait is over.
+    fn held_up(&self, by: Option<&str>);
+}
+
+/// Waits for as long as it takes, and says so in the log.
+#[derive(Debug)]
+pub(crate) struct WaitAndLog;
+
+impl LockWait for WaitAndLog {
+    fn is_wanted(&self) -> bool {
+        true
+    }
+
+    fn held_up(&self, by: Option<&str>) {
+        if let Some(by) = by {
+            tracing::warn!("{by}");
+        }
+    }
+}
 
 impl Store {
     /// Locks an image against deletion without opening it.
@@ -66,10 +100,57 @@ impl Store {
         }
     }
 
-    /// Waits for the lock under which roots are changed and space is freed.
+    /// Waits for the lock under which roots are changed and space is freed, as long as [`LockWait`] says.
+    ///
+    /// # Errors
+    /// `Busy`, naming who holds it, when it is no longer wanted.
     pub(crate) fn lock_reclaim(&self, chain: &str) -> Result<Lock> {
-        let lock = self.storage().lock_waiting(&reclaim_lock_path(chain));
-        lock.within(|| format!("lock chain {chain}"))
+        let begun = Instant::now();
+        let mut told: Option<String> = None;
+        let locked = loop {
+            match self.try_lock_reclaim(chain) {
+                Err(error) if error.kind() == ErrorKind::Busy && self.lock_wait().is_wanted() => {}
+                locked => break locked,
+            }
+            if begun.elapsed() >= TELL_AFTER {
+                let now = format!("waiting until {} has finished", self.who_reclaims(chain));
+                if told.as_ref() != Some(&now) {
+                    self.lock_wait().held_up(Some(&now));
+                    told = Some(now);
+                }
+            }
+            // A lock that is held for a moment only is waited for in small steps.
+            std::thread::sleep((begun.elapsed() / 4).clamp(RECLAIM_PAUSE_MIN, RECLAIM_PAUSE_MAX));
+        };
+        if told.is_some() {
+            self.lock_wait().held_up(None);
+        }
+        locked
+    }
+
+    /// The same without waiting.
+    ///
+    /// # Errors
+    /// `Busy`, naming who holds it.
+    pub(crate) fn try_lock_reclaim(&self, chain: &str) -> Result<Lock> {
+        let locked = self
+            .storage()
+            .lock(&reclaim_lock_path(chain), LockMode::ExclusiveCreate);
+        locked.map_err(|error| {
+            if error.kind() != ErrorKind::Busy {
+                return error.within(format!("lock chain {chain}"));
+            }
+            error.within(format!(
+                "chain {chain} is locked by {}: wait until it is done",
+                self.who_reclaims(chain)
+            ))
+        })
+    }
+
+    /// The process that frees space in a chain, in words.
+    pub(crate) fn who_reclaims(&self, chain: &str) -> String {
+        let by = self.holders_of(&reclaim_lock_path(chain));
+        by.unwrap_or_else(|| "another process".to_owned())
     }
 
     /// Locks an image that is to be deleted.

@@ -21,6 +21,7 @@ use crate::storage::dir::PROBE_FILES;
 use crate::storage::paths::{checkpoint_path, images_dir, sequence_of};
 use crate::storage::{Lock, Storage};
 use crate::store::copies::Chains;
+use crate::store::locks::{LockWait, WaitAndLog};
 use crate::store::manifests::Manifests;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -39,6 +40,7 @@ pub struct Store {
     manifests: Arc<Manifests>,
     /// Copies of chains that were warned of.
     warned: Arc<Mutex<HashSet<String>>>,
+    lock_wait: Arc<dyn LockWait>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -75,6 +77,7 @@ impl Store {
             cache_bytes: CACHE_BYTES,
             manifests: Arc::default(),
             warned: Arc::default(),
+            lock_wait: Arc::new(WaitAndLog),
         }
     }
 
@@ -120,6 +123,17 @@ impl Store {
             cache_bytes: bytes,
             ..self
         }
+    }
+
+    /// The same store for one operation, which decides how long it waits for another process that frees space, and shows
+    /// what it waits for.
+    #[must_use]
+    pub fn with_lock_wait(self, lock_wait: Arc<dyn LockWait>) -> Self {
+        Self { lock_wait, ..self }
+    }
+
+    pub(crate) fn lock_wait(&self) -> &dyn LockWait {
+        &*self.lock_wait
     }
 
     /// How messages name the store.

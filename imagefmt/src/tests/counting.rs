@@ -94,9 +94,6 @@ impl Storage for CountingStorage {
     fn lock(&self, path: &str, mode: LockMode) -> Result<Lock> {
         self.dir.lock(path, mode)
     }
-    fn lock_waiting(&self, path: &str) -> Result<Lock> {
-        self.dir.lock_waiting(path)
-    }
     fn holders(&self, path: &str) -> Vec<String> {
         self.dir.holders(path)
     }

@@ -64,9 +64,6 @@ impl Storage for Forgetful {
     fn lock(&self, path: &str, mode: LockMode) -> Result<Lock> {
         self.0.lock(path, mode)
     }
-    fn lock_waiting(&self, path: &str) -> Result<Lock> {
-        self.0.lock_waiting(path)
-    }
     fn holders(&self, path: &str) -> Vec<String> {
         self.0.holders(path)
     }

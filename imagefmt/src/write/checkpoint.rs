@@ -79,6 +79,17 @@ impl Store {
     }
 }
 
+/// What became of a checkpoint that waits for nobody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Checkpoint {
+    /// What came so far is durable, and a later sync resumes from it.
+    Saved,
+    /// Nothing came since the last one.
+    NothingNew,
+    /// The named process frees space in the chain. The last checkpoint stays.
+    Deferred(String),
+}
+
 impl Draft {
     /// Makes what came so far of all disks durable, so that a later sync resumes from here should this one not end.
     /// Returns whether there is a checkpoint of this sync: not while nothing has come.
@@ -86,6 +97,12 @@ impl Draft {
         if !self.disks.iter().any(DraftDisk::is_fresh) {
             return Ok(self.saved.is_some());
         }
+        self.checkpoint_under(None)?;
+        Ok(true)
+    }
+
+    /// Makes what came so far durable and describes it. The chain's reclaim lock is waited for unless it is given.
+    fn checkpoint_under(&mut self, reclaim: Option<Lock>) -> Result<()> {
         let (mut disks, mut layers) = (Vec::new(), Vec::new());
         for disk in &mut self.disks {
             let (record, of_disk) = disk.checkpoint()?;
@@ -93,9 +110,24 @@ impl Draft {
             layers.extend(of_disk);
         }
         self.keep_resumed(&mut disks, &mut layers);
-        self.save_checkpoint(disks, layers)?;
+        self.save_checkpoint(disks, layers, reclaim)?;
         self.disks.iter_mut().for_each(DraftDisk::saved);
-        Ok(true)
+        Ok(())
+    }
+
+    /// The same without waiting for a process that frees space in the chain.
+    pub(crate) fn try_checkpoint(&mut self) -> Result<Checkpoint> {
+        if !self.disks.iter().any(DraftDisk::is_fresh) {
+            return Ok(Checkpoint::NothingNew);
+        }
+        let chain = self.new_layers.chain();
+        match self.store.try_lock_reclaim(chain) {
+            Err(error) if error.kind() == ErrorKind::Busy => {
+                Ok(Checkpoint::Deferred(self.store.who_reclaims(chain)))
+            }
+            Err(error) => Err(error),
+            Ok(reclaim) => self.checkpoint_under(Some(reclaim)).map(|()| Checkpoint::Saved),
+        }
     }
 
     /// Adds what the resumed sync has stored of disks that were not added yet.
@@ -115,11 +147,19 @@ impl Draft {
     }
 
     /// Replaces the chain's checkpoint, and frees what only the one before held.
-    fn save_checkpoint(&mut self, disks: Vec<DiskRecord>, layers: Vec<LayerRecord>) -> Result<()> {
+    fn save_checkpoint(
+        &mut self,
+        disks: Vec<DiskRecord>,
+        layers: Vec<LayerRecord>,
+        reclaim: Option<Lock>,
+    ) -> Result<()> {
         let manifest = self.describe(disks, layers, Consistency::Fuzzy, "unfinished")?;
         let (chain, storage) = (self.new_layers.chain(), self.new_layers.storage());
         storage.sync_dir(&layers_dir(chain))?;
-        let _reclaim = self.store.lock_reclaim(chain)?;
+        let _reclaim = match reclaim {
+            Some(held) => held,
+            None => self.store.lock_reclaim(chain)?,
+        };
         let path = checkpoint_path(chain);
         let temporary = sealed::write_temporary(storage, &path, &manifest)?;
         // If this fails, either checkpoint may be found: giving up must then take nothing from either.

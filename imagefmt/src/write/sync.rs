@@ -12,6 +12,7 @@ use crate::storage::paths::{images_dir, layers_dir, manifest_path};
 use crate::store::chain::{self, ChainRecord};
 use crate::store::{Chain, Store};
 use crate::write::builder::ClusterUpdate;
+use crate::write::checkpoint::Checkpoint;
 use crate::write::disk::{DiskId, DiskMeta, DraftDisk};
 use crate::write::draft::Draft;
 use crate::write::new_layers::NewLayers;
@@ -293,6 +294,15 @@ impl ImageWriter {
     /// When the store cannot be written; the image can then not be continued.
     pub fn checkpoint(&mut self) -> Result<bool> {
         self.draft.checkpoint()
+    }
+
+    /// As [`checkpoint`](Self::checkpoint), but is deferred where that would wait for a process that frees space in the
+    /// chain: the sync can go on meanwhile.
+    ///
+    /// # Errors
+    /// When the store cannot be written; the image can then not be continued.
+    pub fn try_checkpoint(&mut self) -> Result<Checkpoint> {
+        self.draft.try_checkpoint()
     }
 
     /// Makes the image exist. When this returns, it survives a power cut.

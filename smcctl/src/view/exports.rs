@@ -1,11 +1,11 @@
 //! Images in use.
 
 use api::ExportView;
-use cli::paint::Paint;
+use cli::paint::{Paint, Tone};
 use cli::table::Align::Left;
 use cli::table::Table;
 
-/// A row an image, with who uses it.
+/// A row an image, with who uses it, and a line for what is not known.
 pub fn lines(paint: Paint, exports: &[ExportView]) -> Vec<String> {
     if exports.is_empty() {
         return vec!["no image is in use".to_owned()];
@@ -23,9 +23,30 @@ pub fn lines(paint: Paint, exports: &[ExportView]) -> Vec<String> {
             names.join(", ")
         }
     };
-    for export in exports {
+    let (known, unknown): (Vec<_>, Vec<_>) = exports.iter().partition(|export| export.error.is_none());
+    for export in &known {
         let (held_by, pins) = (joined(&export.held_by), joined(&export.pins));
         table.row([export.image.clone(), export.store.clone(), held_by, pins]);
     }
-    table.lines(paint)
+    let mut lines = if known.is_empty() {
+        Vec::new()
+    } else {
+        table.lines(paint)
+    };
+    lines.extend(unknown.iter().map(|export| {
+        let error = export.error.as_deref().unwrap_or_default();
+        let what = if export.image.is_empty() {
+            "images"
+        } else {
+            &export.image
+        };
+        paint.paint(
+            Tone::Warning,
+            &format!(
+                "not known whether {what} of store {} are in use: {error}",
+                export.store
+            ),
+        )
+    }));
+    lines
 }

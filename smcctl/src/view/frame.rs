@@ -98,6 +98,7 @@ pub fn line(job: &JobView) -> String {
     let mut parts = vec![headline(Paint::none(), job)];
     if let Some(progress) = &job.progress {
         parts.extend(progress.image.clone());
+        parts.extend(progress.held_up.clone());
     }
     parts.extend(
         job.ending
@@ -144,6 +145,7 @@ mod tests {
             store_rate_bytes: rate,
             eta_seconds: None,
             resumed: false,
+            held_up: None,
         }
     }
 

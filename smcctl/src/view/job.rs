@@ -131,6 +131,7 @@ fn progress_lines(progress: &Progress) -> Vec<String> {
         size(progress.stored_bytes),
         rate(progress.store_rate_bytes),
     ));
+    lines.extend(progress.held_up.as_ref().map(|by| format!("held up: {by}")));
     lines
 }
 

@@ -77,7 +77,7 @@ impl FakeSmcd {
     }
 
     /// Answers a request with JSON. Several answers to one request are given in turn.
-    pub fn on(&self, request: &str, status: u16, answer: &impl Serialize) {
+    pub fn on(&self, request: &str, status: u16, answer: &(impl Serialize + ?Sized)) {
         self.on_text(request, status, &serde_json::to_string(answer).unwrap());
     }
 

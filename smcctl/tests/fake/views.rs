@@ -82,6 +82,7 @@ pub fn running(name: &str) -> JobView {
             store_rate_bytes: 32 * MIB,
             eta_seconds: Some(35),
             resumed: false,
+            held_up: None,
         }),
         ..waiting(name)
     }

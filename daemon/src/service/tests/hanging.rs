@@ -3,7 +3,7 @@
 use super::{HOUR, House};
 use crate::service::Scheduler;
 use crate::service::events::Event;
-use api::{CreateJob, Status};
+use api::{Action, CreateJob, Status};
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -50,7 +50,15 @@ fn a_store_that_hangs_holds_up_neither_views_nor_other_jobs_nor_the_schedule() {
     assert_eq!(images, [["db/1"], ["web01/1"]]);
     in_time("status", || house.manager.status());
     in_time("metrics", || house.manager.measured());
-    in_time("exports", || house.manager.exports());
+    let exports = in_time("exports", || house.manager.exports());
+    let silent = exports
+        .iter()
+        .find(|export| export.store == store.display().to_string());
+    let error = silent.and_then(|export| export.error.clone());
+    assert!(
+        error.is_some_and(|error| error.contains("does not answer")),
+        "{exports:?}"
+    );
     let shown = in_time("job show", || house.manager.show("web01").unwrap());
     assert_eq!(shown.images, ["web01/1"]);
 
@@ -142,6 +150,37 @@ fn a_state_that_was_lost_is_found_in_stores_that_answer_while_another_hangs() {
     house.wait_until("web01 is found", || {
         house.manager.table.lock().jobs().contains_key("web01")
     });
+}
+
+#[test]
+fn a_sync_that_waits_for_a_suspended_process_says_so_and_can_be_stopped_and_canceled() {
+    let house = House::new();
+    house.manager.create(&house.request("web01")).unwrap();
+    house.manager.start("web01").unwrap();
+    house.wait_idle();
+    let lock = house.dir.path().join("store/web01/reclaim.lock");
+    let held = std::fs::File::options().append(true).open(lock).unwrap();
+    held.lock().unwrap();
+    let us = format!("(pid {})", std::process::id());
+    for (action, status) in [
+        (Action::Stop, Status::Stopped),
+        (Action::Cancel, Status::Canceled),
+    ] {
+        house
+            .manager
+            .start("web01")
+            .or_else(|_| house.manager.sync("web01"))
+            .unwrap();
+        house.wait_until("the sync waits", || {
+            let progress = house.manager.show("web01").unwrap().progress;
+            let held_up = progress.and_then(|progress| progress.held_up);
+            held_up.is_some_and(|by| by.contains(&us) && by.contains("waiting until"))
+        });
+        house.ask("web01", action).unwrap();
+        house.wait_until("the sync has ended", || house.job("web01").status == status);
+    }
+    held.unlock().unwrap();
+    house.wait_idle();
 }
 
 #[test]

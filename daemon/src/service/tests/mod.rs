@@ -127,7 +127,7 @@ impl House {
                 from_waiting: false,
                 written: None,
             });
-            let live = Arc::new(LiveRun::new(1, now.wall, 0));
+            let live = Arc::new(LiveRun::new(name, 1, now.wall, 0));
             self.manager.live.begin(name, live, None);
         }
         table.insert(job).unwrap();

@@ -672,13 +672,6 @@ impl Storage for SimDisk {
             .ok_or_else(|| failed(Kind::Lock, path, libc::EWOULDBLOCK))
     }
 
-    fn lock_waiting(&self, path: &str) -> Result<Lock> {
-        let lock = self.locked(path, LockMode::ExclusiveCreate)?;
-        Ok(lock.unwrap_or_else(|| {
-            panic!("{path} is locked by the one thread that now waits for it: it would wait for ever")
-        }))
-    }
-
     fn holders(&self, _path: &str) -> Vec<String> {
         vec!["the simulation".to_owned()]
     }

@@ -3,7 +3,7 @@
 use super::workload::{Pick, Run, Step, Workload};
 use super::world::{DiskModel, ImageModel, Job, World};
 use crate::tests::model::Model;
-use crate::tests::sim::SimDisk;
+use crate::tests::sim::{Alone, SimDisk};
 use crate::tests::support::{Pass, meta, pass_over, read_all};
 use crate::{
     ClusterSize, Consistency, Disk, Error, ErrorKind, ImageWriter, Manifest, Pointer, Reclaimed, Store,
@@ -81,7 +81,8 @@ impl<'a> Driver<'a> {
     }
 
     pub fn store(&self) -> crate::Result<Store> {
-        Store::open(Arc::new(self.disk.clone()), "sim")
+        let store = Store::open(Arc::new(self.disk.clone()), "sim")?;
+        Ok(store.with_lock_wait(Arc::new(Alone)))
     }
 
     /// Does steps that must succeed.
