@@ -47,7 +47,9 @@ pub use store::locks::LockWait;
 pub use store::pins::{PIN_NAME, Pin};
 pub use store::{Readers, Store};
 pub use verify::verdict::{Against, Complete, Damage, Samples, Span, Stopped, Verdict, VerdictState};
-pub use verify::{Finding, Position, Resume, Sample, Scope, Verified, Verifier, VerifyPlan, VerifyProgress};
+pub use verify::{
+    Finding, Inspection, Position, Resume, Sample, Scope, Verified, Verifier, VerifyPlan, VerifyProgress,
+};
 pub use write::builder::{BuildStats, ClusterUpdate};
 pub use write::checkpoint::Checkpoint;
 pub use write::disk::{DiskId, DiskMeta};

@@ -20,6 +20,7 @@ mod hostile_list;
 mod hostile_open;
 mod hostile_open_files;
 mod hostile_open_zstd;
+mod inspecting;
 mod long;
 mod misuse;
 mod model;

@@ -174,7 +174,7 @@ fn verify_reports_an_image_that_cannot_be_opened_and_goes_on() {
     let found = fixture.run(&["verify"]);
     assert_eq!(found.code, Some(3));
     assert!(
-        found.stdout.starts_with("web01/1: ") && found.stdout.contains("web01/2: good"),
+        found.stdout.contains("\nweb01/1: ") && found.stdout.contains("web01/2: good"),
         "{found:?}"
     );
 }

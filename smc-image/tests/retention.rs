@@ -155,10 +155,13 @@ fn a_verification_is_interrupted_and_gone_on_with() {
     let mut slow = fixture.command();
     // The first 16 MiB are read in the time that it takes to be asked to stop.
     slow.args(["verify", "--rate", "20MiB"]);
-    let running = Running::start(&mut slow);
+    let mut running = Running::start(&mut slow);
+    let mut stdout = running.0.stdout.take().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(1500));
-    let (code, said) = running.signal("INT");
-    assert_eq!(code, Some(130), "{said}");
+    let (code, complaint) = running.signal("INT");
+    assert_eq!(code, Some(130), "{complaint}");
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut stdout, &mut said).unwrap();
     assert!(said.contains("interrupted, no damage so far"), "{said}");
     assert!(!said.contains("good"), "{said}");
     assert!(record.exists());

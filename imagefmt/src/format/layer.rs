@@ -23,6 +23,8 @@ pub const HEADER_LEN: usize = 4096;
 const HEADER_LEN_U32: u32 = 4096;
 /// A layer is closed at this length and continued in a new one.
 pub const LAYER_LEN_MAX: u64 = 16 << 30;
+/// Longer than any layer: a group of the largest clusters and the nodes behind it take less than this on top.
+pub const LAYER_LEN_LIMIT: u64 = LAYER_LEN_MAX + (256 << 20);
 
 /// A layer's header as stored (docs/format.md, "Layer header").
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

@@ -4,10 +4,11 @@ use crate::error::{Error, Result, Within};
 use crate::format::digest::{Digest, DiskDigest};
 use crate::format::geometry::{ClusterSize, Geometry};
 use crate::format::id::Uuid;
-use crate::format::layer::{HEADER_LEN, LayerEntry, LayerTable};
+use crate::format::layer::{HEADER_LEN, LAYER_LEN_LIMIT, LayerEntry, LayerTable};
 use crate::format::name::{SHOWN_MAX, printable};
 use crate::format::owner::Owner;
 use crate::format::pointer::{Codec, Place, Pointer, STORED_LEN_MAX};
+use crate::format::sealed::{self, sealed_record};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -66,11 +67,18 @@ pub struct Manifest {
     /// Version of the format: 1.
     pub format: u32,
     /// Features that a reader must know; of many, the first.
-    #[serde(default, deserialize_with = "crate::format::sealed::words")]
+    #[serde(default, deserialize_with = "sealed::words")]
     pub incompatible: Vec<String>,
     /// Features that a reader may ignore; of many, the first.
-    #[serde(default, deserialize_with = "crate::format::sealed::words")]
+    #[serde(default, deserialize_with = "sealed::words")]
     pub compatible: Vec<String>,
+    /// Features that a writer of the chain must know, and a reader need not; of many, the first.
+    #[serde(
+        default,
+        deserialize_with = "sealed::words",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub read_only_compatible: Vec<String>,
     /// Id of the chain.
     pub chain: Uuid,
     /// The job that made the image.
@@ -102,6 +110,8 @@ pub struct Manifest {
     /// Every layer that a disk of this image points into.
     pub layers: Vec<LayerRecord>,
 }
+
+sealed_record!(Manifest);
 
 /// The image that another was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -328,7 +338,7 @@ fn check_layer(layer: &LayerRecord, disks: &HashSet<&str>, is_new: bool) -> Resu
         "belongs to a disk that the image does not have"
     } else if !is_new {
         "is listed twice"
-    } else if layer.length < HEADER_LEN as u64 || layer.length > i64::MAX as u64 {
+    } else if layer.length < HEADER_LEN as u64 || layer.length > LAYER_LEN_LIMIT {
         "has an impossible length"
     } else if layer.referenced > layer.length {
         "is referenced by more bytes than it has"

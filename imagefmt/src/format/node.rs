@@ -85,6 +85,23 @@ impl Node {
         geometry: Geometry,
         layers: &LayerTable,
     ) -> Result<Self> {
+        let node = Self::decode_at_place(stored, pointer, id, geometry, layers)?;
+        if node.digest() != pointer.digest {
+            return Err(Error::damaged(
+                "node is not the one that its parent names: digests differ",
+            ));
+        }
+        Ok(node)
+    }
+
+    /// The same without a look at digests: of a reader that only wants to know where pieces lie.
+    pub(crate) fn decode_at_place(
+        stored: &[u8],
+        pointer: &Pointer,
+        id: NodeId,
+        geometry: Geometry,
+        layers: &LayerTable,
+    ) -> Result<Self> {
         let payload = check_place(stored, pointer, id, layers)?;
         let plain = match pointer.codec {
             Codec::Raw => payload.to_vec(),
@@ -102,11 +119,6 @@ impl Node {
             let child = Pointer::from_raw(raw).within(|| format!("child {slot}"))?;
             check_child(&child, id, slot, geometry, layers).within(|| format!("child {slot}"))?;
             node.children[slot] = child;
-        }
-        if node.digest() != pointer.digest {
-            return Err(Error::damaged(
-                "node is not the one that its parent names: digests differ",
-            ));
         }
         Ok(node)
     }

@@ -34,8 +34,38 @@ pub(crate) fn seal<T: Serialize>(value: &T) -> Result<Vec<u8>> {
     Ok(text)
 }
 
+/// A record of a sealed file.
+pub(crate) trait Sealed: DeserializeOwned {
+    /// Refuses what a newer version wrote, naming the features that are unknown here.
+    fn check_format(&self) -> Result<()>;
+}
+
+/// For records with the fields that every sealed file has.
+macro_rules! sealed_record {
+    ($record:ty) => {
+        impl crate::format::sealed::Sealed for $record {
+            fn check_format(&self) -> crate::error::Result<()> {
+                crate::format::sealed::check_format(self.format, &self.incompatible)
+            }
+        }
+    };
+}
+pub(crate) use sealed_record;
+
+/// What every sealed file says of itself, in every version.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Features {
+    format: u32,
+    #[serde(default, deserialize_with = "words")]
+    incompatible: Vec<String>,
+    /// What a program has to know that writes, and one that only reads has not.
+    #[serde(default, deserialize_with = "words")]
+    pub read_only_compatible: Vec<String>,
+}
+sealed_record!(Features);
+
 /// Checks the seal and parses what is before it.
-pub(crate) fn unseal<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
+pub(crate) fn unseal<T: Sealed>(text: &[u8]) -> Result<T> {
     let (body, line) = text
         .len()
         .checked_sub(SEAL_LEN)
@@ -50,18 +80,13 @@ pub(crate) fn unseal<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
     if found != seal_check(body) {
         return Err(Error::damaged("file fails its checksum"));
     }
-    // A newer version may have other fields: it is recognized before any of them is looked at.
-    let format: Format = parse(body)?;
-    check_format(format.format, &format.incompatible)?;
-    parse(body)
-}
-
-/// What every sealed file says of itself, in every version.
-#[derive(Deserialize)]
-struct Format {
-    format: u32,
-    #[serde(default, deserialize_with = "words")]
-    incompatible: Vec<String>,
+    let parsed = parse::<T>(body);
+    // What a newer version wrote may have other fields: that it is newer says more than which of them does not fit.
+    match &parsed {
+        Ok(value) => value.check_format()?,
+        Err(_) => parse::<Features>(body)?.check_format()?,
+    }
+    parsed
 }
 
 /// Feature words kept of a list: one unknown word is enough to refuse a file, and those that may be ignored
@@ -119,15 +144,12 @@ fn excerpt(body: &[u8], error: &serde_json::Error) -> String {
 }
 
 /// Reads a sealed file.
-pub(crate) fn read<T: DeserializeOwned>(storage: &dyn Storage, path: &str) -> Result<T> {
+pub(crate) fn read<T: Sealed>(storage: &dyn Storage, path: &str) -> Result<T> {
     read_with_stamp(storage, path).map(|(value, _)| value)
 }
 
 /// The same, with the file's stamp, where the storage has stamps.
-pub(crate) fn read_with_stamp<T: DeserializeOwned>(
-    storage: &dyn Storage,
-    path: &str,
-) -> Result<(T, Option<Stamp>)> {
+pub(crate) fn read_with_stamp<T: Sealed>(storage: &dyn Storage, path: &str) -> Result<(T, Option<Stamp>)> {
     let read = storage.read_with_stamp(path, SEALED_LEN_MAX);
     let (text, stamp) = read.map_err(|error| error.about_file(path))?;
     let value = unseal(&text).map_err(|error| error.in_file(path))?;
@@ -162,7 +184,7 @@ pub(crate) fn put_in_place(storage: &dyn Storage, dir: &str, temporary: &str, pa
 }
 
 /// Refuses what a newer version wrote, naming the features that are unknown here.
-fn check_format(version: u32, incompatible: &[String]) -> Result<()> {
+pub(crate) fn check_format(version: u32, incompatible: &[String]) -> Result<()> {
     if version != 1 {
         let what =
             format!("format version {version} is newer than this smc, which reads version 1: upgrade smc");
@@ -172,19 +194,40 @@ fn check_format(version: u32, incompatible: &[String]) -> Result<()> {
     if incompatible.is_empty() {
         return Ok(());
     }
-    let names: Vec<String> = incompatible
-        .iter()
-        .map(|name| printable(name, SHOWN_MAX))
-        .collect();
-    let names = names.join(", ");
+    let names = names(incompatible);
     let what = format!("needs features that this smc does not know: {names}: upgrade smc");
     Err(Error::new(ErrorKind::Unsupported, what))
+}
+
+/// Refuses to write where a newer version needs features of writers that are unknown here, naming them.
+pub(crate) fn check_writable(read_only_compatible: &[String]) -> Result<()> {
+    // No such feature exists in version 1.
+    if read_only_compatible.is_empty() {
+        return Ok(());
+    }
+    let names = names(read_only_compatible);
+    let what = format!(
+        "can be read, but not changed by this smc, which does not know these features: {names}: upgrade smc"
+    );
+    Err(Error::new(ErrorKind::Unsupported, what))
+}
+
+fn names(features: &[String]) -> String {
+    let names: Vec<String> = features.iter().map(|name| printable(name, SHOWN_MAX)).collect();
+    names.join(", ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::{Value, json};
+
+    impl Sealed for Value {
+        fn check_format(&self) -> Result<()> {
+            let features = Features::deserialize(self).map_err(|error| Error::damaged(error.to_string()))?;
+            features.check_format()
+        }
+    }
 
     fn sample() -> Value {
         json!({ "format": 1, "disks": ["vda"] })
@@ -214,9 +257,13 @@ mod tests {
 
     #[derive(Debug, Deserialize)]
     struct Sample {
+        format: u32,
+        #[serde(default)]
+        incompatible: Vec<String>,
         #[allow(dead_code, reason = "what is parsed into it does not fit")]
         disks: Vec<u64>,
     }
+    sealed_record!(Sample);
 
     /// The words of a hostile file must not steer a terminal, nor fill it.
     #[test]
@@ -240,9 +287,13 @@ mod tests {
     fn of_many_feature_words_few_are_kept() {
         #[derive(Deserialize)]
         struct Words {
-            #[serde(deserialize_with = "words")]
+            format: u32,
+            #[serde(default, deserialize_with = "words")]
+            incompatible: Vec<String>,
+            #[serde(default, deserialize_with = "words")]
             compatible: Vec<String>,
         }
+        sealed_record!(Words);
         let many: Vec<String> = (0..100_000).map(|n| n.to_string()).collect();
         let text = seal(&json!({ "format": 1, "compatible": many })).unwrap();
         assert_eq!(unseal::<Words>(&text).unwrap().compatible, many[..WORDS_KEPT]);

@@ -20,6 +20,8 @@ pub struct Tree {
     root: Pointer,
     layers: Arc<LayerTable>,
     files: Arc<ChainFiles>,
+    /// Whether nodes are found by their places alone.
+    by_place: bool,
 }
 
 /// A piece of a disk as a walk meets it.
@@ -52,6 +54,7 @@ impl Tree {
             root,
             layers,
             files,
+            by_place: false,
         })
     }
 
@@ -93,18 +96,34 @@ impl Tree {
         if pointer.is_null() {
             return Ok(self.files.null_node().clone());
         }
-        self.files.node(&self.id, id, pointer, || {
-            let stored = self.files.layers().read(&pointer.place, &self.layers)?;
-            Node::decode(&stored, pointer, id, self.geometry, &self.layers)
-        })
+        self.files
+            .node(&self.id, id, pointer, || self.read_node(id, pointer))
     }
 
     /// Reads a node around the cache: for `verify`, which must see what the disk holds now.
     pub(crate) fn load_uncached(&self, id: NodeId, pointer: &Pointer) -> Result<Arc<Node>> {
+        let node = self.read_node(id, pointer);
+        node.map(Arc::new).within(|| node_name(id, pointer))
+    }
+
+    fn read_node(&self, id: NodeId, pointer: &Pointer) -> Result<Node> {
         let stored = self.files.layers().read(&pointer.place, &self.layers)?;
-        Node::decode(&stored, pointer, id, self.geometry, &self.layers)
-            .map(Arc::new)
-            .within(|| node_name(id, pointer))
+        let decode = if self.by_place {
+            Node::decode_at_place
+        } else {
+            Node::decode
+        };
+        decode(&stored, pointer, id, self.geometry, &self.layers)
+    }
+
+    /// The tree for those who only want to know where its pieces lie, to free or to keep them. Nodes are checked against
+    /// their places, but not against digests, which say nothing of places.
+    pub(crate) fn by_place(&self) -> Self {
+        Self {
+            id: self.id.by_place(),
+            by_place: true,
+            ..self.clone()
+        }
     }
 
     /// The pointer to node `id`, found by descending from the root.

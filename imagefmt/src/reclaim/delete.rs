@@ -51,7 +51,7 @@ impl Store {
     ///
     /// # Errors
     /// Of kind `InUse`, naming who holds it, when the image is being read or is pinned; nothing has changed
-    /// then. `NotFound` when there is no such image.
+    /// then. `NotFound` when there is no such image, `Unsupported` where a newer smc is needed to change the chain.
     pub fn delete(&self, image: &ImageId) -> Result<Reclaimed> {
         let (chain, sequence) = (image.chain(), image.sequence());
         if !self.sequences(chain)?.contains(&sequence) {
@@ -59,6 +59,7 @@ impl Store {
         }
         let storage = self.storage();
         let _reclaim = self.lock_reclaim(chain)?;
+        self.check_writable(chain)?;
         self.check_unpinned(image)?;
         let lock = self.lock_for_deletion(image)?;
         let mut reclaimed = Reclaimed::default();

@@ -33,6 +33,7 @@ impl Store {
         self.sequences(chain)?;
         let _writer = self.lock_writer(chain, job)?;
         let _reclaim = self.lock_reclaim(chain)?;
+        self.check_writable(chain)?;
         let mut reclaimed = Reclaimed::default();
         self.repair(chain, &mut reclaimed)?;
         self.remove_left_beside(chain)?;
@@ -156,10 +157,17 @@ impl Marks {
         for disk in image.disks() {
             let before = before
                 .and_then(|before| before.disks().iter().find(|other| other.name() == disk.name()))
-                .map(|other| other.tree())
+                .map(|other| other.tree().by_place())
                 .filter(|tree| tree.geometry() == disk.tree().geometry());
-            let tree = disk.tree();
-            let marked = self.subtree(tree, tree.root_id(), &tree.root(), before.map(Tree::root), before);
+            let tree = disk.tree().by_place();
+            let before = before.as_ref();
+            let marked = self.subtree(
+                &tree,
+                tree.root_id(),
+                &tree.root(),
+                before.map(Tree::root),
+                before,
+            );
             if let Err(error) = marked {
                 kept.push(format!(
                     "all that {} may hold: {}",
@@ -179,7 +187,7 @@ impl Marks {
         before: Option<Pointer>,
         baseline: Option<&Tree>,
     ) -> Result<()> {
-        if pointer.is_null() || before == Some(*pointer) {
+        if pointer.is_null() || before.is_some_and(|before| before.place == pointer.place) {
             return Ok(());
         }
         self.mark(&pointer.place)?;

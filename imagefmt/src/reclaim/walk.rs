@@ -15,7 +15,7 @@ use crate::format::geometry::child_index;
 use crate::format::layer::{LayerFiles, LayerTable};
 use crate::format::node::NodeId;
 use crate::format::pointer::{Place, Pointer};
-use crate::read::image::{Disk, Image};
+use crate::read::image::Image;
 use crate::read::tree::{Children, Side, Tree};
 use crate::reclaim::roots::{ListedLayer, Roots};
 use crate::storage::paths::layer_path;
@@ -43,19 +43,16 @@ pub(crate) fn free_shared(storage: &dyn Storage, dead: &Image, roots: &Roots) ->
     let mut freed = Freed::default();
     for disk in dead.disks() {
         let of_same_name = |image: &Image| {
-            image
-                .disks()
-                .iter()
-                .find(|other| other.name() == disk.name())
-                .cloned()
+            let mut disks = image.disks().iter();
+            Some(disks.find(|other| other.name() == disk.name())?.tree().by_place())
         };
-        let survivors: Vec<Disk> = roots.images.iter().filter_map(of_same_name).collect();
-        let layers = disk.tree().layers();
+        let tree = disk.tree().by_place();
+        let layers = tree.layers();
         let shared = |layer: u32| may_touch(layer, layers, listed);
         if layers.iter().any(|(layer, _)| shared(layer)) {
-            let reclaimer = Reclaimer::new(storage, dead.id().chain(), disk.tree());
-            let survivors: Vec<&Tree> = survivors.iter().map(Disk::tree).collect();
-            let mut walk = Walk::new(disk.tree(), survivors, &shared, reclaimer);
+            let reclaimer = Reclaimer::new(storage, dead.id().chain(), &tree);
+            let survivors: Vec<Tree> = roots.images.iter().filter_map(of_same_name).collect();
+            let mut walk = Walk::new(&tree, survivors.iter().collect(), &shared, reclaimer);
             walk.run()?;
             freed.bytes += walk.reclaimer.freed_bytes;
             freed.kept.append(&mut walk.kept);

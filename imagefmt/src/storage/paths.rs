@@ -9,6 +9,28 @@ mod beside {
     pub const VERIFIED: &str = "verified";
 }
 
+/// What a file beside a manifest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beside {
+    Manifest,
+    Deleting,
+    Pins,
+    Verified,
+    /// Of a newer version. It goes with its image all the same.
+    Unknown,
+}
+
+/// What the file is that ends in `extension`, behind the number of its image and a dot.
+pub(crate) fn beside_of(extension: &str) -> Beside {
+    match extension {
+        beside::MANIFEST => Beside::Manifest,
+        beside::DELETING => Beside::Deleting,
+        beside::PINS => Beside::Pins,
+        beside::VERIFIED => Beside::Verified,
+        _ => Beside::Unknown,
+    }
+}
+
 /// What the name of a file ends in until it has its final one.
 pub(crate) const TEMPORARY: &str = ".tmp";
 

@@ -6,7 +6,7 @@ use crate::format::id::Uuid;
 use crate::format::manifest::Manifest;
 use crate::format::name::check_name;
 use crate::format::owner::Owner;
-use crate::format::sealed;
+use crate::format::sealed::{self, Features};
 use crate::storage::Storage;
 use crate::storage::paths::{chain_path, image_file, images_dir, layer_of, layers_dir};
 use crate::store::Store;
@@ -40,6 +40,8 @@ pub(crate) struct Found {
     pub unfit: bool,
 }
 
+sealed::sealed_record!(ChainRecord);
+
 impl ChainRecord {
     /// The record of a chain; a new one where there is none; made anew from the images where it was lost.
     ///
@@ -67,11 +69,7 @@ impl ChainRecord {
             (None, Ok(Some(newest))) => Found::fit(Self::from_image(&newest)?),
         };
         let record = &mut found.record;
-        for name in &record.disks {
-            check_name("disk", name)
-                .map_err(Error::into_damage)
-                .within(|| format!("{}: field disks", chain_path(chain)))?;
-        }
+        record.check_names(chain)?;
         record.skip_used(store, chain)?;
         Ok(found)
     }
@@ -153,6 +151,15 @@ impl ChainRecord {
              with --take-over",
             request.take_up.as_ref().unwrap_or(&request.job)
         )))
+    }
+
+    fn check_names(&self, chain: &str) -> Result<()> {
+        let mut checked = self.disks.iter().map(|name| check_name("disk", name));
+        checked.try_for_each(|checked| {
+            checked
+                .map_err(Error::into_damage)
+                .within(|| format!("{}: field disks", chain_path(chain)))
+        })
     }
 
     fn new(cluster_size: ClusterSize, disks: &[String]) -> Result<Self> {
@@ -252,6 +259,39 @@ impl Store {
             Some(images) => self.chain_owner(images.chain()),
             None => Ok(None),
         }
+    }
+
+    /// Refuses to change a chain that needs features of writers which this smc does not know. They are in chain.json, and
+    /// as that may be lost, in every manifest too.
+    ///
+    /// # Errors
+    /// `Unsupported`, with their names; otherwise when this cannot be found out.
+    pub(crate) fn check_writable(&self, chain: &str) -> Result<()> {
+        self.check_store_writable()?;
+        let needed = match sealed::read::<Features>(&**self.storage(), &chain_path(chain)) {
+            Ok(features) => features.read_only_compatible,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => {
+                match newest_manifest(self, chain) {
+                    Ok(newest) => newest.map_or_else(Vec::new, |newest| newest.read_only_compatible.clone()),
+                    Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => {
+                        Vec::new()
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            Err(error) => return Err(error),
+        };
+        sealed::check_writable(&needed).within(|| format!("chain {chain}"))
+    }
+
+    /// The id that chain.json gives a chain, after a look at all of it; nothing where the file is missing.
+    pub(crate) fn chain_id(&self, chain: &str) -> Result<Option<Uuid>> {
+        let Some(record) = ChainRecord::read(self, chain)? else {
+            return Ok(None);
+        };
+        let checked = record.cluster_size().and_then(|_| record.check_names(chain));
+        checked.map_err(|error| error.in_file(&chain_path(chain)))?;
+        Ok(Some(record.id))
     }
 
     /// The owner that chain.json tells; nothing where it is damaged.

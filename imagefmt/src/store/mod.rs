@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-const STORE_FILE: &str = "store.json";
+pub(crate) const STORE_FILE: &str = "store.json";
 /// Left by a creation that was killed.
 const STORE_TEMPORARY: &str = "store.json.tmp";
 
@@ -38,6 +38,8 @@ pub struct Store {
     label: Arc<str>,
     cache_bytes: usize,
     manifests: Arc<Manifests>,
+    /// Features that store.json needs of writers.
+    of_writers: Arc<[String]>,
     /// Copies of chains that were warned of.
     warned: Arc<Mutex<HashSet<String>>>,
     lock_wait: Arc<dyn LockWait>,
@@ -50,8 +52,15 @@ struct StoreRecord {
     incompatible: Vec<String>,
     #[serde(default, deserialize_with = "sealed::words")]
     compatible: Vec<String>,
+    #[serde(
+        default,
+        deserialize_with = "sealed::words",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    read_only_compatible: Vec<String>,
     id: Uuid,
 }
+sealed::sealed_record!(StoreRecord);
 
 impl Store {
     /// Makes an empty directory a store. `label` is how messages name it.
@@ -64,14 +73,16 @@ impl Store {
             format: 1,
             incompatible: Vec::new(),
             compatible: Vec::new(),
+            read_only_compatible: Vec::new(),
             id: Uuid::random()?,
         };
         sealed::replace(&*storage, "", STORE_FILE, &record).within(|| format!("create store {label}"))?;
-        Ok(Self::new(storage, label))
+        Ok(Self::new(storage, label, record))
     }
 
-    fn new(storage: Arc<dyn Storage>, label: &str) -> Self {
+    fn new(storage: Arc<dyn Storage>, label: &str, record: StoreRecord) -> Self {
         Self {
+            of_writers: record.read_only_compatible.into(),
             storage,
             label: label.into(),
             cache_bytes: CACHE_BYTES,
@@ -102,15 +113,15 @@ impl Store {
     /// # Errors
     /// `NotAStore` where there is none, `Unsupported` for one of a newer version.
     pub fn open(storage: Arc<dyn Storage>, label: &str) -> Result<Self> {
-        match sealed::read::<StoreRecord>(&*storage, STORE_FILE) {
-            Ok(_) => {}
+        let record = match sealed::read::<StoreRecord>(&*storage, STORE_FILE) {
+            Ok(record) => record,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let what = format!("{label} is not a store: it has no {STORE_FILE}");
                 return Err(Error::new(ErrorKind::NotAStore, what));
             }
             Err(error) => return Err(error.within(format!("store {label}"))),
-        }
-        Ok(Self::new(storage, label))
+        };
+        Ok(Self::new(storage, label, record))
     }
 
     /// How much of what is read is kept in memory, by each [`Readers`] and each image that is opened by itself, from
@@ -134,6 +145,11 @@ impl Store {
 
     pub(crate) fn lock_wait(&self) -> &dyn LockWait {
         &*self.lock_wait
+    }
+
+    /// Refuses to change a store that needs features of writers which this smc does not know.
+    pub(crate) fn check_store_writable(&self) -> Result<()> {
+        sealed::check_writable(&self.of_writers).within(|| format!("store {}", self.label))
     }
 
     /// How messages name the store.

@@ -4,19 +4,29 @@
 
 use crate::error::{ErrorKind, Result, Within};
 use crate::format::name::check_name;
-use crate::format::sealed;
+use crate::format::sealed::{self, Sealed};
 use crate::store::Store;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-const NOTES_DIR: &str = ".notes";
+pub(crate) const NOTES_DIR: &str = ".notes";
 const EXTENSION: &str = ".json";
 
 /// A note as it is stored: sealed files say their format first.
 #[derive(Serialize, Deserialize)]
 struct Envelope<T> {
     format: u32,
+    #[serde(default, deserialize_with = "sealed::words")]
+    incompatible: Vec<String>,
+    #[serde(default, deserialize_with = "sealed::words")]
+    compatible: Vec<String>,
     note: T,
+}
+
+impl<T: DeserializeOwned> Sealed for Envelope<T> {
+    fn check_format(&self) -> Result<()> {
+        sealed::check_format(self.format, &self.incompatible)
+    }
 }
 
 impl Store {
@@ -29,7 +39,12 @@ impl Store {
             Err(error) if error.kind() == ErrorKind::Exists => {}
             Err(error) => return Err(error),
         }
-        let envelope = Envelope { format: 1, note };
+        let envelope = Envelope {
+            format: 1,
+            incompatible: Vec::new(),
+            compatible: Vec::new(),
+            note,
+        };
         sealed::replace(&**storage, NOTES_DIR, &path(name), &envelope).within(|| format!("keep note {name}"))
     }
 

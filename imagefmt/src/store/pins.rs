@@ -20,15 +20,18 @@ pub struct Pin {
 
 /// The pins of one image as stored beside its manifest.
 #[derive(Debug, Serialize, Deserialize)]
-struct PinsRecord {
+pub(crate) struct PinsRecord {
     format: u32,
     #[serde(default, deserialize_with = "sealed::words")]
     incompatible: Vec<String>,
     #[serde(default, deserialize_with = "sealed::words")]
     compatible: Vec<String>,
-    image: Uuid,
+    /// Id of the image.
+    pub image: Uuid,
     pins: Vec<Pin>,
 }
+
+sealed::sealed_record!(PinsRecord);
 
 /// The name of a pin where nobody gives one.
 pub const PIN_NAME: &str = "pinned";
@@ -54,6 +57,7 @@ impl Store {
     pub fn pin(&self, image: &ImageId, name: &str) -> Result<()> {
         check_name("pin", name)?;
         let _reclaim = self.lock_reclaim(image.chain())?;
+        self.check_writable(image.chain())?;
         let _image = self.hold(image)?;
         let mut pins = self.pins(image)?;
         if pins.iter().any(|pin| pin.name == name) {
@@ -74,6 +78,7 @@ impl Store {
     /// `NotFound` where the image has no pin of this name, `Damaged` where one is named and they cannot be read.
     pub fn unpin(&self, image: &ImageId, name: Option<&str>) -> Result<usize> {
         let _reclaim = self.lock_reclaim(image.chain())?;
+        self.check_writable(image.chain())?;
         let pins = match (self.pins(image), name) {
             (Err(error), None) if error.kind() == ErrorKind::Damaged => {
                 return self.remove_pins(image).map(|()| 1);

@@ -1,15 +1,20 @@
 //! Reads what images hold and says what is not as it was written.
 
 mod finding;
+mod inspect;
 mod reading;
 mod scope;
 pub(crate) mod verdict;
 mod walk;
 
 pub use finding::Finding;
+pub use inspect::Inspection;
 pub use scope::{Sample, Scope};
 
+use crate::error::Result;
 use crate::read::image::{Disk, Image};
+use crate::storage::Lock;
+use crate::store::Store;
 use finding::Problem;
 use reading::{RUN_BYTES_MAX, Run, work};
 use serde::{Deserialize, Serialize};
@@ -184,6 +189,35 @@ impl Verifier {
             self.baselines.insert(key, baseline);
         }
         done
+    }
+
+    /// Verifies what the unfinished sync of a chain has stored so far, as if it were an image. Nothing where there is none,
+    /// or where a running sync has replaced it meanwhile: then it has freed what was being read.
+    ///
+    /// # Errors
+    /// When what is kept of the sync cannot be read, for the reason that [`Store::inspect_chain`] tells too.
+    pub fn verify_unfinished(
+        &mut self,
+        store: &Store,
+        chain: &str,
+        plan: &VerifyPlan,
+        progress: &mut dyn FnMut(VerifyProgress) -> ControlFlow<()>,
+    ) -> Result<Option<Verified>> {
+        let Some(manifest) = store.unfinished_in(chain)? else {
+            return Ok(None);
+        };
+        let (id, label) = (manifest.id, format!("{}/unfinished", manifest.job));
+        let image = store.chain(chain)?.open(manifest.into(), Lock::new(()))?;
+        let mut verified = self.verify(&image, plan, progress);
+        // An image of the chain that is verified later is not to inherit what is no image's.
+        self.baselines.retain(|(of, _), _| of != chain);
+        if store.read_checkpoint(chain)?.is_none_or(|now| now.id != id) {
+            return Ok(None);
+        }
+        for finding in &mut verified.findings {
+            finding.image.clone_from(&label);
+        }
+        Ok(Some(verified))
     }
 
     /// Takes an image as verified by an earlier run, which found exactly this: what it shares with others is

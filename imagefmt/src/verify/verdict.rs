@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::id::Uuid;
 use crate::format::manifest::Manifest;
 use crate::format::name::ImageId;
-use crate::format::sealed;
+use crate::format::sealed::{self, sealed_record};
 use crate::read::image::Image;
 use crate::storage::paths::{images_dir, verified_path};
 use crate::store::Store;
@@ -49,6 +49,8 @@ pub struct Verdict {
     /// The last comparison with a device.
     pub against: Option<Against>,
 }
+
+sealed_record!(Verdict);
 
 /// A verification of everything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,6 +193,11 @@ impl Verdict {
         let taken = self.samples.as_ref().filter(|samples| samples.of == of);
         let slice = taken.map_or(0, |samples| samples.done);
         Sample::new(slice, of).unwrap_or(Sample::WHOLE)
+    }
+
+    /// The first sample where `of` make up the whole.
+    pub fn first_sample(of: u32) -> Sample {
+        Sample::new(0, of).unwrap_or(Sample::WHOLE)
     }
 
     /// What is left to do of the verification that was stopped.

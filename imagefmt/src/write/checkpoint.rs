@@ -39,6 +39,7 @@ impl Store {
     /// The same for the chain's writer.
     pub(crate) fn discard_checkpoint_of(&self, chain: &str) -> Result<Option<Reclaimed>> {
         let _reclaim = self.lock_reclaim(chain)?;
+        self.check_writable(chain)?;
         let mut reclaimed = Reclaimed::default();
         if !self.drop_checkpoint(chain)? {
             return Ok(None);

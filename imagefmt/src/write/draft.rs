@@ -140,6 +140,8 @@ impl Draft {
             format: 1,
             incompatible: Vec::new(),
             compatible: Vec::new(),
+            // A chain that needs one is not written to.
+            read_only_compatible: Vec::new(),
             chain: self.new_layers.chain_id(),
             job: self.job.clone(),
             owner: self.new_layers.owner(),

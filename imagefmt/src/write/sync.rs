@@ -115,12 +115,14 @@ impl Store {
             .disks
             .iter()
             .try_for_each(|name| check_name("disk", name))?;
+        self.check_store_writable()?;
         let storage = self.storage().clone();
         // A crash may have kept the name of one directory and not that of the other.
         if !self.has_dir(&images_dir(chain))? || !self.has_dir(&layers_dir(chain))? {
             chain::create_dirs(&*storage, chain).within(|| format!("create the chain of job {job}"))?;
         }
         let lock = self.lock_writer(chain, job)?;
+        self.check_writable(chain)?;
         let found = ChainRecord::load(self, chain, request).within(|| format!("job {job}"))?;
         let mut record = found.record;
         record.check(request)?;

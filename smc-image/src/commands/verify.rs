@@ -13,11 +13,12 @@ use cli::progress::Progress;
 use cli::text;
 use cli::units;
 use imagefmt::{
-    Error, ErrorKind, Finding, Image, ImageId, Readers, Scope, Span, Store, Verdict, Verified, Verifier,
-    VerifyPlan, VerifyProgress,
+    Error, ErrorKind, Finding, Image, ImageId, Inspection, JobImages, Readers, Scope, Span, Store, Verdict,
+    Verified, Verifier, VerifyPlan, VerifyProgress,
 };
 use jiff::Timestamp;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use throttle::Throttle;
@@ -29,6 +30,9 @@ const FINDINGS_SHOWN_MAX: usize = 20;
 ///
 /// What images share is read once. Exit code 3 if there is any damage; the other images are verified all the
 /// same. When it was done and what it came to is kept beside each image, and `ls` shows it.
+///
+/// The small files of the images' chains are looked at too: what is damaged there, missing or left over is said. What
+/// an unfinished sync has stored is read if its job is verified as a whole, and the rest of the store if everything is.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Images or jobs to verify; everything in the store where none is named
@@ -93,13 +97,28 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     for error in found.unread {
         run.failure(None, &error.into())?;
     }
+    run.beside_images(&found.images, &found.jobs)?;
+    if args.selected.is_empty() {
+        let inspection = store.inspect()?;
+        run.inspection("store", inspection)?;
+    }
     for image in &found.images {
         run.image(image)?;
         if run.stopped {
             break;
         }
     }
+    for chain in chains(found.jobs.iter().map(JobImages::chain)) {
+        if !run.stopped {
+            run.unfinished(chain)?;
+        }
+    }
     run.summary()
+}
+
+/// Each chain once.
+fn chains<'a>(chains: impl Iterator<Item = &'a str>) -> BTreeSet<&'a str> {
+    chains.collect()
 }
 
 /// When the verification began that was interrupted last.
@@ -142,6 +161,8 @@ struct Verification<'a> {
     /// Images that could not be judged, for a reason other than damage.
     failed: usize,
     findings: usize,
+    /// Of these, those that are not about an image.
+    beside: usize,
     checked_bytes: u64,
     read_bytes: u64,
 }
@@ -163,9 +184,74 @@ impl<'a> Verification<'a> {
             damaged: 0,
             failed: 0,
             findings: 0,
+            beside: 0,
             checked_bytes: 0,
             read_bytes: 0,
         })
+    }
+
+    /// Looks at what the chains of these images and jobs hold beside the content of images.
+    fn beside_images(&mut self, images: &[ImageId], jobs: &[JobImages]) -> anyhow::Result<()> {
+        let of_jobs = jobs.iter().map(JobImages::chain);
+        for chain in chains(images.iter().map(ImageId::chain).chain(of_jobs)) {
+            let inspection = self.store.inspect_chain(chain);
+            self.inspection(&format!("chain {chain}"), inspection)?;
+        }
+        Ok(())
+    }
+
+    fn inspection(&mut self, place: &str, inspection: Inspection) -> anyhow::Result<()> {
+        for error in inspection.errors {
+            let damaged = error.kind() == ErrorKind::Damaged;
+            let error = exit::full_message(&error.into());
+            if damaged {
+                self.findings += 1;
+                self.beside += 1;
+            } else {
+                self.failed += 1;
+            }
+            self.say_beside(place, if damaged { "finding" } else { "error" }, &error)?;
+        }
+        for remark in inspection.remarks {
+            self.say_beside(place, "remark", &remark)?;
+        }
+        Ok(())
+    }
+
+    fn say_beside(&self, place: &str, kind: &str, what: &str) -> anyhow::Result<()> {
+        if self.json {
+            return print(output::json(
+                &json!({ "type": kind, "place": place, "what": what }),
+            ));
+        }
+        print(output::line(format_args!("{place}: {what}")))
+    }
+
+    /// Verifies the content that an unfinished sync has stored; what it came to is not kept.
+    fn unfinished(&mut self, chain: &str) -> anyhow::Result<()> {
+        let plan = VerifyPlan {
+            scope: match self.args.sample {
+                Some(of) if of > 1 => Scope::Sample(Verdict::first_sample(of)),
+                _ => Scope::All,
+            },
+            resume: None,
+        };
+        let (throttle, interrupt) = (&mut self.throttle, &self.interrupt);
+        throttle.next_image();
+        let mut wait = |now: VerifyProgress| throttle.wait(now.read_bytes, interrupt);
+        let verified = self
+            .verifier
+            .verify_unfinished(self.store, chain, &plan, &mut wait);
+        match verified {
+            Ok(Some(verified)) => {
+                self.stopped |= verified.stopped.is_some();
+                self.beside += verified.findings.len();
+                self.count(&verified.findings, verified.progress);
+                print_findings(self.json, &format!("chain {chain}"), &verified.findings)
+            }
+            // The reason was told when the chain was looked at.
+            Ok(None) | Err(_) => Ok(()),
+        }
     }
 
     fn image(&mut self, id: &ImageId) -> anyhow::Result<()> {
@@ -373,10 +459,14 @@ impl<'a> Verification<'a> {
             (0, false) => "no damage".to_owned(),
             (0, true) => "interrupted, no damage so far".to_owned(),
             _ => format!(
-                "{}{} damaged, {}",
+                "{}{} damaged, {}{}",
                 if self.stopped { "interrupted, " } else { "" },
                 self.damaged,
-                text::count(self.findings, "finding")
+                text::count(self.findings, "finding"),
+                match self.beside {
+                    0 => String::new(),
+                    beside => format!(", {beside} of them beside the images"),
+                }
             ),
         };
         print(output::line(format_args!(
