@@ -12,6 +12,7 @@ mod format;
 #[doc(hidden)]
 #[path = "../fuzz/oracle/mod.rs"]
 pub mod fuzzing;
+mod parallel;
 mod read;
 mod reclaim;
 mod storage;

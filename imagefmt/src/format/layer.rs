@@ -130,6 +130,14 @@ pub struct LayerTable {
     entries: BTreeMap<u32, LayerEntry>,
 }
 
+impl FromIterator<(u32, LayerEntry)> for LayerTable {
+    fn from_iter<I: IntoIterator<Item = (u32, LayerEntry)>>(layers: I) -> Self {
+        Self {
+            entries: layers.into_iter().collect(),
+        }
+    }
+}
+
 impl LayerTable {
     /// The layer `id`; pointing to one that is not listed is damage.
     pub fn entry(&self, id: u32) -> Result<&LayerEntry> {

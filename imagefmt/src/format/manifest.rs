@@ -315,16 +315,17 @@ impl Manifest {
 
     /// The layers of each disk: its tree points into no others. One pass, however many there are of both.
     pub(crate) fn layer_tables(&self) -> HashMap<&str, LayerTable> {
-        let mut tables: HashMap<&str, LayerTable> = HashMap::new();
+        let mut tables: HashMap<&str, Vec<(u32, LayerEntry)>> = HashMap::new();
         for layer in &self.layers {
             let entry = LayerEntry {
                 uuid: layer.uuid,
                 len: layer.length,
                 referenced: layer.referenced,
             };
-            tables.entry(&layer.disk).or_default().insert(layer.id, entry);
+            tables.entry(&layer.disk).or_default().push((layer.id, entry));
         }
-        tables
+        let table = |(disk, layers): (_, Vec<_>)| (disk, layers.into_iter().collect());
+        tables.into_iter().map(table).collect()
     }
 
     /// The record of a disk.

@@ -3,12 +3,12 @@
 use crate::error::{Error, Result};
 use crate::format::id::Uuid;
 use crate::format::manifest::Manifest;
-use crate::format::name::ImageId;
+use crate::parallel;
 use crate::read::image::Image;
 use crate::storage::Lock;
 use crate::store::{Chain, Store};
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// The images of a chain and its unfinished sync, as the holder of the reclaim lock finds them.
@@ -33,23 +33,24 @@ impl Roots {
         };
         let name = chain.name();
         if let Some(found) = store.read_checkpoint(name).transpose() {
-            roots.add(chain, "the unfinished sync".to_owned(), found.map(Arc::new));
+            match open(chain, found.map(Arc::new)) {
+                Ok(image) => roots.images.push(image),
+                Err(error) => roots.unread.push(("the unfinished sync".to_owned(), error)),
+            }
         }
-        for sequence in store.sequences(name)? {
-            let found = store.read_manifest(name, sequence);
-            // As others name it: by the chain where its own manifest does not say the job.
-            let job = found.as_ref().map_or(name, |manifest| manifest.job.as_str());
-            let label = format!("image {}", ImageId::new(name, sequence, job));
-            roots.add(chain, label, found);
+        let sequences = store.sequences(name)?;
+        let opened = parallel::map(&sequences, |&sequence| {
+            open(chain, store.read_manifest(name, sequence))
+        });
+        for (opened, sequence) in opened.into_iter().zip(sequences) {
+            match opened {
+                Ok(image) => roots.images.push(image),
+                Err(error) => roots
+                    .unread
+                    .push((format!("image {}", store.image_id(name, sequence)), error)),
+            }
         }
         Ok(roots)
-    }
-
-    fn add(&mut self, chain: &Chain, label: String, manifest: Result<Arc<Manifest>>) {
-        match manifest.and_then(|manifest| chain.open(manifest, Lock::new(()))) {
-            Ok(image) => self.images.push(image),
-            Err(error) => self.unread.push((label, error)),
-        }
     }
 
     /// Why nothing may be freed, where a root cannot be opened.
@@ -67,7 +68,8 @@ impl Roots {
     }
 
     fn listed_layers(&self) -> BTreeMap<u32, ListedLayer> {
-        let mut layers: BTreeMap<u32, ListedLayer> = BTreeMap::new();
+        // Each image lists those of all before it that it still needs: very many, of which most are the same.
+        let mut layers: HashMap<u32, ListedLayer> = HashMap::new();
         for record in self.images.iter().flat_map(|image| &image.manifest().layers) {
             let listed = layers.entry(record.id).or_insert(ListedLayer {
                 uuid: record.uuid,
@@ -77,8 +79,13 @@ impl Roots {
             listed.len = listed.len.max(record.length);
             listed.agreed &= listed.uuid == record.uuid;
         }
-        layers
+        layers.into_iter().collect()
     }
+}
+
+/// No lock is needed on a root: the reclaim lock keeps it.
+fn open(chain: &Chain, manifest: Result<Arc<Manifest>>) -> Result<Image> {
+    chain.open(manifest?, Lock::new(()))
 }
 
 /// What the roots say of one layer.

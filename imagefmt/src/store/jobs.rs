@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result, Within};
 use crate::format::manifest::Manifest;
 use crate::format::name::{ImageId, ImageRef, Which, check_name};
 use crate::format::owner::TakeOver;
+use crate::parallel;
 use crate::reclaim::delete::Reclaimed;
 use crate::storage::paths::images_dir;
 use crate::store::Store;
@@ -227,11 +228,10 @@ impl Store {
 
     /// The jobs that made these images, which are all of a chain.
     fn makers(&self, chain: &str, sequences: &[u64]) -> Vec<Maker> {
-        let job = |&sequence: &u64| {
+        let told: Vec<Result<String>> = parallel::map(sequences, |&sequence| {
             self.read_manifest(chain, sequence)
                 .map(|manifest| manifest.job.clone())
-        };
-        let told: Vec<Result<String>> = sequences.iter().map(job).collect();
+        });
         let mut after: Vec<Option<String>> = Vec::new();
         let mut next = None;
         for job in told.iter().rev() {
