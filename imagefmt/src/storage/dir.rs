@@ -133,8 +133,11 @@ impl DirStorage {
             let held = lock(self.open_file(path, flags)?)
                 .map_err(|(_, error)| Error::io(format!("lock {path}"), error))?;
             let now = self.open_file(path, OFlag::O_RDONLY)?;
-            let id = |file: &File| fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
-            if id(&held).is_ok_and(|held| id(&now) == Ok(held)) {
+            let id = |file: &File| {
+                let stat = fstat(file).map_err(|e| io(e, || format!("stat {path}")))?;
+                Ok::<_, Error>((stat.st_dev, stat.st_ino))
+            };
+            if id(&held)? == id(&now)? {
                 return Ok(Lock::new(held));
             }
         }
