@@ -199,8 +199,9 @@ pub struct RunDisk {
     /// The bytes stored for this disk, after compression.
     pub stored_bytes: u64,
     /// The digest of the disk's content, in the form that `smc-image digest` prints: `smc1-64k:` and 64 hexadecimal
-    /// digits.
-    pub digest: String,
+    /// digits. Absent if it is not known: only those who have the key know the digests of an encrypted image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
 }
 
 /// A forecast from measured rates: how long the last sync would take if services were stopped now.

@@ -347,7 +347,7 @@ impl Runner {
                 compared_bytes: disk.compared_bytes,
                 dirty_bytes: disk.dirty_bytes,
                 stored_bytes: disk.stored_bytes,
-                digest: disk.disk_digest(cluster_size)?.to_string(),
+                digest: Some(disk.disk_digest(cluster_size)?.to_string()),
             })
         };
         run.disks = manifest.disks.iter().map(disk).collect::<Result<_>>()?;

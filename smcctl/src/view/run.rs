@@ -104,15 +104,17 @@ fn made(run: &RunView) -> Option<String> {
     )
 }
 
-fn disk(disk: &RunDisk) -> [String; 2] {
+fn disk(disk: &RunDisk) -> Vec<String> {
     let (compared, changed, stored) = (
         size(disk.compared_bytes),
         size(disk.dirty_bytes),
         size(disk.stored_bytes),
     );
     let name = &disk.name;
-    [
-        format!("{name}: {compared} compared, {changed} changed, {stored} stored"),
-        format!("{:width$}  {}", "", disk.digest, width = name.chars().count()),
-    ]
+    let digest = disk.digest.iter().map(|digest| {
+        let width = name.chars().count();
+        format!("{:width$}  {digest}", "")
+    });
+    let counts = format!("{name}: {compared} compared, {changed} changed, {stored} stored");
+    std::iter::once(counts).chain(digest).collect()
 }

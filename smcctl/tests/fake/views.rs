@@ -168,7 +168,7 @@ pub fn succeeded(name: &str, number: u64) -> RunView {
             compared_bytes: 40 * GIB,
             dirty_bytes: 3 * GIB,
             stored_bytes: 900 * MIB,
-            digest: "smc1-64k:00ff".to_owned(),
+            digest: Some("smc1-64k:00ff".to_owned()),
         }],
         deleted: vec![format!("{name}/4")],
         error: None,

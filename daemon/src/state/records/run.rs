@@ -44,7 +44,8 @@ struct StoredRunDisk {
     compared_bytes: u64,
     dirty_bytes: u64,
     stored_bytes: u64,
-    digest: String,
+    #[serde(default)]
+    digest: Option<String>,
     #[serde(flatten)]
     extra: Extra,
 }
