@@ -23,42 +23,40 @@ mod verify;
 mod write;
 
 pub use error::{Error, ErrorKind, Result};
-pub use format::codec::{Content, SECTOR_LEN};
+pub use format::codec::SECTOR_LEN;
 pub use format::digest::{Digest, DiskDigest, DiskHasher, cluster_digest, is_zero};
-pub use format::geometry::{ClusterSize, FANOUT, Geometry};
+pub use format::geometry::{ClusterSize, Geometry};
 pub use format::id::Uuid;
-pub use format::layer::{LayerEntry, LayerTable};
-pub use format::manifest::{
-    Consistency, DiskIdentity, DiskRecord, Kind, LayerRecord, Manifest, Method, ParentRef,
-};
+pub use format::manifest::{Consistency, DiskIdentity, DiskRecord, Kind, Manifest, Method};
 pub use format::name::{ImageId, ImageRef, Which, check_name};
-pub use format::node::{Node, NodeId};
 pub use format::owner::{Owner, TakeOver};
-pub use format::pointer::{Codec, Place, Pointer};
+pub use format::pointer::Codec;
 pub use read::bytes::TryRead;
-pub use read::diff::Change;
 pub use read::image::{Disk, Extent, Image};
-pub use read::tree::{Run, Tree};
+pub use read::tree::Run;
 pub use reclaim::delete::Reclaimed;
-pub use storage::dir::DirStorage;
-pub use storage::{LayerAppend, LayerRead, Lock, LockMode, Storage};
+pub use storage::Lock;
 pub use store::fallback::Fallback;
 pub use store::jobs::JobImages;
 pub use store::locks::LockWait;
 pub use store::pins::{PIN_NAME, Pin};
 pub use store::{Readers, Store};
-pub use verify::verdict::{Against, Complete, Damage, Samples, Span, Stopped, Verdict, VerdictState};
-pub use verify::{
-    Finding, Inspection, Position, Resume, Sample, Scope, Verified, Verifier, VerifyPlan, VerifyProgress,
-};
-pub use write::builder::{BuildStats, ClusterUpdate};
+pub use verify::verdict::{Against, Span, Verdict, VerdictState};
+pub use verify::{Finding, Inspection, Scope, Verified, Verifier, VerifyPlan, VerifyProgress};
+pub use write::builder::ClusterUpdate;
 pub use write::checkpoint::Checkpoint;
 pub use write::disk::{DiskId, DiskMeta};
 pub use write::encoder::ClusterEncoder;
 pub use write::sync::{ImageWriter, WriteRequest};
 
+#[cfg(test)]
+pub(crate) use {
+    format::node::NodeId, format::pointer::Pointer, read::diff::Change, storage::Storage, verify::Sample,
+};
+
 use std::path::Path;
 use std::sync::Arc;
+use storage::dir::DirStorage;
 
 /// Opens the store in a directory. Never writes.
 pub fn open_store(path: &Path) -> Result<Store> {

@@ -6,12 +6,13 @@ use crate::format::digest::{DIGEST_LEN, cluster_digest, frame_check, header_chec
 use crate::format::geometry::{ClusterSize, FANOUT, Geometry, child_index};
 use crate::format::layer::HEADER_LEN;
 use crate::format::node::{NODE_PLAIN_LEN, NodeId, closing_check};
-use crate::format::pointer::RawPointer;
+use crate::format::pointer::{Pointer, RawPointer};
+use crate::storage::Storage;
 use crate::storage::memory::MemoryStorage;
 use crate::storage::paths::{layer_path, manifest_path};
 use crate::{
-    Codec, Digest, Disk, DiskDigest, DiskHasher, ErrorKind, Image, Pointer, Storage, Store, Verifier,
-    VerifyPlan, format::sealed,
+    Codec, Digest, Disk, DiskDigest, DiskHasher, ErrorKind, Image, Store, Verifier, VerifyPlan,
+    format::sealed,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
