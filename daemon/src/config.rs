@@ -102,7 +102,7 @@ impl Config {
             stop_timeout: reader.time(
                 "stop_timeout",
                 raw.stop_timeout.as_ref(),
-                seconds(25),
+                seconds(60),
                 seconds(1)..=seconds(600),
             )?,
             log: reader.log(raw.log)?,

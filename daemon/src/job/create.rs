@@ -73,6 +73,8 @@ pub fn new_record(
         completing: false,
         run: None,
         runs: 0,
+        hooks_owed: None,
+        unconfirmed: false,
         retention_pending: false,
         images: Vec::new(),
         purge: false,

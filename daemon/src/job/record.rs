@@ -43,6 +43,11 @@ pub struct JobRecord {
     pub run: Option<ActiveRun>,
     /// Number of the last run.
     pub runs: u64,
+    /// The run whose pre hooks have run, or may have, and whose post hooks have not.
+    pub hooks_owed: Option<u64>,
+    /// It was found in a store, and nothing proves that its record there is this machine's own: nobody acts on it before
+    /// root has confirmed it.
+    pub unconfirmed: bool,
     /// There are more images than are to be kept, since they were in use.
     pub retention_pending: bool,
     /// Numbers of its images, ascending, as they were when its store was last asked.

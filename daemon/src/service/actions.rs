@@ -8,6 +8,7 @@ use crate::stores::ACTION_PATIENCE;
 use api::{Action, CompleteJob, ModifyJob, RunType, Status};
 use imagefmt::Manifest;
 use std::sync::Arc;
+use std::time::Instant;
 
 impl Manager {
     /// Begins a job, or goes on after a stop or an error.
@@ -168,10 +169,11 @@ impl Manager {
         Ok(())
     }
 
-    /// Lets nothing begin any more, and asks what runs to keep what it has stored.
+    /// Lets nothing begin any more, and asks what runs to keep what it has stored. What follows a sync that ends, its post
+    /// hooks above all, has a little less time than the daemon.
     pub fn close(&self) {
         let mut table = self.table.lock();
-        table.close();
+        table.close(Instant::now() + self.config.stop_timeout.mul_f32(0.9));
         self.live.ask_all(Ending::Shutdown);
     }
 

@@ -17,6 +17,8 @@ pub enum Task {
     Resume(String),
     /// Asks a store which images its jobs have.
     Refresh(PathBuf),
+    /// Runs the post hooks that the job of this name owes.
+    Release(String),
     /// Looks for lost jobs in their stores.
     Look,
 }
@@ -28,6 +30,7 @@ impl Task {
             Self::Delete(job) => format!("delete {job}"),
             Self::Discard(job) => format!("discard {job}"),
             Self::Resume(job) => format!("resume {job}"),
+            Self::Release(job) => format!("hooks {job}"),
             Self::Refresh(_) => "refresh".to_owned(),
             Self::Look => "look for jobs".to_owned(),
         }

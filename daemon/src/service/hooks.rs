@@ -15,7 +15,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// When a hook runs.
@@ -53,7 +55,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// What is kept of a hook's output, for the message about its failure.
 const OUTPUT_KEPT: usize = 2000;
 
-/// Runs all hooks of a stage. Before a sync, the first that fails is the end; afterwards, every one is run.
+/// Runs all hooks of a stage. Before a sync, the first that fails is the end; afterwards, every one is run. A hook that runs
+/// when `stopped` says so is killed, and no other is begun.
 ///
 /// # Errors
 /// Name the hook, how it ended and what it wrote last.
@@ -66,6 +69,10 @@ pub fn run(
 ) -> Result<()> {
     let mut failures = Vec::new();
     for path in programs(stage, dir, job)? {
+        if stage == Stage::Post && stopped() {
+            failures.push(format!("post hook {} did not run", path.display()));
+            break;
+        }
         let ended = run_one(stage, &path, job, env, stopped)
             .with_context(|| format!("{} hook {}", stage.label(), path.display()));
         match ended {
@@ -129,7 +136,7 @@ fn run_one(
     stopped: &dyn Fn() -> bool,
 ) -> Result<()> {
     let (reader, writer) = std::io::pipe().context("create a pipe for its output")?;
-    let wrote = collect(reader);
+    let wrote = Output::collect(reader).context("start a thread that reads its output")?;
     let child = Command::new(path)
         .arg(stage.label())
         .envs(environment(stage, job, env))
@@ -141,12 +148,15 @@ fn run_one(
         .context("cannot be run")?;
     let limit = Duration::from_secs(job.hooks.timeout_seconds);
     let ended = watch(child, limit, stopped);
-    let wrote = tail(&wrote);
+    let wrote = wrote.tail();
     match ended {
         Watched::Ended(status) if status.success() => Ok(()),
         Watched::Ended(status) => bail!("ended with {status}{wrote}"),
         Watched::TimedOut => bail!("was killed after {} s{wrote}", limit.as_secs()),
-        Watched::Stopped => bail!("was killed because the sync was stopped{wrote}"),
+        Watched::Stopped if stage == Stage::Pre => {
+            bail!("was killed because the sync was stopped{wrote}")
+        }
+        Watched::Stopped => bail!("was killed because smcd ends; it runs again at the next start{wrote}"),
         Watched::Lost(error) => Err(error).context("cannot be waited for"),
     }
 }
@@ -186,7 +196,7 @@ fn watch(mut child: Child, limit: Duration, stopped: &dyn Fn() -> bool) -> Watch
             Err(error) => break Watched::Lost(error),
             Ok(None) if begun.elapsed() >= limit => break Watched::TimedOut,
             Ok(None) if stopped() => break Watched::Stopped,
-            Ok(None) => std::thread::sleep(POLL_INTERVAL),
+            Ok(None) => thread::sleep(POLL_INTERVAL),
         }
     };
     // Its group has its number, and it has not been waited for: the number is nobody else's.
@@ -194,38 +204,60 @@ fn watch(mut child: Child, limit: Duration, stopped: &dyn Fn() -> bool) -> Watch
         let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
     }
     // A process that was killed ends, unless it waits for a disk in the kernel: nobody waits for that here.
-    std::thread::spawn(move || child.wait());
+    let reaper = thread::Builder::new().name("reap hook".to_owned());
+    if let Err(error) = reaper.spawn(move || child.wait()) {
+        tracing::warn!("a hook that was killed stays a zombie until smcd ends: {error}");
+    }
     why
 }
 
-/// Reads what a hook writes, in a thread of its own, and keeps the end of it. A child that outlives the hook may hold
-/// the pipe for as long as it likes.
-fn collect(mut reader: std::io::PipeReader) -> Arc<Mutex<Vec<u8>>> {
-    let kept: Arc<Mutex<Vec<u8>>> = Arc::default();
-    let end = kept.clone();
-    std::thread::spawn(move || {
-        let mut piece = [0; 4096];
-        while let Ok(len @ 1..) = reader.read(&mut piece) {
-            let mut end = end.lock().unwrap_or_else(PoisonError::into_inner);
-            end.extend_from_slice(&piece[..len]);
-            let surplus = end.len().saturating_sub(OUTPUT_KEPT);
-            end.drain(..surplus);
-        }
-    });
-    kept
+/// The end of what a hook writes, read in a thread of its own.
+struct Output {
+    kept: Arc<Mutex<Vec<u8>>>,
+    /// Closed when everything is read.
+    ended: Receiver<()>,
 }
 
-/// The end of what a hook wrote, on one line.
-fn tail(kept: &Mutex<Vec<u8>>) -> String {
-    // What was written last may still be in the pipe.
-    std::thread::sleep(POLL_INTERVAL);
-    let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-    let text = String::from_utf8_lossy(&kept);
-    let text = text.trim();
-    if text.is_empty() {
-        return String::new();
+/// How long is waited for the rest of a hook's output when it has ended: a child that outlives it may hold the pipe for as
+/// long as it likes.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
+
+impl Output {
+    fn collect(mut reader: std::io::PipeReader) -> std::io::Result<Self> {
+        let kept: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let (end, ended) = channel();
+        let output = Self {
+            kept: kept.clone(),
+            ended,
+        };
+        let read = move || {
+            let _end: Sender<()> = end;
+            let mut piece = [0; 4096];
+            while let Ok(len @ 1..) = reader.read(&mut piece) {
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.extend_from_slice(&piece[..len]);
+                let surplus = kept.len().saturating_sub(OUTPUT_KEPT);
+                kept.drain(..surplus);
+            }
+        };
+        thread::Builder::new()
+            .name("hook output".to_owned())
+            .spawn(read)?;
+        Ok(output)
     }
-    format!(": {}", text.escape_debug())
+
+    /// What was written last, on one line.
+    fn tail(&self) -> String {
+        // Nothing is ever sent: this waits for the thread to end.
+        let _ = self.ended.recv_timeout(OUTPUT_PATIENCE);
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = String::from_utf8_lossy(&kept);
+        let text = text.trim();
+        if text.is_empty() {
+            return String::new();
+        }
+        format!(": {}", text.escape_debug())
+    }
 }
 
 #[cfg(test)]

@@ -71,6 +71,13 @@ impl Manager {
         if !rules::allowed(job.status, action) {
             return Err(Refusal::state(name, job.status, action));
         }
+        let begins = matches!(action, Action::Start | Action::Sync | Action::Complete);
+        if let Some(run) = job.hooks_owed.filter(|_| begins && !self.live.contains(name)) {
+            return Err(Refusal::conflict(format!(
+                "the post hooks of run {run} of job {name}, which was interrupted, have not ended yet: repeat the request \
+                 when they have"
+            )));
+        }
         if let Some((_, Some(ending))) = self.live.get(name) {
             return Err(Refusal::conflict(format!(
                 "the sync of job {name} is ending ({}): wait until that is done",

@@ -25,6 +25,7 @@ mod looking;
 mod manager;
 mod notes;
 mod outcome;
+mod owed;
 mod precheck;
 mod resume;
 mod runner;

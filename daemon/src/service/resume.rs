@@ -11,6 +11,9 @@ use std::sync::Arc;
 impl Manager {
     /// Resumes, in the background, what a job was doing.
     pub(super) fn resume(self: &Arc<Self>, job: &JobRecord) {
+        if job.status != Status::Running {
+            self.release_in_background(job);
+        }
         match job.status {
             Status::Running => self.resume_in_background(&job.name),
             Status::Deleting => self.purge_in_background(job.clone()),
@@ -37,10 +40,14 @@ impl Manager {
 
 /// A sync that was running when the daemon ended: its image exists, it was to end, or it is resumed.
 fn resume_running(manager: &Arc<Manager>, name: &str) -> Result<()> {
-    let job = manager.table.job(name).ok();
-    let Some(job) = job.filter(|job| job.status == Status::Running) else {
-        return Ok(());
+    let running = || {
+        let job = manager.table.job(name).ok();
+        job.filter(|job| job.status == Status::Running)
     };
+    let Some(job) = running() else { return Ok(()) };
+    // Applications are released before anything else is waited for.
+    manager.release(&job);
+    let Some(job) = running() else { return Ok(()) };
     // The store is asked without the mutex.
     let made = manager.image_made_by_run(&job);
     let mut table = manager.table.lock();

@@ -27,7 +27,9 @@ fn begin_run(job: &mut JobRecord, run_type: RunType, now: &Moment) {
         Status::Running => job.run.as_ref().is_some_and(|run| run.from_waiting),
         status => status == Status::Waiting && !job.completing,
     };
-    job.runs += 1;
+    job.runs = job.runs.saturating_add(1);
+    // Saved with it, so before the first pre hook starts.
+    job.hooks_owed = Some(job.runs);
     job.status = Status::Running;
     job.error = None;
     job.warnings.clear();
@@ -113,7 +115,15 @@ impl Manager {
             let error = anyhow::Error::from(error).context(format!("start the sync of job {name}"));
             // The job must not stay Running for ever.
             let ended = Ended::Failed(format!("{error:#}"));
-            if let Err(error) = interrupt(table, &name, begun, &ended, &self.now()) {
+            let left = interrupt(table, &name, begun, &ended, &self.now());
+            // No pre hook has run.
+            let left = left.and_then(|_| {
+                table.update(&name, |job| {
+                    job.hooks_owed = None;
+                    Ok(None)
+                })
+            });
+            if let Err(error) = left {
                 tracing::error!("{error}");
             }
             return Err(error);
@@ -176,6 +186,7 @@ impl Runner {
         let name = self.job.name.clone();
         let result = catch_unwind(AssertUnwindSafe(|| self.work(&mut run, work)));
         let result = result.unwrap_or_else(|_| {
+            self.post_hooks_after_a_bug();
             Err(engine::Error::new(
                 ErrorKind::Other,
                 "the sync failed because of a bug in smcd; see its log (journalctl -u smcd). Earlier images are unchanged",
@@ -271,16 +282,27 @@ impl Runner {
             Err(_) if self.live.control.is_stopped() => RunOutcome::Stopped,
             Err(_) => RunOutcome::Failed,
         };
+        self.run_post_hooks(outcome, run.image.clone().unwrap_or_default());
+    }
+
+    fn run_post_hooks(&self, outcome: RunOutcome, image: String) {
         let env = HookEnv {
             outcome: outcome.to_string(),
-            image: run.image.clone().unwrap_or_default(),
+            image,
             ..self.hook_env()
         };
-        let dir = &self.manager.config.hooks_dir;
-        // One that the daemon's end meets is run again when it starts.
-        let ends = || self.is_shutdown();
-        if let Err(error) = hooks::run(Stage::Post, dir, &self.job, &env, &ends) {
-            self.warn(&format!("{error:#}"));
+        if let Some(warning) = self.manager.run_post_hooks(&self.job, &env) {
+            self.warn(&warning);
+        }
+    }
+
+    /// A sync that panicked has applications to release all the same.
+    fn post_hooks_after_a_bug(&self) {
+        let job = self.manager.table.job(&self.job.name);
+        if job.is_ok_and(|job| job.hooks_owed == Some(self.live.number)) {
+            let run = AssertUnwindSafe(|| self.run_post_hooks(RunOutcome::Failed, String::new()));
+            // What is owed still is run within a minute.
+            let _ = catch_unwind(run);
         }
     }
 

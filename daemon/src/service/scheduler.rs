@@ -115,6 +115,9 @@ impl Manager {
 
     /// Tries again what was in the way: images in use that are too many, and jobs being deleted.
     fn retry(self: &Arc<Self>, job: &JobRecord) {
+        if job.status != Status::Running {
+            self.release_in_background(job);
+        }
         match job.status {
             Status::Deleting => self.purge_in_background(job.clone()),
             // One that could not be resumed when the daemon started.

@@ -95,6 +95,8 @@ fn settle(state: &mut State, job: &mut JobRecord, elsewhere: bool, now: &Moment)
 
 /// A job of another machine, or of this one before it was migrated, does nothing until somebody says so.
 fn stop_foreign(job: &mut JobRecord) {
+    // What its hooks have stopped is on the other machine.
+    job.hooks_owed = None;
     let acts = job.status == Status::Ready && job.start_at.is_some()
         || matches!(job.status, Status::Running | Status::Waiting);
     if acts {

@@ -11,6 +11,7 @@ use api::RunView;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// All jobs, and what the user should know of the daemon itself.
 #[derive(Debug)]
@@ -26,8 +27,8 @@ struct Inner {
     jobs: BTreeMap<String, JobRecord>,
     /// Jobs whose record cannot be read: nothing is done for them, and what is theirs stays theirs.
     unreadable: BTreeMap<String, Unreadable>,
-    /// The daemon ends: nothing begins any more.
-    closing: bool,
+    /// The daemon ends: nothing begins any more, and post hooks have until then.
+    closing: Option<Instant>,
     warnings: Vec<String>,
     /// What the last search for lost jobs in stores found in the way.
     search_warnings: Vec<String>,
@@ -51,7 +52,7 @@ impl JobTable {
                 stores,
                 jobs: readable.collect(),
                 unreadable: unreadable.collect(),
-                closing: false,
+                closing: None,
                 warnings,
                 search_warnings: Vec::new(),
             }),
@@ -212,12 +213,17 @@ impl Locked<'_> {
 
     /// Whether the daemon ends: nothing begins any more then.
     pub fn is_closing(&self) -> bool {
-        self.inner.closing
+        self.inner.closing.is_some()
     }
 
-    /// Nothing begins any more.
-    pub fn close(&mut self) {
-        self.inner.closing = true;
+    /// Nothing begins any more; post hooks have until `hooks_end`.
+    pub fn close(&mut self, hooks_end: Instant) {
+        self.inner.closing.get_or_insert(hooks_end);
+    }
+
+    /// Whether the daemon ends, and no hook may run any more.
+    pub fn is_closed(&self) -> bool {
+        self.inner.closing.is_some_and(|end| Instant::now() >= end)
     }
 
     /// What the user should know of the daemon itself.

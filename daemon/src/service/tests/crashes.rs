@@ -18,7 +18,7 @@ pub fn wait_for_note(store: &Path, name: &str, wanted: impl Fn(&Value) -> bool) 
             return;
         }
         assert!(
-            begun.elapsed() < Duration::from_secs(30),
+            begun.elapsed() < Duration::from_secs(120),
             "the note of {name} is not written"
         );
         std::thread::sleep(Duration::from_millis(5));
@@ -198,11 +198,7 @@ fn a_purge_of_a_store_that_is_not_there_is_not_done() {
     let away = house.dir.path().join("away");
     std::fs::rename(&store, &away).unwrap();
     assert_eq!(house.manager.delete("web01", true), Ok(false));
-    let begun = Instant::now();
-    while house.job("web01").error.is_none() {
-        assert!(begun.elapsed() < Duration::from_secs(30));
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    house.wait_until("the purge has failed", || house.job("web01").error.is_some());
     assert_eq!(house.job("web01").status, Status::Deleting);
     // A store that is gone for good does not keep its job.
     assert_eq!(house.manager.delete("web01", false), Ok(true));

@@ -19,6 +19,7 @@ use super::run_begun;
 
 mod crashes;
 mod hanging;
+mod released;
 mod unreadable;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -582,16 +583,10 @@ fn deleting_keeps_images_and_purging_does_not() {
     assert!(refusal.message.contains("web01/1 is pinned (audit)"), "{refusal}");
     store.unpin(&first, Some("audit")).unwrap();
     house.manager.delete("web01", true).unwrap();
-    let begun = Instant::now();
-    while house.manager.table.lock().jobs().contains_key("web01") {
-        assert!(begun.elapsed() < Duration::from_secs(30));
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    house.wait_until("the job is gone", || {
+        !house.manager.table.lock().jobs().contains_key("web01")
+    });
     assert_eq!(store.job("web01").unwrap().sequences(), [0u64; 0]);
     // The note goes in the background, behind the job.
-    let begun = Instant::now();
-    while store.notes().unwrap() != Vec::<String>::new() {
-        assert!(begun.elapsed() < Duration::from_secs(30));
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    house.wait_until("its note is gone", || store.notes().unwrap().is_empty());
 }

@@ -39,6 +39,10 @@ pub struct StoredJob {
     completing: bool,
     run: Option<StoredActiveRun>,
     runs: u64,
+    #[serde(default)]
+    hooks_owed: Option<u64>,
+    #[serde(default)]
+    unconfirmed: bool,
     #[serde(alias = "excess")]
     retention_pending: bool,
     #[serde(default)]
@@ -315,6 +319,8 @@ impl StoredJob {
             completing: self.completing,
             run: self.run.map(StoredActiveRun::into_run),
             runs: self.runs,
+            hooks_owed: self.hooks_owed,
+            unconfirmed: self.unconfirmed,
             retention_pending: self.retention_pending,
             images: self.images,
             purge: self.purge,
@@ -338,7 +344,12 @@ fn keep_value<T: PartialEq>(now: Option<&mut T>, before: Option<T>, extra: impl 
 impl From<&JobRecord> for StoredJob {
     fn from(job: &JobRecord) -> Self {
         Self {
-            version: Version::CURRENT,
+            // An earlier version would act on it without asking.
+            version: if job.unconfirmed {
+                Version::NOT_BEFORE
+            } else {
+                Version::CURRENT
+            },
             name: job.name.clone(),
             description: job.description.clone(),
             status: job.status,
@@ -376,6 +387,8 @@ impl From<&JobRecord> for StoredJob {
             completing: job.completing,
             run: job.run.as_ref().map(StoredActiveRun::from),
             runs: job.runs,
+            hooks_owed: job.hooks_owed,
+            unconfirmed: job.unconfirmed,
             retention_pending: job.retention_pending,
             images: job.images.clone(),
             purge: job.purge,

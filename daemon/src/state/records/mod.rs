@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// The format of the records that this version writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The earliest format whose readers do the right thing with them.
 pub const MIN_READER: u32 = 0;
@@ -49,6 +49,12 @@ impl Version {
     const CURRENT: Self = Self {
         format: FORMAT,
         min_reader: MIN_READER,
+    };
+
+    /// Of what every earlier reader would handle wrongly.
+    const NOT_BEFORE: Self = Self {
+        format: FORMAT,
+        min_reader: FORMAT,
     };
 
     fn too_new(self) -> String {
