@@ -228,6 +228,33 @@ fn without_a_reader_the_exit_code_is_the_same() {
     assert!(!fixture.manifest("web01", 2).exists() && !fixture.manifest("web01", 4).exists());
 }
 
+/// Two ranges are printed before the damage is met.
+#[test]
+fn a_comparison_without_a_reader_still_finds_damage() {
+    const CLUSTER: usize = 64 << 10;
+    let fixture = Fixture::new();
+    let mut content = testkit::noise(18 << 20, 1);
+    fixture.sync("web01", &[("vda", &content)]);
+    for cluster in [0, 2, 260] {
+        content[cluster * CLUSTER..][..CLUSTER].copy_from_slice(&testkit::noise(CLUSTER, 2 + cluster as u64));
+    }
+    fixture.sync("web01", &[("vda", &content)]);
+    assert_eq!(
+        code_without_a_reader(&fixture, &["diff", "web01/1", "web01/2"]),
+        Some(0)
+    );
+    // The second leaf follows its only cluster that is stored here.
+    let layer = fixture.layer("web01", 2);
+    let mut bytes = std::fs::read(&layer).unwrap();
+    let stored = common::find(&bytes, &content[260 * CLUSTER..][..CLUSTER]).unwrap();
+    bytes[stored + CLUSTER + 40] ^= 1;
+    std::fs::write(&layer, bytes).unwrap();
+    for json in [&[][..], &["--json"]] {
+        let args = [&["diff", "web01/1", "web01/2"], json].concat();
+        assert_eq!(code_without_a_reader(&fixture, &args), Some(3), "{args:?}");
+    }
+}
+
 /// A part of the store that cannot be listed is told, and nothing is taken for what is left.
 #[test]
 fn what_cannot_be_listed_is_told_and_never_passed_over() {

@@ -4,6 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::Manifest;
 use crate::format::name::{SHOWN_MAX, check_name, printable};
 use crate::format::sealed;
+use crate::parallel;
 use crate::storage::paths::{
     Beside, DROPPED_CHECKPOINT, TEMPORARY, beside_of, chain_path, image_file, images_dir, is_manifest,
     layer_of, layer_path, layers_dir, pins_path, sequence_of, writer_lock_path,
@@ -143,9 +144,9 @@ impl Store {
 
     /// The manifests of a chain; nothing for one that cannot be read.
     fn manifests_of(&self, chain: &str, names: &[String]) -> BTreeMap<u64, Option<Arc<Manifest>>> {
-        let sequences = names.iter().filter_map(|name| sequence_of(name));
-        let read = |sequence| (sequence, self.read_manifest(chain, sequence).ok());
-        sequences.map(read).collect()
+        let sequences: Vec<u64> = names.iter().filter_map(|name| sequence_of(name)).collect();
+        let read = parallel::map(&sequences, |&sequence| self.read_manifest(chain, sequence).ok());
+        sequences.into_iter().zip(read).collect()
     }
 
     fn inspect_record(

@@ -57,8 +57,7 @@ impl StoreCatalog {
     pub fn new(store: Store, images: &[ImageRef]) -> Self {
         let chosen = (!images.is_empty()).then(|| images.to_vec());
         let store = Images::new(store);
-        // One that cannot be held is told of when it is offered.
-        let held = images.iter().filter_map(|image| store.hold(image).ok()).collect();
+        let held = images.iter().filter_map(|image| held(&store, image)).collect();
         Self {
             images: Arc::new(store),
             chosen,
@@ -314,6 +313,22 @@ impl Catalog for StoreCatalog {
             name: overlay,
         };
         overlays.open(&key, || self.open_disk(&offer))
+    }
+}
+
+/// Keeps an image that was named from being deleted.
+fn held(store: &Images, image: &ImageRef) -> Option<Lock> {
+    match store.hold(image) {
+        Ok(lock) => Some(lock),
+        // These are told of when the image is offered.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => None,
+        Err(error) => {
+            tracing::warn!(
+                "{image} may be deleted while it is offered: {}",
+                chain_text(&error)
+            );
+            None
+        }
     }
 }
 

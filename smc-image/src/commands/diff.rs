@@ -2,7 +2,7 @@
 
 use crate::context::Context;
 use crate::exit::Advise;
-use cli::output;
+use cli::output::{self, unless_closed};
 use cli::text;
 use cli::units;
 use imagefmt::{Disk, ImageRef};
@@ -22,7 +22,8 @@ pub struct Args {
     b: ImageRef,
 }
 
-/// Compares the disks that were named, or those of the same name.
+/// Compares the disks that were named, or those of the same name; all of them, even where nobody reads on: that no damage
+/// was met is part of the answer.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
     let (a, b) = (store.image(&args.a)?, store.image(&args.b)?);
@@ -49,10 +50,12 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn alone(json: bool, disk: &Disk, other: &str) -> anyhow::Result<()> {
-    if json {
-        return output::json(&json!({ "type": "alone", "disk": disk.label(), "missing_in": other }));
-    }
-    output::line(format_args!("{}: {other} has no such disk", disk.label()))
+    let printed = if json {
+        output::json(&json!({ "type": "alone", "disk": disk.label(), "missing_in": other }))
+    } else {
+        output::line(format_args!("{}: {other} has no such disk", disk.label()))
+    };
+    unless_closed(printed)
 }
 
 fn compare(json: bool, a: &Disk, b: &Disk) -> anyhow::Result<()> {
@@ -79,7 +82,7 @@ fn compare(json: bool, a: &Disk, b: &Disk) -> anyhow::Result<()> {
     let _stopped = compared.map_err(|error| error.within(pair(a, b)))?;
     printed?;
     ranges.flush()?;
-    summary(json, a, b, &ranges)
+    unless_closed(summary(json, a, b, &ranges))
 }
 
 fn check_comparable(a: &Disk, b: &Disk) -> anyhow::Result<()> {
@@ -137,14 +140,14 @@ impl Ranges<'_> {
         self.count += 1;
         self.bytes += length;
         if self.json {
-            return output::json(
+            return unless_closed(output::json(
                 &json!({ "type": "range", "disk": self.disk, "start": offset, "length": length }),
-            );
+            ));
         }
         if self.count == 1 {
-            output::line(format_args!("{:>20}  {:>20}", "OFFSET", "LENGTH"))?;
+            unless_closed(output::line(format_args!("{:>20}  {:>20}", "OFFSET", "LENGTH")))?;
         }
-        output::line(format_args!("{offset:>20}  {length:>20}"))
+        unless_closed(output::line(format_args!("{offset:>20}  {length:>20}")))
     }
 }
 
