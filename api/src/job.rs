@@ -89,6 +89,10 @@ pub struct CreateJob {
     /// recorded in the images. Default: false, and such a disk is refused.
     #[serde(default)]
     pub accept_changed_disk: bool,
+    /// Take over, with the first image, images that belong to another machine or to a job that is not known to be over.
+    /// Whoever wrote them until now is refused from then on. Default: false, and such images are refused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub take_over: bool,
     /// Allow creating a new store on NFS, CIFS, FUSE or a similar filesystem, which may not keep locks and durability
     /// guarantees. Default: false.
     #[serde(default)]
@@ -155,6 +159,10 @@ pub struct ModifyJob {
     /// recorded in the images. `false` withdraws the permission. Takes effect with the next sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accept_changed_disk: Option<bool>,
+    /// Take over, with the next image, images that belong to another machine or to another job of this name. `false`
+    /// withdraws the permission. Takes effect with the next sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub take_over: Option<bool>,
 }
 
 /// A request to complete a job.
@@ -212,6 +220,9 @@ pub struct JobView {
     /// Whether the next sync accepts a disk whose identity differs from the recorded one. Creating an image resets it.
     #[serde(default)]
     pub accept_changed_disk: bool,
+    /// Whether the next sync takes over images that belong to another machine or job. Creating an image resets it.
+    #[serde(default)]
+    pub take_over: bool,
     /// The programs that run before and after every sync.
     pub hooks: HooksView,
     /// The name of the job that this one continues. Absent if there is none.

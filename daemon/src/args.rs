@@ -123,6 +123,12 @@ pub struct SyncArgs {
     #[arg(long)]
     pub accept_changed_disk: bool,
 
+    /// Take over images that belong to another machine, or to a job of the service that is not over. Whoever wrote
+    /// them until now is refused from then on. A server that was installed anew, or runs a rescue system, is another
+    /// machine.
+    #[arg(long)]
+    pub take_over: bool,
+
     /// Allow creating a new store on NFS, CIFS, FUSE or a similar filesystem, which may not keep locks and
     /// durability guarantees.
     #[arg(long)]

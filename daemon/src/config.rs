@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use api::limits;
+use hostdev::Root;
 use serde::Deserialize;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,8 @@ pub struct Config {
     pub min_interval: Duration,
     /// A file that moves the clock, for tests.
     pub test_clock: Option<PathBuf>,
+    /// Where the files that identify this machine are; tests have other machines.
+    pub root: Root,
 }
 
 /// The file as written. Values keep their position, so that errors can name the line.
@@ -116,6 +119,7 @@ impl Config {
                 Some(clock) => Some(reader.path("laboratory.clock", Some(clock), "")?),
                 None => None,
             },
+            root: Root::system(),
         })
     }
 }

@@ -8,6 +8,7 @@ mod http;
 mod job;
 mod logging;
 mod oneshot;
+mod ownership;
 mod serve;
 mod service;
 mod signals;

@@ -2,18 +2,22 @@
 
 use std::time::Duration;
 
-/// Bytes a second; 0 where the span is too short to tell.
+/// What a rate that is not known counts as, in bytes per second: any disk is faster.
+const RATE_FLOOR: u64 = 1 << 20;
+
+/// Bytes per second; 0 if the span is too short to tell.
 pub fn rate(bytes: u64, span: Duration) -> u64 {
-    let millis = span.as_millis();
-    if millis == 0 {
+    let nanos = span.as_nanos();
+    if nanos == 0 {
         return 0;
     }
-    u64::try_from(u128::from(bytes) * 1000 / millis).unwrap_or(u64::MAX)
+    u64::try_from(u128::from(bytes) * 1_000_000_000 / nanos).unwrap_or(u64::MAX)
 }
 
-/// How long `bytes` take at so many a second; a rate that is not known counts as one byte.
+/// How long `bytes` take at a rate in bytes per second; 0 is a rate that is not known.
 pub fn seconds(bytes: u64, rate: u64) -> f64 {
-    as_f64(bytes) / as_f64(rate.max(1))
+    let rate = if rate == 0 { RATE_FLOOR } else { rate };
+    as_f64(bytes) / as_f64(rate)
 }
 
 /// A count as a float: exact up to 2^53, rounded above.
@@ -48,6 +52,11 @@ mod tests {
         assert_eq!(rate(10, Duration::ZERO), 0);
         assert_eq!(rate(u64::MAX, Duration::from_millis(1)), u64::MAX);
         assert_eq!(rate(1000, Duration::from_secs(2)), 500);
+        assert_eq!(rate(512, Duration::from_micros(100)), 5_120_000);
+        assert!(
+            seconds(512, 0) < 0.001,
+            "a rate that is not known is not one byte"
+        );
         assert!((as_f64(1 << 40) - 1_099_511_627_776.0).abs() < 1.0);
         assert!(share(1, 0).abs() < f64::EPSILON);
         assert_eq!(times(1000, 0.5), 500);

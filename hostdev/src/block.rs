@@ -172,6 +172,17 @@ impl BlockDevice {
             .ok_or_else(|| Error::new(ErrorKind::NotFound, "read", self.root.join(path)))
     }
 
+    /// First byte of a partition on its disk; 0 for a whole disk.
+    ///
+    /// # Errors
+    /// As for [`Root::number`].
+    pub fn start_bytes(&self) -> Result<u64> {
+        let path = self.path("start");
+        let sectors = self.root.number(&path)?.unwrap_or(0);
+        let start = sectors.checked_mul(SECTOR_BYTES);
+        start.ok_or_else(|| Error::new(ErrorKind::Malformed, "read", self.root.join(path)))
+    }
+
     /// The smallest unit that its disk reads and writes, in bytes; `None` where sysfs does not say.
     ///
     /// # Errors

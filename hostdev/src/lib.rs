@@ -7,6 +7,8 @@
 //! - [`Inventory`]: all devices, mounts and swaps, read once, and which lie on which disks.
 //! - [`MountTable`] and [`swaps`]: what is mounted and what is swapped to.
 //! - [`LoopDevice`]: a loop device that goes away with its last user; [`loop_status`] and [`detach_loop`] for any.
+//! - [`Machine`]: which machine this is.
+//! - [`table_id`], [`filesystem_id`]: ids that are stored on a disk.
 //! - [`Root`]: where the machine's files are seen, read within bounds, so that tests build machines out of
 //!   directories.
 //!
@@ -15,12 +17,14 @@
 //! line that cannot be understood costs that line only, and is counted.
 
 mod block;
+mod content;
 mod counters;
 mod error;
 mod escape;
 mod identity;
 mod inventory;
 mod loopdev;
+mod machine;
 mod mounts;
 mod node;
 mod number;
@@ -30,12 +34,14 @@ mod topology;
 mod usage;
 
 pub use block::{BlockDevice, Mapped};
+pub use content::{HEAD_BYTES, filesystem_id, table_id};
 pub use counters::{Counters, Discards};
 pub use error::{Error, ErrorKind, Result};
 pub use escape::unescape;
 pub use identity::Identity;
 pub use inventory::{Block, Filesystem, Inventory, Namespaces, OnDisk, PlacedMount};
 pub use loopdev::{LoopDevice, LoopOptions, LoopStatus, detach_loop, loop_status};
+pub use machine::Machine;
 pub use mounts::{Mount, MountTable};
 pub use node::{FileId, Node};
 pub use number::{DeviceNumber, ParseDeviceNumberError};

@@ -101,19 +101,19 @@ fn every_parameter_of_a_modification_has_an_option() {
         (
             "job modify web01 --description x --bandwidth-limit 50MiB/s --interval 12h --max-images 5 \
              --compress-level 0 --pre-hook= --post-hook /h --hook-timeout 90s \
-             --start-at 2026-11-24T03:00:00+01:00 --valid 60d --accept-changed-disk",
+             --start-at 2026-11-24T03:00:00+01:00 --valid 60d --accept-changed-disk --take-over",
             "PATCH /v1/jobs/web01",
             json!({
                 "description": "x", "bandwidth_limit_bytes": 50 * MIB, "interval_seconds": 43_200,
                 "max_images": 5, "compress_level": 0, "pre_hook": "", "post_hook": "/h",
                 "hook_timeout_seconds": 90, "start_at": "2026-11-24T02:00:00Z", "valid_seconds": 60 * 86_400,
-                "accept_changed_disk": true
+                "accept_changed_disk": true, "take_over": true
             }),
         ),
         (
-            "job modify web01 --accept-changed-disk=false --bandwidth-limit 0",
+            "job modify web01 --accept-changed-disk=false --take-over=false --bandwidth-limit 0",
             "PATCH /v1/jobs/web01",
-            json!({ "accept_changed_disk": false, "bandwidth_limit_bytes": 0 }),
+            json!({ "accept_changed_disk": false, "take_over": false, "bandwidth_limit_bytes": 0 }),
         ),
     ]);
 }
@@ -126,7 +126,7 @@ fn every_parameter_of_a_job_has_an_option() {
         "job create web01 --disk vda=/dev/vda --disk /dev/vdb --store /s --interval 6h --max-images 3 \
          --description x --start-at 2026-11-24T03:00:00Z --valid 30d --compress-level 7 --bandwidth-limit 50MiB \
          --cluster-size 16KiB --pre-hook /a --post-hook /b --hook-timeout 2m --take-up old01 --client-token t1 \
-         --accept-changed-disk --allow-network-fs",
+         --accept-changed-disk --take-over --allow-network-fs",
     );
     assert!(said.ok().starts_with("web01: Waiting\n"));
     let expected = json!({
@@ -135,7 +135,7 @@ fn every_parameter_of_a_job_has_an_option() {
         "automatic_incremental": true, "interval_seconds": 21_600, "max_images": 3,
         "start_at": "2026-11-24T03:00:00Z", "valid_seconds": 30 * 86_400, "compress_level": 7,
         "bandwidth_limit_bytes": 50 * MIB, "cluster_size_bytes": 16_384, "pre_hook": "/a", "post_hook": "/b",
-        "hook_timeout_seconds": 120, "take_up": "old01", "accept_changed_disk": true, "allow_network_fs": true
+        "hook_timeout_seconds": 120, "take_up": "old01", "accept_changed_disk": true, "take_over": true, "allow_network_fs": true
     });
     assert_eq!(smcd.asked()[0].json(), expected);
     let read: CreateJob = serde_json::from_value(expected).unwrap();

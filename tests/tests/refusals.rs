@@ -1,11 +1,11 @@
 //! Bad input: each gets a message that says what to do, its exit code, and changes nothing.
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use smc_tests::{Bench, code, program, stderr};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use testkit::guard::{LoopDevice, Mount};
 use testkit::process::run;
 
@@ -103,6 +103,49 @@ fn another_disk_is_refused() -> Result<()> {
     )?;
     let accepted = bench.sync_with(&[("vda", other.path())], &["--accept-changed-disk"])?;
     assert_eq!(code(&accepted), 0, "{}", stderr(&accepted));
+    Ok(())
+}
+
+/// `smcd sync` of job web01 as on a machine with another `/etc/machine-id`.
+fn sync_elsewhere(bench: &Bench, disk: &Path, more: &[&str]) -> Result<Output> {
+    let id = bench
+        .dir
+        .file("machine-id", b"5eb9d1a07c1f4a51a3ac4f0c7b5d3a11\n")?;
+    let script = "mount --bind \"$1\" /etc/machine-id && shift && exec \"$@\"";
+    Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(&id)
+        .arg(program("smcd"))
+        .args(["sync", "--job", "web01", "--store"])
+        .arg(bench.store())
+        .arg("--disk")
+        .arg(format!("vda={}", disk.display()))
+        .args(more)
+        .output()
+        .context("run smcd in a mount namespace")
+}
+
+#[test]
+fn another_machine_takes_a_chain_over_only_when_told_to() -> Result<()> {
+    let bench = Bench::new("machines")?;
+    let disk = bench.disk("disk.img", MIB)?;
+    bench.sync(&[("vda", disk.path())])?;
+    let refused = sync_elsewhere(&bench, disk.path(), &[])?;
+    assert_eq!(code(&refused), 1, "{}", stderr(&refused));
+    let said = stderr(&refused);
+    for words in ["belongs to job web01 of machine", "--take-over"] {
+        ensure!(said.contains(words), "{said}");
+    }
+    let taken = sync_elsewhere(&bench, disk.path(), &["--take-over"])?;
+    assert_eq!(code(&taken), 0, "{}", stderr(&taken));
+    expect_refusal(
+        &bench,
+        &[("vda", disk.path())],
+        &[],
+        &["belongs to job web01", "--take-over"],
+    )?;
+    let back = bench.sync_with(&[("vda", disk.path())], &["--take-over"])?;
+    assert_eq!(code(&back), 0, "{}", stderr(&back));
     Ok(())
 }
 

@@ -1,37 +1,52 @@
-//! The disks of a sync: opened, named, and checked against the job before anything is written.
+//! The disks of a sync: opened, named, and described by what tells them from others.
 
-use crate::engine::DiskArg;
-use anyhow::{Context, Result, bail, ensure};
-use blockio::{Device, DeviceKind};
-use hostdev::Root;
-use imagefmt::{DiskIdentity, DiskMeta, Image};
-use indicatif::HumanBytes;
+use super::DiskArg;
+use super::error::{Error, ErrorKind, Result, Within};
+use super::identity::Given;
+use blockio::{AlignedBuf, Device, DeviceKind};
+use hostdev::{BlockDevice, HEAD_BYTES, Root};
+use imagefmt::{DiskIdentity, DiskMeta};
 use std::path::Path;
 
 /// An opened disk and its name in the job.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SourceDisk {
     pub device: Device,
     pub meta: DiskMeta,
+    /// Whether somebody gave it its name: otherwise it has the kernel's for now.
+    pub is_named: bool,
+}
+
+impl SourceDisk {
+    /// What it is compared by.
+    pub fn given(&self) -> Given<'_> {
+        Given {
+            name: &self.meta.name,
+            path: self.device.path(),
+            size_bytes: self.meta.size_bytes,
+            identity: &self.meta.identity,
+        }
+    }
 }
 
 /// Opens all disks; a wrong one is found before the store is touched.
+///
+/// # Errors
+/// `Device` for what cannot be opened as a disk; `Refused` when one is given twice, needs a name, or holds the store.
 pub fn open_all(args: &[DiskArg], store: &Path) -> Result<Vec<SourceDisk>> {
     let mut disks: Vec<SourceDisk> = Vec::new();
     for arg in args {
         let disk = open(arg)?;
-        let (name, path) = (&disk.meta.name, arg.path.display());
-        if let Some(other) = disks.iter().find(|other| other.meta.name == *name) {
-            bail!(
-                "{path} and {} would both have the disk name {name}: choose another name for one of them with --disk NAME=DEV",
-                other.device.path().display()
-            );
-        }
-        if let Some(other) = disks.iter().find(|other| is_same(&other.device, &disk.device)) {
-            bail!(
+        let path = arg.path.display();
+        refuse_same_name(&disks, &disk)?;
+        if let Some(other) = disks
+            .iter()
+            .find(|other| other.device.node().is_same(disk.device.node()))
+        {
+            return Err(refused(format!(
                 "{path} and {} are the same disk: give each disk only once",
                 other.device.path().display()
-            );
+            )));
         }
         refuse_own_store(store, &disk)?;
         disks.push(disk);
@@ -39,23 +54,38 @@ pub fn open_all(args: &[DiskArg], store: &Path) -> Result<Vec<SourceDisk>> {
     Ok(disks)
 }
 
+/// Refuses a disk whose name one of the others has.
+pub(super) fn refuse_same_name(others: &[SourceDisk], disk: &SourceDisk) -> Result<()> {
+    let (name, path) = (&disk.meta.name, disk.device.path().display());
+    match others.iter().find(|other| other.meta.name == *name) {
+        None => Ok(()),
+        Some(other) => Err(refused(format!(
+            "{path} and {} would both have the disk name {name}: choose another name for one of them with --disk NAME=DEV",
+            other.device.path().display()
+        ))),
+    }
+}
+
+pub(super) fn refused(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Refused, what)
+}
+
 fn open(arg: &DiskArg) -> Result<SourceDisk> {
-    let device = Device::open(&arg.path)?;
+    let device = Device::open(&arg.path).map_err(|error| Error::caused(ErrorKind::Device, error))?;
     let name = arg.name.clone().unwrap_or_else(|| device.name().to_owned());
-    imagefmt::check_name("disk", &name).with_context(|| {
-        format!(
-            "{} needs a name: --disk NAME={}",
-            arg.path.display(),
-            arg.path.display()
-        )
-    })?;
+    let path = arg.path.display();
+    imagefmt::check_name("disk", &name).within(|| format!("{path} needs a name: --disk NAME={path}"))?;
     let meta = DiskMeta {
         name,
         size_bytes: device.size_bytes(),
         logical_block_size: device.logical_block_size(),
         identity: identity(&device),
     };
-    Ok(SourceDisk { device, meta })
+    Ok(SourceDisk {
+        device,
+        meta,
+        is_named: arg.name.is_some(),
+    })
 }
 
 fn identity(device: &Device) -> DiskIdentity {
@@ -67,6 +97,11 @@ fn identity(device: &Device) -> DiskIdentity {
             .ok()
             .map(|path| path.display().to_string())
     };
+    let (table, filesystems) = content(device).unwrap_or_else(|error| {
+        let error = anyhow::Error::from(error);
+        tracing::warn!(disk = %device.path().display(), "what lies on it cannot be read: {error:#}");
+        Default::default()
+    });
     DiskIdentity {
         serial: known.serial.clone(),
         wwn: known.wwn.clone(),
@@ -79,90 +114,77 @@ fn identity(device: &Device) -> DiskIdentity {
         model: known.model.clone(),
         diskseq: known.diskseq,
         partition: known.partition,
-        table: None,
-        filesystems: Vec::new(),
+        table,
+        filesystems,
     }
 }
 
-fn is_same(a: &Device, b: &Device) -> bool {
-    a.node().is_same(b.node())
+/// Most partitions that are looked into.
+const PARTITIONS_MAX: usize = 64;
+
+/// The ids of the partition table and of the filesystems on a disk.
+fn content(device: &Device) -> blockio::Result<(Option<String>, Vec<String>)> {
+    let head = head(device, 0, device.size_bytes())?;
+    let block_bytes = usize::try_from(device.logical_block_size()).unwrap_or(usize::MAX);
+    let table = hostdev::table_id(&head, block_bytes);
+    let mut filesystems: Vec<String> = hostdev::filesystem_id(&head)
+        .filter(|_| table.is_none())
+        .into_iter()
+        .collect();
+    for (number, start, size_bytes) in partitions(device) {
+        let id = hostdev::filesystem_id(&self::head(device, start, size_bytes)?);
+        filesystems.extend(id.map(|id| format!("{number}/{id}")));
+    }
+    Ok((table, filesystems))
+}
+
+/// The first bytes of a part of a disk.
+fn head(device: &Device, start: u64, size_bytes: u64) -> blockio::Result<AlignedBuf> {
+    let whole = device.size_bytes().saturating_sub(start).min(size_bytes);
+    let mut bytes = AlignedBuf::new(usize::try_from(whole).unwrap_or(HEAD_BYTES).min(HEAD_BYTES));
+    device.read_at(start, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Numbers, first bytes and sizes of the partitions of a disk, as far as the kernel knows them.
+fn partitions(device: &Device) -> Vec<(u32, u64, u64)> {
+    let root = Root::system();
+    let known = || -> hostdev::Result<Vec<(u32, u64, u64)>> {
+        let Some(number) = device.device_number() else {
+            return Ok(Vec::new());
+        };
+        let Some(disk) = BlockDevice::find(&root, number)? else {
+            return Ok(Vec::new());
+        };
+        let mut found = Vec::new();
+        for partition in disk.partitions()?.iter().take(PARTITIONS_MAX) {
+            if let Some(number) = partition.partition_number()? {
+                found.push((number, partition.start_bytes()?, partition.size_bytes()?));
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    };
+    known().unwrap_or_else(|error| {
+        let error = anyhow::Error::from(error);
+        tracing::warn!(disk = %device.path().display(), "its partitions are not known: {error:#}");
+        Vec::new()
+    })
 }
 
 /// A store on a disk that is being imaged would image itself, growing for ever.
 fn refuse_own_store(store: &Path, disk: &SourceDisk) -> Result<()> {
-    let inside = hostdev::lies_on(&Root::system(), store, disk.device.node())
-        .with_context(|| format!("find out which disks hold {}", store.display()))?;
-    ensure!(
-        !inside,
+    let inside = hostdev::lies_on(&Root::system(), store, disk.device.node());
+    let inside = inside
+        .map_err(|error| Error::caused(ErrorKind::Refused, error))
+        .within(|| format!("find out which disks hold {}", store.display()))?;
+    if !inside {
+        return Ok(());
+    }
+    Err(refused(format!(
         "the store {} is on {}, which is one of the disks to image, or on the same physical disk: the store would image \
          itself. Put it on another disk",
         store.display(),
         disk.device.path().display()
-    );
-    Ok(())
-}
-
-/// Refuses disks that are not the job's: smaller than they were, or known by another identity.
-pub fn check_against(parent: &Image, disks: &[SourceDisk], accept_changed_disk: bool) -> Result<()> {
-    for disk in disks {
-        let Some(known) = parent.manifest().disk(&disk.meta.name) else {
-            continue;
-        };
-        let (name, path, label) = (&disk.meta.name, disk.device.path().display(), parent.id());
-        ensure!(
-            disk.meta.size_bytes >= known.size_bytes,
-            "disk {name} ({path}) shrank from {} ({} bytes) in {label} to {} ({} bytes). \
-             Check that it is the right device; if it is, sync it to a new job",
-            HumanBytes(known.size_bytes),
-            known.size_bytes,
-            HumanBytes(disk.meta.size_bytes),
-            disk.meta.size_bytes
-        );
-        if let Some(difference) = difference(&known.identity, &disk.meta.identity) {
-            ensure!(
-                accept_changed_disk,
-                "{path} is not the disk that job {} recorded as {name}: {difference}. Check that it is the right device; \
-                 if it is, allow it with --accept-changed-disk",
-                parent.manifest().job
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Refuses a disk that is another one than the job was created for: before there is an image, that is all there is to
-/// compare it with.
-pub fn check_known(disk: &SourceDisk, known: &DiskIdentity, size_bytes: u64, job: &str) -> Result<()> {
-    let (name, path) = (&disk.meta.name, disk.device.path().display());
-    let difference = difference(known, &disk.meta.identity).or_else(|| {
-        let now = disk.meta.size_bytes;
-        (now < size_bytes).then(|| format!("it had {size_bytes} bytes and now has {now}"))
-    });
-    match difference {
-        None => Ok(()),
-        Some(difference) => bail!(
-            "{path} is not the disk that job {job} was created for as {name}: {difference}. Check that it is the right \
-             device; if it is, set accept_changed_disk (`smcctl job modify NAME --accept-changed-disk`) or create a new job"
-        ),
-    }
-}
-
-/// What both are known by and differ in. What only one of them has says nothing.
-fn difference(known: &DiskIdentity, now: &DiskIdentity) -> Option<String> {
-    let pairs = [
-        ("WWN", &known.wwn, &now.wwn),
-        ("serial number", &known.serial, &now.serial),
-        ("UUID", &known.uuid, &now.uuid),
-        ("backing file", &known.backing_file, &now.backing_file),
-    ];
-    let differs = pairs.into_iter().find_map(|(what, known, now)| {
-        let (known, now) = (known.as_ref()?, now.as_ref()?);
-        (known != now).then(|| format!("its {what} was {known} and is now {now}"))
-    });
-    differs.or_else(|| {
-        let part =
-            |number: Option<u32>| number.map_or("the whole disk".to_owned(), |n| format!("partition {n}"));
-        let (known, now) = (part(known.partition), part(now.partition));
-        (known != now).then(|| format!("it was {known} and is now {now}"))
-    })
+    )))
 }

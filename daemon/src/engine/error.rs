@@ -64,7 +64,7 @@ impl Error {
         Self::new(ErrorKind::Stopped, "the sync was stopped")
     }
 
-    fn caused(kind: ErrorKind, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    pub(super) fn caused(kind: ErrorKind, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self {
             kind,
             what: What::Cause(cause.into()),

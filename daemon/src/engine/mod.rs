@@ -5,13 +5,15 @@ mod activity;
 mod control;
 mod disks;
 mod error;
+mod identity;
 mod passes;
 mod retention;
 mod sync;
 
 pub use control::Control;
-pub use disks::{SourceDisk, check_known, open_all};
+pub use disks::{SourceDisk, open_all};
 pub use error::{Error, ErrorKind, Result};
+pub use identity::{Given, Known, KnownFrom, check_known, known_disks, named_by, newest};
 pub use retention::{DeletedImage, Retained, apply as retain};
 pub use sync::{ImageBegun, Observer, Request, Synced, run};
 

@@ -54,22 +54,32 @@ pub(super) fn scan_all<O: Observer>(job: &Job<'_, O>, image: &mut ImageWriter) -
     done.map_err(|error| conclude(error, job.disks, image))
 }
 
-/// Whether the image that this one is made from holds the disk.
+/// Whether the disk is compared with the one in the image that this one is made from: one that was larger is not.
 fn has_parent(image: &ImageWriter, disk: &SourceDisk) -> bool {
-    image
+    let known = image
         .parent()
-        .is_some_and(|parent| parent.manifest().disk(&disk.meta.name).is_some())
+        .and_then(|parent| parent.manifest().disk(&disk.meta.name));
+    known.is_some_and(|known| known.size_bytes <= disk.meta.size_bytes)
 }
 
-/// Says whose error it is, and keeps what is stored if the sync was stopped.
+/// Says whose error it is, and keeps what is stored unless it is the store that failed.
 fn conclude(error: changetrack::Error, disks: &[SourceDisk], image: &mut ImageWriter) -> Error {
     let disk = error.pass().and_then(|pass| disks.get(pass));
     let error = Error::from(error);
-    if error.kind() == ErrorKind::Stopped
-        && let Err(failed) = image.checkpoint()
-    {
-        return Error::from(failed).within("write a checkpoint of what is already stored");
-    }
+    let kept = match error.kind() {
+        ErrorKind::Stopped | ErrorKind::Device => image.checkpoint().map(drop),
+        _ => Ok(()),
+    };
+    let error = match kept {
+        Ok(()) => error,
+        Err(failed) if error.kind() == ErrorKind::Stopped => {
+            return Error::from(failed).within("write a checkpoint of what is already stored");
+        }
+        Err(failed) => {
+            tracing::warn!("what is already stored is not kept: {}", failed.full_message());
+            error
+        }
+    };
     match disk {
         Some(disk) => error.within(named(disk)),
         None => error,

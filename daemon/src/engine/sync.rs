@@ -3,12 +3,13 @@
 use super::DiskArg;
 use super::activity::Watch;
 use super::control::Control;
-use super::disks::{self, SourceDisk};
+use super::disks::SourceDisk;
 use super::error::{Error, ErrorKind, Result, Within};
+use super::identity::{self, KnownFrom};
 use super::passes;
 use api::Phase;
 use changetrack::Progress;
-use imagefmt::{ClusterSize, ImageWriter, Manifest, Store};
+use imagefmt::{ClusterSize, Image, ImageWriter, Manifest, Owner, Store, TakeOver, WriteRequest};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,31 @@ pub struct Request {
     pub checkpoint_every: Duration,
     /// Sync a disk although it is not the one that the job knows.
     pub accept_changed_disk: bool,
+    /// Whose the chain is to be.
+    pub owner: Option<Owner>,
+    /// Whose chain it may have been.
+    pub take_over: TakeOver,
+}
+
+impl Request {
+    /// An image of disks with these names to be begun.
+    pub fn to_write(&self, disks: Vec<String>) -> WriteRequest {
+        WriteRequest {
+            job: self.job.clone(),
+            take_up: self.take_up.clone(),
+            cluster_size: self.cluster_size,
+            disks,
+            owner: self.owner.clone(),
+            take_over: self.take_over.clone(),
+            may_shrink: self.accept_changed_disk,
+        }
+    }
+
+    /// Names of jobs of whose chain the images become a part: that of the first which the store has.
+    pub fn chain_jobs(&self) -> Vec<&str> {
+        let own = std::iter::once(self.job.as_str());
+        own.chain(self.take_up.as_deref()).collect()
+    }
 }
 
 /// What is known of an image when its sync begins.
@@ -89,6 +115,7 @@ pub fn run<O: Observer>(
     control: &Control,
     observer: &O,
 ) -> Result<Synced> {
+    let disks = &identity::name_disks(store, request, disks)?;
     let job = Job {
         store,
         request,
@@ -132,19 +159,14 @@ impl<O: Observer> Job<'_, O> {
     fn begin(&self) -> Result<ImageWriter> {
         let request = self.request;
         let names: Vec<String> = self.disks.iter().map(|disk| disk.meta.name.clone()).collect();
-        let image = match &request.take_up {
-            Some(from) => self.store.take_up(&request.job, from, &names)?,
-            None => self.store.begin(&request.job, request.cluster_size, &names)?,
-        };
+        let image = self.store.begin_write(&request.to_write(names))?;
         for (sequence, error) in image.skipped_images() {
             self.observer.warn(&format!(
                 "image {}/{sequence} is damaged; the sync compares with an earlier image instead: {error}",
                 request.job
             ));
         }
-        for known in image.parent().into_iter().chain(image.resumed()) {
-            disks::check_against(known, self.disks, request.accept_changed_disk).map_err(Error::refused)?;
-        }
+        self.check_disks(&image)?;
         let stored = |unfinished: &imagefmt::Image| {
             let disks = &unfinished.manifest().disks;
             disks.iter().map(|disk| disk.stored_bytes).sum()
@@ -156,6 +178,30 @@ impl<O: Observer> Job<'_, O> {
             resumed_bytes: image.resumed().map(stored),
         });
         Ok(image)
+    }
+
+    /// Refuses disks that are not those of the image before, or are not where they were.
+    fn check_disks(&self, image: &ImageWriter) -> Result<()> {
+        // An unfinished first sync of somebody else binds nobody.
+        let own = |unfinished: &&Image| match (&unfinished.manifest().owner, &self.request.owner) {
+            (Some(theirs), Some(ours)) => theirs.is_same(ours),
+            (theirs, ours) => theirs.is_none() && ours.is_none(),
+        };
+        let known = image.parent().or_else(|| image.resumed().filter(own));
+        let Some(known) = known else { return Ok(()) };
+        let given: Vec<_> = self.disks.iter().map(SourceDisk::given).collect();
+        let mut records = identity::known_disks(known.manifest());
+        if image.parent().is_none() {
+            // What has become smaller since is compared with nothing.
+            for record in &mut records {
+                let now = given.iter().find(|disk| disk.name == record.name);
+                record.size_bytes = now.map_or(0, |now| now.size_bytes.min(record.size_bytes));
+            }
+        }
+        let from = KnownFrom::Image(known.id().to_string());
+        let warnings = identity::check_known(&from, &records, &given, self.request.accept_changed_disk)?;
+        warnings.iter().for_each(|warning| self.observer.warn(warning));
+        identity::refuse_exchanged(known, self.disks)
     }
 
     fn make_image(&self, mut image: ImageWriter) -> Result<Manifest> {
@@ -171,7 +217,12 @@ impl<O: Observer> Job<'_, O> {
             .within(|| what_is_left(&image))?;
         self.observer.phase(Phase::Processing);
         let (consistency, reason) = watch.finish();
-        Ok(image.commit(consistency, &reason)?)
+        let before = image.parent().map(|parent| parent.manifest().clone());
+        let manifest = image.commit(consistency, &reason)?;
+        let changed = before.map(|before| identity::changed_nearly_all(&before, &manifest));
+        let warnings = changed.unwrap_or_default();
+        warnings.iter().for_each(|warning| self.observer.warn(warning));
+        Ok(manifest)
     }
 }
 

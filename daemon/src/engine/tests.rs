@@ -26,6 +26,7 @@ struct Noted {
     /// A file that is locked as soon as a disk is read.
     to_lock: Option<PathBuf>,
     locked: Mutex<Option<fs::File>>,
+    warnings: Mutex<Vec<String>>,
 }
 
 impl Observer for Noted {
@@ -53,7 +54,9 @@ impl Observer for Noted {
         self.held_up.lock().unwrap().push(by.map(str::to_owned));
     }
 
-    fn warn(&self, _text: &str) {}
+    fn warn(&self, text: &str) {
+        self.warnings.lock().unwrap().push(text.to_owned());
+    }
 }
 
 /// Two disks that do not compress, and a store.
@@ -86,6 +89,8 @@ impl Fixture {
             compress_level: 1,
             checkpoint_every: Duration::from_secs(3600),
             accept_changed_disk: false,
+            owner: None,
+            take_over: imagefmt::TakeOver::Never,
         }
     }
 
@@ -351,6 +356,198 @@ fn pins_that_cannot_be_read_keep_one_image_and_no_other() {
         "{warning}"
     );
     assert!(!retained.in_use);
+}
+
+impl Fixture {
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.scratch.join(name)
+    }
+
+    fn attempt(&self, change: impl FnOnce(&mut Request)) -> (super::Result<super::Synced>, Vec<String>) {
+        let mut request = self.request();
+        change(&mut request);
+        let disks = open_all(&request.disks, &request.store).unwrap();
+        let noted = Noted::default();
+        let synced = run(&self.store, &request, &disks, &Control::new(0), &noted);
+        (synced, noted.warnings.into_inner().unwrap())
+    }
+
+    fn synced(&self, change: impl FnOnce(&mut Request)) -> super::Synced {
+        let (synced, warnings) = self.attempt(change);
+        assert_eq!(warnings, Vec::<String>::new());
+        synced.unwrap()
+    }
+
+    fn refused(&self, change: impl FnOnce(&mut Request)) -> String {
+        let error = self.attempt(change).0.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+        error.full_message()
+    }
+
+    fn exchange(&self, a: &str, b: &str) {
+        let (a, b, away) = (self.path(a), self.path(b), self.path("away"));
+        fs::rename(&a, &away).unwrap();
+        fs::rename(&b, &a).unwrap();
+        fs::rename(&away, &b).unwrap();
+    }
+
+    /// Writes the signature of a boot record with one partition.
+    fn label(&self, name: &str, id: [u8; 4]) {
+        let mut content = fs::read(self.path(name)).unwrap();
+        content[440..444].copy_from_slice(&id);
+        content[446..510].fill(0);
+        content[450] = 0x83;
+        content[510..512].copy_from_slice(&[0x55, 0xaa]);
+        fs::write(self.path(name), content).unwrap();
+    }
+}
+
+#[test]
+fn disks_that_changed_places_are_refused_by_what_lies_on_them() {
+    for labeled in [true, false] {
+        let fixture = Fixture::new();
+        if labeled {
+            fixture.label("vda", [1; 4]);
+            fixture.label("vdb", [2; 4]);
+        }
+        fixture.synced(|_| {});
+        // One that is larger is no growth.
+        fs::File::options()
+            .write(true)
+            .open(fixture.path("vdb"))
+            .unwrap()
+            .set_len(32 * MIB as u64)
+            .unwrap();
+        fixture.exchange("vda", "vdb");
+        let message = fixture.refused(|_| {});
+        if labeled {
+            assert!(
+                message.contains("vda, given as vda, is the disk that web01/1 has as vdb"),
+                "{message}"
+            );
+        }
+        // Unlabeled, it is smaller as vdb; once that is accepted, its content tells.
+        let message = fixture.refused(|request| request.accept_changed_disk = true);
+        assert!(message.contains("changed places"), "{message}");
+        assert_eq!(
+            fixture.store.job("web01").unwrap().sequences(),
+            [1],
+            "nothing was stored"
+        );
+        fixture.exchange("vda", "vdb");
+        assert_eq!(fixture.attempt(|_| {}).0.unwrap().manifest.sequence, 2);
+    }
+}
+
+#[test]
+fn the_right_disk_is_accepted_again_after_a_larger_wrong_one() {
+    let fixture = Fixture::new();
+    fixture.label("vda", [1; 4]);
+    fixture.synced(|_| {});
+    fs::write(fixture.path("wrong"), noise(28 * MIB, 9)).unwrap();
+    fixture.label("wrong", [9; 4]);
+    fixture.exchange("vda", "wrong");
+    let message = fixture.refused(|_| {});
+    assert!(message.contains("dos:01010101"), "{message}");
+    let accept = |request: &mut Request| request.accept_changed_disk = true;
+    let (synced, warnings) = fixture.attempt(accept);
+    assert_eq!(synced.unwrap().manifest.sequence, 2);
+    assert!(
+        warnings[0].contains("nearly everything on disk vda differs from web01/1"),
+        "{warnings:?}"
+    );
+    assert!(warnings[0].contains("delete web01/2"), "{warnings:?}");
+    assert_eq!(warnings.len(), 1, "vdb is as it was");
+    fixture.exchange("vda", "wrong");
+    fixture.refused(|_| {});
+    let (synced, _) = fixture.attempt(accept);
+    let synced = synced.unwrap();
+    let vda = synced.manifest.disk("vda").unwrap();
+    assert_eq!((vda.size_bytes, vda.method), (24 * MIB as u64, Method::Full));
+    let newest = fixture.store.job("web01").unwrap().latest().unwrap();
+    let image = fixture.store.open_image(&newest).unwrap();
+    let mut content = vec![0; 24 * MIB];
+    image.disk(Some("vda")).unwrap().read_at(0, &mut content).unwrap();
+    assert!(content == fs::read(fixture.path("vda")).unwrap());
+}
+
+#[test]
+fn a_disk_without_a_name_is_the_one_that_the_image_knows() {
+    let fixture = Fixture::new();
+    fixture.label("vda", [1; 4]);
+    fixture.label("vdb", [2; 4]);
+    let unnamed = |names: [&str; 2]| {
+        let disks = names.map(|name| DiskArg {
+            name: None,
+            path: fixture.path(name),
+        });
+        move |request: &mut Request| request.disks = disks.to_vec()
+    };
+    let first = fixture.synced(unnamed(["vda", "vdb"]));
+    let names = |synced: &super::Synced| {
+        let disks = synced.manifest.disks.iter();
+        disks
+            .map(|disk| (disk.name.clone(), disk.digest.clone()))
+            .collect::<Vec<_>>()
+    };
+    // The kernel names them otherwise after a reboot. Of files, the path tells too, so that it has to be accepted.
+    for (from, to) in [("vda", "sdc"), ("vdb", "sda")] {
+        fs::rename(fixture.path(from), fixture.path(to)).unwrap();
+    }
+    let renamed = |accept| {
+        let rename = unnamed(["sdc", "sda"]);
+        move |request: &mut Request| {
+            rename(request);
+            request.accept_changed_disk = accept;
+        }
+    };
+    let message = fixture.refused(renamed(false));
+    assert!(
+        message.contains("sdc is not the disk that web01/1 has as vda: its backing file"),
+        "{message}"
+    );
+    assert_eq!(names(&fixture.synced(renamed(true))), names(&first));
+    let message = fixture.refused(|request| {
+        renamed(true)(request);
+        request.disks[0].name = Some("vdb".to_owned());
+        request.disks[1].name = Some("vda".to_owned());
+    });
+    assert!(
+        message.contains("changed places") && message.contains("--disk vda="),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_disk_that_grows_during_a_sync_keeps_what_was_stored() {
+    let fixture = Fixture::new();
+    let request = fixture.request();
+    let disks = open_all(&request.disks, &request.store).unwrap();
+    let file = fs::File::options().write(true).open(fixture.path("vdb")).unwrap();
+    file.set_len(30 * MIB as u64).unwrap();
+    let error = run(
+        &fixture.store,
+        &request,
+        &disks,
+        &Control::new(0),
+        &Noted::default(),
+    )
+    .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Device, "{error:?}");
+    assert!(
+        error.full_message().contains("the next sync resumes"),
+        "{error:?}"
+    );
+    let stored = fixture.store.unfinished("web01").unwrap().unwrap();
+    assert!(stored.disks.iter().any(|disk| disk.dirty_bytes > 0));
+    let (resumed, warnings) = fixture.attempt(|_| {});
+    let resumed = resumed.unwrap();
+    assert!(resumed.resumed);
+    assert!(
+        warnings[0].contains("vdb") && warnings[0].contains("grew from 24.00 MiB"),
+        "{warnings:?}"
+    );
+    assert_eq!(resumed.manifest.disk("vdb").unwrap().size_bytes, 30 * MIB as u64);
 }
 
 #[test]

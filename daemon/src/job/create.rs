@@ -5,7 +5,7 @@ use super::refusal::{Refusal, Refused};
 use crate::clock::{Deadline, Moment};
 use crate::config::Config;
 use api::{CreateJob, HooksView, PendingView, Status, limits};
-use imagefmt::ClusterSize;
+use imagefmt::{ClusterSize, Uuid};
 use jiff::Timestamp;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -50,6 +50,7 @@ pub fn new_record(
     check_time("hook_timeout", hooks.timeout_seconds, &limits::HOOK_TIMEOUT)?;
     Ok(JobRecord {
         name: request.name.clone(),
+        id: Some(Uuid::random().map_err(|error| Refusal::failed(&error.into()))?),
         description: request.description.clone(),
         status: Status::Ready,
         error: None,
@@ -65,6 +66,7 @@ pub fn new_record(
         hooks,
         take_up: request.take_up.clone(),
         accept_changed_disk: request.accept_changed_disk,
+        take_over: request.take_over,
         created: now.wall,
         start_at: request.start_at,
         valid_seconds: valid.as_secs(),

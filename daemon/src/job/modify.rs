@@ -37,7 +37,8 @@ fn actions(change: &ModifyJob) -> Vec<Action> {
         || change.hook_timeout_seconds.is_some()
         || change.start_at.is_some()
         || change.valid_seconds.is_some()
-        || change.accept_changed_disk.is_some();
+        || change.accept_changed_disk.is_some()
+        || change.take_over.is_some();
     if for_next_sync {
         actions.push(Action::ModifySync);
     }
@@ -102,6 +103,9 @@ fn next_sync(job: &mut JobRecord, change: &ModifyJob, now: &Moment) -> Refused<(
     }
     if let Some(accept) = change.accept_changed_disk {
         job.accept_changed_disk = accept;
+    }
+    if let Some(take_over) = change.take_over {
+        job.take_over = take_over;
     }
     if let Some(at) = change.start_at {
         if job.status != Status::Ready {

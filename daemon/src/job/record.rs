@@ -1,9 +1,11 @@
 //! A job as the daemon knows it. `state/records` is how it is written down.
 
 use crate::clock::Deadline;
-use crate::engine::{DiskArg, Request};
+use crate::engine::{DiskArg, Given, Known, Request};
+use crate::ownership;
 use api::{CreateJob, DiskView, HooksView, PendingView, RunType, Status};
-use imagefmt::{ClusterSize, DiskIdentity};
+use hostdev::Machine;
+use imagefmt::{ClusterSize, DiskIdentity, TakeOver, Uuid};
 use jiff::Timestamp;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,6 +14,8 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobRecord {
     pub name: String,
+    /// What tells it from other jobs of its name; absent in jobs of earlier versions.
+    pub id: Option<Uuid>,
     pub description: String,
     pub status: Status,
     /// Why it is InError.
@@ -31,6 +35,8 @@ pub struct JobRecord {
     pub hooks: HooksView,
     pub take_up: Option<String>,
     pub accept_changed_disk: bool,
+    /// The next image takes over images that belong to somebody else.
+    pub take_over: bool,
     pub created: Timestamp,
     pub start_at: Option<Timestamp>,
     pub valid_seconds: u64,
@@ -70,6 +76,27 @@ pub struct DiskRecord {
     pub size_bytes: u64,
     /// What it was known by when the job was created: a first sync has no image to compare it with.
     pub identity: DiskIdentity,
+}
+
+impl DiskRecord {
+    /// As the job knows it.
+    pub fn known(&self) -> Known<'_> {
+        Known {
+            name: &self.name,
+            size_bytes: self.size_bytes,
+            identity: &self.identity,
+        }
+    }
+
+    /// As it was when the job was created, to be compared with what is known of it.
+    pub fn given(&self) -> Given<'_> {
+        Given {
+            name: &self.name,
+            path: &self.path,
+            size_bytes: self.size_bytes,
+            identity: &self.identity,
+        }
+    }
 }
 
 /// When and how many.
@@ -124,8 +151,8 @@ pub struct WriteCounter {
 }
 
 impl JobRecord {
-    /// What a sync of it is.
-    pub fn sync_request(&self, checkpoint_every: Duration) -> Request {
+    /// What a sync of it on `machine` is.
+    pub fn sync_request(&self, machine: &Machine, checkpoint_every: Duration) -> Request {
         let disk = |disk: &DiskRecord| DiskArg {
             name: Some(disk.name.clone()),
             path: disk.path.clone(),
@@ -142,6 +169,12 @@ impl JobRecord {
             compress_level: self.compress_level,
             checkpoint_every,
             accept_changed_disk: self.accept_changed_disk,
+            owner: ownership::owner(machine, &self.name, self.id),
+            take_over: if self.take_over {
+                TakeOver::Always
+            } else {
+                TakeOver::Never
+            },
         }
     }
 

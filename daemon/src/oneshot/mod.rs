@@ -5,13 +5,15 @@ mod report;
 
 use crate::args::SyncArgs;
 use crate::engine::{self, Control, DeletedImage, ImageBegun, Observer, Request, Retained, Synced};
+use crate::ownership;
 use crate::signals;
 use anyhow::{Context, Result};
 use api::Phase;
 use blockio::IoMethod;
 use changetrack::Progress;
 use cli::output::complain;
-use imagefmt::{LockWait, Store};
+use hostdev::Root;
+use imagefmt::{LockWait, Store, TakeOver};
 use indicatif::{HumanBytes, MultiProgress};
 use progress::Shown;
 use report::Report;
@@ -26,7 +28,7 @@ use std::time::{Duration, Instant};
 pub fn run(args: &SyncArgs) -> engine::Result<()> {
     let begun = Instant::now();
     imagefmt::check_name("job", &args.job)?;
-    let disks = engine::open_all(&args.disks, &args.store).map_err(engine::Error::refused)?;
+    let disks = engine::open_all(&args.disks, &args.store)?;
     let store = imagefmt::open_or_create_store(&args.store, args.allow_network_fs)?;
     let control = Arc::new(Control::new(args.bandwidth_limit.unwrap_or(0)));
     stop_on_signals(&control).map_err(engine::Error::other)?;
@@ -38,7 +40,8 @@ pub fn run(args: &SyncArgs) -> engine::Result<()> {
     if let method @ IoMethod::Threads(_) = blockio::io_method() {
         terminal.warn(&format!("disks are read and written by {method}"));
     }
-    let synced = engine::run(&store, &request(args), &disks, &control, &terminal)?;
+    let request = request(args, &store)?;
+    let synced = engine::run(&store, &request, &disks, &control, &terminal)?;
     let label = format!("{}/{}", synced.manifest.job, synced.manifest.sequence);
     let retained = retain(&store, args, &label)?;
     for warning in &retained.warnings {
@@ -68,8 +71,9 @@ fn report(
     }
 }
 
-fn request(args: &SyncArgs) -> Request {
-    Request {
+fn request(args: &SyncArgs, store: &Store) -> engine::Result<Request> {
+    let machine = ownership::machine(&Root::system());
+    let mut request = Request {
         store: args.store.clone(),
         job: args.job.clone(),
         take_up: args.take_up.clone(),
@@ -78,7 +82,14 @@ fn request(args: &SyncArgs) -> Request {
         compress_level: args.compress_level,
         checkpoint_every: Duration::from_secs(args.checkpoint_every.into()),
         accept_changed_disk: args.accept_changed_disk,
+        owner: ownership::owner(&machine, &args.job, None),
+        take_over: TakeOver::Always,
+    };
+    if !args.take_over {
+        let ours = request.owner.as_ref();
+        request.take_over = ownership::former_owner(store, &request.chain_jobs(), ours, |_| None)?;
     }
+    Ok(request)
 }
 
 fn retain(store: &Store, args: &SyncArgs, label: &str) -> engine::Result<Retained> {

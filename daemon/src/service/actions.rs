@@ -95,9 +95,9 @@ impl Manager {
             job.next_sync = None;
         })?;
         let job = self.table.job(name)?;
-        let (stores, path) = (self.stores.clone(), job.store.clone());
+        let (manager, path) = (self.clone(), job.store.clone());
         let discarded = self.stores.run(&path, move || {
-            super::deleting::discard(&stores, &job);
+            manager.discard(&job);
             Ok(())
         });
         if let Err(error) = discarded.wait(ACTION_PATIENCE) {

@@ -3,11 +3,12 @@
 use super::disks::{self, Located};
 use super::manager::Manager;
 use super::table::Locked;
-use crate::job::{self, JobRecord, Refusal, Refused, ResolvedInput};
+use crate::engine::{self, KnownFrom};
+use crate::job::{self, DiskRecord, JobRecord, Refusal, Refused, ResolvedInput};
 use crate::state::Unreadable;
 use crate::stores::{ACTION_PATIENCE, CREATE_PATIENCE};
 use api::{Action, CreateJob, rules};
-use imagefmt::{Manifest, Store};
+use imagefmt::{ErrorKind, Manifest, Store};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,11 +65,15 @@ impl Manager {
     fn resolve(self: &Arc<Self>, request: &CreateJob) -> Refused<ResolvedInput> {
         let store = self.store_of(request)?;
         let what = format!("the store {} or a disk", store.display());
-        let (named, all) = (request.disks.clone(), request.all_disks);
-        self.within(&store.clone(), ACTION_PATIENCE, &what, move |_| {
+        let (named, all, take_up) = (request.disks.clone(), request.all_disks, request.take_up.clone());
+        self.within(&store.clone(), ACTION_PATIENCE, &what, move |manager| {
             let chosen = disks::chosen(&named, all, &store)?;
+            let continued = match take_up {
+                Some(from) => manager.continued(&from, &store)?,
+                None => None,
+            };
             Ok(ResolvedInput {
-                disks: disks::describe(&chosen, &store)?,
+                disks: disks::describe(&chosen, &store, continued.as_deref())?,
                 store,
             })
         })
@@ -83,15 +88,51 @@ impl Manager {
         self.locate(paths)
     }
 
+    /// The newest image that a new job is to continue: it tells which of its disks is which. Waits for the store.
+    fn continued(&self, from: &str, store: &Path) -> Refused<Option<Arc<Manifest>>> {
+        let found = self
+            .stores
+            .get(store)
+            .and_then(|store| engine::newest(&store, &[from]));
+        match found {
+            Ok(newest) => Ok(newest),
+            // It is made when everything else is found to be right.
+            Err(error) if error.kind() == ErrorKind::NotAStore => Ok(None),
+            Err(error) => Err(Refusal::conflict(error.full_message())),
+        }
+    }
+
     /// Makes the store where there is none, and looks at what it holds of the job's name.
-    fn check_store(&self, record: &JobRecord, allow_network_fs: bool) -> Refused<()> {
-        let new = record.clone();
+    fn check_store(self: &Arc<Self>, record: &JobRecord, allow_network_fs: bool) -> Refused<()> {
+        let (manager, new) = (self.clone(), record.clone());
         let checked = self.stores.run(&record.store, move || {
             let store = imagefmt::open_or_create_store(&new.store, allow_network_fs)?;
-            Ok(check_images(&store, &new))
+            Ok(check_images(&store, &new).and_then(|()| manager.check_first_sync(&store, &new)))
         });
         let checked = checked.wait(CREATE_PATIENCE);
         checked.map_err(|error| Refusal::conflict(error.full_message()))?
+    }
+
+    /// Refuses at once what the first sync of a job would refuse for ever.
+    fn check_first_sync(&self, store: &Store, new: &JobRecord) -> Refused<()> {
+        let conflict = |error: imagefmt::Error| Refusal::conflict(error.full_message());
+        let mut request = self.sync_request(new);
+        self.check_note(store, &request).map_err(conflict)?;
+        self.allow_former_owner(store, &mut request).map_err(conflict)?;
+        let names = new.disks.iter().map(|disk| disk.name.clone());
+        let newest = store
+            .check_write(&request.to_write(names.collect()))
+            .map_err(conflict)?;
+        let Some(newest) = newest else { return Ok(()) };
+        let manifest = store.manifest(&newest).map_err(conflict)?;
+        let given: Vec<_> = new.disks.iter().map(DiskRecord::given).collect();
+        let (from, known) = (
+            KnownFrom::Image(newest.to_string()),
+            engine::known_disks(&manifest),
+        );
+        engine::check_known(&from, &known, &given, new.accept_changed_disk)
+            .map(drop)
+            .map_err(|error| Refusal::conflict(error.full_message()))
     }
 
     fn store_of(&self, request: &CreateJob) -> Refused<PathBuf> {
@@ -137,7 +178,8 @@ impl Manager {
         }
     }
 
-    /// The job to continue is finished, and no other job has continued it.
+    /// The job to continue is finished, and no other job has continued it or is going to: one that ended before its first
+    /// image has not.
     fn check_take_up(&self, table: &Locked<'_>, new: &JobRecord) -> Refused<()> {
         let Some(from) = &new.take_up else { return Ok(()) };
         let is_successor = |job: &&JobRecord| {
@@ -145,6 +187,7 @@ impl Manager {
                 && job.store == new.store
                 && job.name != new.name
                 && job.name != *from
+                && (job.synced || job.status.is_unfinished())
         };
         if let Some(successor) = table.jobs().values().find(is_successor) {
             return Err(Refusal::conflict(format!(

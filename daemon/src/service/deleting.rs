@@ -94,7 +94,7 @@ impl Manager {
     /// Discards what an unfinished sync of the job stored, where nobody is to wait for the store.
     pub(super) fn discard_in_background(self: &Arc<Self>, job: JobRecord) {
         self.in_background(Task::Discard(job.name.clone()), move |manager| {
-            discard(&manager.stores, &job);
+            manager.discard(&job);
         });
     }
 
@@ -105,7 +105,7 @@ impl Manager {
         if !is_still_deleting(&self.table.lock(), job) {
             return;
         }
-        match purge_images(&self.stores, job) {
+        match self.purge_images(job) {
             Ok(count) => {
                 {
                     let mut table = self.table.lock();
@@ -138,6 +138,50 @@ impl Manager {
                 }
             }
         }
+    }
+
+    /// Deletes every image of a job; returns how many.
+    fn purge_images(&self, job: &JobRecord) -> imagefmt::Result<usize> {
+        // A store that is not mounted has not been purged.
+        let store = self.stores.get(&job.store)?;
+        self.check_owner(&store, job)?;
+        discard_unfinished(&store, job)?;
+        let Some(images) = store.images_of(&job.name)? else {
+            return Ok(0);
+        };
+        for image in images.ids() {
+            match store.delete(&image) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(images.sequences().len())
+    }
+
+    /// Drops what a sync of the job stored that did not become an image.
+    pub(super) fn discard(&self, job: &JobRecord) {
+        let dropped = store_of(&self.stores, job).and_then(|store| match store {
+            Some(store) => {
+                self.check_owner(&store, job)?;
+                discard_unfinished(&store, job)
+            }
+            None => Ok(()),
+        });
+        if let Err(error) = dropped {
+            tracing::warn!(
+                job = job.name,
+                "what its last sync stored is kept until `smc-image gc` removes it: {}",
+                error.full_message()
+            );
+        }
+    }
+}
+
+/// Discards what an unfinished sync of the job has stored, if there is one.
+fn discard_unfinished(store: &Store, job: &JobRecord) -> imagefmt::Result<()> {
+    match store.discard_unfinished(&job.name) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -176,44 +220,6 @@ fn refuse_needed(table: &Locked<'_>, job: &JobRecord) -> Refused<()> {
              job {} first",
             successor.name, job.name, successor.name
         ))),
-    }
-}
-
-/// Deletes every image of a job; returns how many.
-fn purge_images(stores: &Stores, job: &JobRecord) -> imagefmt::Result<usize> {
-    // A store that is not mounted has not been purged.
-    let store = stores.get(&job.store)?;
-    discard_unfinished(&store, job)?;
-    let Some(images) = store.images_of(&job.name)? else {
-        return Ok(0);
-    };
-    for image in images.ids() {
-        match store.delete(&image) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(images.sequences().len())
-}
-
-/// Discards what an unfinished sync of the job has stored, if there is one.
-fn discard_unfinished(store: &Store, job: &JobRecord) -> imagefmt::Result<()> {
-    match store.discard_unfinished(&job.name) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Drops what a sync of the job stored that did not become an image.
-pub fn discard(stores: &Stores, job: &JobRecord) {
-    let dropped =
-        store_of(stores, job).and_then(|store| store.map_or(Ok(()), |store| discard_unfinished(&store, job)));
-    if let Err(error) = dropped {
-        tracing::warn!(
-            job = job.name,
-            "what its last sync stored is kept until `smc-image gc` removes it: {}",
-            error.full_message()
-        );
     }
 }
 

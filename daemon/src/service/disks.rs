@@ -6,6 +6,7 @@ use crate::job::{DiskRecord, Refusal, Refused};
 use crate::stores::{ACTION_PATIENCE, Unanswered, VIEW_PATIENCE};
 use api::{DiskList, DiskRequest, limits};
 use hostdev::{ErrorKind, Node, Root};
+use imagefmt::Manifest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -114,7 +115,7 @@ fn all_disks(store: &Path) -> Refused<DiskList> {
 
 fn migratable(store: &Path) -> Refused<Vec<DiskArg>> {
     let taken = |disk: &api::ListedDisk| DiskArg {
-        name: Some(disk.name.clone()),
+        name: None,
         path: disk.path.clone().into(),
     };
     let disks: Vec<DiskArg> = all_disks(store)?
@@ -147,12 +148,17 @@ fn disk_arg(disk: &DiskRequest) -> Refused<DiskArg> {
     })
 }
 
-/// Opens the disks as a sync would, and describes them for the job. Waits for the store and for all disks.
+/// Opens the disks as a sync would, and describes them for the job. Those that nobody named get the names that the image
+/// has which the job continues, if it does. Waits for the store and for all disks.
 ///
 /// # Errors
 /// When one cannot be opened, or cannot be a disk of a job with this store.
-pub fn describe(disks: &[DiskArg], store: &Path) -> Refused<Vec<DiskRecord>> {
-    let opened = engine::open_all(disks, store).map_err(|error| Refusal::invalid(format!("{error:#}")))?;
+pub fn describe(disks: &[DiskArg], store: &Path, continued: Option<&Manifest>) -> Refused<Vec<DiskRecord>> {
+    let opened = engine::open_all(disks, store).and_then(|opened| match continued {
+        Some(newest) => engine::named_by(newest, &opened),
+        None => Ok(opened),
+    });
+    let opened = opened.map_err(|error| Refusal::invalid(error.full_message()))?;
     Ok(opened.iter().map(record).collect())
 }
 

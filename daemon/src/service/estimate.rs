@@ -9,11 +9,12 @@ use crate::stores::{ACTION_PATIENCE, CREATE_PATIENCE};
 use crate::units::{rate, seconds, share, times};
 use anyhow::{Context, Result};
 use api::{DiskEstimate, Estimate, EstimateRequest, StoreEstimate, limits};
-use blockio::{ReadOptions, SequentialReader, SequentialWriter, WriteOptions};
+use blockio::{AlignedBuf, ReadOptions, SequentialReader, SequentialWriter, WriteOptions};
 use imagefmt::{ClusterEncoder, is_zero};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,9 +26,12 @@ const SECONDS_MAX: u32 = 30;
 const PLACES: u64 = 8;
 const CHUNK: usize = 1 << 20;
 const CLUSTER: usize = 64 << 10;
-/// One cluster in so many of a chunk is compressed, of a few chunks at every place.
-const COMPRESS_EVERY: usize = 4;
-const COMPRESSED_CHUNKS: usize = 4;
+/// So many clusters that hold something are compressed of each place.
+const COMPRESSED_CLUSTERS: usize = 16;
+/// So many single clusters are looked at, evenly apart: what lies between the places may be another thing.
+const PROBES: u64 = 256;
+/// What every sync takes beside reading, computing and writing, in seconds.
+const FIXED_SECONDS: f64 = 0.5;
 /// The most that is written to the store.
 const WRITE_MAX: u64 = 1 << 30;
 
@@ -70,7 +74,7 @@ pub fn estimate(manager: &Arc<Manager>, request: &EstimateRequest) -> Refused<Es
     let path = store.clone();
     manager.within(&store, patience, &what, move |_| {
         let opened =
-            engine::open_all(&chosen, &path).map_err(|error| Refusal::invalid(format!("{error:#}")))?;
+            engine::open_all(&chosen, &path).map_err(|error| Refusal::invalid(error.full_message()))?;
         let measured = measure(&opened, &path, level, time).map_err(|error| Refusal::failed(&error))?;
         Ok(conclude(&opened, &measured))
     })
@@ -85,9 +89,14 @@ struct Measured {
 #[derive(Debug, Default)]
 struct Sampled {
     read_bytes: u64,
+    /// Where that is.
+    read: Vec<Range<u64>>,
     read_rate: u64,
-    seen_clusters: u64,
-    zero_clusters: u64,
+    /// Of what was read, bytes in clusters of zeros.
+    zero_bytes: u64,
+    /// Of the rest, how many clusters were looked at, and how many of them are zeros.
+    probed: u64,
+    probed_zero: u64,
     tried_bytes: u64,
     compressed_bytes: u64,
     compress_time: Duration,
@@ -101,7 +110,7 @@ fn measure(disks: &[SourceDisk], store: &Path, level: i32, time: Duration) -> Re
     })
 }
 
-/// Reads a disk at several places, each for its part of the time.
+/// Reads a disk at several places, each for its part of the time, and then looks at single clusters all over it.
 fn sample(disk: &SourceDisk, level: i32, time: Duration) -> Result<Sampled> {
     let size = disk.meta.size_bytes;
     let mut sampled = Sampled::default();
@@ -121,13 +130,17 @@ fn sample(disk: &SourceDisk, level: i32, time: Duration) -> Result<Sampled> {
             .with_context(|| format!("read {}", disk.device.path().display()))?;
     }
     sampled.read_rate = rate(sampled.read_bytes, took);
+    if sampled.read_bytes < size {
+        probe(disk, level, time, &mut sampled)
+            .with_context(|| format!("read {}", disk.device.path().display()))?;
+    }
     Ok(sampled)
 }
 
 /// Reads for so long, or to the end; returns how long it read. What is compressed meanwhile does not count.
 fn read_part(
     disk: &SourceDisk,
-    range: std::ops::Range<u64>,
+    range: Range<u64>,
     time: Duration,
     level: i32,
     sampled: &mut Sampled,
@@ -139,20 +152,22 @@ fn read_part(
         chunk_bytes: CHUNK,
         depth: 16,
         buffers: 48,
-        ranges: Some(range.into()),
+        ranges: Some(range.clone().into()),
         pace: None,
     };
     let begun = Instant::now();
-    let mut kept = Vec::new();
+    let mut kept = Kept::new();
     let reader = SequentialReader::new(&disk.device, &options)?;
     let mut read = 0;
     for chunk in reader {
         let chunk = chunk?;
         read += chunk.len() as u64;
-        look(&chunk, sampled);
-        // A few are compressed afterwards; each holds a buffer of the reader.
-        if kept.len() < COMPRESSED_CHUNKS {
-            kept.push(chunk);
+        for cluster in chunk.chunks(CLUSTER) {
+            if is_zero(cluster) {
+                sampled.zero_bytes += cluster.len() as u64;
+            } else {
+                kept.offer(cluster);
+            }
         }
         if begun.elapsed() >= time {
             break;
@@ -160,29 +175,87 @@ fn read_part(
     }
     let took = begun.elapsed();
     sampled.read_bytes += read;
-    kept.iter().for_each(|chunk| compress(chunk, level, sampled));
+    sampled.read.push(range.start..range.start + read);
+    compress(&kept.clusters, level, sampled);
     Ok(took)
 }
 
-fn look(chunk: &[u8], sampled: &mut Sampled) {
-    for cluster in chunk.chunks(CLUSTER) {
-        sampled.seen_clusters += 1;
-        sampled.zero_clusters += u64::from(is_zero(cluster));
+/// Looks at clusters evenly apart, wherever the disk was not read, for at most so long.
+fn probe(disk: &SourceDisk, level: i32, time: Duration, sampled: &mut Sampled) -> Result<()> {
+    let clusters = disk.meta.size_bytes / CLUSTER as u64;
+    let step = (clusters / PROBES).max(1);
+    let begun = Instant::now();
+    let mut kept = Kept::new();
+    // Those that come first are far apart too, should the time not suffice for all.
+    let order = (0..PROBES).map(|probe| (probe * 89) % PROBES);
+    for place in order.map(|probe| probe * step + step / 2) {
+        let offset = place * CLUSTER as u64;
+        if place >= clusters || sampled.read.iter().any(|read| read.contains(&offset)) {
+            continue;
+        }
+        let mut cluster = AlignedBuf::new(CLUSTER);
+        disk.device.read_at(offset, &mut cluster)?;
+        sampled.probed += 1;
+        if is_zero(&cluster) {
+            sampled.probed_zero += 1;
+        } else {
+            kept.offer(&cluster);
+        }
+        if begun.elapsed() >= time {
+            break;
+        }
+    }
+    compress(&kept.clusters, level, sampled);
+    Ok(())
+}
+
+/// A few of many clusters, each as likely to be kept as any other.
+struct Kept {
+    clusters: Vec<Vec<u8>>,
+    offered: usize,
+    state: u64,
+}
+
+impl Kept {
+    fn new() -> Self {
+        Self {
+            clusters: Vec::new(),
+            offered: 0,
+            state: SEED,
+        }
+    }
+
+    fn offer(&mut self, cluster: &[u8]) {
+        self.offered += 1;
+        if self.clusters.len() < COMPRESSED_CLUSTERS {
+            return self.clusters.push(cluster.to_vec());
+        }
+        // Reservoir sampling (Vitter's algorithm R).
+        let chance = usize::try_from(xorshift(&mut self.state) >> 32).unwrap_or(0);
+        if let Some(slot) = self.clusters.get_mut(chance % self.offered) {
+            *slot = cluster.to_vec();
+        }
     }
 }
 
-fn compress(chunk: &[u8], level: i32, sampled: &mut Sampled) {
+fn compress(clusters: &[Vec<u8>], level: i32, sampled: &mut Sampled) {
     let begun = Instant::now();
     let mut encoder = ClusterEncoder::new(level);
-    for cluster in chunk.chunks(CLUSTER).step_by(COMPRESS_EVERY) {
+    for cluster in clusters {
         let digest = encoder.digest(cluster);
-        if digest.is_null() {
-            continue;
-        }
         sampled.tried_bytes += cluster.len() as u64;
         sampled.compressed_bytes += encoder.encode(0, digest, cluster).stored.len() as u64;
     }
     sampled.compress_time += begun.elapsed();
+}
+
+impl Sampled {
+    /// The share of a disk that is zeros: of what was read, and of the rest as far as it was looked at.
+    fn zero_share(&self, size_bytes: u64) -> f64 {
+        let rest = size_bytes.saturating_sub(self.read_bytes);
+        let rest_zero = times(rest, share(self.probed_zero, self.probed));
+        share(self.zero_bytes.saturating_add(rest_zero), size_bytes)
+    }
 }
 
 /// Writes to a file without a name, which is gone whatever happens.
@@ -220,15 +293,23 @@ fn free_bytes(place: &Path) -> Result<u64> {
     Ok(found.blocks_available().saturating_mul(found.fragment_size()))
 }
 
-/// A MiB that no disk compresses or recognizes (xorshift64).
+/// Where [`xorshift`] begins.
+const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The next of numbers that look random (Marsaglia's xorshift64).
+fn xorshift(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+/// A MiB that no disk compresses or recognizes.
 fn noise() -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut state = SEED;
     let mut bytes = Vec::with_capacity(CHUNK);
     while bytes.len() < CHUNK {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
+        bytes.extend_from_slice(&xorshift(&mut state).to_le_bytes());
     }
     bytes
 }
@@ -266,8 +347,8 @@ fn conclude(disks: &[SourceDisk], measured: &Measured) -> Estimate {
         )
     });
     Estimate {
-        full_seconds: reading.max(writing).max(computing),
-        incremental_seconds: reading.max(change),
+        full_seconds: FIXED_SECONDS + reading.max(writing).max(computing),
+        incremental_seconds: FIXED_SECONDS + reading.max(change),
         written_per_hour_bytes: hourly,
         // Nodes and tails of blocks take some beside the clusters.
         fits: stored_bytes.saturating_add(stored_bytes / 50) < measured.store.free_bytes,
@@ -287,17 +368,15 @@ fn disk_estimate(disk: &SourceDisk, sampled: &Sampled) -> DiskEstimate {
         size_bytes: disk.meta.size_bytes,
         read_rate_bytes: sampled.read_rate,
         sampled_bytes: sampled.read_bytes,
-        zero_share: share(sampled.zero_clusters, sampled.seen_clusters),
+        zero_share: sampled.zero_share(disk.meta.size_bytes),
         compressed_share: if sampled.tried_bytes == 0 { 1.0 } else { compressed },
     }
 }
 
 /// Compressing what is not zero, on all cores.
 fn compute_seconds(disk: &SourceDisk, sampled: &Sampled) -> f64 {
-    let data = times(
-        disk.meta.size_bytes,
-        1.0 - share(sampled.zero_clusters, sampled.seen_clusters),
-    );
+    let size_bytes = disk.meta.size_bytes;
+    let data = times(size_bytes, 1.0 - sampled.zero_share(size_bytes));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let one = rate(sampled.tried_bytes, sampled.compress_time);
     if one == 0 {
@@ -330,4 +409,66 @@ fn notes(measured: &Measured, counted: bool) -> Vec<String> {
         notes.push("a disk is so small that its measured rate is unreliable".to_owned());
     }
     notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::DiskArg;
+    use std::os::unix::fs::FileExt;
+    use testkit::guard::ScratchDir;
+
+    const MIB: u64 = 1 << 20;
+
+    fn estimated(scratch: &ScratchDir, path: PathBuf) -> Estimate {
+        let arg = DiskArg { name: None, path };
+        let disks = engine::open_all(&[arg], scratch.path()).unwrap();
+        let measured = measure(&disks, scratch.path(), 4, Duration::from_millis(200)).unwrap();
+        conclude(&disks, &measured)
+    }
+
+    #[test]
+    fn what_lies_behind_zeros_is_seen_and_compressed() {
+        let scratch = ScratchDir::new("estimate").unwrap();
+        let path = scratch.sparse_file("disk", 512 * MIB).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        let text: Vec<u8> = b"a line of a log\n"
+            .iter()
+            .copied()
+            .cycle()
+            .take(16 << 20)
+            .collect();
+        // A quarter of each of the eight places, and never its beginning.
+        for place in 0..8 {
+            file.write_all_at(&text, place * 64 * MIB + 32 * MIB).unwrap();
+        }
+        let estimate = estimated(&scratch, path);
+        let disk = &estimate.disks[0];
+        assert!(disk.compressed_share < 0.3, "{disk:?}");
+        assert!((0.7..0.8).contains(&disk.zero_share), "{disk:?}");
+    }
+
+    #[test]
+    fn a_tiny_disk_takes_a_moment() {
+        let scratch = ScratchDir::new("estimate").unwrap();
+        let path = scratch.file("disk", &[7; 512]).unwrap();
+        let estimate = estimated(&scratch, path);
+        assert!(
+            (FIXED_SECONDS..2.0).contains(&estimate.full_seconds),
+            "{estimate:?}"
+        );
+        assert!(estimate.fits);
+    }
+
+    #[test]
+    fn what_is_kept_of_many_comes_from_everywhere() {
+        let mut kept = Kept::new();
+        (0..=255).for_each(|byte| kept.offer(&[byte]));
+        assert_eq!(kept.clusters.len(), COMPRESSED_CLUSTERS);
+        let late = kept.clusters.iter().filter(|cluster| cluster[0] >= 128).count();
+        assert!(
+            (3..=13).contains(&late),
+            "{late} of them are from the second half"
+        );
+    }
 }

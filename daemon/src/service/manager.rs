@@ -8,8 +8,10 @@ use super::table::{JobTable, Locked};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::job::{JobRecord, Refusal, Refused};
+use crate::ownership;
 use crate::stores::{Stores, Unanswered};
 use api::{Action, RunView, rules};
+use hostdev::Machine;
 use jiff::Timestamp;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +21,8 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct Manager {
     pub(super) config: Config,
+    /// This machine, to which its jobs' chains belong.
+    pub(super) machine: Machine,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) started: Timestamp,
     /// The jobs.
@@ -42,6 +46,7 @@ impl Manager {
             background: Background::default(),
             notes: Notes::default(),
             stores,
+            machine: ownership::machine(&config.root),
             config,
             clock,
         }

@@ -26,6 +26,7 @@ mod manager;
 mod notes;
 mod outcome;
 mod owed;
+mod owners;
 mod precheck;
 mod resume;
 mod runner;

@@ -2,6 +2,7 @@
 //! writer of its own notes. Each store has one writer at a time.
 
 use super::manager::Manager;
+use crate::ownership;
 use crate::state::StoredNote;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -68,23 +69,25 @@ impl Manager {
     }
 
     /// As the job is now: a job that is gone, or has another store, has no note here. That of a job whose record cannot be
-    /// read is left as it is.
+    /// read is left as it is, and so is the note of another machine's job.
     fn write_note(&self, store: &Path, name: &str) -> anyhow::Result<()> {
-        let note = {
+        let (note, job) = {
             let table = self.table.lock();
             if table.unreadable().contains_key(name) {
                 return Ok(());
             }
-            table.note(store, name)?
+            (table.note(store, name)?, table.jobs().get(name).cloned())
         };
         let opened = self.stores.get(store)?;
-        match note {
-            Some(note) => {
-                let before = opened.note::<StoredNote>(name).ok();
-                opened.put_note(name, &note.replacing(before))?;
-            }
-            None => opened.remove_note(name)?,
+        if let Some(stranger) = self.strange_note(&opened, name, job.as_ref())? {
+            anyhow::bail!("there is one of {stranger}, which stays");
         }
+        let Some(note) = note else {
+            return Ok(opened.remove_note(name)?);
+        };
+        let owner = ownership::owner(&self.machine, name, job.and_then(|job| job.id));
+        let before = opened.note::<StoredNote>(name).ok();
+        opened.put_note(name, &note.of(owner).replacing(before))?;
         Ok(())
     }
 }

@@ -8,8 +8,8 @@ use super::outcome::{Ended, Work, conclude, interrupt, unfinished_run};
 use super::table::Locked;
 use super::written;
 use crate::clock::Moment;
-use crate::engine::{self, ErrorKind, ImageBegun, Observer, SourceDisk, Synced};
-use crate::job::{ActiveRun, Ending, JobRecord};
+use crate::engine::{self, ErrorKind, ImageBegun, KnownFrom, Observer, SourceDisk, Synced};
+use crate::job::{ActiveRun, DiskRecord, Ending, JobRecord};
 use anyhow::{Context, Result};
 use api::{Phase, RunDisk, RunOutcome, RunType, RunView, Status};
 use changetrack::Progress;
@@ -149,6 +149,7 @@ impl Manager {
             job.apply_pending();
             // It was for this disk: the next unknown disk is refused again.
             job.accept_changed_disk = false;
+            job.take_over = false;
             Ok(None)
         });
         match saved {
@@ -228,12 +229,13 @@ impl Runner {
         hooks::run(Stage::Pre, dir, &self.job, &self.hook_env(), &stopped)
             .context("the sync did not start")
             .map_err(engine::Error::refused)?;
-        let request = self.job.sync_request(self.manager.config.checkpoint_every);
-        let disks = engine::open_all(&request.disks, &request.store).map_err(engine::Error::refused)?;
+        let mut request = self.manager.sync_request(&self.job);
+        let disks = engine::open_all(&request.disks, &request.store)?;
         let store = self.store().map_err(|error| {
             engine::Error::from(error).within(format!("open store {}", request.store.display()))
         })?;
-        self.check_disks(&disks).map_err(engine::Error::refused)?;
+        self.check_disks(&disks)?;
+        self.manager.allow_former_owner(&store, &mut request)?;
         let begun = Instant::now();
         loop {
             match engine::run(&store, &request, &disks, &self.live.control, self) {
@@ -254,16 +256,15 @@ impl Runner {
     }
 
     /// Before there is an image, the disks are compared with those that the job was created for.
-    fn check_disks(&self, disks: &[SourceDisk]) -> Result<()> {
+    fn check_disks(&self, disks: &[SourceDisk]) -> engine::Result<()> {
         if self.job.synced || self.job.accept_changed_disk {
             return Ok(());
         }
-        for disk in disks {
-            let known = self.job.disks.iter().find(|known| known.name == disk.meta.name);
-            if let Some(known) = known {
-                engine::check_known(disk, &known.identity, known.size_bytes, &self.job.name)?;
-            }
-        }
+        let known: Vec<_> = self.job.disks.iter().map(DiskRecord::known).collect();
+        let given: Vec<_> = disks.iter().map(SourceDisk::given).collect();
+        let from = KnownFrom::Job(self.job.name.clone());
+        let warnings = engine::check_known(&from, &known, &given, false)?;
+        warnings.iter().for_each(|warning| self.warn(warning));
         Ok(())
     }
 
@@ -410,7 +411,7 @@ impl Runner {
         drop(table);
         self.progressed();
         if ended == Ended::Asked(Ending::Cancel) {
-            super::deleting::discard(&self.manager.stores, &self.job);
+            self.manager.discard(&self.job);
         }
         log(name, &run);
     }

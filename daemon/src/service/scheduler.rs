@@ -154,6 +154,7 @@ impl Manager {
         let max = usize::try_from(schedule.max_images).unwrap_or(usize::MAX);
         let store = self.stores.get(&job.store);
         let retained = store.and_then(|store| {
+            self.check_owner(&store, job)?;
             let retained = engine::retain(&store, &job.name, max)?;
             Ok((retained, images::sequences(&store, &job.name)?))
         });

@@ -18,7 +18,8 @@ impl Uuid {
         Ok(Self(bytes))
     }
 
-    pub(crate) const fn from_bytes(bytes: [u8; 16]) -> Self {
+    /// The id that these bytes are.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 

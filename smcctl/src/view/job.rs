@@ -227,11 +227,15 @@ fn sync(job: &JobView) -> String {
     let stranger = job
         .accept_changed_disk
         .then_some(", takes a changed disk for one image");
+    let takes_over = job
+        .take_over
+        .then_some(", takes over another job's images with the next one");
     format!(
-        "{limit}, compression level {}{}{}",
+        "{limit}, compression level {}{}{}{}",
         job.compress_level,
         clusters.unwrap_or_default(),
-        stranger.unwrap_or_default()
+        stranger.unwrap_or_default(),
+        takes_over.unwrap_or_default()
     )
 }
 

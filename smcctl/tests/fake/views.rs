@@ -43,6 +43,7 @@ pub fn waiting(name: &str) -> JobView {
         bandwidth_limit_bytes: 0,
         cluster_size_bytes: Some(65_536),
         accept_changed_disk: false,
+        take_over: false,
         hooks: HooksView {
             pre: None,
             post: None,

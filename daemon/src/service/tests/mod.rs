@@ -19,6 +19,7 @@ use super::run_begun;
 
 mod crashes;
 mod hanging;
+mod machines;
 mod released;
 mod unreadable;
 

@@ -119,13 +119,14 @@ fn jobs_and_runs_are_found_again() {
     ended.outcome = RunOutcome::Failed;
     ended.seconds = Some(1.5);
     state.save(&web, Some(&ended)).unwrap();
-    state.save(&job("db"), None).unwrap();
+    let db = job("db");
+    state.save(&db, None).unwrap();
     state.claim(&[]).unwrap();
     drop(state);
     let (mut state, opened) = State::open(dir.path()).unwrap();
     assert_eq!(opened, Opened::Found);
     let jobs = state.jobs().unwrap();
-    assert_eq!(jobs.readable, [job("db"), web]);
+    assert_eq!(jobs.readable, [db, web]);
     assert_eq!(jobs.unreadable, []);
     assert_eq!(state.runs("web01", 10).unwrap().readable, [ended.clone(), run(1)]);
     assert_eq!(state.runs("web01", 1).unwrap().readable, [ended]);

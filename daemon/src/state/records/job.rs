@@ -4,9 +4,10 @@ use super::{Extra, Version};
 use crate::clock::Deadline;
 use crate::job::{ActiveRun, DiskRecord, Ending, JobRecord, Schedule, WriteCounter};
 use api::{CreateJob, DiskRequest, HooksView, PendingView, RunType, Status};
-use imagefmt::DiskIdentity;
+use imagefmt::{DiskIdentity, Uuid};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::ops::Not;
 use std::path::PathBuf;
 
 /// A job, as the database and its note hold it.
@@ -15,6 +16,8 @@ pub struct StoredJob {
     #[serde(flatten)]
     version: Version,
     pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<Uuid>,
     description: String,
     #[serde(with = "StatusName")]
     status: Status,
@@ -31,6 +34,8 @@ pub struct StoredJob {
     hooks: StoredHooks,
     take_up: Option<String>,
     accept_changed_disk: bool,
+    #[serde(default, skip_serializing_if = "Not::not")]
+    take_over: bool,
     created: Timestamp,
     start_at: Option<Timestamp>,
     valid_seconds: u64,
@@ -192,6 +197,8 @@ struct StoredRequest {
     take_up: Option<String>,
     #[serde(default)]
     accept_changed_disk: bool,
+    #[serde(default, skip_serializing_if = "Not::not")]
+    take_over: bool,
     #[serde(default)]
     allow_network_fs: bool,
     #[serde(flatten)]
@@ -240,6 +247,11 @@ enum EndingName {
 }
 
 impl StoredJob {
+    /// Whether it will not sync any more.
+    pub fn is_over(&self) -> bool {
+        !self.status.is_unfinished()
+    }
+
     /// As it is written now, with the unknown fields of what was written before.
     pub fn new(job: &JobRecord, before: Option<Self>) -> Self {
         let mut stored = Self::from(job);
@@ -286,6 +298,7 @@ impl StoredJob {
     pub fn into_job(self) -> JobRecord {
         JobRecord {
             name: self.name,
+            id: self.id,
             description: self.description,
             status: self.status,
             error: self.error,
@@ -311,6 +324,7 @@ impl StoredJob {
             },
             take_up: self.take_up,
             accept_changed_disk: self.accept_changed_disk,
+            take_over: self.take_over,
             created: self.created,
             start_at: self.start_at,
             valid_seconds: self.valid_seconds,
@@ -351,6 +365,7 @@ impl From<&JobRecord> for StoredJob {
                 Version::CURRENT
             },
             name: job.name.clone(),
+            id: job.id,
             description: job.description.clone(),
             status: job.status,
             error: job.error.clone(),
@@ -379,6 +394,7 @@ impl From<&JobRecord> for StoredJob {
             },
             take_up: job.take_up.clone(),
             accept_changed_disk: job.accept_changed_disk,
+            take_over: job.take_over,
             created: job.created,
             start_at: job.start_at,
             valid_seconds: job.valid_seconds,
@@ -569,6 +585,7 @@ impl From<&CreateJob> for StoredRequest {
             hook_timeout_seconds,
             take_up,
             accept_changed_disk,
+            take_over,
             allow_network_fs,
         } = request.clone();
         let disk = |disk: DiskRequest| StoredDiskRequest {
@@ -596,6 +613,7 @@ impl From<&CreateJob> for StoredRequest {
             hook_timeout_seconds,
             take_up,
             accept_changed_disk,
+            take_over,
             allow_network_fs,
             extra: Extra::new(),
         }
@@ -637,6 +655,7 @@ impl StoredRequest {
             hook_timeout_seconds: self.hook_timeout_seconds,
             take_up: self.take_up,
             accept_changed_disk: self.accept_changed_disk,
+            take_over: self.take_over,
             allow_network_fs: self.allow_network_fs,
         }
     }

@@ -1,6 +1,7 @@
 //! The note that a store keeps of a job: the rows that the database has of it.
 
-use super::{Extra, FORMAT, Version};
+use super::{Extra, FORMAT, StoredJob, Version, parse};
+use imagefmt::{Owner, Uuid};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -16,6 +17,9 @@ pub struct StoredNote {
     pub job: Value,
     /// Records of its newest runs, newest first.
     pub runs: Vec<Value>,
+    /// The job as the owner of a chain; absent in notes of earlier versions, and where the machine has no id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
     #[serde(flatten)]
     extra: Extra,
 }
@@ -28,14 +32,26 @@ impl StoredNote {
             host,
             job,
             runs,
+            owner: None,
             extra: Extra::new(),
         }
+    }
+
+    /// The same, of the job that owns its chain as `owner`.
+    pub fn of(self, owner: Option<Owner>) -> Self {
+        Self { owner, ..self }
     }
 
     /// The same with the unknown fields of the note that it replaces.
     pub fn replacing(mut self, before: Option<Self>) -> Self {
         self.extra = before.map(|before| before.extra).unwrap_or_default();
         self
+    }
+
+    /// Whether the job of this id is over; `None` if it is of another job.
+    pub fn job_is_over(&self, id: Uuid) -> Option<bool> {
+        let job: StoredJob = parse(self.job.to_string().as_bytes()).ok()?;
+        (job.id == Some(id)).then(|| job.is_over())
     }
 
     /// Whether this version may go by what it says.

@@ -21,6 +21,21 @@ fn the_note_of_the_version_before_is_read() {
 }
 
 #[test]
+fn a_note_of_format_1_is_of_a_job_without_an_id() {
+    let envelope: Value = serde_json::from_str(include_str!("../fixtures/format-1-note.json")).unwrap();
+    let note: StoredNote = serde_json::from_value(envelope["note"].clone()).unwrap();
+    assert_eq!(note.check(), Ok(()));
+    assert_eq!(note.owner, None);
+    let job: StoredJob = parse(note.job.to_string().as_bytes()).unwrap();
+    let job = job.into_job();
+    assert_eq!(
+        (job.id, job.take_over, job.request.take_over),
+        (None, false, false)
+    );
+    assert_eq!(note.job_is_over(imagefmt::Uuid::from_bytes([1; 16])), None);
+}
+
+#[test]
 fn a_note_keeps_what_a_newer_version_added_and_says_whom_it_is_for() {
     let text = json!({
         "format": 5, "min_reader": 1, "host": "h", "job": {}, "runs": [], "added": [1]

@@ -74,6 +74,9 @@ pub struct Args {
     /// Accept disks whose serial number, WWN, UUID or backing file differs from the one in the images
     #[arg(long)]
     accept_changed_disk: bool,
+    /// Take over images that belong to another machine, or to a job that is not known to be over
+    #[arg(long)]
+    take_over: bool,
     /// Allow a new store on NFS, CIFS, FUSE or similar, which may not keep locks and durability guarantees
     #[arg(long)]
     allow_network_fs: bool,
@@ -156,6 +159,7 @@ fn wanted(args: &Args) -> anyhow::Result<CreateJob> {
         hook_timeout_seconds: args.hook_timeout,
         take_up: args.take_up.clone(),
         accept_changed_disk: args.accept_changed_disk,
+        take_over: args.take_over,
         allow_network_fs: args.allow_network_fs,
     })
 }

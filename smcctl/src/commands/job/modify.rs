@@ -57,6 +57,15 @@ pub struct Args {
         default_missing_value = "true"
     )]
     accept_changed_disk: Option<bool>,
+    /// Whether to take over images that belong to another machine or job, with the next image
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    take_over: Option<bool>,
 }
 
 /// Changes what was named.
@@ -88,5 +97,6 @@ fn wanted(args: &Args) -> ModifyJob {
         start_at: args.start_at,
         valid_seconds: args.valid,
         accept_changed_disk: args.accept_changed_disk,
+        take_over: args.take_over,
     }
 }

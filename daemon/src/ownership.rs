@@ -1,0 +1,88 @@
+//! Whose chains this machine's jobs may write to: their own, and those of jobs that are over.
+
+use crate::state::StoredNote;
+use hostdev::{Machine, Root};
+use imagefmt::{ErrorKind, Owner, Result, Store, TakeOver, Uuid};
+
+/// A job of this machine, as the owner of a chain; nobody on a machine that nothing tells from others.
+pub fn owner(machine: &Machine, job: &str, job_id: Option<Uuid>) -> Option<Owner> {
+    machine.id.map(|id| Owner {
+        machine: Uuid::from_bytes(id),
+        host: machine.host_name.clone(),
+        job: job.to_owned(),
+        job_id,
+    })
+}
+
+/// The machine that files below `root` describe. If it cannot be told, its chains have no owner, which is logged.
+pub fn machine(root: &Root) -> Machine {
+    Machine::read(root).unwrap_or_else(|error| {
+        tracing::warn!(
+            "which machine this is cannot be read: {:#}",
+            anyhow::Error::from(error)
+        );
+        Machine::default()
+    })
+}
+
+/// Whose chain `ours` may take over without being told to, when it writes to the chain of the first of `jobs` that the
+/// store has: that of an owner that does not write any more.
+///
+/// `is_over` is what this machine knows of its own job: `None` if nothing. Of a job of another machine, only the note of
+/// the job in the store tells whether it is over.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn former_owner(
+    store: &Store,
+    jobs: &[&str],
+    ours: Option<&Owner>,
+    is_over: impl Fn(&Owner) -> Option<bool>,
+) -> Result<TakeOver> {
+    for job in jobs {
+        let Some(owner) = store.owner_of(job)? else {
+            continue;
+        };
+        let is_local = ours.is_some_and(|ours| ours.machine == owner.machine);
+        let over = match owner.job_id {
+            // Somebody who syncs by hand decides by hand, on the same machine.
+            None => is_local,
+            Some(id) => match is_over(&owner).filter(|_| is_local) {
+                Some(over) => over,
+                None => ended(store, &owner, id)?.unwrap_or(is_local),
+            },
+        };
+        return Ok(if over {
+            TakeOver::From(owner)
+        } else {
+            TakeOver::Never
+        });
+    }
+    Ok(TakeOver::Never)
+}
+
+/// The job of another machine that keeps its note in a store under a name, unless it is over.
+///
+/// # Errors
+/// When the store cannot be read. A note that cannot be read says nothing.
+pub fn stranger(store: &Store, name: &str, ours: Option<&Owner>) -> Result<Option<Owner>> {
+    let note = match store.note::<StoredNote>(name) {
+        Ok(note) => note,
+        Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+        Err(_) => return Ok(None),
+    };
+    let is_ours = |owner: &Owner| ours.is_some_and(|ours| ours.machine == owner.machine);
+    let owner = note.owner.clone().filter(|owner| !is_ours(owner));
+    Ok(owner.filter(|owner| owner.job_id.and_then(|id| note.job_is_over(id)) != Some(true)))
+}
+
+/// Whether a job is over, as its note in the store says; `None` if there is no note of this very job.
+fn ended(store: &Store, owner: &Owner, id: Uuid) -> Result<Option<bool>> {
+    match store.note::<StoredNote>(&owner.job) {
+        Ok(note) => Ok(note.job_is_over(id)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        // What cannot be read does not say that it is over.
+        Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Unsupported) => Ok(Some(false)),
+        Err(error) => Err(error),
+    }
+}
