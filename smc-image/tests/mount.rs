@@ -8,11 +8,13 @@
 mod common;
 
 use common::{CLUSTER, Fixture, MIB, disk, find, has_entry, is_locked, noise};
+use nix::mount::MsFlags;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use testkit::guard::{LoopDevice, Mount};
 use testkit::program::{Run, Running, run, tool, wait_for};
 
 const STATE: &str = "/run/smc/mounts";
@@ -267,6 +269,76 @@ fn every_common_filesystem_can_fill_the_disk() {
         mounted.umount();
         assert_eq!(leftovers(&fixture, &job), [""; 0]);
     }
+}
+
+/// A filesystem after a power cut, and after an unmount: what its disk holds each time.
+fn dirty_and_clean(fixture: &Fixture, fstype: &str, mib: usize) -> [Vec<u8>; 2] {
+    let file = fixture.sparse_file(&format!("{fstype}.raw"), mib * MIB);
+    tool(&format!("mkfs.{fstype}"), &["-q", file.to_str().unwrap()]);
+    let device = LoopDevice::attach(&file).unwrap();
+    let place = fixture.join(&format!("{fstype}.mnt"));
+    let mounted = Mount::new(device.path(), &place, fstype, MsFlags::empty()).unwrap();
+    fs::write(mounted.path().join("early"), "early").unwrap();
+    nix::unistd::sync();
+    // What fsync makes durable is in the journal first.
+    let late = File::create(mounted.path().join("late")).unwrap();
+    late.sync_all().unwrap();
+    drop(late);
+    let dirty = fs::read(&file).unwrap();
+    mounted.unmount().unwrap();
+    device.detach().unwrap();
+    [dirty, fs::read(&file).unwrap()]
+}
+
+#[test]
+fn a_journal_that_is_not_replayed_is_told_of() {
+    let _turn = turn();
+    for (fstype, mib) in [("ext4", 16), ("xfs", 300), ("btrfs", 128)] {
+        let fixture = Fixture::new();
+        let job = format!("mnt-dirty-{fstype}");
+        let image = format!("{job}/latest");
+        for (content, dirty) in dirty_and_clean(&fixture, fstype, mib).iter().zip([true, false]) {
+            fixture.sync(&job, &[("vda", content)]);
+            let mounted = Mounted::new(&fixture, &[&image]);
+            assert_eq!(
+                mounted.said["journal_not_replayed"], dirty,
+                "{fstype}: {}",
+                mounted.said
+            );
+            mounted.umount();
+            let dir = target(&fixture);
+            let ended = fixture.run(&["mount", &image, dir.to_str().unwrap()]);
+            fixture.run(&["umount", dir.to_str().unwrap()]).ok();
+            assert_eq!(
+                ended.stderr.contains("was not replayed"),
+                dirty,
+                "{fstype}: {ended:?}"
+            );
+        }
+        assert_eq!(leftovers(&fixture, &job), [""; 0]);
+    }
+}
+
+#[test]
+fn one_disk_of_a_btrfs_of_two_is_told_of() {
+    let _turn = turn();
+    let fixture = Fixture::new();
+    let files = ["a", "b"].map(|name| fixture.sparse_file(name, 128 * MIB));
+    let [first, second] = [&files[0], &files[1]].map(|file| file.to_str().unwrap());
+    tool(
+        "mkfs.btrfs",
+        &["-q", "-d", "single", "-m", "raid1", first, second],
+    );
+    let disks = [fs::read(&files[0]).unwrap(), fs::read(&files[1]).unwrap()];
+    fixture.sync("mnt-two", &[("vda", &disks[0]), ("vdb", &disks[1])]);
+    let dir = target(&fixture);
+    for disk in ["vda", "vdb"] {
+        let said = fixture
+            .run(&["mount", &format!("mnt-two/1:{disk}"), dir.to_str().unwrap()])
+            .fails(1);
+        assert!(said.contains("one of 2 devices of a btrfs"), "{said}");
+    }
+    assert_eq!(leftovers(&fixture, "mnt-two"), [""; 0]);
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! `smc-image mount`: look into an image.
 
 use crate::context::Context;
+use crate::mount::filesystem::Journal;
 use crate::mount::{self, Plan, fuse, select};
 use anyhow::{Context as _, ensure};
 use cli::interrupt::Interrupt;
 use cli::output;
 use cli::units;
-use imagefmt::{Image, ImageRef};
+use imagefmt::{Consistency, Image, ImageRef};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -80,10 +81,20 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
         dir: &record.dir,
         loop_device: record.loop_device.as_deref(),
         server_pid: record.server.pid,
-        journal_not_replayed: selection.needs_recovery,
+        journal_not_replayed: is_incomplete(selection.journal, image.manifest().consistency),
     };
     show(context, &shown)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether what is mounted may lack what was written last: where that cannot be told from the journal, it depends on
+/// whether the filesystem was written to while the image was made.
+fn is_incomplete(journal: Journal, consistency: Consistency) -> bool {
+    match journal {
+        Journal::Clean => false,
+        Journal::Dirty => true,
+        Journal::Unknown => matches!(consistency, Consistency::Fuzzy | Consistency::Crash),
+    }
 }
 
 /// The disk's logical block size, where it is one that a loop device can have.

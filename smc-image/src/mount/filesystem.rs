@@ -1,6 +1,8 @@
 //! What a disk or a partition holds, by its magic numbers, and how each filesystem is mounted without writing.
 
-use super::partition::Source;
+use super::partition::{Source, u64_at};
+use super::xfs::Superblock;
+use anyhow::Context;
 
 /// How a filesystem is mounted from a device that cannot be written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub enum Content {
     Filesystem(Filesystem),
     /// Something that holds a filesystem only together with other things, or behind a key.
     Part(&'static str),
+    /// One of so many devices of a filesystem, which is named as the kernel does.
+    OneOfSeveral(&'static str, u64),
     /// Nothing that we know.
     Unknown,
 }
@@ -75,23 +79,41 @@ const MAGICS: [Magic; 21] = [
     filesystem(32_769, b"CD001", "iso9660", ""),
 ];
 
-/// All magic numbers lie in the first bytes, so many.
-const PROBED_BYTES: u64 = 65_608;
+/// All magic numbers, and what else is looked at in superblocks, lie in the first bytes, so many.
+const PROBED_BYTES: u64 = 65_536 + 0x90;
 
 /// Of the ext4 superblock, which starts at byte 1024: `s_feature_incompat`, and in it the journal's flag.
 const EXT4_INCOMPAT: usize = 1024 + 0x60;
 const EXT4_NEEDS_RECOVERY: u8 = 0x4;
+
+/// Of the btrfs superblock, which starts at byte 65536: `log_root` and `num_devices`.
+const BTRFS_LOG_ROOT: usize = 65_536 + 0x60;
+const BTRFS_NUM_DEVICES: usize = 65_536 + 0x88;
+
+/// Whether a journal holds changes that are not in their place yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Journal {
+    /// No: everything is in its place, or there is no journal.
+    Clean,
+    /// Yes: a read-only mount does not show them.
+    Dirty,
+    /// That cannot be told from its superblock.
+    Unknown,
+}
 
 /// What a range of a disk turned out to hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Probe {
     /// What it is.
     pub content: Content,
-    /// Whether its journal holds changes that are not in their place yet, as far as that can be told.
-    pub needs_recovery: bool,
+    /// Its journal.
+    pub journal: Journal,
 }
 
 /// Looks at what begins at byte `offset` and is `length` bytes long.
+///
+/// # Errors
+/// What cannot be read.
 pub fn probe(source: &dyn Source, offset: u64, length: u64) -> anyhow::Result<Probe> {
     let mut start = vec![0; usize::try_from(length.min(PROBED_BYTES))?];
     source.read_at(offset, &mut start)?;
@@ -100,16 +122,46 @@ pub fn probe(source: &dyn Source, offset: u64, length: u64) -> anyhow::Result<Pr
             .get(magic.offset..)
             .is_some_and(|rest| rest.starts_with(magic.bytes))
     };
-    let content = MAGICS
-        .iter()
-        .find(matches)
-        .map_or(Content::Unknown, |magic| magic.content);
-    let is_ext4 = matches!(content, Content::Filesystem(Filesystem { fstype: "ext4", .. }));
-    let incompat = start.get(EXT4_INCOMPAT).copied().unwrap_or(0);
-    Ok(Probe {
-        content,
-        needs_recovery: is_ext4 && incompat & EXT4_NEEDS_RECOVERY != 0,
-    })
+    let found = MAGICS.iter().find(matches);
+    let (content, journal) = match found.map_or(Content::Unknown, |magic| magic.content) {
+        Content::Filesystem(filesystem) => examine(source, offset, length, &start, filesystem)?,
+        other => (other, Journal::Clean),
+    };
+    Ok(Probe { content, journal })
+}
+
+/// What else has to be known of a filesystem before it is mounted.
+fn examine(
+    source: &dyn Source,
+    offset: u64,
+    length: u64,
+    start: &[u8],
+    filesystem: Filesystem,
+) -> anyhow::Result<(Content, Journal)> {
+    let dirty_if = |dirty| if dirty { Journal::Dirty } else { Journal::Clean };
+    let journal = match filesystem.fstype {
+        "ext4" => dirty_if(start.get(EXT4_INCOMPAT).copied().unwrap_or(0) & EXT4_NEEDS_RECOVERY != 0),
+        "btrfs" => {
+            let devices = u64_at(start, BTRFS_NUM_DEVICES);
+            if devices > 1 {
+                return Ok((Content::OneOfSeveral(filesystem.fstype, devices), Journal::Clean));
+            }
+            dirty_if(u64_at(start, BTRFS_LOG_ROOT) != 0)
+        }
+        "xfs" => {
+            let superblock = Superblock::parse(start).context("read the superblock of xfs")?;
+            if superblock.has_external_log() {
+                return Ok((
+                    Content::Part("an xfs whose journal is on another device"),
+                    Journal::Clean,
+                ));
+            }
+            superblock.journal(source, offset, length)?
+        }
+        "f2fs" | "ntfs3" => Journal::Unknown,
+        _ => Journal::Clean,
+    };
+    Ok((Content::Filesystem(filesystem), journal))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub mod partition;
 pub mod select;
 pub mod state;
 pub mod teardown;
+mod xfs;
 
 use crate::exit::Advise;
 use anyhow::{Context, anyhow, bail};

@@ -192,11 +192,24 @@ fn read_gpt(source: &dyn Source, block_bytes: u64) -> anyhow::Result<Vec<Partiti
 
 fn read_gpt_at(source: &dyn Source, block_bytes: u64, block: u64) -> anyhow::Result<Vec<Partition>> {
     let header = read_gpt_header(source, block_bytes, block)?;
+    let (table, entry_len) = read_gpt_table(source, block_bytes, &header)?;
+    let parsed = (1..).zip(table.chunks_exact(entry_len));
+    Ok(parsed
+        .filter_map(|(number, entry)| gpt_partition(number, entry, block_bytes, source.size_bytes()))
+        .collect())
+}
+
+/// The checked entries that a header points to, and the length of one.
+pub fn read_gpt_table(
+    source: &dyn Source,
+    block_bytes: u64,
+    header: &[u8],
+) -> anyhow::Result<(Vec<u8>, usize)> {
     let (first, count, entry_bytes, checksum) = (
-        u64_at(&header, 72),
-        u32_at(&header, 80),
-        u64::from(u32_at(&header, 84)),
-        u32_at(&header, 88),
+        u64_at(header, 72),
+        u32_at(header, 80),
+        u64::from(u32_at(header, 84)),
+        u32_at(header, 88),
     );
     ensure!(
         entry_bytes >= GPT_ENTRY_BYTES_MIN && entry_bytes.is_power_of_two(),
@@ -211,15 +224,11 @@ fn read_gpt_at(source: &dyn Source, block_bytes: u64, block: u64) -> anyhow::Res
         crc32fast::hash(&table) == checksum,
         "the entries do not match their checksum"
     );
-    let entry_len = usize::try_from(entry_bytes)?;
-    let parsed = (1..).zip(table.chunks_exact(entry_len));
-    Ok(parsed
-        .filter_map(|(number, entry)| gpt_partition(number, entry, block_bytes, source.size_bytes()))
-        .collect())
+    Ok((table, usize::try_from(entry_bytes)?))
 }
 
-/// The checked header in `block`.
-fn read_gpt_header(source: &dyn Source, block_bytes: u64, block: u64) -> anyhow::Result<Vec<u8>> {
+/// The checked header in `block`, without what follows it in the block, and with zeros for its checksum.
+pub fn read_gpt_header(source: &dyn Source, block_bytes: u64, block: u64) -> anyhow::Result<Vec<u8>> {
     let mut header = read_range(source, block.checked_mul(block_bytes), block_bytes)?;
     ensure!(header.starts_with(GPT_SIGNATURE), "no signature in block {block}");
     let len = usize::try_from(u32_at(&header, 12))?;
@@ -241,7 +250,8 @@ fn read_gpt_header(source: &dyn Source, block_bytes: u64, block: u64) -> anyhow:
     Ok(header)
 }
 
-fn read_range(source: &dyn Source, offset: Option<u64>, length: u64) -> anyhow::Result<Vec<u8>> {
+/// A range of the disk; an error where it lies beyond.
+pub fn read_range(source: &dyn Source, offset: Option<u64>, length: u64) -> anyhow::Result<Vec<u8>> {
     let inside = |offset: &u64| {
         offset
             .checked_add(length)
@@ -322,7 +332,7 @@ fn mbr_type(kind: u8) -> String {
 }
 
 /// The little-endian number at `at`; callers have checked that it lies within.
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes
         .get(at..)
         .and_then(<[u8]>::first_chunk)
@@ -330,7 +340,8 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
         .map_or(0, u32::from_le_bytes)
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+/// The same of 64 bits.
+pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes
         .get(at..)
         .and_then(<[u8]>::first_chunk)
@@ -339,4 +350,4 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -1,6 +1,6 @@
 //! Which part of a disk is to be mounted.
 
-use super::filesystem::{Content, Filesystem, Probe, probe};
+use super::filesystem::{Content, Filesystem, Journal, Probe, probe};
 use super::partition::{Partition, SECTOR_BYTES, Source, read_table};
 use crate::exit::Advise;
 use anyhow::{Context, anyhow};
@@ -20,8 +20,8 @@ pub struct Selection {
     pub length: u64,
     /// The filesystem.
     pub filesystem: Filesystem,
-    /// Whether its journal holds changes that a read-only mount does not show.
-    pub needs_recovery: bool,
+    /// Its journal, which is not replayed.
+    pub journal: Journal,
 }
 
 /// Finds partition `wanted`, or the one filesystem of the disk. `block_bytes` is the disk's logical block size as the
@@ -70,7 +70,7 @@ fn one_of(source: &dyn Source, partitions: &[Partition], wanted: Option<u32>) ->
         let probed = probe(source, *offset, *length);
         let shown = match &probed {
             Ok(probe) => describe(probe.content),
-            Err(_) => "cannot be read",
+            Err(_) => "cannot be read".to_owned(),
         };
         listing.push_str(&format!(
             "\n    {number}  {}, {kind}: {shown}",
@@ -108,7 +108,7 @@ fn usable(partition: Option<u32>, offset: u64, length: u64, probe: &Probe) -> Op
         offset,
         length,
         filesystem,
-        needs_recovery: probe.needs_recovery,
+        journal: probe.journal,
     })
 }
 
@@ -117,6 +117,10 @@ fn unusable(place: &str, probe: &Probe) -> anyhow::Error {
         Content::Part(name) => (
             format!("{place} holds {name}, which cannot be mounted as it is"),
             "serve the image over NBD, and put it together from there",
+        ),
+        Content::OneOfSeveral(name, devices) => (
+            format!("{place} is one of {devices} devices of a {name} filesystem, which needs all of them"),
+            "serve the image with all its disks over NBD, connect these, and mount it from there",
         ),
         _ => (
             format!("{place} holds no filesystem that is known"),
@@ -128,10 +132,11 @@ fn unusable(place: &str, probe: &Probe) -> anyhow::Error {
         .expect_err("it was made an error")
 }
 
-fn describe(content: Content) -> &'static str {
+fn describe(content: Content) -> String {
     match content {
-        Content::Filesystem(filesystem) => filesystem.fstype,
-        Content::Part(name) => name,
-        Content::Unknown => "no known filesystem",
+        Content::Filesystem(filesystem) => filesystem.fstype.to_owned(),
+        Content::Part(name) => name.to_owned(),
+        Content::OneOfSeveral(name, devices) => format!("one of {devices} devices of a {name} filesystem"),
+        Content::Unknown => "no known filesystem".to_owned(),
     }
 }

@@ -1,7 +1,8 @@
 use super::*;
 use std::cell::Cell;
 
-struct Memory(Vec<u8>);
+/// A disk in memory.
+pub struct Memory(pub Vec<u8>);
 
 impl Source for Memory {
     fn size_bytes(&self) -> u64 {
