@@ -156,6 +156,14 @@ impl Server {
     /// # Errors
     /// When it has neither listeners nor connections, and when the kernel refuses threads or an io_uring.
     pub fn run(self) -> Result<(), ServeError> {
+        self.run_when_ready(|| ())
+    }
+
+    /// The same, and calls `ready` when everything that the kernel could refuse is there.
+    ///
+    /// # Errors
+    /// As for [`run`](Server::run); then `ready` was not called, unless accepting connections failed later.
+    pub fn run_when_ready(self, ready: impl FnOnce()) -> Result<(), ServeError> {
         let Self {
             catalog,
             limits,
@@ -186,6 +194,7 @@ impl Server {
             count: Arc::default(),
             last_leaves: listeners.is_empty().then(|| handle.clone()),
         };
+        ready();
         door.let_in_all(connected);
         let accepted = door.accept_until_woken(&listeners, &woken);
         // After a failure too: connections get the protocol's shutdown errors, and the files of Unix sockets are removed first.

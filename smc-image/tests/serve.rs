@@ -329,3 +329,32 @@ fn an_image_in_use_by_a_client_cannot_vanish() {
     drop(shell);
     wait_for("the image to be free", || !is_locked(&manifest));
 }
+
+/// Too few descriptors stand for whatever the kernel may refuse. A line with an address is a promise.
+#[test]
+fn an_address_is_printed_only_by_a_server_that_has_all_it_needs() {
+    let fixture = Fixture::new();
+    fixture.sync("web", &[("vda", &disk(1))]);
+    let socket = fixture.join("few.sock");
+    let mut seen = [false; 2];
+    for descriptors in 6..64 {
+        let server = fixture.command();
+        let mut command = Command::new("prlimit");
+        command
+            .arg(format!("--nofile={descriptors}"))
+            .arg(server.get_program());
+        command
+            .args(server.get_args())
+            .args(["serve", "web/1", "--socket"])
+            .arg(&socket);
+        let mut running = Running::start(&mut command);
+        let printed = !running.lines(1).is_empty();
+        let (code, complaint) = match printed {
+            true => running.signal("TERM"),
+            false => (running.0.wait().unwrap().code(), String::new()),
+        };
+        assert_eq!(code == Some(0), printed, "{descriptors} descriptors: {complaint}");
+        seen[usize::from(printed)] = true;
+    }
+    assert_eq!(seen, [true; 2]);
+}

@@ -120,19 +120,23 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
         relay.finish();
         return Ok(ExitCode::SUCCESS);
     }
-    if args.places.are_named() {
-        let announced = announce(context, args, &offers, &places::uris(&server)?);
-        // Whoever has read enough of it wants to be served all the same.
-        announced.or_else(|error| {
-            if error.is::<ClosedOutput>() {
-                Ok(())
-            } else {
-                Err(error)
-            }
-        })?;
+    if !args.places.are_named() {
+        server.run()?;
+        return Ok(ExitCode::SUCCESS);
     }
-    server.run()?;
-    Ok(ExitCode::SUCCESS)
+    let (places, handle) = (places::uris(&server)?, server.shutdown_handle());
+    let mut announced = Ok(());
+    server.run_when_ready(|| {
+        announced = announce(context, args, &offers, &places);
+        // Whoever has read enough of it wants to be served all the same.
+        if matches!(&announced, Err(error) if !error.is::<ClosedOutput>()) {
+            handle.shutdown();
+        }
+    })?;
+    match announced {
+        Err(error) if !error.is::<ClosedOutput>() => Err(error),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }
 
 fn catalog(context: &Context, args: &Args) -> anyhow::Result<StoreCatalog> {
