@@ -14,7 +14,7 @@ CACHE=${SMC_TEST_CACHE:-/var/cache/smc-test}
 BUILD_PACKAGES=(gcc libc6-dev pkg-config make dpkg-dev)
 # The tracker's eBPF programs are C, compiled for the bpf target by changetrack's build script.
 BPF_PACKAGES=(clang libbpf-dev)
-FILESYSTEM_PACKAGES=(util-linux mount e2fsprogs xfsprogs btrfs-progs fuse3)
+FILESYSTEM_PACKAGES=(util-linux mount e2fsprogs xfsprogs btrfs-progs fuse3 gdisk)
 NBD_PACKAGES=(libnbd-bin nbdkit python3-libnbd fio)
 GUEST_PACKAGES=(busybox-static debootstrap extlinux syslinux-common kmod xz-utils zstd bzip2 lz4)
 # Unpacked and not installed: the clients of the newer release, a dissector, and the kernel's client for a guest.

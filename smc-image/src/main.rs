@@ -7,6 +7,7 @@
 )]
 
 mod activation;
+mod apart;
 mod args;
 mod catalog;
 mod commands;

@@ -8,7 +8,7 @@ use common::{Fixture, SMC_IMAGE, disk_content};
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use testkit::program::run;
+use testkit::program::{run, run_unheard};
 
 /// Every command but umount, with arguments it takes; `path` is a file's.
 fn commands(image: &str, path: &str) -> Vec<Vec<String>> {
@@ -301,4 +301,80 @@ fn what_cannot_be_listed_is_told_and_never_passed_over() {
     std::fs::write(fixture.store().join("README"), "about this store").unwrap();
     fixture.run(&["ls"]).ok();
     fixture.run(&["verify"]).ok();
+}
+
+/// Nobody reads what it says: stderr on a full disk, cron's pipe closed. It does its work, or fails, and never panics.
+#[test]
+fn nothing_panics_where_nothing_can_be_printed() {
+    let fixture = Fixture::new();
+    let content = disk_content(300_000, 1);
+    fixture.sync("web01", &[("vda", &content)]);
+    fixture.sync("web01", &[("vda", &disk_content(300_000, 2))]);
+    let damaged = fixture.sync("broken", &[("vda", &disk_content(300_000, 3))]);
+    fixture.damage_cluster("broken", &disk_content(300_000, 3));
+    assert_eq!(damaged.sequence, 1);
+    let target = fixture.file("target", &vec![0; 400_000]);
+    let target = target.to_str().unwrap();
+    let exported = fixture.join("unheard.raw");
+    let exported = exported.to_str().unwrap();
+    let mut all = vec![
+        vec!["--help"],
+        vec!["--version"],
+        vec!["no-such-command"],
+        vec!["completions", "bash"],
+    ];
+    for image in ["web01/1", "broken/1", "none/1"] {
+        all.extend([
+            vec!["info", image],
+            vec!["digest", image, "--recompute"],
+            vec!["diff", "web01/2", image],
+            vec!["map", image],
+            vec!["verify", image],
+            vec!["verify", image, "--against", target],
+            vec!["export", image, exported, "--force"],
+            vec!["restore", image, target],
+            vec!["restore", "--yes", image, target],
+            vec!["pin", image, "--name", "x"],
+            vec!["unpin", image, "--name", "x"],
+            vec!["serve", image, "--socket", "/nonexistent/s"],
+            vec!["mount", image, "/nonexistent"],
+        ]);
+    }
+    all.extend([
+        vec!["ls"],
+        vec!["gc"],
+        vec!["umount", "/nonexistent"],
+        vec!["rm", "none/1"],
+    ]);
+    for args in all {
+        for json in [false, true] {
+            run_unheard(|| {
+                let mut command = fixture.command();
+                command.args(&args).args(json.then_some("--json"));
+                command
+            });
+        }
+    }
+    // What was said is lost, what was done is not.
+    run_unheard(|| {
+        let image = fixture.sync("gone", &[("vda", &content)]);
+        let mut command = fixture.command();
+        command.args(["rm", &format!("gone/{}", image.sequence)]);
+        command
+    });
+    assert!(!fixture.run(&["ls"]).stdout.contains("gone/"));
+}
+
+/// A script that looks whether there is help gets to know that it was not written.
+#[test]
+fn help_that_cannot_be_written_is_a_failure() {
+    for args in ["--help", "--version"] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let ended = Command::new(SMC_IMAGE).arg(args).stdout(full).output().unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        assert!(
+            String::from_utf8_lossy(&ended.stderr).contains("stdout"),
+            "{ended:?}"
+        );
+    }
 }

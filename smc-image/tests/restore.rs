@@ -5,14 +5,16 @@
 mod common;
 
 use common::{Fixture, MIB, disk_content, noise};
+use hostdev::LoopOptions;
 use nix::mount::MsFlags;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, lchown, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 use testkit::guard::{LoopDevice, Mount};
-use testkit::program::{Running, run};
+use testkit::program::{Running, run, tool};
 
 fn path(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -230,6 +232,12 @@ fn damaged_map_is_found_before_anything_is_written() {
 
 #[test]
 fn interrupt_ends_it_and_says_so() {
+    for signal in ["INT", "TERM", "HUP"] {
+        interrupt_by(signal);
+    }
+}
+
+fn interrupt_by(signal: &str) {
     let fixture = image_of(&noise(96 * MIB, 5));
     let file = fixture.sparse_file("target.raw", 96 * MIB);
     let mut command = fixture.command();
@@ -242,10 +250,241 @@ fn interrupt_ends_it_and_says_so() {
         );
         thread::sleep(Duration::from_millis(1));
     }
-    let (code, said) = running.signal("INT");
+    let (code, said) = running.signal(signal);
     assert_eq!(code, Some(130), "{said}");
     assert!(
         said.contains("interrupted") && said.contains("do not use it"),
         "{said}"
     );
+}
+
+/// nohup(1) has SIGHUP ignored, and whoever uses it wants the restore to go on when the connection is lost.
+#[test]
+fn a_lost_connection_is_ignored_under_nohup() {
+    let content = noise(96 * MIB, 5);
+    let fixture = image_of(&content);
+    let file = fixture.sparse_file("target.raw", 96 * MIB);
+    let tool = fixture.command();
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "trap '' HUP; exec \"$@\"", "sh"])
+        .arg(tool.get_program());
+    let mut running = Running::start(
+        command
+            .args(tool.get_args())
+            .args(["restore", "--yes", "web01/1"])
+            .arg(&file),
+    );
+    while std::fs::metadata(&file).unwrap().blocks() == 0 {
+        assert!(
+            running.0.try_wait().unwrap().is_none(),
+            "it ended before it wrote anything"
+        );
+        thread::sleep(Duration::from_millis(1));
+    }
+    let (code, said) = running.signal("HUP");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(std::fs::read(&file).unwrap() == content);
+}
+
+/// What blkid takes a device for.
+fn type_of(device: &Path) -> String {
+    let found = run(Command::new("blkid")
+        .args(["-p", "-o", "value", "-s", "TYPE"])
+        .arg(device));
+    found.stdout.trim().to_owned()
+}
+
+/// The superblock of an md array, version 1.0, at its place at the end of a disk.
+fn plant_md(disk: &mut [u8]) -> usize {
+    let sector = (disk.len() / 512 - 16) & !7;
+    let at = sector * 512;
+    let superblock = &mut disk[at..at + 256];
+    superblock[..4].copy_from_slice(&0xa92b_4efcu32.to_le_bytes());
+    superblock[4..8].copy_from_slice(&1u32.to_le_bytes());
+    superblock[16..32].fill(7);
+    superblock[144..152].copy_from_slice(&(sector as u64).to_le_bytes());
+    at
+}
+
+#[test]
+fn what_an_array_left_at_the_end_is_named_and_wiped() {
+    let fixture = Fixture::new();
+    let image = fixture.sparse_file("fs", 16 * MIB);
+    tool("mkfs.ext4", &["-q", path(&image)]);
+    let content = std::fs::read(&image).unwrap();
+    fixture.sync("web01", &[("vda", &content)]);
+    let mut old = vec![0xaa; 40 * MIB];
+    let at = plant_md(&mut old);
+    let file = fixture.file("target.raw", &old);
+    let device = LoopDevice::attach(&file).unwrap();
+    assert_eq!(type_of(device.path()), "linux_raid_member");
+    let restore = |more: &[&str]| {
+        let mut args = vec!["restore", "--yes", "--json", "web01/1", path(device.path())];
+        args.extend(more);
+        fixture.run(&args)
+    };
+    let ended = restore(&[]);
+    assert_eq!(ended.json()["left_over"][0]["offset"], at, "{ended:?}");
+    assert!(
+        ended.stderr.contains("md RAID")
+            && ended.stderr.contains(&at.to_string())
+            && ended.stderr.contains("--wipe"),
+        "{ended:?}"
+    );
+    // This is why it is named: the disk is not what it was restored to be.
+    assert_ne!(type_of(device.path()), "ext4");
+    let ended = restore(&["--wipe"]);
+    assert_eq!(ended.stderr, "");
+    assert_eq!(ended.json()["left_over"], serde_json::json!([]));
+    assert_eq!(type_of(device.path()), "ext4");
+    device.detach().unwrap();
+    let found = std::fs::read(&file).unwrap();
+    assert!(found[..content.len()] == content);
+    // What cannot hold a signature is left alone.
+    assert!(found[20 * MIB..30 * MIB].iter().all(|&byte| byte == 0xaa));
+}
+
+/// A device with sectors of this size, on a new file.
+fn device_of(fixture: &Fixture, name: &str, content: &[u8], sector: u32) -> LoopDevice {
+    LoopDevice::attach_with_blocks(&fixture.file(name, content), sector).unwrap()
+}
+
+#[test]
+fn the_backup_of_a_partition_table_is_moved_to_the_end_as_sgdisk_does() {
+    for sector in [512, 4096] {
+        let fixture = Fixture::new();
+        let source = device_of(&fixture, "source.raw", &vec![0; 24 * MIB], sector);
+        tool(
+            "sgdisk",
+            &["-n", "1:2048:+4M", "-n", "3:0:+2M", path(source.path())],
+        );
+        source.detach().unwrap();
+        let content = std::fs::read(fixture.join("source.raw")).unwrap();
+        fixture.sync_sectors("web01", imagefmt::ClusterSize::K64, sector, &[("vda", &content)]);
+        let restore = |name: &str, more: &[&str]| {
+            let device = device_of(&fixture, name, &vec![0; 40 * MIB], sector);
+            let mut args = vec!["restore", "--yes", "--json", "web01/1", path(device.path())];
+            args.extend(more);
+            (fixture.run(&args), device)
+        };
+        let (ended, theirs) = restore("theirs.raw", &[]);
+        assert!(ended.stderr.contains("--fix-gpt"), "{ended:?}");
+        let said = ended.json();
+        assert_eq!(said["gpt_backup_offset"], 24 * MIB - sector as usize);
+        assert_eq!(said["gpt_backup_moved"], false);
+        tool("sgdisk", &["--move-second-header", path(theirs.path())]);
+        let (ended, ours) = restore("ours.raw", &["--fix-gpt"]);
+        assert_eq!(ended.stderr, "");
+        assert_eq!(ended.json()["gpt_backup_moved"], true);
+        let checked = tool("sgdisk", &["--verify", path(ours.path())]);
+        let checked = String::from_utf8(checked).unwrap();
+        assert!(checked.contains("No problems found"), "{checked}");
+        ours.detach().unwrap();
+        theirs.detach().unwrap();
+        let read = |name: &str| std::fs::read(fixture.join(name)).unwrap();
+        let (ours, theirs) = (read("ours.raw"), read("theirs.raw"));
+        let differing: Vec<usize> = (0..ours.len()).filter(|&at| ours[at] != theirs[at]).collect();
+        assert_eq!(differing, [0; 0], "sectors of {sector} bytes");
+    }
+}
+
+#[test]
+fn a_table_that_fits_is_left_alone() {
+    let fixture = Fixture::new();
+    let file = fixture.sparse_file("source.raw", 24 * MIB);
+    tool("sgdisk", &["-n", "1:2048:+4M", path(&file)]);
+    let content = std::fs::read(&file).unwrap();
+    fixture.sync("web01", &[("vda", &content)]);
+    let target = fixture.file("target.raw", &vec![0xaa; 24 * MIB]);
+    let ended = fixture.run(&[
+        "restore",
+        "--yes",
+        "--json",
+        "--fix-gpt",
+        "--wipe",
+        "web01/1",
+        path(&target),
+    ]);
+    assert_eq!(ended.stderr, "");
+    assert_eq!(ended.json()["gpt_backup_moved"], false);
+    assert!(std::fs::read(&target).unwrap() == content);
+}
+
+#[test]
+fn a_thin_target_stays_thin() {
+    let mut content = vec![0; 200 * MIB];
+    content[70 * MIB..74 * MIB].copy_from_slice(&noise(4 * MIB, 3));
+    let fixture = image_of(&content);
+    // All of it is in use before.
+    let file = fixture.file("target.raw", &vec![0xaa; 200 * MIB]);
+    let device = LoopDevice::attach(&file).unwrap();
+    fixture
+        .run(&["restore", "--yes", "web01/1", path(device.path())])
+        .ok();
+    device.detach().unwrap();
+    let allocated = std::fs::metadata(&file).unwrap().blocks() * 512;
+    assert!(allocated <= 5 * MIB as u64, "{allocated} bytes are allocated");
+    assert!(std::fs::read(&file).unwrap() == content);
+}
+
+#[test]
+fn a_read_only_device_is_refused_before_anything_is_written() {
+    let fixture = image_of(&noise(MIB, 1));
+    let file = fixture.file("target.raw", &vec![7; MIB]);
+    let options = LoopOptions {
+        read_only: true,
+        ..LoopOptions::default()
+    };
+    let backing = std::fs::File::open(&file).unwrap();
+    let device = hostdev::LoopDevice::attach(backing.as_fd(), &options).unwrap();
+    let said = fixture
+        .run(&["restore", "--yes", "web01/1", path(device.path())])
+        .fails(1);
+    assert!(
+        said.contains("read-only")
+            && said.contains("nothing was written")
+            && !said.contains("part of the image"),
+        "{said}"
+    );
+}
+
+#[test]
+fn files_of_the_store_and_links_of_others_are_no_targets() {
+    let fixture = image_of(&noise(MIB, 1));
+    let planted = fixture.join("planted");
+    std::fs::hard_link(fixture.layer("web01", 1), &planted).unwrap();
+    let said = fixture
+        .run(&["restore", "--yes", "web01/1", path(&planted)])
+        .fails(1);
+    assert!(said.contains("is a file of the store"), "{said}");
+    fixture.run(&["verify"]).ok();
+    let precious = fixture.file("precious", &vec![7; 2 * MIB]);
+    let link = fixture.join("link");
+    symlink(&precious, &link).unwrap();
+    lchown(&link, Some(65534), Some(65534)).unwrap();
+    let said = fixture
+        .run(&["restore", "--yes", "web01/1", path(&link)])
+        .fails(1);
+    assert!(said.contains("belongs to user 65534"), "{said}");
+    assert!(std::fs::read(&precious).unwrap().iter().all(|&byte| byte == 7));
+    // Root's own are as good as names.
+    lchown(&link, Some(0), Some(0)).unwrap();
+    fixture.run(&["restore", "--yes", "web01/1", path(&link)]).ok();
+}
+
+/// The same of an export, of which only root can make the test.
+#[test]
+fn a_directory_of_somebody_else_is_not_exported_into() {
+    let fixture = image_of(&noise(MIB, 1));
+    let precious = fixture.file("precious", b"precious");
+    let part = fixture.join("out.raw.part");
+    std::fs::create_dir(&part).unwrap();
+    symlink(&precious, part.join("out.raw")).unwrap();
+    lchown(&part, Some(65534), Some(65534)).unwrap();
+    let target = fixture.join("out.raw");
+    let said = fixture.run(&["export", "web01/1", path(&target)]).fails(1);
+    assert!(said.contains("can be changed by others"), "{said}");
+    assert!(part.join("out.raw").is_symlink() && !target.exists());
+    assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
 }

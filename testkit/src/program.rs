@@ -3,7 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "only tests use it")]
 
-use std::io::{BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -65,6 +66,42 @@ pub fn run_within(limit: Duration, command: &Command) -> Run {
         "`{shown}` has not ended after {limit:?}: {run:?}"
     );
     run
+}
+
+/// Runs a command again and again where nobody can read what it says: its standard output, its standard error or both
+/// are on a full disk, or pipes whose reader has gone. `make` makes the command, and what it needs.
+///
+/// # Panics
+/// When it panics, or is killed by a signal.
+#[track_caller]
+pub fn run_unheard(mut make: impl FnMut() -> Command) {
+    for (out, err) in [(true, false), (false, true), (true, true)] {
+        for silent in [full, closed] {
+            let mut command = make();
+            command.stdin(Stdio::null());
+            command.stdout(if out { silent() } else { Stdio::piped() });
+            command.stderr(if err { silent() } else { Stdio::piped() });
+            let shown = display(&command);
+            let run = Run::from(command.output().unwrap());
+            // 101 is what a panic ends with.
+            assert!(
+                run.code.is_some_and(|code| code != 101) && !run.stderr.contains("panicked"),
+                "`{shown}` (stdout unread: {out}, stderr unread: {err}): {run:?}"
+            );
+        }
+    }
+}
+
+/// A disk without space.
+fn full() -> Stdio {
+    File::options().write(true).open("/dev/full").unwrap().into()
+}
+
+/// A pipe that nobody reads.
+fn closed() -> Stdio {
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    writer.into()
 }
 
 impl Run {

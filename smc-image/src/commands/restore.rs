@@ -3,7 +3,10 @@
 use crate::context::Context;
 use crate::copy::digest;
 use crate::copy::write::{self, Written, write_disk};
-use crate::exit::Advise;
+use crate::copy::zero::Zeroer;
+use crate::exit::{Advise, advised};
+use crate::restore::behind::{self, Found};
+use crate::restore::gpt;
 use crate::restore::target::Target;
 use anyhow::{Context as _, bail};
 use cli::interrupt::Interrupt;
@@ -12,13 +15,16 @@ use cli::{ask, output, units};
 use imagefmt::{Codec, Disk, Error, ErrorKind, Image, ImageRef, Run};
 use serde_json::json;
 use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Write a disk of an image to a block device, and verify what was written
 ///
-/// Refuses a target that is mounted or in use otherwise, too small, or holds the store. What the target has
-/// behind the end of the image is left alone.
+/// Refuses a target that is mounted or in use otherwise, read-only, too small, or holds the store. What the target has
+/// behind the end of the image is left alone, and looked at: a signature there can make others take the disk for what
+/// it was before. On a target that is larger, the backup of a GPT is not at the end of the disk.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The disk of an image, as in web01/7:vda
@@ -29,9 +35,28 @@ pub struct Args {
     /// Do not ask before overwriting
     #[arg(long, short)]
     yes: bool,
+    /// Zero the places behind the end of the image where signatures of RAID, LVM, ZFS and the like may be
+    #[arg(long)]
+    wipe: bool,
+    /// Move the backup of a GPT to the end of the target, which then differs from the image in this
+    #[arg(long)]
+    fix_gpt: bool,
+}
+
+/// What was found and done after the image was written and verified.
+#[derive(Debug, Default)]
+struct Behind {
+    left_over: Vec<Found>,
+    wiped_bytes: u64,
+    /// Where the backup of the partition table is, if not at the end of the target.
+    backup_offset: Option<u64>,
+    backup_moved: bool,
 }
 
 /// Restores, then reads back what was written and compares its digest with the image's.
+///
+/// # Errors
+/// A target or an image that is refused, a failed write, what does not read back as it was written, an interrupt.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let image = context.open_image(&args.image)?;
     let disk = image.disk(args.image.disk.as_deref())?;
@@ -42,17 +67,85 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
         confirm(&image, disk, &target)?;
     }
     let interrupt = Interrupt::install()?;
-    let written = write(disk, &target, &interrupt).advise(format!(
-        "{} is incomplete: it holds part of the image, do not use it",
-        args.target.display()
-    ))?;
+    let begun = AtomicBool::new(false);
+    let shown = args.target.display();
+    let written = write(disk, &target, &begun, &interrupt);
+    let written = written.map_err(|error| match begun.load(Ordering::Relaxed) {
+        true => advised(
+            error,
+            format!("{shown} is incomplete: it holds part of the image, do not use it"),
+        ),
+        false => advised(error, format!("nothing was written: {shown} is as it was")),
+    })?;
     let verified = verify(disk, &target, &interrupt);
-    verified.advise(format!(
-        "what {} holds is not verified: do not use it",
-        args.target.display()
+    verified.advise(format!("what {shown} holds is not verified: do not use it"))?;
+    target.set_buffered();
+    let behind = look_behind(args, &image, disk, &target);
+    let behind = behind.advise(format!(
+        "the image is on {shown} and verified; what is behind it is not as it should be"
     ))?;
-    report(context.json, disk, &target, written)?;
+    warn_of(&behind, &target);
+    report(context.json, disk, &target, written, &behind)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Looks at what the image does not reach, and repairs it where that is asked for.
+fn look_behind(args: &Args, image: &Image, disk: &Disk, target: &Target) -> anyhow::Result<Behind> {
+    let mut behind = Behind::default();
+    if args.wipe {
+        let zeroer = Zeroer::new(&target.file)?;
+        behind.wiped_bytes = behind::wipe(target, disk.size_bytes(), &zeroer)?;
+        target.file.sync_all().context("flush the target")?;
+    } else {
+        behind.left_over = behind::look(target, disk.size_bytes())?;
+    }
+    if let Some(misplaced) = gpt::look(target, block_bytes(image, disk, target))? {
+        behind.backup_offset = Some(misplaced.offset());
+        if args.fix_gpt {
+            for step in misplaced
+                .moved()
+                .context("move the backup of the partition table")?
+            {
+                for (offset, bytes) in step {
+                    let written = target.file.write_all_at(&bytes, offset);
+                    written.with_context(|| format!("write the partition table at byte {offset}"))?;
+                }
+                target.file.sync_all().context("flush the target")?;
+            }
+            behind.backup_moved = true;
+        }
+    }
+    Ok(behind)
+}
+
+/// What the target's partition table counts in: its own sectors or, in a file, those of the source.
+fn block_bytes(image: &Image, disk: &Disk, target: &Target) -> u64 {
+    let record = image.manifest().disk(disk.name());
+    let source = record.map(|record| record.logical_block_size);
+    let own = target.device.logical_block_size();
+    match target.device.device_number() {
+        Some(_) => own.into(),
+        None => source
+            .filter(|bytes| matches!(bytes, 512..=4096))
+            .unwrap_or(own)
+            .into(),
+    }
+}
+
+fn warn_of(behind: &Behind, target: &Target) {
+    let path = target.device.path().display();
+    for Found { kind, offset } in &behind.left_over {
+        output::complain(format_args!(
+            "smc-image: warning: behind the image, at byte {offset}, {path} has the signature of another use ({kind}): \
+             it may be taken for that. wipefs(8) shows and removes it, `restore --wipe` does while it restores"
+        ));
+    }
+    if let (Some(offset), false) = (behind.backup_offset, behind.backup_moved) {
+        output::complain(format_args!(
+            "smc-image: warning: the backup of the partition table is at byte {offset}, and not at the end of {path}. \
+             `sgdisk --move-second-header` moves it, `restore --fix-gpt` does while it restores"
+        ));
+    }
 }
 
 /// Refuses an image that cannot be written whole, as far as its map shows it, before anything is written.
@@ -114,13 +207,14 @@ fn confirm(image: &Image, disk: &Disk, target: &Target) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write(disk: &Disk, target: &Target, interrupt: &Interrupt) -> anyhow::Result<Written> {
+fn write(disk: &Disk, target: &Target, begun: &AtomicBool, interrupt: &Interrupt) -> anyhow::Result<Written> {
     let path = target.device.path().display();
     let progress = Progress::bytes(disk.size_bytes(), format!("write {path}"));
     let place = write::Target {
         file: &target.file,
         alignment: target.device.alignment(),
         is_zero: false,
+        begun,
     };
     write_disk(disk, place, interrupt, &progress)
         .with_context(|| format!("restore {} to {path}", disk.label()))
@@ -138,9 +232,9 @@ fn verify(disk: &Disk, target: &Target, interrupt: &Interrupt) -> anyhow::Result
     Ok(())
 }
 
-fn report(json: bool, disk: &Disk, target: &Target, written: Written) -> anyhow::Result<()> {
+fn report(json: bool, disk: &Disk, target: &Target, written: Written, behind: &Behind) -> anyhow::Result<()> {
     let path = target.device.path().display();
-    let left_alone = target.device.size_bytes() - disk.size_bytes();
+    let left_alone = target.device.size_bytes() - disk.size_bytes() - behind.wiped_bytes;
     if json {
         return output::json(&json!({
             "image": disk.label(),
@@ -149,6 +243,10 @@ fn report(json: bool, disk: &Disk, target: &Target, written: Written) -> anyhow:
             "data_bytes": written.data_bytes,
             "zero_bytes": written.zero_bytes,
             "left_alone_bytes": left_alone,
+            "wiped_bytes": behind.wiped_bytes,
+            "left_over": behind.left_over,
+            "gpt_backup_offset": behind.backup_offset,
+            "gpt_backup_moved": behind.backup_moved,
             "digest": disk.digest().to_string(),
             "verified": true,
         }));
@@ -158,10 +256,20 @@ fn report(json: bool, disk: &Disk, target: &Target, written: Written) -> anyhow:
         "{} restored to {path}: {data} of data, {zeros} of zeros; verified",
         disk.label()
     ))?;
-    if left_alone > 0 {
-        let (size, from) = (units::size(left_alone), disk.size_bytes());
+    let (left, wiped) = (units::size(left_alone), units::size(behind.wiped_bytes));
+    if behind.wiped_bytes > 0 {
         output::line(format_args!(
-            "{path} has {size} more, from byte {from} on: left as they were"
+            "behind the image, {wiped} were zeroed where signatures may be; {left} were left as they were"
+        ))?;
+    } else if left_alone > 0 {
+        output::line(format_args!(
+            "{path} has {left} more, from byte {} on: left as they were",
+            disk.size_bytes()
+        ))?;
+    }
+    if behind.backup_moved {
+        output::line(format_args!(
+            "the backup of the partition table was then moved to the end of {path}"
         ))?;
     }
     Ok(())

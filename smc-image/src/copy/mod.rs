@@ -6,6 +6,7 @@
 pub mod digest;
 pub mod pieces;
 pub mod write;
+pub mod zero;
 
 use cli::interrupt::Interrupt;
 use crossbeam_channel::{Sender, unbounded};

@@ -2,18 +2,16 @@
 
 use crate::copy::Pipeline;
 use crate::copy::pieces::{cut, extents};
+use crate::copy::zero::Zeroer;
 use anyhow::Context;
 use blockio::AlignedBuf;
 use cli::interrupt::Interrupt;
 use cli::progress::Progress;
 use imagefmt::{Disk, Extent};
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;
-use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes written at a time.
 const DATA_BYTES_MAX: u64 = 1 << 20;
@@ -21,11 +19,6 @@ const DATA_BYTES_MAX: u64 = 1 << 20;
 const ZERO_BYTES_MAX: u64 = 64 << 20;
 /// Threads that write: enough for a device to have something queued while clusters are decompressed.
 const WRITERS: usize = 8;
-
-mod ioctl {
-    // BLKZEROOUT of the kernel's include/uapi/linux/fs.h; the range is [start, length] in bytes.
-    nix::ioctl_write_ptr_bad!(zero_out, nix::request_code_none!(0x12, 127), [u64; 2]);
-}
 
 /// What was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,6 +38,8 @@ pub struct Target<'a> {
     pub alignment: u64,
     /// Whether all of it reads as zeros already, as a new file does: then zeros are not written.
     pub is_zero: bool,
+    /// Set before the first byte of it may change.
+    pub begun: &'a AtomicBool,
 }
 
 /// A piece of the disk to write.
@@ -108,17 +103,15 @@ fn pieces_of(extent: anyhow::Result<Extent>, end: u64) -> impl Iterator<Item = a
 struct Writer<'a> {
     disk: &'a Disk,
     target: Target<'a>,
-    is_device: bool,
+    zeroer: Zeroer<'a>,
 }
 
 impl<'a> Writer<'a> {
     fn new(disk: &'a Disk, target: Target<'a>) -> anyhow::Result<Self> {
-        let metadata = target.file.metadata().context("examine the target")?;
-        let is_device = metadata.file_type().is_block_device();
         Ok(Self {
             disk,
             target,
-            is_device,
+            zeroer: Zeroer::new(target.file)?,
         })
     }
 
@@ -132,42 +125,14 @@ impl<'a> Writer<'a> {
         if self.target.is_zero {
             return Ok(());
         }
-        self.zero(start, end - start)
+        self.target.begun.store(true, Ordering::Relaxed);
+        self.zeroer.zero(start, end - start)
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> anyhow::Result<()> {
+        self.target.begun.store(true, Ordering::Relaxed);
         let written = self.target.file.write_all_at(bytes, offset);
         written.with_context(|| format!("write to the target at byte {offset}"))
-    }
-
-    fn zero(&self, offset: u64, length: u64) -> anyhow::Result<()> {
-        let zeroed = if self.is_device {
-            zero_out(self.target.file, offset, length)
-        } else {
-            punch(self.target.file, offset, length)
-        };
-        match zeroed {
-            Ok(()) => Ok(()),
-            Err(Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::EINVAL | Errno::ENOSYS) => {
-                self.write_zeros(offset, length)
-            }
-            Err(error) => {
-                let what = format!("zero {length} bytes of the target at byte {offset}");
-                Err(io::Error::from(error)).context(what)
-            }
-        }
-    }
-
-    fn write_zeros(&self, offset: u64, length: u64) -> anyhow::Result<()> {
-        let len = usize::try_from(length.min(DATA_BYTES_MAX)).unwrap_or(usize::MAX);
-        let zeros = AlignedBuf::new(len);
-        let mut done = 0;
-        while done < length {
-            let len = usize::try_from(length - done).map_or(zeros.len(), |left| left.min(zeros.len()));
-            self.write(&zeros[..len], offset + done)?;
-            done += len as u64;
-        }
-        Ok(())
     }
 
     /// Writes what lies behind the last whole block, through the page cache: O_DIRECT cannot.
@@ -180,22 +145,6 @@ impl<'a> Writer<'a> {
         blockio::set_buffered(self.target.file);
         self.write(&bytes, range.start)
     }
-}
-
-/// Zeros a range of a block device; the kernel writes zeros where the device knows nothing better.
-fn zero_out(device: &File, offset: u64, length: u64) -> nix::Result<()> {
-    let range = [offset, length];
-    // SAFETY: the ioctl reads two u64 from the pointer, which outlives the call; the descriptor is open.
-    unsafe { ioctl::zero_out(device.as_raw_fd(), &raw const range) }.map(drop)
-}
-
-/// Makes a range of a file a hole, which reads as zeros.
-fn punch(file: &File, offset: u64, length: u64) -> nix::Result<()> {
-    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else {
-        return Err(Errno::EINVAL);
-    };
-    fallocate(file, flags, offset, length)
 }
 
 #[cfg(test)]

@@ -1,11 +1,15 @@
 //! The device or file that an image is restored to, opened so that nobody else can take it.
 
+use crate::apart;
+use crate::commands::export::parent_of;
 use crate::exit::Advise;
-use anyhow::{Context, bail};
-use blockio::{Device, DeviceKind};
+use crate::mount::partition::Source;
+use anyhow::{Context, anyhow, bail, ensure};
+use blockio::Device;
 use cli::units;
-use hostdev::{Root, User};
+use hostdev::{Node, Root, User};
 use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 /// A target that was found fit to be overwritten. A block device is held O_EXCL, so that it stays so.
@@ -20,7 +24,11 @@ pub struct Target {
 impl Target {
     /// Opens a block device or an existing file that can take `size_bytes` from the store at `store`.
     ///
-    /// Refused are what is too small, what holds the store or lies in it, and what anybody uses.
+    /// Refused are what is too small or cannot be written to, what holds the store or lies in one, what anybody uses, and
+    /// a file behind somebody else's link.
+    ///
+    /// # Errors
+    /// Why it is refused, or cannot be opened.
     pub fn open(path: &Path, size_bytes: u64, store: &Path) -> anyhow::Result<Self> {
         let device = match Device::open(path) {
             Err(error) if error.kind() == blockio::ErrorKind::Empty => return too_small(path, 0, size_bytes),
@@ -29,17 +37,31 @@ impl Target {
         if device.size_bytes() < size_bytes {
             return too_small(path, device.size_bytes(), size_bytes);
         }
+        check_writable(&device)?;
         check_apart(&device, store)?;
         let root = Root::system();
         let user = hostdev::first_user(&root, device.node())
             .with_context(|| format!("find out who uses {}", path.display()))?;
         if let Some(user) = user {
             let shown = path.display();
-            let refused = Err(anyhow::anyhow!("{shown} is in use: {}", words(&user)));
+            let refused = Err(anyhow!("{shown} is in use: {}", words(&user)));
             return refused.advise(format!("free {shown} first, or name another device"));
         }
         let file = blockio::open_exclusive(path)?;
+        let metadata = file
+            .metadata()
+            .with_context(|| format!("examine {}", path.display()))?;
+        ensure!(
+            device.node().is_same(&Node::of(path, &metadata)),
+            "{} was replaced while it was looked at",
+            path.display()
+        );
         Ok(Self { device, file })
+    }
+
+    /// From now on reads and writes may have any offset and length: what is left to do is little.
+    pub fn set_buffered(&self) {
+        blockio::set_buffered(&self.file);
     }
 
     /// What people should recognize it by before they let it be overwritten.
@@ -68,7 +90,7 @@ fn words(user: &User) -> String {
 
 fn too_small<T>(path: &Path, actual: u64, wanted: u64) -> anyhow::Result<T> {
     let path = path.display();
-    let refused = Err(anyhow::anyhow!(
+    let refused = Err(anyhow!(
         "{path} is too small: it has {actual} bytes, the image has {wanted}"
     ));
     refused.advise(format!(
@@ -83,12 +105,60 @@ fn check_apart(device: &Device, store: &Path) -> anyhow::Result<()> {
     if hostdev::lies_on(&Root::system(), store, device.node())? {
         bail!("{shown} holds the store {store_shown}: restoring to it would destroy the image");
     }
-    if device.kind() == DeviceKind::File {
-        let resolve =
-            |path: &Path| fs::canonicalize(path).with_context(|| format!("resolve {}", path.display()));
-        if resolve(device.path())?.starts_with(resolve(store)?) {
-            bail!("{shown} lies in the store {store_shown}: restoring to it would destroy images");
-        }
+    let Node::File(path, id) = device.node() else {
+        return Ok(());
+    };
+    refuse_foreign_link(device.path())?;
+    let resolved = fs::canonicalize(path).with_context(|| format!("resolve {shown}"))?;
+    apart::open_directory(parent_of(&resolved)).with_context(|| format!("restore to {shown}"))?;
+    if apart::is_below(store, *id)? {
+        bail!("{shown} is a file of the store {store_shown}: restoring to it would destroy images");
     }
     Ok(())
+}
+
+/// Where others may make files, one can be a link to a file of ours: only root's links and one's own are followed.
+fn refuse_foreign_link(path: &Path) -> anyhow::Result<()> {
+    let metadata = fs::symlink_metadata(path).with_context(|| format!("examine {}", path.display()))?;
+    let owner = metadata.uid();
+    if metadata.is_symlink() && owner != 0 && owner != nix::unistd::geteuid().as_raw() {
+        let refused = Err(anyhow!(
+            "{} is a link that belongs to user {owner}",
+            path.display()
+        ));
+        return refused.advise("name the file that it leads to, if that is the one to overwrite");
+    }
+    Ok(())
+}
+
+/// The kernel lets a read-only device be opened for writing, and then refuses each write.
+fn check_writable(device: &Device) -> anyhow::Result<()> {
+    let Some(number) = device.device_number() else {
+        return Ok(());
+    };
+    let attribute = format!("/sys/dev/block/{number}/ro");
+    let read_only = Root::system()
+        .number(&attribute)
+        .with_context(|| format!("find out whether {} can be written to", device.path().display()))?;
+    if read_only == Some(1) {
+        let refused = Err(anyhow!(
+            "{} is read-only: nothing was written",
+            device.path().display()
+        ));
+        return refused
+            .advise("`blockdev --setrw` makes a device writable, if nothing else keeps it read-only");
+    }
+    Ok(())
+}
+
+/// For small reads, after [`Target::set_buffered`].
+impl Source for Target {
+    fn size_bytes(&self) -> u64 {
+        self.device.size_bytes()
+    }
+
+    fn read_at(&self, offset: u64, target: &mut [u8]) -> anyhow::Result<()> {
+        let read = self.file.read_exact_at(target, offset);
+        read.with_context(|| format!("read {} at byte {offset}", self.device.path().display()))
+    }
 }

@@ -66,16 +66,27 @@ impl Fixture {
 
     /// Syncs `job`: full the first time, then only what differs.
     pub fn sync_with(&self, job: &str, cluster_size: ClusterSize, disks: &[(&str, &[u8])]) -> Manifest {
+        self.sync_sectors(job, cluster_size, 512, disks)
+    }
+
+    /// Syncs `job` with disks whose logical blocks have `sector` bytes.
+    pub fn sync_sectors(
+        &self,
+        job: &str,
+        cluster_size: ClusterSize,
+        sector: u32,
+        disks: &[(&str, &[u8])],
+    ) -> Manifest {
         let store = imagefmt::open_store(&self.store()).unwrap();
         let image = store.begin(job, Some(cluster_size), &names(disks)).unwrap();
-        self.write(image, cluster_size, disks)
+        self.write(image, cluster_size, sector, disks)
     }
 
     /// Syncs `job`, which continues the chain of the job `from`, with these disks, of 64 KiB clusters.
     pub fn take_up(&self, job: &str, from: &str, disks: &[(&str, &[u8])]) -> Manifest {
         let store = imagefmt::open_store(&self.store()).unwrap();
         let image = store.take_up(job, from, &names(disks)).unwrap();
-        self.write(image, ClusterSize::K64, disks)
+        self.write(image, ClusterSize::K64, 512, disks)
     }
 
     /// Leaves of the chain of `job` what other jobs made in it, and puts two images of a job of this name into a
@@ -93,13 +104,14 @@ impl Fixture {
         &self,
         mut image: imagefmt::ImageWriter,
         cluster_size: ClusterSize,
+        sector: u32,
         disks: &[(&str, &[u8])],
     ) -> Manifest {
         for (name, content) in disks {
             let meta = DiskMeta {
                 name: (*name).to_owned(),
                 size_bytes: content.len() as u64,
-                logical_block_size: 512,
+                logical_block_size: sector,
                 identity: DiskIdentity {
                     serial: Some(format!("serial-{name}")),
                     ..DiskIdentity::default()

@@ -1,0 +1,185 @@
+//! What a target still has behind the end of the image that was restored to it: signatures that make others take the
+//! disk for something that it no longer is.
+//!
+//! Members of md arrays, ZFS pools and firmware RAIDs are recognized by what stands at the end of a disk, where a
+//! smaller image does not reach.
+
+use crate::copy::zero::Zeroer;
+use crate::mount::partition::Source;
+use anyhow::{Context, bail};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Bytes looked at from the end of the image on, and before the end of the disk: further from its end than this
+/// nobody keeps a signature.
+const LOOK_BYTES: u64 = 2 << 20;
+/// Signatures begin at multiples of this.
+const SECTOR_BYTES: u64 = 512;
+/// Where btrfs keeps copies of its superblock.
+const BTRFS_COPIES: [u64; 2] = [64 << 20, 256 << 30];
+const BTRFS_COPY_BYTES: u64 = 4096;
+
+/// What stands at `offset` from the beginning of a sector, and what it belongs to.
+struct Signature {
+    offset: usize,
+    bytes: &'static [u8],
+    kind: &'static str,
+}
+
+const fn signature(offset: usize, bytes: &'static [u8], kind: &'static str) -> Signature {
+    Signature { offset, bytes, kind }
+}
+
+const MD: &str = "member of an md RAID";
+const LVM: &str = "LVM physical volume";
+const ZFS: &str = "member of a ZFS pool";
+const DDF: &str = "member of a firmware RAID (DDF)";
+const DRBD: &str = "DRBD metadata";
+
+/// Long enough each that other data does not look like it by chance.
+const SIGNATURES: [Signature; 16] = [
+    // md(4): the magic number, then version 1 with its feature map, or version 0.90 in either order of bytes.
+    signature(0, b"\xfc\x4e\x2b\xa9\x01\0\0\0", MD),
+    signature(0, b"\xfc\x4e\x2b\xa9\0\0\0\0\x5a\0\0\0", MD),
+    signature(0, b"\xa9\x2b\x4e\xfc\0\0\0\0\0\0\0\x5a", MD),
+    // The label, and the text area for metadata that may be at the end.
+    signature(0, b"LABELONE", LVM),
+    signature(4, b" LVM2 x[5A%r0N*>", LVM),
+    // An uberblock, in either order of bytes.
+    signature(0, b"\x0c\xb1\xba\0\0\0\0\0", ZFS),
+    signature(0, b"\0\0\0\0\0\xba\xb1\x0c", ZFS),
+    signature(
+        0,
+        b"Intel Raid ISM Cfg Sig. ",
+        "member of a firmware RAID (Intel)",
+    ),
+    signature(0, b"\xde\x11\xde\x11", DDF),
+    signature(0, b"\x11\xde\x11\xde", DDF),
+    signature(0, b"$XIDE$", "member of a firmware RAID (LSI)"),
+    signature(0, b"NVIDIA", "member of a firmware RAID (NVIDIA)"),
+    signature(
+        0,
+        b"Promise Technology, Inc.",
+        "member of a firmware RAID (Promise)",
+    ),
+    signature(60, b"\x83\x74\x02\x6b", DRBD),
+    signature(60, b"\x83\x74\x02\x6d", DRBD),
+    signature(0, b"EFI PART", "backup of another partition table (GPT)"),
+];
+
+/// A signature that was found; of each kind, the first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Found {
+    /// What it makes of the disk.
+    pub kind: &'static str,
+    /// Where it stands, in bytes from the beginning of the disk.
+    pub offset: u64,
+}
+
+/// Looks for signatures behind the first `image_bytes` of a disk.
+///
+/// # Errors
+/// A disk that cannot be read.
+pub fn look(disk: &dyn Source, image_bytes: u64) -> anyhow::Result<Vec<Found>> {
+    let mut found = BTreeMap::new();
+    for range in places(disk.size_bytes(), image_bytes) {
+        look_in(disk, range, &mut found)?;
+    }
+    let mut found: Vec<Found> = found
+        .into_iter()
+        .map(|(kind, offset)| Found { kind, offset })
+        .collect();
+    found.sort_by_key(|found| found.offset);
+    Ok(found)
+}
+
+/// Zeroes all places where signatures may be, and looks whether none is left; gives the number of bytes.
+///
+/// # Errors
+/// A disk that cannot be written or read; a signature that is still there.
+pub fn wipe(disk: &dyn Source, image_bytes: u64, zeroer: &Zeroer<'_>) -> anyhow::Result<u64> {
+    let mut wiped = 0;
+    for range in places(disk.size_bytes(), image_bytes) {
+        let length = range.end - range.start;
+        zeroer.zero(range.start, length)?;
+        wiped += length;
+    }
+    if let Some(Found { kind, offset }) = look(disk, image_bytes)?.first() {
+        bail!("the signature at byte {offset} ({kind}) is still there after it was overwritten");
+    }
+    Ok(wiped)
+}
+
+/// Where signatures may be behind the image: whole sectors, ascending, none twice.
+fn places(disk_bytes: u64, image_bytes: u64) -> Vec<Range<u64>> {
+    let begin = image_bytes.next_multiple_of(SECTOR_BYTES);
+    let end = disk_bytes - disk_bytes % SECTOR_BYTES;
+    let head = begin..begin.saturating_add(LOOK_BYTES).min(end);
+    let tail = end.saturating_sub(LOOK_BYTES).max(head.end)..end;
+    let copies = BTRFS_COPIES.map(|copy| copy.max(head.end)..(copy + BTRFS_COPY_BYTES).min(tail.start));
+    let all = [head].into_iter().chain(copies).chain([tail]);
+    all.filter(|range| range.start < range.end).collect()
+}
+
+fn look_in(disk: &dyn Source, range: Range<u64>, found: &mut BTreeMap<&str, u64>) -> anyhow::Result<()> {
+    let mut bytes = vec![0; usize::try_from(range.end - range.start)?];
+    disk.read_at(range.start, &mut bytes)
+        .context("look at what is behind the image")?;
+    let sectors = bytes.chunks_exact(512);
+    for (offset, sector) in (range.start..).step_by(512).zip(sectors) {
+        for signature in &SIGNATURES {
+            if sector[signature.offset..].starts_with(signature.bytes) {
+                found.entry(signature.kind).or_insert(offset);
+            }
+        }
+        if BTRFS_COPIES.contains(&offset) && sector[64..].starts_with(b"_BHRfS_M") {
+            found.entry("copy of a btrfs superblock").or_insert(offset);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mount::partition::tests::Memory;
+
+    #[test]
+    fn places_are_behind_the_image_and_apart() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(
+            places(100 * MIB, 10 * MIB + 1),
+            [
+                10 * MIB + 512..12 * MIB + 512,
+                64 * MIB..64 * MIB + 4096,
+                98 * MIB..100 * MIB
+            ]
+        );
+        assert_eq!(places(12 * MIB, 9 * MIB), [9 * MIB..11 * MIB, 11 * MIB..12 * MIB]);
+        let last = places(10 * MIB + 100, 10 * MIB - 1024);
+        assert_eq!((last.len(), last[0].clone()), (1, 10 * MIB - 1024..10 * MIB));
+        assert!(places(10 * MIB, 10 * MIB).is_empty() && places(511, 1).is_empty());
+        let huge = places(1 << 60, 65 * MIB);
+        assert_eq!(huge.len(), 3);
+        assert_eq!(huge[1].start, 256 << 30);
+    }
+
+    #[test]
+    fn each_signature_is_found_where_it_stands() {
+        for signature in &SIGNATURES {
+            let mut disk = Memory(vec![0xff; 8 << 20]);
+            let at = (7 << 20) + 1024;
+            disk.0[at + signature.offset..][..signature.bytes.len()].copy_from_slice(signature.bytes);
+            let found = look(&disk, 1 << 20).unwrap();
+            assert_eq!(
+                found,
+                [Found {
+                    kind: signature.kind,
+                    offset: at as u64
+                }]
+            );
+            assert_eq!(look(&disk, (7 << 20) + 1025).unwrap(), []);
+        }
+    }
+}
