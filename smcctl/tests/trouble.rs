@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 use testkit::guard::ScratchDir;
-use testkit::program::{Run, run};
+use testkit::program::{Run, run, run_unheard};
 
 #[test]
 fn refusals_are_told_in_the_daemons_words() {
@@ -333,5 +333,36 @@ fn a_reader_that_leaves_is_no_failure() {
             ended.status.success() && ended.stderr.is_empty(),
             "{args}: {ended:?}"
         );
+    }
+}
+
+/// Nobody reads what it says: stderr on a full disk, cron's pipe closed.
+#[test]
+fn nothing_panics_where_nothing_can_be_printed() {
+    let smcd = FakeSmcd::new();
+    smcd.on("GET /v1/jobs", 200, &json!([waiting("web01"), in_error("web02")]));
+    smcd.on("GET /v1/jobs/web01", 200, &with_everything("web01"));
+    smcd.on("POST /v1/jobs/web01/stop", 200, &waiting("web01"));
+    smcd.on_text("DELETE /v1/jobs/web01", 204, "");
+    for args in [
+        "--help",
+        "--version",
+        "no-such-command",
+        "completions bash",
+        "job ls",
+        "job show web01",
+        "job show missing",
+        "job stop web01",
+        "job start web01",
+        "job watch --until-idle",
+        "job modify web01",
+        "job delete web01",
+        "job delete web01 --purge",
+        "status",
+    ] {
+        for json in ["", " --json"] {
+            let args = format!("{args}{json}");
+            run_unheard(|| smcd.command(&words(&args)));
+        }
     }
 }

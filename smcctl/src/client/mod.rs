@@ -128,7 +128,7 @@ async fn talk(
     driver.abort();
     match received {
         Ok(body) => Ok((status, body.to_bytes())),
-        Err(error) if error.is::<LengthLimitError>() => Err(Trouble::TooLarge),
+        Err(error) if error.is::<LengthLimitError>() => Err(Trouble::TooLarge(BODY_MAX_BYTES)),
         // The only other error of a body is hyper's, of a connection that ended in the middle.
         Err(_) => Err(Trouble::Cut),
     }

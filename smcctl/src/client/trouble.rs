@@ -1,6 +1,5 @@
 //! What can go wrong between smcctl and smcd, and what to do about it.
 
-use crate::client::BODY_MAX_BYTES;
 use anyhow::{Error, anyhow};
 use cli::exit::advised;
 use cli::units;
@@ -29,8 +28,8 @@ pub enum Trouble {
     Cut,
     /// What came is no HTTP.
     NotHttp(hyper::Error),
-    /// The answer is longer than any of smcd's.
-    TooLarge,
+    /// The answer is longer than any of smcd's, which have so many bytes at most.
+    TooLarge(usize),
     /// The answer is not what the request asks for.
     NotUnderstood(String),
     /// No success, and no error of smcd's either; with the beginning of what came.
@@ -52,8 +51,8 @@ impl Trouble {
             Self::NotHttp(error) => {
                 Error::new(error).context(format!("{request}: what answers on {socket} does not speak HTTP"))
             }
-            Self::TooLarge => {
-                let limit = units::size(BODY_MAX_BYTES as u64);
+            Self::TooLarge(limit) => {
+                let limit = units::size(limit as u64);
                 anyhow!("{request}: the answer on {socket} is larger than {limit}")
             }
             Self::NotUnderstood(why) => anyhow!("{request}: the answer on {socket} is not understood: {why}"),
@@ -77,7 +76,7 @@ impl Trouble {
             Self::Silent(_) | Self::Cut => {
                 "`journalctl -u smcd` tells why, `smcctl job ls` what became of the jobs"
             }
-            Self::NotHttp(_) | Self::TooLarge | Self::Foreign(..) => "is that the socket of smcd?",
+            Self::NotHttp(_) | Self::TooLarge(_) | Self::Foreign(..) => "is that the socket of smcd?",
             Self::NotUnderstood(_) => {
                 let version = env!("CARGO_PKG_VERSION");
                 return format!("this is smcctl {version}: is smcd of the same version?");

@@ -1,7 +1,7 @@
 //! `smcctl job start`, `sync`, `stop`, `cancel` and `complete`: a job is told what to do.
 
 use crate::client::{Request, job};
-use crate::commands::job::JobName;
+use crate::commands::job::name::JobName;
 use crate::commands::job::wait::{self, Goal};
 use crate::context::Context;
 use crate::view;

@@ -3,7 +3,7 @@
 use crate::client::{Request, job};
 use crate::commands::disks;
 use crate::commands::estimate::Disks;
-use crate::commands::job::JobName;
+use crate::commands::job::name::JobName;
 use crate::context::Context;
 use crate::{values, view};
 use anyhow::Context as _;

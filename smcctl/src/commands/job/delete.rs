@@ -1,7 +1,7 @@
 //! `smcctl job delete`: forget a job, and its images if asked for.
 
 use crate::client::{Request, job, with_query};
-use crate::commands::job::JobName;
+use crate::commands::job::name::JobName;
 use crate::context::Context;
 use crate::view;
 use anyhow::bail;

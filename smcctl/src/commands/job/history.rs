@@ -1,7 +1,7 @@
 //! `smcctl job history`: the runs of a job.
 
 use crate::client::{Request, job, with_query};
-use crate::commands::job::JobName;
+use crate::commands::job::name::JobName;
 use crate::context::Context;
 use crate::view;
 use api::RunView;

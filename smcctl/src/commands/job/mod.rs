@@ -6,6 +6,7 @@ mod delete;
 mod history;
 mod list;
 mod modify;
+mod name;
 mod screen;
 mod show;
 mod wait;
@@ -14,7 +15,6 @@ mod watch;
 use crate::commands::job::action::{CompleteArgs, NamedArgs};
 use crate::context::Context;
 use clap::Subcommand;
-use clap::builder::NonEmptyStringValueParser;
 use std::process::ExitCode;
 
 /// The commands for jobs.
@@ -61,13 +61,4 @@ pub fn run(context: &mut Context, command: &JobCommand) -> anyhow::Result<ExitCo
         JobCommand::Watch(args) => watch::run(context, args),
         JobCommand::History(args) => history::run(context, args),
     }
-}
-
-/// The job of a command.
-#[derive(Debug, clap::Args)]
-pub struct JobName {
-    /// Name of the job
-    // An empty one would be another place in the API.
-    #[arg(value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
-    pub name: String,
 }

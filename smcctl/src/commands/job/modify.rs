@@ -1,7 +1,7 @@
 //! `smcctl job modify`: other parameters.
 
 use crate::client::{Request, job};
-use crate::commands::job::JobName;
+use crate::commands::job::name::JobName;
 use crate::context::Context;
 use crate::{values, view};
 use api::ModifyJob;

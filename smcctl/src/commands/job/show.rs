@@ -1,7 +1,7 @@
 //! `smcctl job show`: everything about a job.
 
 use crate::client::{Request, job};
-use crate::commands::job::JobName;
+use crate::commands::job::name::JobName;
 use crate::context::Context;
 use crate::view;
 use std::process::ExitCode;
