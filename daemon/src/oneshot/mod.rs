@@ -11,10 +11,11 @@ use anyhow::{Context, Result};
 use api::Phase;
 use blockio::IoMethod;
 use changetrack::Progress;
-use cli::output::complain;
+use cli::output::{ClosedOutput, complain};
+use cli::units::size;
 use hostdev::Root;
 use imagefmt::{LockWait, Store, TakeOver};
-use indicatif::{HumanBytes, MultiProgress};
+use indicatif::MultiProgress;
 use progress::Shown;
 use report::Report;
 use std::sync::Arc;
@@ -64,7 +65,8 @@ fn report(
         report.print_text()
     };
     match printed {
-        Err(error) if is_closed_pipe(&error) => Ok(()),
+        // Whoever reads our output has gone; the image is there all the same.
+        Err(error) if error.is::<ClosedOutput>() => Ok(()),
         printed => {
             printed.with_context(|| format!("image {label} is complete and safe, but could not be reported"))
         }
@@ -101,15 +103,6 @@ fn retain(store: &Store, args: &SyncArgs, label: &str) -> engine::Result<Retaine
             "image {label} is complete and safe, but earlier ones could not be deleted"
         ))
     })
-}
-
-/// Whoever reads our output has gone; the image is there all the same.
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    let closed = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
-    error.downcast_ref::<std::io::Error>().is_some_and(closed)
-        || error
-            .downcast_ref::<serde_json::Error>()
-            .is_some_and(|error| error.io_error_kind() == Some(std::io::ErrorKind::BrokenPipe))
 }
 
 /// Turns a request to end, or the end of the terminal, into a clean stop: what is stored is kept for the next sync.
@@ -167,7 +160,7 @@ impl Observer for Terminal {
         if let (Some(stored), false) = (image.resumed_bytes, self.quiet) {
             complain(format_args!(
                 "smcd: resuming the unfinished sync; {} of it are already stored",
-                HumanBytes(stored)
+                size(stored)
             ));
         }
     }

@@ -1,7 +1,8 @@
 //! Progress bars for people, one a disk; nothing where nobody watches.
 
 use changetrack::Progress;
-use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+use cli::units::size;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -46,7 +47,7 @@ impl Shown {
                 bar.set_position(progress.compared_bytes.load(Ordering::Relaxed));
                 bar.set_message(format!(
                     "changed {}",
-                    HumanBytes(progress.dirty_bytes.load(Ordering::Relaxed))
+                    size(progress.dirty_bytes.load(Ordering::Relaxed))
                 ));
                 match stopped.recv_timeout(REFRESH) {
                     Err(RecvTimeoutError::Timeout) => {}

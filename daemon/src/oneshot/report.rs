@@ -2,10 +2,10 @@
 
 use crate::engine::DeletedImage;
 use anyhow::Result;
+use cli::output;
+use cli::units::{measured, rate, size};
 use imagefmt::{ClusterSize, Consistency, DiskRecord, Kind, Manifest, Method};
-use indicatif::{HumanBytes, HumanDuration};
 use serde::Serialize;
-use std::io::Write;
 use std::time::Duration;
 
 /// One sync, as `--json` prints it.
@@ -64,45 +64,35 @@ impl Report {
 
     /// One JSON object on one line.
     pub fn print_json(&self) -> Result<()> {
-        let mut out = std::io::stdout().lock();
-        serde_json::to_writer(&mut out, self)?;
-        writeln!(out)?;
-        Ok(())
+        output::json(self)
     }
 
     /// A few lines for people.
     pub fn print_text(&self) -> Result<()> {
-        let mut out = std::io::stdout().lock();
-        writeln!(
-            out,
+        output::line(format_args!(
             "{}: {} image, {}, in {} ({})",
             self.image,
             self.kind,
             self.consistency,
-            human_time(self.millis),
+            measured(self.seconds),
             self.consistency_reason
-        )?;
+        ))?;
         for disk in &self.disks {
-            let rate = disk.compared_bytes.saturating_mul(1000) / self.millis.max(1);
-            writeln!(
-                out,
-                "  {:<12} {} compared ({}/s), {} changed, {} stored\n  {:<12} {}",
+            let speed = disk.compared_bytes.saturating_mul(1000) / self.millis.max(1);
+            output::line(format_args!(
+                "  {:<12} {} compared ({}), {} changed, {} stored\n  {:<12} {}",
                 disk.name,
-                HumanBytes(disk.compared_bytes),
-                HumanBytes(rate),
-                HumanBytes(disk.dirty_bytes),
-                HumanBytes(disk.stored_bytes),
+                size(disk.compared_bytes),
+                rate(speed),
+                size(disk.dirty_bytes),
+                size(disk.stored_bytes),
                 "",
                 disk.digest
-            )?;
+            ))?;
         }
         for deleted in &self.deleted {
-            writeln!(
-                out,
-                "  deleted {}: {} freed",
-                deleted.image,
-                HumanBytes(deleted.freed_bytes)
-            )?;
+            let freed = size(deleted.freed_bytes);
+            output::line(format_args!("  deleted {}: {freed} freed", deleted.image))?;
         }
         Ok(())
     }
@@ -118,14 +108,5 @@ impl DiskReport {
             stored_bytes: disk.stored_bytes,
             digest: disk.disk_digest(cluster_size)?.to_string(),
         })
-    }
-}
-
-/// Seconds with a tenth while they are few, minutes and hours after that.
-fn human_time(millis: u64) -> String {
-    if millis < 60_000 {
-        format!("{}.{} s", millis / 1000, millis % 1000 / 100)
-    } else {
-        HumanDuration(Duration::from_millis(millis)).to_string()
     }
 }
