@@ -46,6 +46,33 @@ fn rm_deletes_what_is_named_and_tells_what_came_back() {
 }
 
 #[test]
+fn rm_spares_the_last_image_that_may_be_good_while_a_newer_one_is_damaged() {
+    let (fixture, _) = three_images();
+    fixture.run(&["verify", "web01/1"]).ok();
+    // The first cluster of the second image.
+    fixture.damage_cluster("web01", &noise(MIB, 2)[..64 << 10]);
+    fixture.run(&["verify", "web01/2"]).fails(3);
+    let said = fixture.run(&["rm", "web01/1"]).fails(1);
+    assert!(
+        said.contains("web01/2 is damaged") && said.contains("--force"),
+        "{said}"
+    );
+    assert_eq!(listed(&fixture), ["web01/1", "web01/2", "web01/3"]);
+    // The third one has other bytes there. Now that this is known, the first one is not needed.
+    fixture.run(&["verify", "web01/latest"]).ok();
+    fixture.run(&["rm", "web01/1"]).ok();
+    fixture.run(&["rm", "web01/2"]).ok();
+    assert_eq!(listed(&fixture), ["web01/3"]);
+
+    let (fixture, _) = three_images();
+    fixture.damage(&fixture.manifest("web01", 3), b"\"consistency\"");
+    fixture.run(&["rm", "web01/2"]).fails(1);
+    // Space is kept, as the third one cannot be read.
+    fixture.run(&["rm", "--force", "web01/2"]).fails(3);
+    assert!(!fixture.manifest("web01", 2).exists());
+}
+
+#[test]
 fn rm_takes_no_disk_and_no_unfinished_sync_that_is_not_there() {
     let (fixture, _) = three_images();
     assert!(
@@ -145,6 +172,13 @@ fn results_of_verifying_are_kept_and_shown() {
     );
 }
 
+/// Bytes that a process has read, from wherever.
+fn bytes_read_by(pid: u32) -> usize {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+    let count = text.lines().find_map(|line| line.strip_prefix("rchar: "));
+    count.unwrap().parse().unwrap()
+}
+
 #[test]
 fn a_verification_is_interrupted_and_gone_on_with() {
     let fixture = Fixture::new();
@@ -152,16 +186,25 @@ fn a_verification_is_interrupted_and_gone_on_with() {
     fixture.sync("web01", &[("vda", &content)]);
     fixture.sync("web01", &[("vda", &content)]);
     let record = fixture.store().join("web01/images/000001.verified");
-    let mut slow = fixture.command();
-    // The first 16 MiB are read in the time that it takes to be asked to stop.
-    slow.args(["verify", "--rate", "20MiB"]);
-    let mut running = Running::start(&mut slow);
-    let mut stdout = running.0.stdout.take().unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(1500));
-    let (code, complaint) = running.signal("INT");
-    assert_eq!(code, Some(130), "{complaint}");
-    let mut said = String::new();
-    std::io::Read::read_to_string(&mut stdout, &mut said).unwrap();
+    let interrupted = |format: &[&str]| {
+        let mut slow = fixture.command();
+        slow.args(["verify", "--rate", "20MiB"]).args(format);
+        let mut running = Running::start(&mut slow);
+        let mut stdout = running.0.stdout.take().unwrap();
+        // More than a leaf's 16 MiB, and far less than all.
+        let pid = running.0.id();
+        wait_for("the first leaf", || bytes_read_by(pid) > 18 * MIB);
+        let (code, complaint) = running.signal("INT");
+        assert_eq!(code, Some(130), "{complaint}");
+        std::io::read_to_string(&mut stdout).unwrap()
+    };
+    let said = interrupted(&["--json"]);
+    assert!(
+        said.contains("\"stopped_percent\":") && said.contains("\"interrupted\":true"),
+        "{said}"
+    );
+    assert!(!said.contains("\"good\""), "{said}");
+    let said = interrupted(&[]);
     assert!(said.contains("interrupted, no damage so far"), "{said}");
     assert!(!said.contains("good"), "{said}");
     assert!(record.exists());
