@@ -191,6 +191,10 @@ pub struct JobView {
     pub error: Option<String>,
     /// Problems that need attention, one sentence each.
     pub warnings: Vec<String>,
+    /// Whether the job was found in a store without proof that this machine wrote it. It starts no sync before the `confirm`
+    /// action.
+    #[serde(default)]
+    pub unconfirmed: bool,
     /// What happens next without user action, and when.
     pub next: NextEvent,
     /// The progress of the running sync. Absent if no sync is running.

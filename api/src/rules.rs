@@ -91,6 +91,8 @@ pub enum Action {
     ModifySync,
     /// Change the description or the bandwidth limit, which take effect immediately.
     ModifyAny,
+    /// Confirm a job that was found in a store without proof that this machine wrote it.
+    Confirm,
     /// Stop syncing; `start` resumes.
     Stop,
     /// Cancel the job; its images remain.
@@ -105,12 +107,13 @@ pub enum Action {
 
 impl Action {
     /// All actions, in the order of the documentation.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Start,
         Self::Sync,
         Self::ModifySchedule,
         Self::ModifySync,
         Self::ModifyAny,
+        Self::Confirm,
         Self::Stop,
         Self::Cancel,
         Self::Complete,
@@ -126,6 +129,7 @@ impl Action {
             Self::ModifySchedule => "modify interval or max_images",
             Self::ModifySync => "modify compression, hooks, start_at or valid_time",
             Self::ModifyAny => "modify description or bandwidth_limit",
+            Self::Confirm => "confirm",
             Self::Stop => "stop",
             Self::Cancel => "cancel",
             Self::Complete => "complete",
@@ -143,6 +147,7 @@ impl Action {
             Self::ModifySchedule => &[Ready, Running, Waiting, Stopped],
             Self::ModifySync => &[Ready, Waiting, Stopped, InError],
             Self::ModifyAny | Self::Cancel => &[Ready, Running, Waiting, Stopped, InError],
+            Self::Confirm => &[Stopped],
             Self::Stop => &[Running, Waiting],
             // Without Expired, nothing could build on the images of a job that ran out of time.
             Self::TakeUp => &[Finished, Canceled, Expired],

@@ -26,6 +26,7 @@ use utoipa::OpenApi;
         super::jobs::delete,
         super::jobs::start,
         super::jobs::sync,
+        super::jobs::confirm,
         super::jobs::stop,
         super::jobs::cancel,
         super::jobs::complete,
@@ -55,7 +56,7 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(&openapi_json()).unwrap();
         let paths = document["paths"].as_object().unwrap();
         let count: usize = paths.values().map(|path| path.as_object().unwrap().len()).sum();
-        assert_eq!(count, 17, "{:?}", paths.keys());
+        assert_eq!(count, 18, "{:?}", paths.keys());
         for name in [
             "JobView",
             "CreateJob",

@@ -133,6 +133,21 @@ pub async fn sync(State(service): State<Service>, Path(name): Path<String>) -> A
     .await
 }
 
+/// Confirms a job that was found in a store.
+///
+/// When the daemon's state was lost, jobs are restored from the copies in their stores. If nothing proves that this machine
+/// wrote a copy, the job is Stopped and starts no sync before it is confirmed: check its disks and hooks first. Confirming a
+/// job that needs no confirmation changes nothing.
+#[utoipa::path(post, path = "/v1/jobs/{name}/confirm", tag = "jobs", params(("name" = String, Path, description = NAME)), responses(
+    (status = 200, body = JobView), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub async fn confirm(State(service): State<Service>, Path(name): Path<String>) -> Answer<JobView> {
+    answer(service, move |service| {
+        service.confirm(&name)?;
+        service.show(&name)
+    })
+    .await
+}
+
 /// Stops a job.
 ///
 /// A running sync ends shortly after the answer and keeps what it has stored; `start` resumes it. Images remain.

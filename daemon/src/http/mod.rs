@@ -38,6 +38,7 @@ pub fn router(service: Service) -> Router {
         .route("/jobs/{name}", job)
         .route("/jobs/{name}/start", post(jobs::start))
         .route("/jobs/{name}/sync", post(jobs::sync))
+        .route("/jobs/{name}/confirm", post(jobs::confirm))
         .route("/jobs/{name}/stop", post(jobs::stop))
         .route("/jobs/{name}/cancel", post(jobs::cancel))
         .route("/jobs/{name}/complete", post(jobs::complete))

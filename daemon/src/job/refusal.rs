@@ -1,5 +1,6 @@
 //! Why an action is not done, for people and for programs.
 
+use super::JobRecord;
 use api::{Action, ErrorBody, ErrorKind, Status};
 use std::fmt;
 
@@ -54,6 +55,32 @@ impl Refusal {
     /// The job's record cannot be read, so nothing is done with it.
     pub fn unreadable(warning: String) -> Self {
         Self::conflict(warning)
+    }
+
+    /// The job was found in a store, and root has not confirmed it.
+    pub fn unconfirmed(job: &JobRecord) -> Self {
+        let disks: Vec<String> = job
+            .disks
+            .iter()
+            .map(|disk| format!("{} ({})", disk.name, disk.path.display()))
+            .collect();
+        let hooks: Vec<&str> = [&job.hooks.pre, &job.hooks.post]
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
+            .collect();
+        let hooks = if hooks.is_empty() {
+            "no hooks".to_owned()
+        } else {
+            format!("the hooks {}", hooks.join(", "))
+        };
+        Self::conflict(format!(
+            "job {name} was found in {} and is not confirmed: anybody who can write there may have changed it. It would read \
+             {} and run {hooks}. Check `smcctl job show {name}`, then run `smcctl job confirm {name}`",
+            job.store.display(),
+            disks.join(", "),
+            name = job.name
+        ))
     }
 
     /// The job's state does not allow the action.

@@ -74,6 +74,17 @@ impl Manager {
         })
     }
 
+    /// Root has looked at a job that was found in a store: it is to be trusted.
+    ///
+    /// # Errors
+    /// When the job's state does not allow it, or it cannot be saved.
+    pub fn confirm(self: &Arc<Self>, name: &str) -> Refused<()> {
+        self.change(name, Action::Confirm, |job| {
+            job.unconfirmed = false;
+            tracing::info!(job = job.name, "job is confirmed");
+        })
+    }
+
     /// Stops syncing. A sync that runs keeps what it has stored, and is over some time after this.
     pub fn stop(self: &Arc<Self>, name: &str) -> Refused<()> {
         if self.end_run(name, Action::Stop, Ending::Stop)? {

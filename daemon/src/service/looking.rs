@@ -28,8 +28,11 @@ impl Manager {
     }
 
     fn look(self: &Arc<Self>) -> Result<()> {
-        let unseen = self.table.lock().unseen()?;
-        let rebuilt = rebuild(&self.stores, &unseen, &self.now());
+        let (unseen, key) = {
+            let table = self.table.lock();
+            (table.unseen()?, table.note_key().clone())
+        };
+        let rebuilt = rebuild(&self.stores, &unseen, &key, &self.now());
         let found = take_in(&mut self.table.lock(), rebuilt, &self.config.stores)?;
         for job in &found {
             self.resume(job);
@@ -84,8 +87,18 @@ fn take_in(table: &mut Locked<'_>, rebuilt: Rebuilt, configured: &[PathBuf]) -> 
 
 fn rebuilt_notice(jobs: &[JobRecord]) -> String {
     let names: Vec<&str> = jobs.iter().map(|job| job.name.as_str()).collect();
+    let unconfirmed = jobs.iter().filter(|job| job.unconfirmed);
+    let unconfirmed: Vec<&str> = unconfirmed.map(|job| job.name.as_str()).collect();
+    let confirm = if unconfirmed.is_empty() {
+        String::new()
+    } else {
+        format!(
+            "; {} must be confirmed with `smcctl job confirm`",
+            unconfirmed.join(", ")
+        )
+    };
     format!(
-        "the state of {} was restored from the stores: check it with `smcctl job show`",
+        "the state of {} was restored from the stores: check it with `smcctl job show`{confirm}",
         names.join(", ")
     )
 }

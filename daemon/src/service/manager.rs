@@ -77,6 +77,9 @@ impl Manager {
             return Err(Refusal::state(name, job.status, action));
         }
         let begins = matches!(action, Action::Start | Action::Sync | Action::Complete);
+        if begins && job.unconfirmed {
+            return Err(Refusal::unconfirmed(job));
+        }
         if let Some(run) = job.hooks_owed.filter(|_| begins && !self.live.contains(name)) {
             return Err(Refusal::conflict(format!(
                 "the post hooks of run {run} of job {name}, which was interrupted, have not ended yet: repeat the request \

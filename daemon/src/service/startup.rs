@@ -55,8 +55,13 @@ pub(super) fn start_with(config: Config, clock: Arc<dyn Clock>, stores: Arc<Stor
         tracing::warn!(job = job.name, "{}", job.warning());
     }
     let known = KnownStores::open(&config.state_dir);
+    let has_new_key = state.has_new_key();
     let table = JobTable::new(state, known, jobs, warnings);
     let manager = Arc::new(Manager::new(config, clock, stores, table));
+    if has_new_key {
+        // So that they are recognized if the state is lost.
+        seal_notes(&manager);
+    }
     manager.look_for_jobs();
     resume_all(&manager);
     Ok(manager)
@@ -114,6 +119,14 @@ fn anchor(job: &mut JobRecord, now: &Moment) {
     // The wall clock of a new boot may be wrong by years: it must not end a job for good.
     job.expires = job.expires.anchored_by_measure(now);
     job.next_sync = job.next_sync.as_ref().map(|next| next.anchored(now));
+}
+
+/// Writes all notes anew, in the background.
+fn seal_notes(manager: &Arc<Manager>) {
+    let jobs: Vec<JobRecord> = manager.table.lock().jobs().values().cloned().collect();
+    for job in jobs {
+        manager.queue_note(&job.store, &job.name);
+    }
 }
 
 /// Resumes what was going on when the daemon ended.

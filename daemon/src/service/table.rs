@@ -5,7 +5,7 @@
 
 use super::events::{Event, Events, Listener};
 use crate::job::{JobRecord, Refusal, Refused};
-use crate::state::{FoundJob, Jobs, KnownStores, NOTE_RUNS, Runs, State, StoredNote, Unreadable};
+use crate::state::{FoundJob, Jobs, KnownStores, NOTE_RUNS, NoteKey, Runs, State, StoredNote, Unreadable};
 use anyhow::Context;
 use api::RunView;
 use std::collections::{BTreeMap, BTreeSet};
@@ -263,6 +263,11 @@ impl Locked<'_> {
             Some(job) if job.store == store => self.inner.state.note(name, NOTE_RUNS),
             _ => Ok(None),
         }
+    }
+
+    /// The key that seals notes.
+    pub fn note_key(&self) -> &NoteKey {
+        self.inner.state.note_key()
     }
 
     /// One run.

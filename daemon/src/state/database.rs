@@ -1,5 +1,6 @@
 //! The database: two tables, each row a record as JSON beside what is looked up by.
 
+use super::NoteKey;
 use super::rebuild::FoundJob;
 use super::records::{StoredJob, StoredNote, StoredRun, Unreadable, parse};
 use crate::job::JobRecord;
@@ -64,6 +65,8 @@ const RUNS_KEPT: u64 = 9000;
 #[derive(Debug)]
 pub struct State {
     connection: Connection,
+    key: NoteKey,
+    has_new_key: bool,
 }
 
 /// What was found when the state was opened.
@@ -103,22 +106,41 @@ impl State {
     pub fn open(dir: &Path) -> Result<(Self, Opened)> {
         let path = dir.join("state.db");
         let existed = path.exists();
-        match Self::try_open(&path) {
+        let (key, has_new_key) = NoteKey::open(dir)?;
+        let open = || {
+            let connection = Self::try_open(&path)?;
+            Ok(Self {
+                connection,
+                key: key.clone(),
+                has_new_key,
+            })
+        };
+        match open() {
             // One that has no host is one whose making was cut short.
             Ok(state) if existed && state.host()?.is_some() => Ok((state, Opened::Found)),
             Ok(state) => Ok((state, Opened::New)),
             Err(error) if existed && is_damage(&error) => {
                 let kept = set_aside(&path)?;
-                let state = Self::try_open(&path)?;
+                let state = open()?;
                 Ok((state, Opened::Damaged(kept, format!("{error:#}"))))
             }
             Err(error) => Err(error),
         }
     }
 
-    fn try_open(path: &Path) -> Result<Self> {
+    /// The key that seals notes.
+    pub fn note_key(&self) -> &NoteKey {
+        &self.key
+    }
+
+    /// Whether the key was just made: then no note in any store is sealed by it.
+    pub fn has_new_key(&self) -> bool {
+        self.has_new_key
+    }
+
+    fn try_open(path: &Path) -> Result<Connection> {
         let shown = path.display();
-        let connection = Connection::open(path).with_context(|| format!("open {shown}"))?;
+        let mut connection = Connection::open(path).with_context(|| format!("open {shown}"))?;
         // A rollback journal, synced fully: after a power cut a change is there or it is not.
         connection
             .execute_batch(
@@ -131,54 +153,8 @@ impl State {
         if verdict != "ok" {
             bail!(Damage(verdict));
         }
-        let mut state = Self { connection };
-        state.migrate().with_context(|| format!("upgrade {shown}"))?;
-        Ok(state)
-    }
-
-    fn migrate(&mut self) -> Result<()> {
-        let min_reader: u32 = self
-            .connection
-            .query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        let known = MIGRATIONS.len();
-        if usize::try_from(min_reader).unwrap_or(usize::MAX) > known {
-            bail!(
-                "a newer smcd wrote it: it needs an smcd that supports schema {min_reader}, and this one supports schemas up to \
-                 {known}. Install the newer smcd, or move the file away so that the jobs are restored from their stores"
-            );
-        }
-        // A version beyond ours has only added to what we know: it is used as it is.
-        let done = self.schema_version(min_reader)?;
-        for (number, step) in (1u32..).zip(&MIGRATIONS) {
-            if number <= done {
-                continue;
-            }
-            let transaction = self.connection.transaction()?;
-            transaction.execute_batch(step.sql)?;
-            transaction.pragma_update(None, "user_version", step.min_reader)?;
-            if number > 1 {
-                transaction.execute("DELETE FROM schema", [])?;
-                transaction.execute("INSERT INTO schema (version) VALUES (?1)", [number])?;
-            }
-            transaction.commit()?;
-        }
-        Ok(())
-    }
-
-    /// The last step that was done. A file of before the second step says it by `user_version`, which is 0 or 1 then.
-    fn schema_version(&self, user_version: u32) -> Result<u32> {
-        let has_table: bool = self.connection.query_row(
-            "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'schema')",
-            [],
-            |row| row.get(0),
-        )?;
-        if !has_table {
-            return Ok(user_version);
-        }
-        let version = self
-            .connection
-            .query_row("SELECT version FROM schema", [], |row| row.get(0));
-        Ok(version?)
+        migrate(&mut connection).with_context(|| format!("upgrade {shown}"))?;
+        Ok(connection)
     }
 
     /// All jobs, by name.
@@ -379,8 +355,50 @@ impl State {
         while let Some(row) = rows.next()? {
             newest.extend(serde_json::from_slice(bytes(row, 0)?).ok());
         }
-        Ok(Some(StoredNote::new(super::host(), record, newest)))
+        let note = StoredNote::new(super::host(), record, newest);
+        Ok(Some(note.sealed_by(&self.key)))
     }
+}
+
+fn migrate(connection: &mut Connection) -> Result<()> {
+    let min_reader: u32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let known = MIGRATIONS.len();
+    if usize::try_from(min_reader).unwrap_or(usize::MAX) > known {
+        bail!(
+            "a newer smcd wrote it: it needs an smcd that supports schema {min_reader}, and this one supports schemas up to \
+             {known}. Install the newer smcd, or move the file away so that the jobs are restored from their stores"
+        );
+    }
+    // A version beyond ours has only added to what we know: it is used as it is.
+    let done = schema_version(connection, min_reader)?;
+    for (number, step) in (1u32..).zip(&MIGRATIONS) {
+        if number <= done {
+            continue;
+        }
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(step.sql)?;
+        transaction.pragma_update(None, "user_version", step.min_reader)?;
+        if number > 1 {
+            transaction.execute("DELETE FROM schema", [])?;
+            transaction.execute("INSERT INTO schema (version) VALUES (?1)", [number])?;
+        }
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+/// The last step that was done. A file of before the second step says it by `user_version`, which is 0 or 1 then.
+fn schema_version(connection: &Connection, user_version: u32) -> Result<u32> {
+    let has_table: bool = connection.query_row(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'schema')",
+        [],
+        |row| row.get(0),
+    )?;
+    if !has_table {
+        return Ok(user_version);
+    }
+    let version = connection.query_row("SELECT version FROM schema", [], |row| row.get(0));
+    Ok(version?)
 }
 
 /// A column as it is: a record that was damaged need not be text any more.

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// The list of stores.
@@ -47,10 +48,19 @@ impl KnownStores {
     }
 }
 
-/// Puts a file in another one's place, whole, whatever happens meanwhile.
-fn replace(path: &Path, content: &[u8]) -> Result<()> {
+/// Puts a file for root alone in another one's place, whole, whatever happens meanwhile.
+///
+/// # Errors
+/// When it cannot be written.
+pub(super) fn replace(path: &Path, content: &[u8]) -> Result<()> {
     let temporary = path.with_extension("tmp");
-    let written = File::create(&temporary).and_then(|mut file| {
+    let created = File::options()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&temporary);
+    let written = created.and_then(|mut file| {
         file.write_all(content)?;
         file.sync_all()
     });

@@ -4,8 +4,10 @@ mod database;
 mod known;
 mod rebuild;
 mod records;
+mod seal;
 
 pub use database::{Jobs, Opened, Runs, State};
 pub use known::KnownStores;
 pub use rebuild::{FoundJob, NOTE_RUNS, Rebuilt, host, rebuild};
 pub use records::{StoredNote, Unreadable};
+pub use seal::NoteKey;

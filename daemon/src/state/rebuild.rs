@@ -3,6 +3,7 @@
 //! Every job keeps a note in its store: its record and its newest runs. It is written with every change of state,
 //! after the database, and read only here.
 
+use super::NoteKey;
 use super::records::{StoredJob, StoredNote, Unreadable, parse};
 use crate::clock::Moment;
 use crate::job::JobRecord;
@@ -27,6 +28,8 @@ pub struct FoundJob {
     pub record: Value,
     /// Records of its runs as they were kept, with their numbers.
     pub runs: Vec<(u64, Value)>,
+    /// Whether this machine's key shows that it wrote the record, for this store.
+    pub is_ours: bool,
 }
 
 /// What was found in the stores.
@@ -57,16 +60,16 @@ pub fn host() -> String {
 
 /// Reads the notes of all stores at the same time, and waits for each as long as [`PATIENCE`]. Of two jobs of one name,
 /// the one that was created last counts.
-pub fn rebuild(stores: &Arc<Stores>, paths: &[PathBuf], now: &Moment) -> Rebuilt {
+pub fn rebuild(stores: &Arc<Stores>, paths: &[PathBuf], key: &NoteKey, now: &Moment) -> Rebuilt {
     let asked: Vec<_> = paths
         .iter()
         .map(|path| {
-            let at = path.clone();
+            let (at, key) = (path.clone(), key.clone());
             let question = stores.begin(path, move |store| {
                 let names = store.notes()?;
                 Ok(names
                     .iter()
-                    .map(|name| read_note(store, &at, name))
+                    .map(|name| read_note(store, &at, &key, name))
                     .collect::<Vec<_>>())
             });
             (path, question)
@@ -84,7 +87,8 @@ pub fn rebuild(stores: &Arc<Stores>, paths: &[PathBuf], now: &Moment) -> Rebuilt
             }
         };
         for mut note in notes.into_iter().filter_map(|note| rebuilt.sort(path, note)) {
-            adapt(&mut note.job, path, now);
+            let is_ours = note.is_ours;
+            adapt(&mut note.job, path, is_ours, now);
             match found.get(&note.job.name) {
                 Some(other) if other.job.created >= note.job.created => {}
                 _ => drop(found.insert(note.job.name.clone(), note)),
@@ -143,7 +147,7 @@ enum Note {
     Unreadable(Unreadable),
 }
 
-fn read_note(store: &Store, path: &Path, name: &str) -> Note {
+fn read_note(store: &Store, path: &Path, key: &NoteKey, name: &str) -> Note {
     let unreadable =
         |reason: String, record: &[u8]| Note::Unreadable(Unreadable::new(name.to_owned(), reason, record));
     let note = match store.note::<StoredNote>(name) {
@@ -166,11 +170,17 @@ fn read_note(store: &Store, path: &Path, name: &str) -> Note {
             "the note of job {name} in {} describes another job and was skipped",
             path.display()
         )),
-        Ok(stored) => Note::Found(Box::new(FoundJob {
-            job: stored.into_job(),
-            record: note.job,
-            runs: note.runs.into_iter().filter_map(numbered).collect(),
-        })),
+        Ok(stored) => {
+            let is_sealed = key.has_sealed(&note);
+            let job = stored.into_job();
+            Note::Found(Box::new(FoundJob {
+                // A copy in another store would have the disks' content written there.
+                is_ours: is_sealed && job.store == path,
+                job,
+                record: note.job,
+                runs: note.runs.into_iter().filter_map(numbered).collect(),
+            }))
+        }
     }
 }
 
@@ -180,7 +190,10 @@ fn numbered(run: Value) -> Option<(u64, Value)> {
 }
 
 /// What a note says may be older than what happened last, and its store may have been moved.
-fn adapt(job: &mut JobRecord, store: &Path, now: &Moment) {
+fn adapt(job: &mut JobRecord, store: &Path, is_ours: bool, now: &Moment) {
+    if !is_ours {
+        distrust(job);
+    }
     job.store = store.to_owned();
     job.expires = job.expires.anchored_by_measure(now);
     job.next_sync = job.next_sync.as_ref().map(|next| next.anchored(now));
@@ -191,4 +204,22 @@ fn adapt(job: &mut JobRecord, store: &Path, now: &Moment) {
         "the daemon's state was lost and this job was restored from its store: check its parameters"
             .to_owned(),
     );
+}
+
+/// Anybody who can write to the store may have written this: nothing is done for the job before root has confirmed it.
+fn distrust(job: &mut JobRecord) {
+    // What has ended does nothing by itself, and cannot be started.
+    if !job.status.is_unfinished() && job.status != Status::Deleting {
+        return;
+    }
+    job.unconfirmed = true;
+    job.status = Status::Stopped;
+    job.error = None;
+    job.start_at = None;
+    job.next_sync = None;
+    job.completing = false;
+    job.run = None;
+    job.purge = false;
+    // What their programs would do, root has not confirmed either.
+    job.hooks_owed = None;
 }

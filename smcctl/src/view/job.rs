@@ -87,6 +87,17 @@ fn state(fields: &mut Fields, job: &JobView) {
             format!("correct what the error says, then `smcctl job start {name}` resumes the sync"),
         );
     }
+    if job.unconfirmed {
+        let name = &job.name;
+        fields.painted(
+            "unconfirmed",
+            Tone::Warning,
+            &format!(
+                "it was found in its store, and anybody who can write there may have changed it: check its disks and \
+                 hooks with `smcctl job show {name}`, then run `smcctl job confirm {name}`"
+            ),
+        );
+    }
     for warning in &job.warnings {
         fields.painted("warning", Tone::Warning, warning);
     }

@@ -44,6 +44,7 @@ pub fn waiting(name: &str) -> JobView {
         cluster_size_bytes: Some(65_536),
         accept_changed_disk: false,
         take_over: false,
+        unconfirmed: false,
         hooks: HooksView {
             pre: None,
             post: None,

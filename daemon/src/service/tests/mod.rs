@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use super::run_begun;
 
 mod crashes;
+mod forged;
 mod hanging;
 mod machines;
 mod released;
@@ -156,6 +157,7 @@ impl House {
                 description: Some("new".to_owned()),
                 ..ModifyJob::default()
             }),
+            Action::Confirm => self.manager.confirm(name),
             Action::Stop => self.manager.stop(name),
             Action::Cancel => self.manager.cancel(name),
             Action::Complete => self.manager.complete(name, &CompleteJob::default()),

@@ -4,6 +4,7 @@ use super::House;
 use super::crashes::{lose_state, wait_for_note, waiting};
 use crate::job::Refused;
 use crate::service::Scheduler;
+use crate::state::NoteKey;
 use api::{Action, CreateJob, ErrorKind, ModifyJob, Status};
 use rusqlite::{Connection, params};
 use serde_json::{Value, json};
@@ -29,11 +30,13 @@ fn edit(house: &House, name: &str, change: impl FnOnce(&mut Value)) {
         .unwrap();
 }
 
-/// Changes the job's record in its note.
+/// Changes the job's note as smcd would write it: its seal fits.
 fn edit_note(store: &Path, name: &str, change: impl FnOnce(&mut Value)) {
+    let (key, _) = NoteKey::open(store.parent().unwrap()).unwrap();
     let store = imagefmt::open_store(store).unwrap();
     let mut note: Value = store.note(name).unwrap();
     change(&mut note);
+    note["seal"] = key.seal(note["host"].as_str().unwrap(), &note["job"]).into();
     store.put_note(name, &note).unwrap();
 }
 

@@ -199,7 +199,10 @@ fn the_version_before_can_read_what_this_one_writes() {
     assert_eq!(keys(&before["request"]), keys(&after["request"]));
     let mut added = keys(&after);
     added.retain(|key| before.get(key).is_none());
-    assert_eq!(added, ["format", "images", "min_reader"]);
+    assert_eq!(
+        added,
+        ["format", "hooks_owed", "images", "min_reader", "unconfirmed"]
+    );
 }
 
 #[test]

@@ -24,34 +24,34 @@ pub struct StoredJob {
     error: Option<String>,
     warnings: Vec<String>,
     store: PathBuf,
-    disks: Vec<StoredDisk>,
+    pub(super) disks: Vec<StoredDisk>,
     automatic_incremental: bool,
-    schedule: Option<StoredSchedule>,
-    pending: StoredPending,
-    compress_level: i32,
-    bandwidth_limit_bytes: u64,
+    pub(super) schedule: Option<StoredSchedule>,
+    pub(super) pending: StoredPending,
+    pub(super) compress_level: i32,
+    pub(super) bandwidth_limit_bytes: u64,
     cluster_size_bytes: Option<u32>,
-    hooks: StoredHooks,
+    pub(super) hooks: StoredHooks,
     take_up: Option<String>,
     accept_changed_disk: bool,
     #[serde(default, skip_serializing_if = "Not::not")]
     take_over: bool,
     created: Timestamp,
     start_at: Option<Timestamp>,
-    valid_seconds: u64,
-    expires: StoredDeadline,
-    next_sync: Option<StoredDeadline>,
+    pub(super) valid_seconds: u64,
+    pub(super) expires: StoredDeadline,
+    pub(super) next_sync: Option<StoredDeadline>,
     completing: bool,
-    run: Option<StoredActiveRun>,
-    runs: u64,
+    pub(super) run: Option<StoredActiveRun>,
+    pub(super) runs: u64,
     #[serde(default)]
-    hooks_owed: Option<u64>,
+    pub(super) hooks_owed: Option<u64>,
     #[serde(default)]
     unconfirmed: bool,
     #[serde(alias = "excess")]
     retention_pending: bool,
     #[serde(default)]
-    images: Vec<u64>,
+    pub(super) images: Vec<u64>,
     purge: bool,
     #[serde(default)]
     synced: bool,
@@ -62,10 +62,10 @@ pub struct StoredJob {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct StoredDisk {
-    name: String,
+pub(super) struct StoredDisk {
+    pub(super) name: String,
     path: PathBuf,
-    size_bytes: u64,
+    pub(super) size_bytes: u64,
     #[serde(default)]
     identity: StoredIdentity,
     #[serde(flatten)]
@@ -98,37 +98,37 @@ struct StoredIdentity {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct StoredSchedule {
-    interval_seconds: u64,
-    max_images: u32,
+pub(super) struct StoredSchedule {
+    pub(super) interval_seconds: u64,
+    pub(super) max_images: u32,
     #[serde(flatten)]
     extra: Extra,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct StoredPending {
-    interval_seconds: Option<u64>,
-    max_images: Option<u32>,
+pub(super) struct StoredPending {
+    pub(super) interval_seconds: Option<u64>,
+    pub(super) max_images: Option<u32>,
     #[serde(flatten)]
     extra: Extra,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct StoredHooks {
+pub(super) struct StoredHooks {
     pre: Option<String>,
     post: Option<String>,
-    timeout_seconds: u64,
+    pub(super) timeout_seconds: u64,
     #[serde(flatten)]
     extra: Extra,
 }
 
 /// A value as a whole: another deadline is another value, so it inherits nothing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct StoredDeadline {
+pub(super) struct StoredDeadline {
     boot: String,
-    since_boot_ms: u64,
+    pub(super) since_boot_ms: u64,
     wall: Timestamp,
-    span_seconds: u64,
+    pub(super) span_seconds: u64,
     #[serde(flatten)]
     extra: Extra,
 }
@@ -143,11 +143,11 @@ struct StoredCounter {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct StoredActiveRun {
-    number: u64,
+pub(super) struct StoredActiveRun {
+    pub(super) number: u64,
     #[serde(with = "RunTypeName")]
     run_type: RunType,
-    image: Option<u64>,
+    pub(super) image: Option<u64>,
     #[serde(default)]
     ending: Option<EndingName>,
     #[serde(default)]

@@ -13,11 +13,13 @@
 //! - A value that this version does not know makes the record [`Unreadable`], which is no damage: nobody writes it, and
 //!   nothing is done for its job, until a version that knows it runs.
 
+mod checks;
 mod job;
 mod note;
 mod run;
 mod unreadable;
 
+pub use checks::Checked;
 pub use job::StoredJob;
 pub use note::StoredNote;
 pub use run::StoredRun;
@@ -69,13 +71,15 @@ impl Version {
 ///
 /// # Errors
 /// In words, why this version cannot read it: it is damaged, or a newer version wrote what this one does not know.
-pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
+pub fn parse<T: DeserializeOwned + Checked>(text: &[u8]) -> Result<T, String> {
     // The version first: a newer format may have other fields.
     let version: Version = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     if version.min_reader > FORMAT {
         return Err(version.too_new());
     }
-    serde_json::from_slice(text).map_err(|error| error.to_string())
+    let record: T = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    record.check()?;
+    Ok(record)
 }
 
 #[cfg(test)]

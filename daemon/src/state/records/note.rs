@@ -1,6 +1,7 @@
 //! The note that a store keeps of a job: the rows that the database has of it.
 
 use super::{Extra, FORMAT, StoredJob, Version, parse};
+use crate::state::NoteKey;
 use imagefmt::{Owner, Uuid};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -20,6 +21,9 @@ pub struct StoredNote {
     /// The job as the owner of a chain; absent in notes of earlier versions, and where the machine has no id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
+    /// Shows that this machine wrote `host` and `job`: see [`NoteKey`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<String>,
     #[serde(flatten)]
     extra: Extra,
 }
@@ -33,6 +37,7 @@ impl StoredNote {
             job,
             runs,
             owner: None,
+            seal: None,
             extra: Extra::new(),
         }
     }
@@ -40,6 +45,12 @@ impl StoredNote {
     /// The same, of the job that owns its chain as `owner`.
     pub fn of(self, owner: Option<Owner>) -> Self {
         Self { owner, ..self }
+    }
+
+    /// The same, sealed as this machine's.
+    pub fn sealed_by(mut self, key: &NoteKey) -> Self {
+        self.seal = Some(key.seal(&self.host, &self.job));
+        self
     }
 
     /// The same with the unknown fields of the note that it replaces.

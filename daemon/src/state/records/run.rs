@@ -16,7 +16,7 @@ pub struct StoredRun {
     run_type: RunType,
     started: Timestamp,
     finished: Option<Timestamp>,
-    seconds: Option<f64>,
+    pub(super) seconds: Option<f64>,
     #[serde(with = "RunOutcomeName")]
     outcome: RunOutcome,
     image: Option<String>,
@@ -25,11 +25,11 @@ pub struct StoredRun {
     consistency: Option<String>,
     consistency_reason: Option<String>,
     resumed: bool,
-    compared_bytes: u64,
-    dirty_bytes: u64,
-    stored_bytes: u64,
-    compare_rate_bytes: u64,
-    disks: Vec<StoredRunDisk>,
+    pub(super) compared_bytes: u64,
+    pub(super) dirty_bytes: u64,
+    pub(super) stored_bytes: u64,
+    pub(super) compare_rate_bytes: u64,
+    pub(super) disks: Vec<StoredRunDisk>,
     deleted: Vec<String>,
     error: Option<String>,
     warnings: Vec<String>,
@@ -38,12 +38,12 @@ pub struct StoredRun {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct StoredRunDisk {
+pub(super) struct StoredRunDisk {
     name: String,
-    size_bytes: u64,
-    compared_bytes: u64,
-    dirty_bytes: u64,
-    stored_bytes: u64,
+    pub(super) size_bytes: u64,
+    pub(super) compared_bytes: u64,
+    pub(super) dirty_bytes: u64,
+    pub(super) stored_bytes: u64,
     #[serde(default)]
     digest: Option<String>,
     #[serde(flatten)]

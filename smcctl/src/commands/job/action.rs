@@ -1,4 +1,4 @@
-//! `smcctl job start`, `sync`, `stop`, `cancel` and `complete`: a job is told what to do.
+//! `smcctl job start`, `sync`, `confirm`, `stop`, `cancel` and `complete`: a job is told what to do.
 
 use crate::client::{Request, job};
 use crate::commands::job::name::JobName;
@@ -45,6 +45,12 @@ pub fn start(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode
 /// Syncs now.
 pub fn sync(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode> {
     act(context, args, "sync", Goal::Synced)
+}
+
+/// Confirms a job that was found in a store.
+pub fn confirm(context: &mut Context, name: &JobName) -> anyhow::Result<ExitCode> {
+    let request = Request::post(job(&name.name, Some("confirm")));
+    send(context, &name.name, &request, None)
 }
 
 /// Stops.

@@ -13,6 +13,7 @@ mod wait;
 mod watch;
 
 use crate::commands::job::action::{CompleteArgs, NamedArgs};
+use crate::commands::job::name::JobName;
 use crate::context::Context;
 use clap::Subcommand;
 use std::process::ExitCode;
@@ -27,6 +28,11 @@ pub enum JobCommand {
     Start(NamedArgs),
     /// Run an incremental sync now
     Sync(NamedArgs),
+    /// Confirm a job that smcd found in a store
+    ///
+    /// After smcd's state was lost, a job that nothing proves to be this machine's starts no sync before it is confirmed:
+    /// anybody who can write to the store may have changed its disks and hooks. Check them with `job show` first.
+    Confirm(JobName),
     /// Stop syncing for now
     ///
     /// What a running sync has stored is kept; `start` resumes it.
@@ -53,6 +59,7 @@ pub fn run(context: &mut Context, command: &JobCommand) -> anyhow::Result<ExitCo
         JobCommand::Show(args) => show::run(context, args),
         JobCommand::Start(args) => action::start(context, args),
         JobCommand::Sync(args) => action::sync(context, args),
+        JobCommand::Confirm(args) => action::confirm(context, args),
         JobCommand::Stop(args) => action::stop(context, args),
         JobCommand::Cancel(args) => action::cancel(context, args),
         JobCommand::Modify(args) => modify::run(context, args),

@@ -1,0 +1,228 @@
+//! What others write into a store is not done by root, and extreme values harm nobody.
+
+use super::crashes::{lose_state, wait_for_note, waiting};
+use super::{HOUR, House};
+use crate::service::Scheduler;
+use crate::state::NoteKey;
+use api::{ErrorKind, Status};
+use rusqlite::{Connection, params};
+use serde_json::{Value, json};
+use std::path::Path;
+
+fn edit_note(store: &Path, name: &str, change: impl FnOnce(&mut Value)) {
+    let store = imagefmt::open_store(store).unwrap();
+    let mut note: Value = store.note(name).unwrap();
+    change(&mut note);
+    store.put_note(name, &note).unwrap();
+}
+
+/// The job is there, and does nothing before it is confirmed.
+fn is_unconfirmed(house: &House, name: &str) {
+    let job = house.job(name);
+    assert!(job.unconfirmed);
+    assert_eq!(
+        (job.status, job.hooks_owed, job.run),
+        (Status::Stopped, None, None)
+    );
+    assert!(house.manager.show(name).unwrap().unconfirmed);
+    house.clock.pass(7 * HOUR);
+    Scheduler::default().tick(&house.manager);
+    house.wait_idle();
+    assert_eq!(house.job(name).status, Status::Stopped);
+    let refusal = house.manager.start(name).unwrap_err();
+    assert_eq!(refusal.kind, ErrorKind::Conflict);
+    assert!(refusal.message.contains("is not confirmed"), "{refusal}");
+    assert!(
+        refusal.message.contains(&format!("smcctl job confirm {name}")),
+        "{refusal}"
+    );
+}
+
+#[test]
+fn a_note_that_was_changed_runs_nothing_before_root_confirms_it() {
+    let house = House::new();
+    let store = waiting(&house, "web01");
+    let mark = house.dir.path().join("mark");
+    let hook = house.dir.path().join("hook");
+    std::fs::write(&hook, format!("#!/bin/sh\ntouch {}\n", mark.display())).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&hook, mode).unwrap();
+    edit_note(&store, "web01", |note| {
+        note["job"]["hooks"]["pre"] = json!(hook);
+        note["job"]["hooks_owed"] = json!(1);
+    });
+    lose_state(&house);
+    let house = house.restart();
+    is_unconfirmed(&house, "web01");
+    let warnings = house.manager.status().warnings;
+    assert!(
+        warnings
+            .iter()
+            .any(|warning| warning.contains("web01 must be confirmed")),
+        "{warnings:?}"
+    );
+    let refusal = house.manager.start("web01").unwrap_err();
+    assert!(refusal.message.contains(&hook.display().to_string()), "{refusal}");
+    let house = house.restart();
+    is_unconfirmed(&house, "web01");
+    assert!(!mark.exists(), "the hook has run");
+    house.manager.confirm("web01").unwrap();
+    house.manager.start("web01").unwrap();
+    house.wait_idle();
+    assert_eq!(house.job("web01").status, Status::Waiting);
+    assert!(mark.exists());
+    // What this machine writes from now on is its own.
+    wait_for_note(&store, "web01", |note| note["job"]["status"] == "Waiting");
+    lose_state(&house);
+    let house = house.restart();
+    assert!(!house.job("web01").unconfirmed);
+    assert_eq!(house.job("web01").status, Status::Waiting);
+}
+
+#[test]
+fn a_note_of_a_lost_key_or_of_another_store_is_confirmed_by_root() {
+    let house = House::new();
+    waiting(&house, "web01");
+    std::fs::remove_file(house.dir.path().join("notes.key")).unwrap();
+    lose_state(&house);
+    let house = house.restart();
+    is_unconfirmed(&house, "web01");
+
+    // A store that root uses, into which somebody copies a note of another one.
+    let house = House::new();
+    let store = waiting(&house, "web01");
+    let note: Value = imagefmt::open_store(&store).unwrap().note("web01").unwrap();
+    let other = house.dir.path().join("other");
+    imagefmt::open_or_create_store(&other, false).unwrap();
+    let request = api::CreateJob {
+        store: Some(other.display().to_string()),
+        ..house.request("db")
+    };
+    house.manager.create(&request).unwrap();
+    wait_for_note(&other, "db", |_| true);
+    house.manager.delete("web01", false).unwrap();
+    house.wait_until("its note is gone", || {
+        imagefmt::open_store(&store).unwrap().notes().unwrap().is_empty()
+    });
+    imagefmt::open_store(&other)
+        .unwrap()
+        .put_note("web01", &note)
+        .unwrap();
+    lose_state(&house);
+    let house = house.restart();
+    is_unconfirmed(&house, "web01");
+    assert!(!house.job("db").unconfirmed);
+}
+
+#[test]
+fn a_note_that_is_not_ours_deletes_nothing() {
+    let house = House::new();
+    let store = waiting(&house, "web01");
+    edit_note(&store, "web01", |note| {
+        note["job"]["status"] = json!("Deleting");
+        note["job"]["purge"] = json!(true);
+    });
+    lose_state(&house);
+    let house = house.restart();
+    is_unconfirmed(&house, "web01");
+    let images = imagefmt::open_store(&store).unwrap().job("web01").unwrap();
+    assert_eq!(images.sequences(), [1]);
+}
+
+/// Every place in a value that holds a number.
+fn numbers(value: &Value, at: &str, found: &mut Vec<String>) {
+    match value {
+        Value::Number(_) => found.push(at.to_owned()),
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                numbers(item, &format!("{at}/{index}"), found);
+            }
+        }
+        Value::Object(fields) => {
+            for (key, field) in fields {
+                numbers(field, &format!("{at}/{key}"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Writes extreme values into every number of the records in a table, one after the other, and looks at the job that the
+/// record is of.
+fn try_extremes(mut house: House, table: &str) {
+    let database = || Connection::open(house.dir.path().join("state.db")).unwrap();
+    let sql = format!("SELECT record FROM {table}");
+    let text: String = database().query_row(&sql, [], |row| row.get(0)).unwrap();
+    let record: Value = serde_json::from_str(&text).unwrap();
+    let mut places = Vec::new();
+    numbers(&record, "", &mut places);
+    assert!(places.len() > 5, "{places:?}");
+    let extremes = [
+        json!(0),
+        json!(i64::MAX),
+        json!(u64::MAX),
+        json!(-1),
+        json!(1e300),
+    ];
+    for place in &places {
+        for extreme in &extremes {
+            let mut changed = record.clone();
+            *changed.pointer_mut(place).unwrap() = extreme.clone();
+            let write = |house: &House, record: &Value| {
+                let database = Connection::open(house.dir.path().join("state.db")).unwrap();
+                let sql = format!("UPDATE {table} SET record = ?1");
+                database.execute(&sql, params![record.to_string()]).unwrap();
+            };
+            write(&house, &changed);
+            house = house.restart();
+            let what = format!("{place} = {extreme}");
+            assert_eq!(house.manager.list().len(), 1, "{what}");
+            house.manager.status();
+            house.manager.measured();
+            house.manager.runs("web01", 10).ok();
+            house.manager.show("web01").unwrap();
+            Scheduler::default().tick(&house.manager);
+            // It may be refused.
+            let _ = house.manager.sync("web01");
+            house.wait_idle();
+            let shown = house.manager.show("web01").unwrap();
+            assert!(!shown.error.is_some_and(|error| error.contains("bug")), "{what}");
+            // As it was.
+            write(&house, &record);
+        }
+    }
+}
+
+#[test]
+fn extreme_values_in_the_record_of_a_job_harm_nobody() {
+    let house = House::new();
+    waiting(&house, "web01");
+    try_extremes(house, "jobs");
+}
+
+#[test]
+fn extreme_values_in_the_record_of_a_run_harm_nobody() {
+    let house = House::new();
+    waiting(&house, "web01");
+    try_extremes(house, "runs");
+}
+
+#[test]
+fn a_note_with_an_extreme_number_of_runs_does_not_end_the_daemon() {
+    let house = House::new();
+    let store = waiting(&house, "web01");
+    let (key, _) = NoteKey::open(house.dir.path()).unwrap();
+    edit_note(&store, "web01", |note| {
+        note["job"]["runs"] = json!(u64::MAX);
+        note["job"]["status"] = json!("Running");
+        note["seal"] = key.seal(note["host"].as_str().unwrap(), &note["job"]).into();
+    });
+    lose_state(&house);
+    let house = house.restart();
+    let shown = house.manager.show("web01").unwrap();
+    let error = shown.error.unwrap();
+    assert!(
+        error.contains("runs") && error.contains("18446744073709551615"),
+        "{error}"
+    );
+}
