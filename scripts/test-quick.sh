@@ -14,7 +14,7 @@ files=(
     hostdev:trees
     testkit:documented
     smc-image:conformance smc-image:export smc-image:pages smc-image:retention
-    smc-image:serve smc-image:serve_views smc-image:tls_init
+    smc-image:serve smc-image:serve_long smc-image:serve_views smc-image:tls_init
 )
 
 failed=()

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Export, ServeError};
+use crate::{Client, Export, ServeError};
 
 /// What a server offers. All methods may block: they are called on a pool of threads made for
 /// that, never on a thread that drives connections.
@@ -15,18 +15,19 @@ pub trait Catalog: Send + Sync + 'static {
 
     /// Describes one export without opening it: for INFO and before GO. `""` is the default
     /// export. An unknown name is an error of kind [`NotFound`](crate::ErrorKind::NotFound).
-    fn info(&self, name: &str) -> Result<ExportInfo, ServeError>;
+    fn info(&self, name: &str, client: &Client) -> Result<ExportInfo, ServeError>;
 
     /// The meta contexts of an export beside `base:allocation`, as `namespace:leaf`, which its
     /// [`Export::status`] answers. Cheap: opens nothing.
-    fn contexts(&self, name: &str) -> Result<Vec<String>, ServeError> {
-        let _ = name;
+    fn contexts(&self, name: &str, client: &Client) -> Result<Vec<String>, ServeError> {
+        let _ = (name, client);
         Ok(Vec::new())
     }
 
     /// Opens one export. Called only at GO and EXPORT_NAME, once for each connection; the export
-    /// is dropped when the connection ends.
-    fn open(&self, name: &str) -> Result<Arc<dyn Export>, ServeError>;
+    /// is dropped when the connection ends. Where an export [may be used over several
+    /// connections](Access), all connections of a client get the same one, by whatever name.
+    fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn Export>, ServeError>;
 }
 
 /// What clients learn about an export before they open it.

@@ -4,6 +4,7 @@ use std::cell::OnceCell;
 use std::io;
 use std::net::Shutdown;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::tls::{Session, Tls};
 use crate::uring::Stream;
@@ -24,6 +25,16 @@ impl Channel {
     pub(crate) fn encrypt(&self, tls: &Tls) -> io::Result<()> {
         let again = |_| io::Error::other("TLS is active already");
         self.tls.set(Session::new(tls)?).map_err(again)
+    }
+
+    /// Whether everything is encrypted from now on.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.tls.get().is_some()
+    }
+
+    /// The certificate that the client has shown.
+    pub(crate) fn certificate(&self) -> Option<Arc<[u8]>> {
+        self.tls.get()?.certificate()
     }
 
     /// Reads to `buffer[range]`; 0 at the end of the stream. A call that is dropped takes the

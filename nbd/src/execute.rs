@@ -17,7 +17,7 @@ use crate::{Export, ExportError, Extent, FailureKind, Ready, ZERO};
 
 /// Data bytes of one step of a read that may be split: the client receives one while the next is
 /// being read.
-const STEP_BYTES: usize = 256 << 10;
+pub(crate) const STEP_BYTES: usize = 256 << 10;
 /// Descriptors of one context in a BLOCK_STATUS reply; the protocol advises at most 2^20.
 const MAX_DESCRIPTORS: usize = 1 << 17;
 /// The longest length in a 32-bit descriptor: the largest one that keeps 64 KiB alignment.
@@ -26,7 +26,7 @@ const MAX_DESCRIPTOR_LENGTH: u64 = 0xffff_0000;
 /// this long, and what lies in several is seldom at hand as a whole.
 const PIECE_BYTES: u64 = 64 << 10;
 /// Room for headers beside a step's data.
-const HEADER_ROOM: usize = 4 << 10;
+pub(crate) const HEADER_ROOM: usize = 4 << 10;
 
 /// A request under way.
 pub(crate) struct Execution {
@@ -39,6 +39,8 @@ pub(crate) struct Execution {
     extents: VecDeque<Extent>,
     /// Contexts of a BLOCK_STATUS that have been answered.
     answered: usize,
+    /// How many descriptors the next step may have.
+    descriptors: usize,
     finished: bool,
 }
 
@@ -52,6 +54,7 @@ impl Execution {
             operation,
             extents: VecDeque::new(),
             answered: 0,
+            descriptors: MAX_DESCRIPTORS,
             finished: false,
         }
     }
@@ -73,6 +76,19 @@ impl Execution {
             OperationKind::BlockStatus { .. } => MAX_DESCRIPTORS * size_of::<BlockDescriptorExt>(),
             _ => HEADER_ROOM,
         }
+    }
+
+    /// With how many bytes the next step can do, where memory is short.
+    pub(crate) fn least_bytes(&self) -> usize {
+        match &self.operation.kind {
+            OperationKind::BlockStatus { .. } => self.step_bytes().min(STEP_BYTES),
+            _ => self.step_bytes(),
+        }
+    }
+
+    /// What the next step may hold: at least [`least_bytes`](Self::least_bytes).
+    pub(crate) fn set_room(&mut self, bytes: usize) {
+        self.descriptors = (bytes / size_of::<BlockDescriptorExt>()).min(MAX_DESCRIPTORS);
     }
 
     /// Does the next step; blocks. Appends the bytes to send, if any.
@@ -229,7 +245,8 @@ impl Execution {
                 } else {
                     MAX_DESCRIPTOR_LENGTH
                 };
-                let found = descriptors(&merged(found, within), length, one, longest);
+                let most = if one { 1 } else { self.descriptors };
+                let found = descriptors(&merged(found, within), length, most, longest);
                 self.style
                     .push_block_status(out, self.tag(), context.id, &found, self.finished);
             }
@@ -361,11 +378,11 @@ fn merged(extents: impl IntoIterator<Item = Extent>, within: u64) -> Vec<Extent>
 }
 
 /// Block descriptors, as length and flags, for a request of `length` bytes (T6): at least one,
-/// none empty or longer than `longest`, all but the last together shorter than the request.
-fn descriptors(extents: &[Extent], length: u64, one: bool, longest: u64) -> Vec<(u64, u32)> {
+/// at most `most`, none empty or longer than `longest`, all but the last together shorter than the request.
+fn descriptors(extents: &[Extent], length: u64, most: usize, longest: u64) -> Vec<(u64, u32)> {
     let mut found = Vec::new();
     let mut covered = 0;
-    for extent in extents.iter().take(if one { 1 } else { MAX_DESCRIPTORS }) {
+    for extent in extents.iter().take(most) {
         let described = extent.length.min(longest);
         found.push((described, extent.flags));
         covered += described;

@@ -80,6 +80,10 @@ pub trait Export: Send + Sync + 'static {
     fn flush(&self) -> Result<(), ExportError> {
         Ok(())
     }
+
+    /// The client says that it leaves, and needs nothing any more of what was kept for it. It is not
+    /// called where a connection merely ends: such a client may come back. Must not block.
+    fn leave(&self) {}
 }
 
 /// Zeros in writes of bounded size.

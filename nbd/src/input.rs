@@ -13,6 +13,8 @@ pub(crate) struct Input {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+    /// Why TLS ended.
+    refused: Option<std::io::Error>,
 }
 
 impl Input {
@@ -22,7 +24,13 @@ impl Input {
             buffer: vec![0; INPUT_BYTES],
             start: 0,
             end: 0,
+            refused: None,
         }
+    }
+
+    /// Why TLS ended, where it did not end in order.
+    pub(crate) fn refused(&self) -> Option<&std::io::Error> {
+        self.refused.as_ref()
     }
 
     /// Lets a state machine eat from the front.
@@ -41,12 +49,14 @@ impl Input {
         let (result, buffer) = self.channel.read(buffer, 0..length).await;
         self.buffer = buffer;
         (self.start, self.end) = (0, *result.as_ref().unwrap_or(&0));
-        if let Err(error) = &result
-            && error.kind() == std::io::ErrorKind::InvalidData
-        {
-            tracing::info!("dropping a client whose TLS failed: {error}");
+        match result {
+            Ok(count) => count > 0,
+            Err(error) => {
+                tracing::debug!("cannot read from a client: {error}");
+                self.refused = Some(error).filter(|error| error.kind() == std::io::ErrorKind::InvalidData);
+                false
+            }
         }
-        matches!(result, Ok(1..))
     }
 
     /// Takes `count` bytes to the end of `target`, from the socket straight to where they are

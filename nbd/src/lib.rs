@@ -4,9 +4,11 @@
 //! and TCP sockets and serves whatever implements [`Catalog`] and [`Export`]. It knows nothing of
 //! images. `docs/nbd.md` lists every MUST of the protocol with the place and the test that keep it.
 
+mod admission;
 mod buffer;
 mod catalog;
 mod channel;
+mod client;
 mod connection;
 mod context;
 mod error;
@@ -34,6 +36,7 @@ mod transmission;
 mod uring;
 
 pub use catalog::{Access, Catalog, ExportInfo};
+pub use client::Client;
 pub use error::{ErrorKind, ServeError};
 pub use export::{Export, ExportError, Extent, FailureKind, HOLE, Ready, ZERO, Zeroing};
 pub use limits::Limits;

@@ -10,8 +10,13 @@ use crate::{ErrorKind, ServeError};
 pub struct Limits {
     /// Time from accepting a connection to the end of its handshake; then it is dropped.
     pub handshake: Duration,
-    /// Connections at a time; one more is closed as soon as it is accepted.
+    /// Connections at a time of clients that have shown who they are; one more is closed. A Unix socket's mode has
+    /// said it when they connect, TLS when they have shown a certificate; on TCP without it, opening an export counts.
     pub connections: usize,
+    /// Connections at a time of clients that have not yet, beside those; a new one ends the one that has waited longest.
+    pub handshakes: usize,
+    /// How many of these may come from one IPv4 address, or from one /64 network of IPv6 addresses.
+    pub handshakes_per_address: usize,
     /// Requests of one connection at a time; further ones wait in the socket.
     pub in_flight: usize,
     /// The longest read, as advertised in the block sizes, which clients take for the longest
@@ -46,6 +51,8 @@ impl Default for Limits {
         Self {
             handshake: Duration::from_secs(10),
             connections: 128,
+            handshakes: 128,
+            handshakes_per_address: 32,
             in_flight: 64,
             max_payload_bytes: 32 << 20,
             max_write_bytes: 64 << 20,
@@ -67,6 +74,11 @@ impl Limits {
         let payload = self.max_payload_bytes as usize;
         let rules = [
             (self.connections > 0, "connections must be at least 1"),
+            (self.handshakes > 0, "handshakes must be at least 1"),
+            (
+                self.handshakes_per_address > 0,
+                "handshakes_per_address must be at least 1",
+            ),
             (self.in_flight > 0, "in_flight must be at least 1"),
             (self.workers > 0, "workers must be at least 1"),
             (self.io_threads > 0, "io_threads must be at least 1"),

@@ -39,12 +39,14 @@ const LINGER: Duration = Duration::from_millis(200);
 /// How long a client has to take its last replies once the grace time is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Memory that was granted: of the connection's share, and of what all connections share. The second part is missing where
-/// the grant is within the little that is reserved for every connection.
-type Grant = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+/// Memory that was granted: of the connection's share, and of what all connections share or of what is reserved for this
+/// one.
+type Grant = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
-/// What is granted to a connection that holds nothing, however much others hold.
-const RESERVED_BYTES: u32 = 256 << 10;
+/// What every connection has for itself, however much others hold: without it, clients that never read their replies would
+/// starve the others. Enough for each step of a request, or for a request of 256 KiB, which is what most clients send, with
+/// its headers.
+const RESERVED_BYTES: usize = execute::STEP_BYTES + execute::HEADER_ROOM;
 
 /// Bytes to send, and the memory they were granted.
 struct Outgoing {
@@ -81,8 +83,10 @@ struct Link {
     unwritten: Rc<Cell<usize>>,
     /// One permit for each request that may be in flight.
     slots: Arc<Semaphore>,
-    /// This connection's share of [`Shared::memory`].
+    /// What this connection may hold.
     memory: Arc<Semaphore>,
+    /// What of it need not be granted out of [`Shared::memory`].
+    reserve: Arc<Semaphore>,
     ahead: RefCell<ReadAhead>,
     /// A range is being prepared.
     preparing: Arc<AtomicBool>,
@@ -107,6 +111,7 @@ pub(crate) async fn transmit(channel: Rc<Channel>, input: Input, session: &Sessi
         unwritten,
         slots: Arc::new(Semaphore::new(in_flight)),
         memory: Arc::new(Semaphore::new(shared.limits.connection_memory_bytes)),
+        reserve: Arc::new(Semaphore::new(RESERVED_BYTES)),
         shared: Arc::clone(shared),
         export: Arc::clone(&session.export),
         style: session.style,
@@ -183,7 +188,10 @@ impl Link {
                 Event::Receive(operation) => {
                     self.post(&mut batch).await && self.receive(operation, &mut input).await
                 }
-                Event::Disconnect => false,
+                Event::Disconnect => {
+                    self.export.leave();
+                    false
+                }
                 Event::Broken(why) => {
                     tracing::info!(why, "dropping a client that broke the protocol");
                     false
@@ -306,9 +314,16 @@ impl Link {
     /// bytes are written.
     async fn execute(&self, mut execution: Execution) {
         while !execution.is_finished() {
-            let Some(memory) = self.grant(execution.step_bytes()).await else {
+            let wanted = execution.step_bytes();
+            let granted = self.grant_some(execution.least_bytes(), wanted).await;
+            let Some((memory, room)) = granted else {
                 return;
             };
+            if self.replies.is_closed() {
+                // The client has gone while this waited.
+                return;
+            }
+            execution.set_room(room);
             let mut bytes = self.shared.spares.take();
             let stepped = self.shared.pool.run(move || {
                 execution.step(&mut bytes);
@@ -333,8 +348,10 @@ impl Link {
         let mut pieces = JoinSet::new();
         let mut taken = 0;
         while taken < operation.length {
-            let length = usize::try_from(PIECE_BYTES.min(operation.length - taken)).unwrap_or(usize::MAX);
-            let Some(memory) = self.grant(length).await else {
+            let left = operation.length - taken;
+            let piece = |most: u64| usize::try_from(most.min(left)).unwrap_or(usize::MAX);
+            let granted = self.grant_some(piece(SHORT_BYTES), piece(PIECE_BYTES)).await;
+            let Some((memory, length)) = granted else {
                 return false;
             };
             let target = self.shared.spares.take();
@@ -422,37 +439,36 @@ impl Link {
         u32::try_from(bytes).unwrap_or(u32::MAX)
     }
 
+    /// Grants `most` bytes if they are there, and otherwise `least` as soon as they are. Returns which of both.
+    async fn grant_some(&self, least: usize, most: usize) -> Option<(Grant, usize)> {
+        if let Some(grant) = self.try_grant(most) {
+            return Some((grant, most));
+        }
+        Some((self.grant(least).await?, least))
+    }
+
     async fn grant(&self, bytes: usize) -> Option<Grant> {
         let permits = self.permits(bytes);
         let own = Arc::clone(&self.memory).acquire_many_owned(permits).await.ok()?;
-        if self.is_reserved(permits) {
-            return Some((own, None));
+        let of_all = Arc::clone(&self.shared.memory).acquire_many_owned(permits);
+        if bytes > RESERVED_BYTES {
+            return Some((own, of_all.await.ok()?));
         }
-        let all = Arc::clone(&self.shared.memory)
-            .acquire_many_owned(permits)
-            .await
-            .ok()?;
-        Some((own, Some(all)))
-    }
-
-    /// Whether what was just granted of the connection's share is all that it holds, and within what is reserved for every
-    /// connection. Without the reserve, clients that never read their replies would starve the others.
-    fn is_reserved(&self, permits: u32) -> bool {
-        let free = self.memory.available_permits();
-        let held = self.shared.limits.connection_memory_bytes.saturating_sub(free);
-        permits <= RESERVED_BYTES && u32::try_from(held).is_ok_and(|held| held <= permits)
+        let reserved = Arc::clone(&self.reserve).acquire_many_owned(permits);
+        let granted = tokio::select! {
+            granted = reserved => granted,
+            granted = of_all => granted,
+        };
+        Some((own, granted.ok()?))
     }
 
     fn try_grant(&self, bytes: usize) -> Option<Grant> {
         let permits = self.permits(bytes);
-        let own = Arc::clone(&self.memory).try_acquire_many_owned(permits).ok()?;
-        if self.is_reserved(permits) {
-            return Some((own, None));
-        }
-        let all = Arc::clone(&self.shared.memory)
-            .try_acquire_many_owned(permits)
-            .ok()?;
-        Some((own, Some(all)))
+        let of = |memory: &Arc<Semaphore>| Arc::clone(memory).try_acquire_many_owned(permits).ok();
+        let own = of(&self.memory)?;
+        // More than is reserved in all is never granted of it.
+        let granted = of(&self.reserve).or_else(|| of(&self.shared.memory))?;
+        Some((own, granted))
     }
 }
 

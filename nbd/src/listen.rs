@@ -12,7 +12,7 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrLike,
 use nix::sys::socket::{bind, getsockname, getsockopt, listen, setsockopt, socket, sockopt};
 use nix::sys::stat::{Mode, fchmod};
 
-use crate::{ErrorKind, ServeError, Tls};
+use crate::{Client, ErrorKind, ServeError, Tls};
 
 /// What is asked of the kernel as a Unix socket's buffer.
 const SEND_BYTES: usize = 2 << 20;
@@ -24,11 +24,24 @@ pub(crate) enum Socket {
     Tcp(TcpStream),
 }
 
-/// An accepted connection, and with what it is to be encrypted.
+/// An accepted connection, who made it, and with what it is to be encrypted.
 #[derive(Debug)]
 pub(crate) struct Accepted {
     pub(crate) socket: Socket,
+    pub(crate) client: Client,
     pub(crate) tls: Option<Tls>,
+}
+
+impl Accepted {
+    pub(crate) fn unix(stream: UnixStream) -> Self {
+        // A peer that the kernel cannot tell is like every other such peer.
+        let pid = getsockopt(&stream, sockopt::PeerCredentials).map_or(0, |peer| peer.pid());
+        Self {
+            socket: Socket::Unix(stream),
+            client: Client::Process(pid),
+            tls: None,
+        }
+    }
 }
 
 /// A listening socket. Dropping one that we made at a path removes the file.
@@ -118,17 +131,18 @@ impl Listener {
                 // A reply that fits is sent without waiting for the client. The kernel gives what its
                 // limits allow; TCP's buffers grow by themselves.
                 setsockopt(&stream, sockopt::SndBuf, &SEND_BYTES)?;
-                let socket = Socket::Unix(stream);
-                Ok(Accepted { socket, tls: None })
+                Ok(Accepted::unix(stream))
             }
             Self::Tcp { socket, tls, .. } => {
-                let (stream, _) = socket.accept()?;
+                let (stream, peer) = socket.accept()?;
                 // T18: a reply waits for no other packet.
                 stream.set_nodelay(true)?;
                 keep_alive(&stream)?;
-                let socket = Socket::Tcp(stream);
-                let tls = tls.clone();
-                Ok(Accepted { socket, tls })
+                Ok(Accepted {
+                    socket: Socket::Tcp(stream),
+                    client: Client::at(peer.ip()),
+                    tls: tls.clone(),
+                })
             }
         }
     }

@@ -7,16 +7,16 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::admission::{Admission, Evicted, Notices, Place};
 use crate::buffer::Spares;
 use crate::connection;
 use crate::listen::{Accepted, Listener, Socket};
@@ -187,12 +187,12 @@ impl Server {
             memory,
             spares,
             stage,
+            notices: Notices::default(),
         });
+        let last_leaves = listeners.is_empty().then(|| handle.clone());
         let mut door = Door {
             workers: Workers::start(&shared)?,
-            limit: shared.limits.connections,
-            count: Arc::default(),
-            last_leaves: listeners.is_empty().then(|| handle.clone()),
+            admission: Admission::new(&shared.limits, last_leaves),
         };
         ready();
         door.let_in_all(connected);
@@ -217,33 +217,17 @@ fn cannot_start(what: &str, source: io::Error) -> ServeError {
     ServeError::io(format!("cannot start {what} of the NBD server"), source)
 }
 
-/// A connection on its way to a worker, counted until it is over.
-struct Counted {
-    accepted: Accepted,
-    guard: CountGuard,
+/// A connection on its way to a worker, and its place.
+pub(crate) struct Guest {
+    pub(crate) accepted: Accepted,
+    pub(crate) place: Place,
+    pub(crate) evicted: Evicted,
 }
 
-struct CountGuard {
-    count: Arc<AtomicUsize>,
-    last_leaves: Option<ShutdownHandle>,
-}
-
-impl Drop for CountGuard {
-    fn drop(&mut self) {
-        let was_last = self.count.fetch_sub(1, Ordering::Relaxed) == 1;
-        if let Some(handle) = self.last_leaves.take_if(|_| was_last) {
-            handle.shutdown();
-        }
-    }
-}
-
-/// Lets clients in, while there is room.
+/// Lets clients in.
 struct Door {
     workers: Workers,
-    limit: usize,
-    count: Arc<AtomicUsize>,
-    /// Ends the server when the last client leaves.
-    last_leaves: Option<ShutdownHandle>,
+    admission: Arc<Admission>,
 }
 
 impl Door {
@@ -274,36 +258,30 @@ impl Door {
         }
     }
 
-    /// Counts one more; the number of those that were there is returned as well.
-    fn count(&self) -> (CountGuard, usize) {
-        let before = self.count.fetch_add(1, Ordering::Relaxed);
-        let guard = CountGuard {
-            count: Arc::clone(&self.count),
-            last_leaves: self.last_leaves.clone(),
-        };
-        (guard, before)
-    }
-
     fn let_in(&mut self, accepted: Accepted) {
-        let (guard, before) = self.count();
-        if before >= self.limit {
-            let limit = self.limit;
-            tracing::warn!(limit, "turned a client away: too many connections");
+        let (place, evicted) = self.admission.wait(&accepted.client);
+        // Who may connect to a Unix socket, its mode has said.
+        if matches!(accepted.socket, Socket::Unix(_)) && !place.admit() {
             return;
         }
-        self.workers.hand_over(Counted { accepted, guard });
+        self.workers.hand_over(Guest {
+            accepted,
+            place,
+            evicted,
+        });
     }
 
     /// Lets in clients that are connected already, as many as there are: whoever made the server
     /// chose them.
     fn let_in_all(&mut self, connected: Vec<UnixStream>) {
         // One of them may have left before the last is in, and must not be the last to leave.
-        let (whole, _) = self.count();
+        let whole = self.admission.admit_chosen();
         for stream in connected {
-            let socket = Socket::Unix(stream);
-            let (guard, _) = self.count();
-            let accepted = Accepted { socket, tls: None };
-            self.workers.hand_over(Counted { accepted, guard });
+            self.workers.hand_over(Guest {
+                accepted: Accepted::unix(stream),
+                place: self.admission.admit_chosen(),
+                evicted: oneshot::channel().1,
+            });
         }
         drop(whole);
     }
@@ -332,7 +310,7 @@ fn wait_for_clients<'a>(
 
 /// The threads that drive connections.
 struct Workers {
-    inboxes: Vec<mpsc::UnboundedSender<Counted>>,
+    inboxes: Vec<mpsc::UnboundedSender<Guest>>,
     threads: Vec<JoinHandle<io::Result<()>>>,
     /// Closed when the last worker is done.
     done: std_mpsc::Receiver<()>,
@@ -372,7 +350,7 @@ impl Workers {
     }
 
     /// Gives a connection to the next worker that still lives; if none does, drops it.
-    fn hand_over(&mut self, connection: Counted) {
+    fn hand_over(&mut self, connection: Guest) {
         let mut connection = Some(connection);
         for _ in 0..self.inboxes.len() {
             self.next = (self.next + 1) % self.inboxes.len();
@@ -416,17 +394,13 @@ fn no_ring() -> ServeError {
 }
 
 /// A worker's life: takes connections while there are any to come, then sees them end.
-async fn work(mut incoming: mpsc::UnboundedReceiver<Counted>, shared: Arc<Shared>) {
+async fn work(mut incoming: mpsc::UnboundedReceiver<Guest>, shared: Arc<Shared>) {
     let mut live = JoinSet::new();
     loop {
         tokio::select! {
             connection = incoming.recv() => match connection {
-                Some(Counted { accepted, guard }) => {
-                    let shared = Arc::clone(&shared);
-                    live.spawn_local(async move {
-                        connection::serve(accepted, shared).await;
-                        drop(guard);
-                    });
+                Some(guest) => {
+                    live.spawn_local(connection::serve(guest, Arc::clone(&shared)));
                 }
                 None => break,
             },

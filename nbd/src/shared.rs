@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
 
+use crate::admission::Notices;
 use crate::buffer::Spares;
 use crate::pool::Pool;
 use crate::{Catalog, Limits};
@@ -27,6 +28,7 @@ pub(crate) struct Shared {
     pub(crate) memory: Arc<Semaphore>,
     pub(crate) spares: Arc<Spares>,
     pub(crate) stage: watch::Receiver<Stage>,
+    pub(crate) notices: Notices,
 }
 
 impl Shared {

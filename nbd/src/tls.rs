@@ -121,6 +121,13 @@ impl Session {
         })
     }
 
+    /// The certificate that the client has shown, in DER.
+    pub(crate) fn certificate(&self) -> Option<Arc<[u8]>> {
+        let connection = self.connection.borrow();
+        let shown = connection.peer_certificates()?.first()?;
+        Some(Arc::from(&**shown))
+    }
+
     /// Reads decrypted bytes to `buffer[range]`; 0 at the end of the stream. Answers what belongs
     /// to TLS itself on the way. A call that is dropped takes the input with it.
     pub(crate) async fn read(&self, stream: &Stream, buffer: &mut [u8]) -> io::Result<usize> {

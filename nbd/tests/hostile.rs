@@ -7,6 +7,8 @@ mod common;
 
 use std::fs;
 use std::io::Read;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
@@ -16,9 +18,12 @@ use std::time::{Duration, Instant};
 
 use common::raw::{CMD_DISC, CMD_FLUSH, CMD_READ, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_LIST};
 use common::raw::{OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_SHUTDOWN, Raw, option_bytes, request_bytes};
-use common::{CLUSTER, Disks, MIB, MemoryDisk, Running, expect, path};
-use nbd::{Access, Catalog, ErrorKind, Export, ExportError, ExportInfo, Extent, Limits, ServeError, Server};
-use testkit::process::wait_for;
+use common::{CLUSTER, Disks, MIB, MemoryDisk, Running, client, expect, path};
+use nbd::{
+    Access, Catalog, Client, ErrorKind, Export, ExportError, ExportInfo, Extent, Limits, ServeError, Server,
+};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use testkit::process::{PATIENCE, wait_for};
 
 const EIO: u32 = 5;
 const ESHUTDOWN: u32 = 108;
@@ -291,6 +296,13 @@ fn a_client_killed_in_the_middle_of_a_copy_leaves_the_server_well() {
     );
 }
 
+/// Whether the server has ended a connection, whatever is still to be read.
+fn has_hung_up(raw: &Raw) -> bool {
+    let mut polled = [PollFd::new(raw.0.as_fd(), PollFlags::empty())];
+    poll(&mut polled, PollTimeout::ZERO).unwrap();
+    polled[0].revents().unwrap().contains(PollFlags::POLLHUP)
+}
+
 #[test]
 fn clients_that_take_no_replies_are_dropped_and_their_memory_comes_back() {
     let limits = Limits {
@@ -306,12 +318,13 @@ fn clients_that_take_no_replies_are_dropped_and_their_memory_comes_back() {
     for raw in &mut greedy {
         (0..16).for_each(|cookie| raw.request(CMD_READ, cookie, 0, 32 << 20));
     }
-    // Waits behind them in line, and must get through once they are dropped.
-    expect(
-        "nbdcopy",
-        &["--request-size=33554432", &server.uri("disk"), "null:"],
-    );
+    // Needs more than is reserved for it, waits behind them in line, and must get through once they are dropped.
+    let mut patient = Raw::transmitting(&server.socket(), false);
+    patient.request(CMD_READ, 7, 0, 32 << 20);
+    assert_eq!(patient.simple_reply(), (0, 7));
+    patient.take(32 << 20);
     for mut raw in greedy {
+        wait_for("the server hangs up", || has_hung_up(&raw));
         assert!(
             raw.rest().len() < 32 << 20,
             "a whole reply went into the socket's buffers"
@@ -337,12 +350,56 @@ fn clients_that_take_no_replies_do_not_starve_one_that_does() {
     }
     for _ in 0..3 {
         let mut modest = Raw::transmitting(&server.socket(), false);
-        for cookie in 0..8 {
-            modest.request(CMD_READ, cookie, 4096 * cookie, 4096);
+        for (cookie, length) in (0..).zip([4096, 4096, 128 << 10, 256 << 10, 256 << 10]) {
+            modest.request(CMD_READ, cookie, 4096 * cookie, length);
             assert_eq!(modest.simple_reply(), (0, cookie));
-            assert_eq!(modest.take(4096).len(), 4096);
+            assert_eq!(modest.take(length as usize).len(), length as usize);
         }
     }
+    // With structured replies, reads of any length, one step after the other; and the map.
+    for size in ["262144", "1048576"] {
+        let size = format!("--request-size={size}");
+        let disk = server.uri("disk");
+        expect(
+            "nbdcopy",
+            &["--connections=1", "--requests=1", &size, &disk, "null:"],
+        );
+    }
+    expect("nbdinfo", &["--map", &server.uri("disk")]);
+}
+
+#[test]
+fn n10_silent_clients_take_no_place_of_others() {
+    let limits = Limits {
+        connections: 2,
+        handshakes: 8,
+        handshakes_per_address: 4,
+        // They are not dropped for being slow.
+        handshake: Duration::from_secs(600),
+        ..Limits::default()
+    };
+    let server = with_limits(data(MIB), limits);
+    let silent: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(server.tcp).unwrap()).collect();
+    for _ in 0..3 {
+        expect("nbdinfo", &["--size", &server.tcp_uri("disk")]);
+        assert_serving(&server);
+    }
+    // The first ones had to make way. Of the address's four, the clients took one place at a time.
+    let is_closed = |stream: &TcpStream| {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        // After the greeting at most.
+        Raw(stream.try_clone().unwrap()).rest().len() <= 18
+    };
+    assert!(silent.iter().take(16).all(is_closed));
+    // Those that have shown what they want hold a place of the others.
+    let first = Raw::transmitting(&server.socket(), false);
+    let _second = Raw::transmitting(&server.socket(), false);
+    let refused = client("nbdinfo", &["--size", &server.tcp_uri("disk")]);
+    assert!(refused.stderr.contains("2 connections"), "{refused:?}");
+    drop(first);
+    wait_for("its place is free", || {
+        client("nbdinfo", &["--size", &server.tcp_uri("disk")]).code == Some(0)
+    });
 }
 
 #[test]
@@ -473,7 +530,7 @@ impl Catalog for OnlyClosing {
     fn list(&self) -> Result<Vec<ExportInfo>, ServeError> {
         Ok(vec![])
     }
-    fn info(&self, name: &str) -> Result<ExportInfo, ServeError> {
+    fn info(&self, name: &str, _: &Client) -> Result<ExportInfo, ServeError> {
         Ok(ExportInfo {
             name: name.into(),
             description: None,
@@ -482,7 +539,7 @@ impl Catalog for OnlyClosing {
             access: Access::ReadOnly,
         })
     }
-    fn open(&self, _: &str) -> Result<Arc<dyn Export>, ServeError> {
+    fn open(&self, _: &str, _: &Client) -> Result<Arc<dyn Export>, ServeError> {
         Ok(Arc::new(Closing(data(512), Arc::clone(&self.0))))
     }
 }
@@ -616,7 +673,7 @@ impl Catalog for OnlyCounted {
     fn list(&self) -> Result<Vec<ExportInfo>, ServeError> {
         Ok(vec![])
     }
-    fn info(&self, name: &str) -> Result<ExportInfo, ServeError> {
+    fn info(&self, name: &str, _: &Client) -> Result<ExportInfo, ServeError> {
         Ok(ExportInfo {
             name: name.into(),
             description: None,
@@ -625,7 +682,7 @@ impl Catalog for OnlyCounted {
             access: Access::ReadOnly,
         })
     }
-    fn open(&self, _: &str) -> Result<Arc<dyn Export>, ServeError> {
+    fn open(&self, _: &str, _: &Client) -> Result<Arc<dyn Export>, ServeError> {
         Ok(Arc::new(Counted(Arc::clone(&self.0))))
     }
 }

@@ -382,6 +382,22 @@ fn n11_an_end_of_stream_within_a_record_ends_the_connection_and_gives_its_place_
 }
 
 #[test]
+fn n10_silent_clients_do_not_shut_out_one_with_a_certificate() {
+    let limits = Limits {
+        connections: 1,
+        handshakes: 4,
+        handshakes_per_address: 4,
+        // They are not dropped for being slow.
+        handshake: Duration::from_secs(600),
+        ..Limits::default()
+    };
+    let setup = Setup::new(Disks::new(vec![("disk", small())]), limits);
+    let silent: Vec<TcpStream> = (0..20).map(|_| setup.tcp()).collect();
+    setup.assert_serving();
+    drop(silent);
+}
+
+#[test]
 fn n10_a_tls_handshake_has_the_time_of_any_handshake() {
     let limits = Limits {
         handshake: Duration::from_millis(300),

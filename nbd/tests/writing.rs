@@ -37,6 +37,35 @@ fn script(uri: &str, lines: &str) {
 }
 
 #[test]
+fn clients_that_take_no_replies_do_not_starve_one_that_writes() {
+    let limits = Limits {
+        // They are not dropped while this test runs.
+        stall: Duration::from_secs(600),
+        memory_bytes: 32 << 20,
+        connection_memory_bytes: 32 << 20,
+        ..Limits::default()
+    };
+    let (disk, server) = serve(WritableDisk::of(32 * MIB), limits);
+    let mut greedy: Vec<Raw> = (0..2)
+        .map(|_| Raw::transmitting(&server.socket(), false))
+        .collect();
+    for raw in &mut greedy {
+        (0..16).for_each(|cookie| raw.request(CMD_READ, cookie, 0, 32 << 20));
+    }
+    let mut modest = Raw::transmitting(&server.socket(), false);
+    // The longest one arrives in pieces.
+    for (cookie, length) in (0..).zip([4096, 256 << 10, 5 << 20]) {
+        modest.write(FUA, cookie, 0, &vec![cookie as u8 + 1; length]);
+        assert_eq!(modest.simple_reply(), (0, cookie));
+        assert!(
+            disk.bytes.lock().unwrap()[..length]
+                .iter()
+                .all(|byte| *byte == cookie as u8 + 1)
+        );
+    }
+}
+
+#[test]
 fn nbdsh_writes_zeroes_trims_caches_and_flushes() {
     let (disk, server) = serve(WritableDisk::of(4 * MIB), Limits::default());
     let lines = "

@@ -10,14 +10,7 @@ mod common;
 use common::{CLUSTER, Fixture, disk, is_locked};
 use std::fs;
 use std::process::{Child, Command, Stdio};
-use testkit::program::{Running, run, tool, wait_for};
-
-/// `nbdsh` by the system's Python, which has its module; another one may come first in PATH.
-fn nbdsh() -> Command {
-    let mut command = Command::new("/usr/bin/python3");
-    command.args(["-m", "nbd"]);
-    command
-}
+use testkit::program::{Running, nbdsh, run, tool, wait_for};
 
 fn serving(fixture: &Fixture, args: &[&str], lines: usize) -> (Running, Vec<String>) {
     let mut command = fixture.command();
@@ -256,7 +249,13 @@ fn tcp_is_encrypted_unless_said_otherwise() {
         let asked = run(Command::new("nbdinfo").arg(&refused));
         assert!(asked.code != Some(0), "{refused} is served to anybody");
     }
-    assert_eq!(encrypted.signal("TERM").0, Some(0));
+    let (code, log) = encrypted.signal("TERM");
+    assert_eq!(code, Some(0));
+    let refused: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("TLS handshake failed"))
+        .collect();
+    assert!(refused.len() == 1 && refused[0].contains("127.0.0.1"), "{log}");
 }
 
 /// A process that does not outlive its test.

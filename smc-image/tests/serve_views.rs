@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use testkit::program::{Run, Running, run, tool};
+use testkit::program::{Running, nbdsh, run, tool};
 
 /// A server on a Unix socket in the fixture's directory.
 fn serving(fixture: &Fixture, args: &[&str], lines: usize) -> Running {
@@ -34,13 +34,8 @@ fn uri(fixture: &Fixture, export: &str) -> String {
     )
 }
 
-/// `nbdsh` by the system's Python, which has its module; another one may come first in PATH.
-fn nbdsh(args: &[&str]) -> Run {
-    run(Command::new("/usr/bin/python3").args(["-m", "nbd"]).args(args))
-}
-
 fn script(uri: &str, lines: &str) -> String {
-    let shell = nbdsh(&["--uri", uri, "-c", lines]);
+    let shell = run(nbdsh().args(["--uri", uri, "-c", lines]));
     assert_eq!(shell.code, Some(0), "{shell:?}");
     shell.stdout
 }
@@ -174,7 +169,8 @@ other = nbd.NBD()
 other.connect_uri('{uri}')
 assert other.pread(4096, {}) == b'y' * 4096, 'two clients of one export see one overlay'
 assert h.pread({CLUSTER}, 0) == bytes({CLUSTER})
-del other",
+other.shutdown()
+h.shutdown()",
         20 * CLUSTER,
         20 * CLUSTER
     );
@@ -266,7 +262,8 @@ except nbd.Error as error:
     print(error.errno)
 assert h.pread({MIB}, 0) == b'a' * {MIB}
 h.trim({MIB}, 0)
-h.pwrite(b'c' * 65536, {})",
+h.pwrite(b'c' * 65536, {})
+h.shutdown()",
         2 * MIB,
         3 * MIB
     );
@@ -285,7 +282,7 @@ fn started_by_client<'a>(store: &'a str, option: &[&'a str]) -> Vec<&'a str> {
 fn size_by(connect: &str, server: &[&str]) {
     let line =
         format!("import nbd\nh = nbd.NBD()\nh.{connect}({server:?})\nprint(h.get_size())\nh.shutdown()");
-    let shell = nbdsh(&["-c", &line]);
+    let shell = run(nbdsh().args(["-c", &line]));
     assert_eq!(shell.stdout, format!("{}\n", disk(1).len()), "{shell:?}");
 }
 
@@ -336,7 +333,7 @@ bad = [at for at, _, status in found if status == nbd.READ_ERROR]
 print(bad)
 print(h.pread({CLUSTER}, 0) is not None)"
     );
-    let shell = nbdsh(&["--uri", &uri(&fixture, "web/1"), "-c", &lines]);
+    let shell = run(nbdsh().args(["--uri", &uri(&fixture, "web/1"), "-c", &lines]));
     let at = damaged * CLUSTER;
     assert_eq!(shell.stdout, format!("EIO\n[{at}]\nTrue\n"), "{shell:?}");
     // libnbd's debugging output has the server's words.

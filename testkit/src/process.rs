@@ -210,6 +210,24 @@ pub fn run(command: &mut Command) -> Result<String> {
     ))
 }
 
+/// The memory that a process has in use now (VmRSS), in bytes.
+///
+/// # Errors
+/// [`ErrorKind::Io`] when there is no such process.
+pub fn resident_bytes(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).context(|| format!("read {path}"))?;
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = rss.and_then(|rss| rss.split_whitespace().next()?.parse::<u64>().ok());
+    let no_rss = || {
+        Error::new(
+            ErrorKind::Io,
+            format!("{path} has no VmRSS: the process has ended"),
+        )
+    };
+    Ok(kib.ok_or_else(no_rss)? << 10)
+}
+
 /// The last `lines` lines of `text`.
 pub fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.trim_end().lines().collect();

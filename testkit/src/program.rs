@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "only tests use it")]
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -171,6 +171,13 @@ pub fn tool(name: &str, args: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
+/// libnbd's shell, by the system's Python, which has its module; another one may come first in PATH.
+pub fn nbdsh() -> Command {
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-m", "nbd"]);
+    command
+}
+
 /// A process that is ended when dropped.
 #[derive(Debug)]
 pub struct Running(pub Child);
@@ -188,10 +195,10 @@ impl Running {
         )
     }
 
-    /// The first `count` lines of its stdout.
+    /// The next `count` lines of its stdout, or as many as there are to its end.
     pub fn lines(&mut self, count: usize) -> Vec<String> {
-        let reader = BufReader::new(self.0.stdout.as_mut().unwrap());
-        reader.lines().take(count).map(Result::unwrap).collect()
+        let output = self.0.stdout.as_mut().unwrap();
+        std::iter::from_fn(|| next_line(output)).take(count).collect()
     }
 
     /// Sends a signal and waits for the end; returns the exit code and stderr.
@@ -210,6 +217,21 @@ impl Running {
             .read_to_string(&mut complaints)
             .unwrap();
         (status.unwrap().code(), complaints)
+    }
+}
+
+/// The next line, read byte by byte: what lies behind it is for the next call. `None` at the end.
+fn next_line(output: &mut impl Read) -> Option<String> {
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    loop {
+        let is_end = output.read(&mut byte).unwrap() == 0;
+        if is_end && line.is_empty() {
+            return None;
+        }
+        if is_end || byte == *b"\n" {
+            return Some(String::from_utf8(line).unwrap());
+        }
+        line.push(byte[0]);
     }
 }
 

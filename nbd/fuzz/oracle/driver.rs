@@ -12,7 +12,7 @@ use crate::execute::{self, Execution};
 use crate::handshake::{Handshake, Session, Step, Tls};
 use crate::link::SHORT_BYTES;
 use crate::transmission::{Event, Operation, OperationKind, Transmission};
-use crate::{Catalog, Limits};
+use crate::{Catalog, Client, Limits};
 
 /// Where a reply of any style has its cookie.
 const COOKIE_AT: usize = 8;
@@ -96,7 +96,7 @@ impl<'a> Driver<'a> {
         }
         let mut step = machine.advance(rest);
         if let Step::Ask(question) = step {
-            step = machine.answer(consult(self.catalog, &question));
+            step = machine.answer(consult(self.catalog, &Client::Process(0), &question));
         }
         let goes_on = !matches!(step, Step::Read);
         match step {

@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use crate::{Access, Catalog, ErrorKind, Export, ExportError, ExportInfo, Extent, FailureKind, Limits};
+use crate::{
+    Access, Catalog, Client, ErrorKind, Export, ExportError, ExportInfo, Extent, FailureKind, Limits,
+};
 use crate::{HOLE, Overlay, Ready, ServeError, Space, ZERO};
 
 /// Bytes of the disks that have contents worth the name.
@@ -326,15 +328,15 @@ impl Catalog for Exports {
         Ok(listed.to_vec())
     }
 
-    fn info(&self, name: &str) -> Result<ExportInfo, ServeError> {
+    fn info(&self, name: &str, _: &Client) -> Result<ExportInfo, ServeError> {
         describe(name).map_err(|denied| refusal(name, denied))
     }
 
-    fn contexts(&self, name: &str) -> Result<Vec<String>, ServeError> {
+    fn contexts(&self, name: &str, _: &Client) -> Result<Vec<String>, ServeError> {
         Ok(contexts(name))
     }
 
-    fn open(&self, name: &str) -> Result<Arc<dyn Export>, ServeError> {
+    fn open(&self, name: &str, _: &Client) -> Result<Arc<dyn Export>, ServeError> {
         let kind = find(name).map_err(|denied| refusal(name, denied))?;
         Ok(match kind {
             Kind::Disk => Arc::new(DISK),

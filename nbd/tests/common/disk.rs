@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nbd::{Access, Catalog, Export, ExportError, ExportInfo, Extent, FailureKind, ServeError, Zeroing};
+use nbd::{
+    Access, Catalog, Client, Export, ExportError, ExportInfo, Extent, FailureKind, ServeError, Zeroing,
+};
 
 /// What is written lies in memory; a flush brings it to the file, if there is one.
 #[derive(Default)]
@@ -144,10 +146,10 @@ impl Only {
 
 impl Catalog for Only {
     fn list(&self) -> Result<Vec<ExportInfo>, ServeError> {
-        Ok(vec![self.info("")?])
+        Ok(vec![self.info("", &Client::Process(0))?])
     }
 
-    fn info(&self, name: &str) -> Result<ExportInfo, ServeError> {
+    fn info(&self, name: &str, _: &Client) -> Result<ExportInfo, ServeError> {
         Ok(ExportInfo {
             name: name.to_owned(),
             description: None,
@@ -157,7 +159,7 @@ impl Catalog for Only {
         })
     }
 
-    fn open(&self, _: &str) -> Result<Arc<dyn Export>, ServeError> {
+    fn open(&self, _: &str, _: &Client) -> Result<Arc<dyn Export>, ServeError> {
         Ok(Arc::clone(&self.export))
     }
 }

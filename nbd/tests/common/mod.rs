@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nbd::{Access, Catalog, ErrorKind, Export, ExportError, ExportInfo, Extent, Limits, ServeError};
+use nbd::{Access, Catalog, Client, ErrorKind, Export, ExportError, ExportInfo, Extent, Limits, ServeError};
 use nbd::{Server, ShutdownHandle, Tls};
 use testkit::Random;
 use testkit::program::{Run, run_within};
@@ -171,11 +171,11 @@ impl Catalog for Disks {
         Ok(self.named.iter().map(Self::describe).collect())
     }
 
-    fn info(&self, name: &str) -> Result<ExportInfo, ServeError> {
+    fn info(&self, name: &str, _: &Client) -> Result<ExportInfo, ServeError> {
         self.find(name).map(Self::describe)
     }
 
-    fn open(&self, name: &str) -> Result<Arc<dyn Export>, ServeError> {
+    fn open(&self, name: &str, _: &Client) -> Result<Arc<dyn Export>, ServeError> {
         self.opened.fetch_add(1, Ordering::SeqCst);
         let (_, disk) = self.find(name)?;
         Ok(Arc::clone(disk) as Arc<dyn Export>)

@@ -3,7 +3,8 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+
+use testkit::process::PATIENCE;
 
 pub const OPT_EXPORT_NAME: u32 = 1;
 pub const OPT_ABORT: u32 = 2;
@@ -31,13 +32,13 @@ pub const CMD_BLOCK_STATUS: u16 = 7;
 pub const FUA: u16 = 1;
 pub const PAYLOAD_LEN: u16 = 1 << 5;
 
-/// A connection at the byte level. Reads fail after 20 s rather than hang the tests.
+/// A connection at the byte level. Reads fail after a while rather than hang the tests.
 pub struct Raw<S = UnixStream>(pub S);
 
 impl Raw {
     pub fn connect(socket: &Path) -> Self {
         let stream = UnixStream::connect(socket).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Self(stream)
     }
 

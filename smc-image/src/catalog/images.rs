@@ -15,7 +15,7 @@ impl Images {
         Self { store, readers }
     }
 
-    /// Locks an image against deletion.
+    /// Locks the image that a reference names against deletion.
     pub(super) fn hold(&self, image: &ImageRef) -> imagefmt::Result<Lock> {
         self.store.hold(&self.store.resolve(image)?)
     }

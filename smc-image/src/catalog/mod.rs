@@ -1,7 +1,9 @@
 //! Images of a store as NBD exports.
 
+mod attached;
 mod changes;
 mod images;
+mod kept;
 mod overlays;
 mod reporting;
 mod served;
@@ -10,31 +12,57 @@ mod single;
 pub use reporting::{ReadFailures, ReportingDisk};
 pub use single::SingleDisk;
 
+use attached::{Attached, Bound, Follower};
 use imagefmt::{DiskRecord, ErrorKind, ImageId, ImageRef, Lock, Manifest, Store, Which};
 use images::Images;
-use nbd::{Access, Catalog, Export, ExportInfo, ServeError};
-use overlays::{Key, Overlays};
+use kept::{Kept, Use};
+use nbd::{Access, Catalog, Client, Export, ExportInfo, ServeError};
+use overlays::Overlays;
 use served::ServedDisk;
 use std::collections::HashSet;
 use std::error::Error as StdError;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 /// The images of a store, or some of them, as exports.
 ///
 /// An export's name is an image reference: `web01/7:vda`, `web01/latest:vda`, and without the disk where the image
-/// has one. What `latest` means is looked up anew whenever a client asks. The default export, `""`, exists where
-/// exactly one disk is offered. With overlays every export can be written to, and `@NAME` behind its name asks for an
-/// overlay that stays.
+/// has one. With overlays every export can be written to, and `@NAME` behind its name asks for an overlay that stays.
+///
+/// What `latest` means to a client is looked up when its first connection opens it. For its other connections, and for
+/// one that comes back within the grace time, it means the same image: they would see different disks otherwise. An
+/// overlay with a name stays on the image on which it began.
+///
+/// The default export, `""`, is the one disk that was named, or the latest image of the only job where it has one disk.
+/// Once it means something, it means that until the server ends.
 #[derive(Debug)]
 pub struct StoreCatalog {
     images: Arc<Images>,
     /// What is offered; `None`: everything.
     chosen: Option<Vec<ImageRef>>,
+    /// What the default export means, once that is known.
+    default: OnceLock<ImageRef>,
     /// Named images stay while they are offered, whether or not a client has opened one.
     _held: Vec<Lock>,
+    grace: Duration,
+    latest: Kept<Follower, Bound>,
     failures: Arc<ReadFailures>,
     overlays: Option<Overlays>,
+}
+
+/// What the name of an export asks for.
+#[derive(Debug)]
+struct Asked {
+    image: ImageRef,
+    /// The overlay's name.
+    overlay: Option<String>,
+}
+
+impl Asked {
+    fn follows_latest(&self) -> bool {
+        self.image.which == Which::Latest
+    }
 }
 
 /// One name under which a disk is offered.
@@ -52,16 +80,27 @@ pub struct Offer {
     description: String,
 }
 
+impl Offer {
+    /// The disk, by the number of its image.
+    fn label(&self) -> String {
+        format!("{}:{}", self.image, self.disk)
+    }
+}
+
 impl StoreCatalog {
-    /// Offers `images`, or every image of the store where none is named, read-only.
-    pub fn new(store: Store, images: &[ImageRef]) -> Self {
+    /// Offers `images`, or every image of the store where none is named, read-only. A client whose connection broke
+    /// finds what it had for `grace`.
+    pub fn new(store: Store, images: &[ImageRef], grace: Duration) -> Self {
         let chosen = (!images.is_empty()).then(|| images.to_vec());
         let store = Images::new(store);
         let held = images.iter().filter_map(|image| held(&store, image)).collect();
         Self {
             images: Arc::new(store),
             chosen,
+            default: OnceLock::new(),
             _held: held,
+            grace,
+            latest: Kept::new(grace),
             failures: Arc::default(),
             overlays: None,
         }
@@ -75,7 +114,7 @@ impl StoreCatalog {
         memory_bytes: u64,
         limit_bytes: u64,
     ) -> Result<Self, ServeError> {
-        let overlays = Some(Overlays::new(directory, memory_bytes, limit_bytes)?);
+        let overlays = Some(Overlays::new(directory, memory_bytes, limit_bytes, self.grace)?);
         Ok(Self { overlays, ..self })
     }
 
@@ -94,8 +133,44 @@ impl StoreCatalog {
         };
         let mut names = HashSet::new();
         offers.retain(|offer| names.insert(offer.name.clone()));
-        offers.extend(the_default(&offers));
+        offers.extend(self.the_default(&offers)?);
         Ok(offers)
+    }
+
+    /// The default export, where there is one.
+    fn the_default(&self, offers: &[Offer]) -> imagefmt::Result<Option<Offer>> {
+        if self.default.get().is_none() {
+            let found = match &self.chosen {
+                Some(_) => only_disk(offers),
+                None => self.only_job(offers)?,
+            };
+            // Where two look at once, the first one decides.
+            if let Some(found) = found {
+                self.default.set(found).unwrap_or_default();
+            }
+        }
+        let Some(image) = self.default.get() else {
+            return Ok(None);
+        };
+        let name = image.to_string();
+        let found = offers.iter().find(|offer| offer.name == name);
+        Ok(found.map(|offer| Offer {
+            name: String::new(),
+            ..offer.clone()
+        }))
+    }
+
+    /// The disk of the latest image of the only job, if that image has one disk.
+    fn only_job(&self, offers: &[Offer]) -> imagefmt::Result<Option<ImageRef>> {
+        let jobs = self.images.store.jobs()?;
+        let with_images = jobs.values().filter(|images| images.latest().is_some());
+        let names = offers.iter().filter_map(|offer| offer.name.parse().ok());
+        let mut latest = names.filter(|name: &ImageRef| name.which == Which::Latest && name.disk.is_some());
+        // One whose image cannot be read now is not offered; it is a job all the same.
+        Ok(match (with_images.count(), latest.next(), latest.next()) {
+            (1, only, None) => only,
+            _ => None,
+        })
     }
 
     fn offer_everything(&self) -> imagefmt::Result<Vec<Offer>> {
@@ -162,50 +237,128 @@ impl StoreCatalog {
             .is_none_or(|chosen| chosen.iter().any(covers))
     }
 
-    /// What a name from the wire stands for.
-    fn find(&self, name: &str) -> Result<Offer, ServeError> {
+    /// What a name from the wire asks for.
+    fn asked(&self, name: &str) -> Result<Asked, ServeError> {
         let unknown = || ServeError::not_found(name);
-        if name.is_empty() {
-            let offers = self.offers().map_err(|error| refusal(&error))?;
-            let first = offers
-                .into_iter()
-                .find(|offer| offer.name.is_empty())
-                .ok_or_else(unknown)?;
-            return Ok(Offer {
-                name: format!("{}:{}", first.image, first.disk),
-                ..first
-            });
+        let (disk, overlay) = match name.split_once('@').filter(|_| self.overlays.is_some()) {
+            Some((disk, overlay)) => (disk, Some(overlay)),
+            None => (name, None),
+        };
+        if let Some(overlay) = overlay {
+            imagefmt::check_name("overlay", overlay).map_err(|_| unknown())?;
         }
-        let image: ImageRef = name.parse().map_err(|_| unknown())?;
-        if !self.is_chosen(&image) {
-            return Err(unknown());
+        let image = if disk.is_empty() {
+            if self.default.get().is_none() {
+                self.offers().map_err(|error| refusal(&error))?;
+            }
+            self.default.get().cloned().ok_or_else(unknown)?
+        } else {
+            let image = disk.parse().map_err(|_| unknown())?;
+            if !self.is_chosen(&image) {
+                return Err(unknown());
+            }
+            image
+        };
+        Ok(Asked {
+            image,
+            overlay: overlay.map(str::to_owned),
+        })
+    }
+
+    /// The image that a client means, whether or not it has opened it.
+    fn meant(&self, asked: &Asked, client: &Client) -> Result<ImageId, ServeError> {
+        let Asked { image, overlay } = asked;
+        let begun = || self.overlays.as_ref()?.begun(&image.job, overlay.as_deref()?);
+        match asked.follows_latest().then(begun).flatten() {
+            Some(id) => Ok(id),
+            None => self.meant_now(asked, client),
         }
-        let offers = self.offer(&image).map_err(|error| refusal(&error))?;
-        offers
+    }
+
+    /// The same, where no overlay has begun.
+    fn meant_now(&self, asked: &Asked, client: &Client) -> Result<ImageId, ServeError> {
+        let opened = || Some(self.latest.get(&follower(&asked.image, client))?.image.clone());
+        match asked.follows_latest().then(opened).flatten() {
+            Some(id) => Ok(id),
+            None => self
+                .images
+                .store
+                .resolve(&asked.image)
+                .map_err(|error| refusal(&error)),
+        }
+    }
+
+    /// What is offered by a name, of the image that it means.
+    fn offered(&self, asked: &Asked, id: &ImageId) -> Result<Offer, ServeError> {
+        let offers = self.offer_of(&asked.image, id).map_err(|error| refusal(&error))?;
+        let name = asked.image.to_string();
+        let mut offer = offers
             .into_iter()
             .find(|offer| offer.name == name)
-            .ok_or_else(unknown)
+            .ok_or_else(|| ServeError::not_found(&name))?;
+        if let Some(overlay) = &asked.overlay {
+            offer.name = format!("{name}@{overlay}");
+        }
+        Ok(offer)
     }
 
-    /// What an export's name stands for: a disk, and the name of an overlay.
-    fn find_view(&self, name: &str) -> Result<(Offer, Option<String>), ServeError> {
-        let Some((disk, overlay)) = name.split_once('@').filter(|_| self.overlays.is_some()) else {
-            return Ok((self.find(name)?, None));
+    fn find(&self, name: &str, client: &Client) -> Result<Offer, ServeError> {
+        let asked = self.asked(name)?;
+        self.offered(&asked, &self.meant(&asked, client)?)
+    }
+
+    /// Makes `latest` mean the same image to all connections of a client.
+    fn bind(&self, asked: &Asked, client: &Client) -> Result<Option<Use<Follower, Bound>>, ServeError> {
+        if !asked.follows_latest() {
+            return Ok(None);
+        }
+        let hold = || {
+            let image = self.images.store.resolve(&asked.image)?;
+            let held = self.images.store.hold(&image)?;
+            Ok(Bound { image, _held: held })
         };
-        imagefmt::check_name("overlay", overlay).map_err(|_| ServeError::not_found(name))?;
-        let found = self.find(disk)?;
-        let name = format!("{}@{overlay}", found.name);
-        Ok((Offer { name, ..found }, Some(overlay.to_owned())))
+        let bound = self.latest.attach(&follower(&asked.image, client), hold);
+        bound.map(Some).map_err(|error: imagefmt::Error| refusal(&error))
     }
 
-    fn open_disk(&self, offer: &Offer) -> imagefmt::Result<Arc<dyn Export>> {
-        let disk = self.images.disk(&offer.image, &offer.disk)?;
+    fn open_disk(&self, offer: &Offer) -> Result<Arc<dyn Export>, ServeError> {
+        let disk = self.images.disk(&offer.image, &offer.disk).map_err(|error| {
+            tracing::error!("cannot serve {}: {}", offer.label(), chain_text(&error));
+            refusal(&error)
+        })?;
         Ok(Arc::new(ServedDisk::among(
             disk,
             offer.image.clone(),
             &self.images,
             &self.failures,
         )))
+    }
+
+    /// Opens what has no overlay, or one without a name.
+    fn open_unnamed(&self, asked: &Asked, client: &Client) -> Result<Arc<dyn Export>, ServeError> {
+        let latest = self.bind(asked, client)?;
+        let id = match &latest {
+            Some(bound) => bound.value().image.clone(),
+            None => self.meant(asked, client)?,
+        };
+        let offer = self.offered(asked, &id)?;
+        let open = || self.open_disk(&offer);
+        let overlay = match &self.overlays {
+            Some(overlays) => Some(overlays.attach(&offer, open)?),
+            None => None,
+        };
+        let export: Arc<dyn Export> = match &overlay {
+            Some(overlay) => overlay.value().clone(),
+            None => open()?,
+        };
+        if latest.is_none() && overlay.is_none() {
+            return Ok(export);
+        }
+        Ok(Arc::new(Attached {
+            export,
+            latest,
+            overlay,
+        }))
     }
 
     fn describe(&self, offer: Offer) -> ExportInfo {
@@ -245,14 +398,19 @@ fn offer(name: String, image: &ImageId, manifest: &Manifest, disk: &DiskRecord) 
     }
 }
 
-/// The default export, where there is one disk that it can mean.
-fn the_default(offers: &[Offer]) -> Option<Offer> {
+/// The disk that all of `offers` are, by the first of its full names.
+fn only_disk(offers: &[Offer]) -> Option<ImageRef> {
     let first = offers.first()?;
     let same = |offer: &Offer| offer.image == first.image && offer.disk == first.disk;
-    offers.iter().all(same).then(|| Offer {
-        name: String::new(),
-        ..first.clone()
-    })
+    if !offers.iter().all(same) {
+        return None;
+    }
+    let mut names = offers.iter().filter_map(|offer| offer.name.parse().ok());
+    names.find(|image: &ImageRef| image.disk.is_some())
+}
+
+fn follower(image: &ImageRef, client: &Client) -> Follower {
+    (client.clone(), image.job.clone())
 }
 
 fn no_disk(image: &ImageRef, name: &str, manifest: &Manifest) -> imagefmt::Error {
@@ -278,41 +436,36 @@ fn refusal(error: &imagefmt::Error) -> ServeError {
 impl Catalog for StoreCatalog {
     fn list(&self) -> Result<Vec<ExportInfo>, ServeError> {
         let offers = self.offers().map_err(|error| refusal(&error))?;
-        let named = self.overlays.iter().flat_map(Overlays::names);
-        let named = named.filter_map(|key| {
-            let name = format!("{}@{}", key.disk, key.name?);
-            self.find_view(&name).ok()
-        });
-        let views = offers.into_iter().chain(named.map(|(offer, _)| offer));
+        let named = self.overlays.iter().flat_map(Overlays::named);
+        let views = offers.into_iter().chain(named);
         Ok(views.map(|offer| self.describe(offer)).collect())
     }
 
-    fn info(&self, name: &str) -> Result<ExportInfo, ServeError> {
-        Ok(self.describe(self.find_view(name)?.0))
+    fn info(&self, name: &str, client: &Client) -> Result<ExportInfo, ServeError> {
+        Ok(self.describe(self.find(name, client)?))
     }
 
     /// What differs from other images; nothing of a disk that can be written to, where it would not stay true.
-    fn contexts(&self, name: &str) -> Result<Vec<String>, ServeError> {
+    fn contexts(&self, name: &str, client: &Client) -> Result<Vec<String>, ServeError> {
         if self.overlays.is_some() {
             return Ok(Vec::new());
         }
-        let image = self.find(name)?.image;
+        let image = self.find(name, client)?.image;
         changes::offered(&self.images.store, &image).map_err(|error| refusal(&error))
     }
 
-    fn open(&self, name: &str) -> Result<Arc<dyn Export>, ServeError> {
-        let (offer, overlay) = self.find_view(name)?;
-        let Some(overlays) = &self.overlays else {
-            return self.open_disk(&offer).map_err(|error| {
-                tracing::error!("cannot serve {}: {}", name.escape_debug(), chain_text(&error));
-                refusal(&error)
-            });
-        };
-        let key = Key {
-            disk: format!("{}:{}", offer.image, offer.disk),
-            name: overlay,
-        };
-        overlays.open(&key, || self.open_disk(&offer))
+    fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn Export>, ServeError> {
+        let asked = self.asked(name)?;
+        match (&self.overlays, &asked.overlay) {
+            (Some(overlays), Some(overlay)) => {
+                let find = |begun: Option<ImageId>| {
+                    let id = begun.map_or_else(|| self.meant_now(&asked, client), Ok)?;
+                    self.offered(&asked, &id)
+                };
+                overlays.open_named(&asked, overlay, find, |disk| self.open_disk(disk))
+            }
+            _ => self.open_unnamed(&asked, client),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `smc-image serve`: images as NBD exports, until somebody asks to stop.
 
 mod places;
+mod signals;
 
 pub use places::default_uri;
 
@@ -9,18 +10,16 @@ use crate::confine::{self, Confinement};
 use crate::context::Context;
 use crate::stdio;
 use anyhow::Context as _;
-use cli::interrupt::ending_signals;
 use cli::output::{self, ClosedOutput};
-use cli::units::{self, parse_size};
+use cli::units::{self, parse_duration, parse_size};
 use imagefmt::ImageRef;
-use nbd::{Limits, Server, ShutdownHandle};
+use nbd::{Limits, Server};
 use nix::sys::sysinfo::sysinfo;
 use serde::Serialize;
-use signal_hook::iterator::Signals;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::thread;
+use std::time::Duration;
 
 /// What overlays keep in memory before they use their file.
 const OVERLAY_MEMORY_BYTES: u64 = 64 << 20;
@@ -29,14 +28,20 @@ const OVERLAY_MEMORY_BYTES: u64 = 64 << 20;
 #[cfg(target_env = "gnu")]
 const LARGE_BUFFER_BYTES: libc::c_int = 128 << 10;
 
+const GRACE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What the first byte written takes.
 const OVERLAY_MIN_BYTES: u64 = 64 << 10;
 
 /// Serve images over NBD until interrupted
 ///
 /// Exports are named like images: JOB/NUMBER:DISK and JOB/latest:DISK, and without :DISK where the image has one disk.
-/// Where exactly one disk is served, it is the default export too. A line with the URI of every export is printed
-/// when clients can connect. Images are never changed: they are read-only, or written to in an --overlay.
+/// The default export is the one disk that is named, or the latest image of the only job where it has one disk. A line
+/// with the URI of every export is printed when clients can connect. Images are never changed: they are read-only, or
+/// written to in an --overlay.
+///
+/// JOB/latest means the image that is the latest when a client opens it, and the same one for all connections that the
+/// client has at a time. A client is a process on a Unix socket, and an address with its certificate on TCP.
 ///
 /// Started by systemd with a socket, it serves on that.
 #[derive(Debug, clap::Args)]
@@ -47,7 +52,7 @@ pub struct Args {
     #[command(flatten)]
     places: places::Places,
     /// Let clients write, each export to an overlay of its own that is gone when its last client leaves; as
-    /// IMAGE@NAME to one that stays until the server ends
+    /// IMAGE@NAME to one that stays, on the image on which it began, until the server ends
     #[arg(long)]
     overlay: bool,
     /// What all overlays together may hold
@@ -56,6 +61,10 @@ pub struct Args {
     /// Where overlays keep what does not fit into memory, in a file without a name
     #[arg(long, value_name = "DIR", default_value = "/var/tmp", requires = "overlay")]
     overlay_dir: PathBuf,
+    /// For how long a client whose connection broke finds its overlay again, and the image that was the latest; a
+    /// client that disconnects in order does not need it
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_grace)]
+    reconnect_time: Duration,
     /// Connections at a time; one more is closed at once
     #[arg(long, value_name = "NUMBER", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..))]
     max_connections: u16,
@@ -80,6 +89,15 @@ fn parse_limit(text: &str) -> Result<u64, String> {
     }
 }
 
+fn parse_grace(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        time if time > GRACE_MAX => {
+            Err("at most a day: what is kept takes space, and its image cannot be deleted".to_owned())
+        }
+        time => Ok(time),
+    }
+}
+
 /// One export as `--json` shows it.
 #[derive(Debug, Serialize)]
 struct Served<'a> {
@@ -91,7 +109,7 @@ struct Served<'a> {
     writable: bool,
 }
 
-/// Serves until SIGINT or SIGTERM, or until the client on standard input leaves.
+/// Serves until a signal ends it, or until the client on standard input leaves.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     free_large_buffers();
     let user = args.user.as_deref().map(confine::user).transpose()?;
@@ -102,6 +120,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
         ..Limits::default()
     };
     let mut server = Server::new(catalog, limits)?;
+    let signals = signals::catch()?;
     args.places.open(&mut server)?;
     if !args.no_confine {
         let confinement = Confinement {
@@ -112,7 +131,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
         // Before any thread is started.
         confinement.apply().context("confine the server")?;
     }
-    stop_on_signal(server.shutdown_handle())?;
+    signals.obey(server.shutdown_handle())?;
     if args.places.stdio {
         let (stream, relay) = stdio::connection()?;
         server.connect(stream);
@@ -143,7 +162,7 @@ fn catalog(context: &Context, args: &Args) -> anyhow::Result<StoreCatalog> {
     let cache = args.cache.unwrap_or_else(cache_default);
     let cache = usize::try_from(cache).unwrap_or(usize::MAX);
     let store = context.open_store()?.with_cache_bytes(cache);
-    let catalog = StoreCatalog::new(store, &args.images);
+    let catalog = StoreCatalog::new(store, &args.images, args.reconnect_time);
     if !args.overlay {
         return Ok(catalog);
     }
@@ -164,22 +183,6 @@ fn free_large_buffers() {
 fn cache_default() -> u64 {
     let memory = sysinfo().map_or(0, |system| system.ram_total());
     (memory / 8).clamp(64 << 20, 1 << 30)
-}
-
-/// Signals end the server in order; its socket file goes with it.
-fn stop_on_signal(server: ShutdownHandle) -> anyhow::Result<()> {
-    let signals = ending_signals().and_then(Signals::new);
-    let mut signals = signals.context("catch signals")?;
-    let wait = move || {
-        for _ in signals.forever() {
-            server.shutdown();
-        }
-    };
-    thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(wait)
-        .context("start a thread")?;
-    Ok(())
 }
 
 fn announce(

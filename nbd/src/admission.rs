@@ -1,0 +1,269 @@
+//! Who may be connected: so many clients at a time and, apart from these, so many that still have to show who they are.
+//!
+//! Whoever can reach a TCP port can open connections to it and say nothing. Such clients must not take the places of
+//! those that have a certificate, so they wait in places of their own. When there are too many of them, a new one takes
+//! the place of the one that has waited longest: a client that means it is through in a moment.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use crate::client::Client;
+use crate::{Limits, ShutdownHandle};
+
+/// Lines in a minute that clients can make the server log before they have shown who they are.
+const NOTICES: u32 = 20;
+const NOTICE_PERIOD: Duration = Duration::from_secs(60);
+
+/// Counts the clients of a server.
+pub(crate) struct Admission {
+    connections: usize,
+    handshakes: usize,
+    handshakes_per_address: usize,
+    /// Ends the server when the last client leaves.
+    last_leaves: Option<ShutdownHandle>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    admitted: usize,
+    /// In the order in which they came.
+    waiting: BTreeMap<u64, Waiting>,
+}
+
+struct Waiting {
+    network: Option<IpAddr>,
+    /// Dropped to take the place away.
+    _place: oneshot::Sender<()>,
+}
+
+/// Resolves when a place was taken away.
+pub(crate) type Evicted = oneshot::Receiver<()>;
+
+/// A client's place, until it is dropped.
+pub(crate) struct Place {
+    admission: Arc<Admission>,
+    number: u64,
+    admitted: Cell<bool>,
+}
+
+impl Admission {
+    pub(crate) fn new(limits: &Limits, last_leaves: Option<ShutdownHandle>) -> Arc<Self> {
+        Arc::new(Self {
+            connections: limits.connections,
+            handshakes: limits.handshakes,
+            handshakes_per_address: limits.handshakes_per_address,
+            last_leaves,
+            state: Mutex::default(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn place(self: &Arc<Self>, number: u64, admitted: bool) -> Place {
+        Place {
+            admission: Arc::clone(self),
+            number,
+            admitted: Cell::new(admitted),
+        }
+    }
+
+    /// A place for a client that has yet to show who it is.
+    pub(crate) fn wait(self: &Arc<Self>, client: &Client) -> (Place, Evicted) {
+        let network = client.network();
+        let (sender, evicted) = oneshot::channel();
+        let mut state = self.state();
+        if let Some(longest) = self.in_the_way(&state, network) {
+            state.waiting.remove(&longest);
+        }
+        let number = state.next;
+        state.next += 1;
+        let waiting = Waiting {
+            network,
+            _place: sender,
+        };
+        state.waiting.insert(number, waiting);
+        drop(state);
+        (self.place(number, false), evicted)
+    }
+
+    /// The one that has to go before another one of `network` can wait.
+    fn in_the_way(&self, state: &State, network: Option<IpAddr>) -> Option<u64> {
+        let mut same = state.waiting.iter().filter(|(_, one)| one.network == network);
+        let first = same.next().map(|(number, _)| *number);
+        if network.is_some() && 1 + same.count() >= self.handshakes_per_address {
+            return first;
+        }
+        let is_full = state.waiting.len() >= self.handshakes;
+        is_full.then(|| state.waiting.keys().next().copied()).flatten()
+    }
+
+    /// A place beyond all bounds, for a client that the server's maker chose.
+    pub(crate) fn admit_chosen(self: &Arc<Self>) -> Place {
+        self.state().admitted += 1;
+        self.place(0, true)
+    }
+}
+
+impl Place {
+    /// The client has shown who it is. False if it has no place any more, or there is none for it; true once is true
+    /// for ever.
+    pub(crate) fn admit(&self) -> bool {
+        if self.admitted.get() {
+            return true;
+        }
+        let mut state = self.admission.state();
+        if state.waiting.remove(&self.number).is_none() {
+            return false;
+        }
+        if state.admitted >= self.admission.connections {
+            drop(state);
+            let limit = self.admission.connections;
+            tracing::warn!(limit, "turned a client away: too many connections");
+            return false;
+        }
+        state.admitted += 1;
+        self.admitted.set(true);
+        true
+    }
+
+    pub(crate) fn is_admitted(&self) -> bool {
+        self.admitted.get()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.admission.state();
+        if self.admitted.get() {
+            state.admitted -= 1;
+        } else {
+            state.waiting.remove(&self.number);
+        }
+        let is_last = state.admitted == 0 && state.waiting.is_empty();
+        drop(state);
+        if let Some(handle) = self.admission.last_leaves.as_ref().filter(|_| is_last) {
+            handle.shutdown();
+        }
+    }
+}
+
+/// Warnings of what anybody can do who reaches the port: so many in a minute, and how many there would have been.
+#[derive(Default)]
+pub(crate) struct Notices(Mutex<Period>);
+
+#[derive(Default)]
+struct Period {
+    began: Option<Instant>,
+    count: u32,
+}
+
+impl Notices {
+    /// Logs what a client did that nobody has let in yet.
+    pub(crate) fn warn(&self, client: &Client, what: std::fmt::Arguments<'_>) {
+        let (logged, left_out) = self.count(Instant::now());
+        if left_out > 0 {
+            tracing::warn!("{left_out} more clients were refused, which are not shown");
+        }
+        if logged {
+            tracing::warn!("{client}: {what}");
+        }
+    }
+
+    /// Counts one: whether it is logged, and how many were not in the minute that has just ended.
+    fn count(&self, now: Instant) -> (bool, u32) {
+        let mut period = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left_out = 0;
+        if period
+            .began
+            .is_none_or(|began| now.duration_since(began) >= NOTICE_PERIOD)
+        {
+            left_out = period.count.saturating_sub(NOTICES);
+            *period = Period {
+                began: Some(now),
+                count: 0,
+            };
+        }
+        period.count = period.count.saturating_add(1);
+        (period.count <= NOTICES, left_out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admission() -> Arc<Admission> {
+        let limits = Limits {
+            connections: 2,
+            handshakes: 4,
+            handshakes_per_address: 3,
+            ..Limits::default()
+        };
+        Admission::new(&limits, None)
+    }
+
+    fn at(address: &str) -> Client {
+        Client::at(address.parse().unwrap())
+    }
+
+    fn is_evicted(evicted: &mut Evicted) -> bool {
+        evicted.try_recv() == Err(oneshot::error::TryRecvError::Closed)
+    }
+
+    #[test]
+    fn the_longest_wait_of_an_address_ends_when_it_has_too_many() {
+        let admission = admission();
+        let other = admission.wait(&at("192.0.2.1"));
+        let mut same: Vec<_> = (0..5).map(|_| admission.wait(&at("192.0.2.2"))).collect();
+        let evicted: Vec<bool> = same.iter_mut().map(|(_, evicted)| is_evicted(evicted)).collect();
+        assert_eq!(evicted, [true, true, false, false, false]);
+        assert!(!same[0].0.admit() && same[4].0.admit() && other.0.admit());
+    }
+
+    #[test]
+    fn the_longest_wait_of_all_ends_when_there_are_too_many() {
+        let admission = admission();
+        let many = (1..=6).map(|last| admission.wait(&at(&format!("192.0.2.{last}"))));
+        let mut many: Vec<_> = many.collect();
+        let evicted: Vec<bool> = many.iter_mut().map(|(_, evicted)| is_evicted(evicted)).collect();
+        assert_eq!(evicted, [true, true, false, false, false, false]);
+    }
+
+    #[test]
+    fn places_are_bounded_and_come_back() {
+        let admission = admission();
+        let wait = || admission.wait(&at("192.0.2.1")).0;
+        let (first, second, third) = (wait(), wait(), wait());
+        assert!(first.admit() && first.admit() && second.admit());
+        assert!(!third.admit() && !third.admit());
+        drop(first);
+        let fourth = wait();
+        assert!(fourth.admit());
+        // Those that were chosen come in beyond the bound, and count.
+        let chosen = admission.admit_chosen();
+        drop((second, fourth));
+        assert!(wait().admit());
+        drop(chosen);
+    }
+
+    #[test]
+    fn notices_are_bounded_and_the_rest_is_counted() {
+        let notices = Notices::default();
+        let start = Instant::now();
+        let counted: Vec<_> = (0..NOTICES + 5).map(|_| notices.count(start)).collect();
+        assert_eq!(
+            counted.iter().filter(|(logged, _)| *logged).count(),
+            NOTICES as usize
+        );
+        assert_eq!(notices.count(start + NOTICE_PERIOD), (true, 5));
+    }
+}
