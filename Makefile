@@ -8,11 +8,11 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build deb demo test test-quick lint bench sweep crash fuzz clean
+.PHONY: help setup build deb demo test test-quick test-loaded test-times lint bench sweep crash fuzz clean
 .NOTPARALLEL:
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install the needed packages with apt-get, and unpack the kernel for the guests
 	@bash scripts/setup.sh
@@ -34,6 +34,12 @@ test: setup lint ## everything: lints, then all tests, on real loop devices and 
 
 test-quick: ## run the tests that need neither root nor guests (docs/testing.md: the map of the suite)
 	@bash scripts/test-quick.sh
+
+test-loaded: setup ## the suite five times beside four busy loops, until something fails (hours; ROUNDS=N, LOOPS=N)
+	@bash scripts/test-loaded.sh
+
+test-times: setup ## the suite, and how long each part of it took
+	@bash scripts/test-times.sh
 
 lint: ## formatting and clippy, where any warning is an error
 	@bash scripts/lint.sh

@@ -25,6 +25,8 @@ use nbd::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use testkit::process::{PATIENCE, wait_for};
 
+/// How long something lasts that a test must not wait for.
+const HOUR: Duration = Duration::from_secs(3600);
 const EIO: u32 = 5;
 const ESHUTDOWN: u32 = 108;
 
@@ -59,7 +61,7 @@ fn n10_a_silent_or_slow_client_is_dropped_when_the_handshake_time_is_over() {
         // An unknown option with 1000 bytes of data that come one by one.
         slow.say(&option_bytes(99, &[0; 1000])[..16]);
         while std::io::Write::write_all(&mut slow.0, &[0]).is_ok() {
-            assert!(started.elapsed() < Duration::from_secs(20), "the drip goes on");
+            assert!(started.elapsed() < PATIENCE, "the drip goes on");
             std::thread::sleep(Duration::from_millis(20));
         }
     });
@@ -178,9 +180,9 @@ fn requests_of_one_connection_run_in_parallel_and_out_of_order() {
         slow: Some((MIB, Duration::from_millis(500))),
         ..data(2 * MIB)
     };
+    let at_once = Arc::clone(&disk.at_once);
     let server = with_limits(disk, Limits::default());
     let mut raw = Raw::transmitting(&server.socket(), false);
-    let started = Instant::now();
     (0..4).for_each(|cookie| raw.request(CMD_READ, cookie, MIB, 8));
     raw.request(CMD_READ, 99, 0, 8);
     assert_eq!(raw.simple_reply(), (0, 99));
@@ -189,10 +191,7 @@ fn requests_of_one_connection_run_in_parallel_and_out_of_order() {
         assert_eq!(raw.simple_reply().0, 0);
         raw.take(8);
     }
-    assert!(
-        started.elapsed() < Duration::from_millis(1500),
-        "four reads of 500 ms ran one by one"
-    );
+    assert!(at_once.most() >= 2, "four reads of 500 ms ran one by one");
 }
 
 #[test]
@@ -201,6 +200,7 @@ fn in_flight_requests_of_one_connection_are_bounded() {
         slow: Some((0, Duration::from_millis(200))),
         ..data(MIB)
     };
+    let at_once = Arc::clone(&disk.at_once);
     let server = with_limits(
         disk,
         Limits {
@@ -209,16 +209,12 @@ fn in_flight_requests_of_one_connection_are_bounded() {
         },
     );
     let mut raw = Raw::transmitting(&server.socket(), false);
-    let started = Instant::now();
     (0..6).for_each(|cookie| raw.request(CMD_READ, cookie, 0, 8));
     for _ in 0..6 {
         raw.simple_reply();
         raw.take(8);
     }
-    assert!(
-        started.elapsed() >= Duration::from_millis(600),
-        "more than two were in flight"
-    );
+    assert!(at_once.most() <= 2, "more than two were in flight");
 }
 
 #[test]
@@ -272,6 +268,7 @@ fn a_client_killed_in_the_middle_of_a_copy_leaves_the_server_well() {
         slow: Some((0, Duration::from_millis(5))),
         ..data(64 * MIB)
     };
+    let begun = Arc::clone(&disk.begun);
     let server = with_limits(
         disk,
         Limits {
@@ -280,12 +277,15 @@ fn a_client_killed_in_the_middle_of_a_copy_leaves_the_server_well() {
         },
     );
     for _ in 0..5 {
+        let before = begun.load(Ordering::SeqCst);
         let mut copy = Command::new("nbdcopy")
             .args(["--connections=4", &server.uri("disk"), "null:"])
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_millis(100));
+        wait_for("the copy is on its way", || {
+            begun.load(Ordering::SeqCst) > before + 20
+        });
         copy.kill().unwrap();
         copy.wait().unwrap();
     }
@@ -444,7 +444,7 @@ fn t17_a_request_in_flight_finishes_within_the_grace_time() {
 #[test]
 fn t17_n10_the_grace_time_bounds_a_shutdown() {
     let disk = MemoryDisk {
-        slow: Some((0, Duration::from_secs(8))),
+        slow: Some((0, HOUR)),
         ..data(MIB)
     };
     let begun = Arc::clone(&disk.begun);
@@ -461,11 +461,7 @@ fn t17_n10_the_grace_time_bounds_a_shutdown() {
     wait_for("both reads have begun", || begun.load(Ordering::SeqCst) >= 2);
     let started = Instant::now();
     server.stop().unwrap();
-    assert!(
-        started.elapsed() < Duration::from_secs(3),
-        "took {:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < HOUR / 2);
     let [simple, structured] = &mut stuck;
     assert_eq!(simple.simple_reply(), (ESHUTDOWN, 4));
     let (_, kind, cookie, payload) = structured.chunk();
@@ -481,22 +477,21 @@ fn t17_n10_the_grace_time_bounds_a_shutdown() {
 fn t17_a_client_that_takes_no_replies_does_not_hold_up_a_shutdown() {
     let limits = Limits {
         grace: Duration::from_millis(300),
+        stall: HOUR,
         ..Limits::default()
     };
-    let mut server = with_limits(data(8 * MIB), limits);
+    let disk = data(8 * MIB);
+    let begun = Arc::clone(&disk.begun);
+    let mut server = with_limits(disk, limits);
     let mut greedy = Raw::transmitting(&server.socket(), false);
     // In one piece: many small ones would fill the socket, and this client would wait for the server.
     let reads = (0..200).map(|cookie| request_bytes(CMD_READ, cookie, 0, 8 << 20));
     let flushes = (0..200).map(|cookie| request_bytes(CMD_FLUSH, cookie, 0, 0));
     greedy.say(&reads.chain(flushes).flatten().collect::<Vec<u8>>());
-    std::thread::sleep(Duration::from_millis(200));
+    wait_for("the first reads have begun", || begun.load(Ordering::SeqCst) > 0);
     let started = Instant::now();
     server.stop().unwrap();
-    assert!(
-        started.elapsed() < Duration::from_secs(3),
-        "took {:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < HOUR / 2);
 }
 
 /// Says when it is dropped.

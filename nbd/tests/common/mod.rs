@@ -36,6 +36,28 @@ pub struct MemoryDisk {
     pub slow: Option<(u64, Duration)>,
     /// How many reads have begun.
     pub begun: Arc<AtomicUsize>,
+    pub at_once: Arc<AtOnce>,
+}
+
+/// How many reads run at the same time.
+#[derive(Default)]
+pub struct AtOnce {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl AtOnce {
+    /// The most that there have been.
+    pub fn most(&self) -> usize {
+        self.most.load(Ordering::SeqCst)
+    }
+
+    fn during(&self, work: impl FnOnce()) {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        work();
+        self.now.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl MemoryDisk {
@@ -61,6 +83,7 @@ impl MemoryDisk {
             panics: None,
             slow: None,
             begun: Arc::default(),
+            at_once: Arc::default(),
         }
     }
 
@@ -92,7 +115,7 @@ impl Export for MemoryDisk {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ExportError> {
         self.begun.fetch_add(1, Ordering::SeqCst);
         if let Some((_, delay)) = self.slow.filter(|(from, _)| offset >= *from) {
-            std::thread::sleep(delay);
+            self.at_once.during(|| std::thread::sleep(delay));
         }
         let range = offset..offset + buf.len() as u64;
         assert!(

@@ -24,7 +24,7 @@ pub struct Pair {
     pub theirs: f64,
 }
 
-/// What design.md §11 asks for.
+/// A goal (docs/benchmarks.md).
 #[derive(Debug, Clone, Copy)]
 pub enum Goal {
     /// Our rate is at least this share of theirs.

@@ -87,7 +87,7 @@ impl Load {
         all.filter(move |&contender| !copies || contender != Contender::Null)
     }
 
-    /// What design.md §11 asks for beside this rival.
+    /// The goal beside this rival (docs/benchmarks.md).
     fn goal(self, rival: Contender) -> Goal {
         match (self, rival) {
             (Self::Random(32), Contender::Qcow2 | Contender::Qcow2Zstd) => Goal::RateAtLeast(1.3),
