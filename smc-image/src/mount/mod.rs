@@ -10,7 +10,7 @@ pub mod teardown;
 mod xfs;
 
 use crate::exit::Advise;
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use cli::interrupt::Interrupt;
 use hostdev::{LoopDevice, LoopOptions};
 use imagefmt::{Disk, ImageRef};
@@ -20,7 +20,8 @@ use select::Selection;
 use state::{Process, Record};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -154,7 +155,9 @@ impl Setup {
         let filesystem = plan.selection.filesystem;
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
         let options = Some(filesystem.options).filter(|options| !options.is_empty());
-        match nix::mount::mount(Some(device), plan.dir, Some(filesystem.fstype), flags, options) {
+        let opened = open_place(plan.dir)?;
+        let place = format!("/proc/self/fd/{}", opened.as_raw_fd());
+        match nix::mount::mount(Some(device), &*place, Some(filesystem.fstype), flags, options) {
             Ok(()) => {
                 self.mounted_on = Some(plan.dir.to_owned());
                 Ok(())
@@ -246,6 +249,27 @@ fn end_server(server: &mut Child) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The directory to mount on. Whoever may write above it could have put a link in its place since its path was resolved,
+/// and the kernel would follow that.
+fn open_place(dir: &Path) -> anyhow::Result<File> {
+    let mut options = File::options();
+    options
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW);
+    let place = options
+        .open(dir)
+        .with_context(|| format!("open {}", dir.display()))?;
+    let found = fs::read_link(format!("/proc/self/fd/{}", place.as_raw_fd()));
+    let found = found.with_context(|| format!("resolve {}", dir.display()))?;
+    ensure!(
+        found == dir,
+        "{} was replaced while it was looked at: it is {} now",
+        dir.display(),
+        found.display()
+    );
+    Ok(place)
+}
+
 fn fuse_advice() -> &'static str {
     if Path::new("/dev/fuse").exists() {
         "see above; 'smc-image export' and 'smc-image serve' need no FUSE"
@@ -286,4 +310,29 @@ pub fn require_root() -> anyhow::Result<()> {
         return Ok(());
     }
     bail!("only root can mount and unmount images")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+    use testkit::guard::ScratchDir;
+
+    #[test]
+    fn a_link_in_the_place_of_the_directory_is_not_followed() {
+        let scratch = ScratchDir::new("smc-mount").unwrap();
+        let (place, victim) = (scratch.join("above/place"), scratch.join("victim"));
+        fs::create_dir_all(&place).unwrap();
+        fs::create_dir_all(victim.join("place")).unwrap();
+        let place = place.canonicalize().unwrap();
+        open_place(&place).unwrap();
+        fs::remove_dir(&place).unwrap();
+        symlink(&victim, &place).unwrap();
+        assert!(open_place(&place).is_err());
+        // The same further up.
+        fs::remove_dir_all(scratch.join("above")).unwrap();
+        symlink(&victim, scratch.join("above")).unwrap();
+        let error = open_place(&place).unwrap_err().to_string();
+        assert!(error.contains("was replaced"), "{error}");
+    }
 }
