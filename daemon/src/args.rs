@@ -107,7 +107,7 @@ pub struct SyncArgs {
     pub compress_level: i32,
 
     /// Limit of reading from all disks together, in bytes per second, for example 50MiB; 0 means no limit.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size_arg)]
+    #[arg(long, value_name = "SIZE", value_parser = ::cli::units::parse_rate)]
     pub bandwidth_limit: Option<u64>,
 
     /// How often to write a checkpoint, from which an interrupted sync can be resumed; 0 means after every
@@ -135,19 +135,9 @@ pub struct SyncArgs {
     pub allow_network_fs: bool,
 }
 
-fn parse_size_arg(text: &str) -> std::result::Result<u64, String> {
-    let config = parse_size::Config::new().with_binary();
-    config
-        .parse_size(text)
-        .map_err(|error| format!("{error}; use a size such as 50MiB"))
-}
-
 fn parse_cluster_size(text: &str) -> std::result::Result<ClusterSize, String> {
-    let bytes = parse_size::Config::new()
-        .with_binary()
-        .parse_size(text)
-        .map_err(|error| format!("{error}; use 16KiB, 64KiB or 256KiB"))?;
-    ClusterSize::from_bytes(bytes).map_err(|_| "it must be 16KiB, 64KiB or 256KiB".to_owned())
+    ClusterSize::from_bytes(::cli::units::parse_size(text)?)
+        .map_err(|_| "it must be 16KiB, 64KiB or 256KiB".to_owned())
 }
 
 #[cfg(test)]

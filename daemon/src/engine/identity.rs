@@ -9,7 +9,6 @@ use super::error::Result;
 use super::sync::Request;
 use blockio::{AlignedBuf, Device};
 use imagefmt::{Disk, DiskIdentity, ErrorKind, Image, Manifest, Store, cluster_digest};
-use indicatif::HumanBytes;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -182,8 +181,8 @@ pub fn check_known(
             warnings.push(format!(
                 "disk {name} ({path}) grew from {} to {}, and nothing on it tells it from other disks: check that it is \
                  the right device",
-                HumanBytes(known.size_bytes),
-                HumanBytes(disk.size_bytes)
+                cli::units::size(known.size_bytes),
+                cli::units::size(disk.size_bytes)
             ));
         }
     }

@@ -33,19 +33,15 @@ impl FromStr for DiskArg {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        // A path may contain '=' too: what stands before it is a name only if it is no path.
-        let (name, path) = match text.split_once('=') {
-            Some((name, path)) if !name.contains('/') => (Some(name.to_owned()), path),
-            _ => (None, text),
-        };
+        let (name, path) = cli::disk::name_and_device(text);
         if path.is_empty() {
             return Err("no device given".to_owned());
         }
-        if let Some(name) = &name {
+        if let Some(name) = name {
             imagefmt::check_name("disk", name).map_err(|error| error.to_string())?;
         }
         Ok(Self {
-            name,
+            name: name.map(str::to_owned),
             path: path.into(),
         })
     }
