@@ -17,7 +17,7 @@ const GLOBAL: &str = "Global options";
 const AFTER_HELP: &str = "\
 Times are written 90s, 30m, 6h, 7d; sizes 64KiB, 50MiB, 1.5GiB. Ranges are checked by smcd, which says what it takes.
 
-Exit codes: 0 done, 1 failed, 2 wrong use.";
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.";
 
 /// Creates, runs and watches the jobs of smcd, which creates images of this server's disks while the server runs.
 #[derive(Debug, Parser)]

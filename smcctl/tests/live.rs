@@ -148,7 +148,7 @@ fn ctrl_c_ends_watching_well_and_waiting_with_a_word() {
         smcd.lines().last().is_some_and(|line| line.starts_with("GET"))
     });
     let (code, complaints) = waiting.signal("INT");
-    assert_eq!(code, Some(1), "{complaints}");
+    assert_eq!(code, Some(130), "{complaints}");
     assert!(
         complaints.contains("smcd continues") && complaints.contains("job watch web01"),
         "{complaints}"
