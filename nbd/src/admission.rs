@@ -121,17 +121,20 @@ impl Place {
             return true;
         }
         let mut state = self.admission.state();
-        if state.waiting.remove(&self.number).is_none() {
+        if !state.waiting.contains_key(&self.number) {
             return false;
         }
         if state.admitted >= self.admission.connections {
+            // It keeps its place among those that wait, to be told.
             drop(state);
             let limit = self.admission.connections;
             tracing::warn!(limit, "turned a client away: too many connections");
             return false;
         }
         state.admitted += 1;
+        // Admitted before its place goes: whoever sees the place go looks here.
         self.admitted.set(true);
+        state.waiting.remove(&self.number);
         true
     }
 
