@@ -14,7 +14,7 @@ pub fn owner(machine: &Machine, job: &str, job_id: Option<Uuid>) -> Option<Owner
     })
 }
 
-/// The machine that files below `root` describe. If it cannot be told, its chains have no owner, which is logged.
+/// The machine that files below `root` describe. If that cannot be read, its chains have no owner; this is logged.
 pub fn machine(root: &Root) -> Machine {
     Machine::read(root).unwrap_or_else(|error| {
         tracing::warn!(
@@ -25,7 +25,7 @@ pub fn machine(root: &Root) -> Machine {
     })
 }
 
-/// Whose chain `ours` may take over without being told to, when it writes to the chain of the first of `jobs` that the
+/// Whose chain `ours` may take over without `--take-over`, when it writes to the chain of the first of `jobs` that the
 /// store has: that of an owner that does not write any more.
 ///
 /// `is_over` is what this machine knows of its own job: `None` if nothing. Of a job of another machine, only the note of
@@ -45,7 +45,7 @@ pub fn former_owner(
         };
         let is_local = ours.is_some_and(|ours| ours.machine == owner.machine);
         let over = match owner.job_id {
-            // Somebody who syncs by hand decides by hand, on the same machine.
+            // A user who syncs by hand, and then by another job on the same machine, has decided.
             None => is_local,
             Some(id) => match is_over(&owner).filter(|_| is_local) {
                 Some(over) => over,

@@ -62,6 +62,9 @@ impl BlockDevice {
     }
 
     /// The device with a directory in sysfs; `None` if it is gone.
+    ///
+    /// # Errors
+    /// As for [`find`](BlockDevice::find); `Malformed` when its number is none.
     pub(crate) fn in_directory(root: &Root, directory: &Path) -> Result<Option<BlockDevice>> {
         let Some(directory) = root.resolve(directory)? else {
             return Ok(None);
@@ -156,6 +159,9 @@ impl BlockDevice {
     }
 
     /// The devices that a directory of sysfs links to.
+    ///
+    /// # Errors
+    /// As for [`slaves`](BlockDevice::slaves).
     pub(crate) fn all_in(root: &Root, directory: &Path) -> Result<Vec<BlockDevice>> {
         devices_in(root, directory, |_| true)
     }

@@ -111,7 +111,10 @@ impl std::error::Error for Error {
     }
 }
 
-/// `None` for what does not exist; every other error stays one.
+/// `None` for what does not exist.
+///
+/// # Errors
+/// Every other error stays one.
 pub(crate) fn if_present<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),

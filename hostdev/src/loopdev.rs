@@ -12,7 +12,7 @@ use crate::{DeviceNumber, Error, ErrorKind, FileId, Result};
 
 const CONTROL: &str = "/dev/loop-control";
 
-/// How often a free device may be taken by another process before we give up.
+/// How often a free device may be taken by another process before it is an error.
 const TRIES_MAX: usize = 64;
 
 const FLAG_READ_ONLY: u32 = 1;
@@ -76,7 +76,7 @@ pub struct LoopOptions {
     pub direct_io: bool,
 }
 
-/// An attached loop device. The kernel detaches it when its last user is gone: this value, or whoever mounted or
+/// An attached loop device. The kernel detaches it when its last user is gone: this value, or the process that mounted or
 /// opened the device meanwhile. So it also goes when the process is killed.
 ///
 /// It is the guard of tests too: open the file for reading and writing, attach it with

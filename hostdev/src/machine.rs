@@ -5,7 +5,7 @@ use crate::{ErrorKind, Result, Root};
 /// Bytes of a machine's id.
 const ID_BYTES: usize = 16;
 
-/// A machine, as told from others and from copies of it that run elsewhere.
+/// What distinguishes a machine from others, and from copies of it that run elsewhere.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Machine {
     /// Made for smc of `/etc/machine-id` and the firmware's UUID of the machine. Neither can be found out from it, as

@@ -135,6 +135,9 @@ impl Root {
     }
 
     /// All bytes of an attribute; `None` when it is missing, empty or without a value.
+    ///
+    /// # Errors
+    /// As for [`attribute`](Root::attribute).
     pub(crate) fn attribute_bytes(&self, path: impl AsRef<Path>) -> Result<Option<Vec<u8>>> {
         match self.bytes_up_to(path, TEXT_MAX_BYTES) {
             Ok(bytes) => Ok(Some(bytes).filter(|bytes| !bytes.is_empty())),

@@ -21,7 +21,7 @@ pub enum User {
 
 /// The first user found of a device, of one of its partitions, or of a file; `None` where nobody uses it.
 ///
-/// Looked at are the mounts of this process's namespace, swap areas, holders and loop devices. Whoever has it merely
+/// Looked at are the mounts of this process's namespace, swap areas, holders and loop devices. A process that has it merely
 /// open is not found, nor what is mounted in another namespace: an exclusive open (O_EXCL) finds both.
 ///
 /// # Errors

@@ -405,3 +405,30 @@ fn counters_grow_with_what_is_written_and_read() {
     assert!(after.writes > before.writes && after.discards.is_some());
     assert_eq!(after.writes_in_flight, 0);
 }
+
+/// What mkfs writes is recognized by the id that it was given.
+#[test]
+fn filesystems_are_recognized_by_their_ids() {
+    const ID: &str = "6f1bcd6e-1f0c-4b26-9d1c-5c2b7a0f9e11";
+    let dir = ScratchDir::new("hostdev-content").unwrap();
+    let made = |program: &str, args: &[&str]| {
+        let path = dir.sparse_file(program, 512 << 20).unwrap();
+        let output = Command::new(program).args(args).arg(&path).output().unwrap();
+        assert!(output.status.success(), "{program}: {output:?}");
+        let mut head = vec![0; hostdev::HEAD_BYTES];
+        File::open(&path).unwrap().read_exact(&mut head).unwrap();
+        assert_eq!(hostdev::table_id(&head, 512), None, "{program}");
+        hostdev::filesystem_id(&head)
+    };
+    let xfs = format!("uuid={ID}");
+    for (program, args, kind) in [
+        ("mkfs.ext4", &["-q", "-U", ID][..], "ext"),
+        ("mkfs.xfs", &["-q", "-m", &xfs][..], "xfs"),
+        ("mkswap", &["-U", ID][..], "swap"),
+    ] {
+        assert_eq!(made(program, args), Some(format!("{kind}:{ID}")));
+    }
+    // The device's own id, which it makes up.
+    let btrfs = made("mkfs.btrfs", &["-q", "-U", ID]).unwrap();
+    assert!(btrfs.starts_with("btrfs:") && !btrfs.contains(ID), "{btrfs}");
+}

@@ -7,8 +7,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use hostdev::{
-    BlockDevice, DeviceNumber, ErrorKind, Inventory, Namespaces, Node, Root, User, below, disks_below,
-    first_user,
+    BlockDevice, DeviceNumber, ErrorKind, Inventory, Machine, Namespaces, Node, Root, User, below,
+    disks_below, first_user,
 };
 
 const GIB: u64 = 1 << 30;
@@ -294,4 +294,63 @@ fn counters_are_read_as_the_kernel_documents_them() {
     let tree = tree.file("/sys/block/sda/stat", "11 12 13 14 15 16 17 18 19 20 21\n");
     assert_eq!(device.counters().unwrap().discards, None, "before Linux 4.18");
     drop(tree);
+}
+
+fn machine(id: &str, firmware: &str) -> Machine {
+    let tree = Tree::new()
+        .file("/etc/machine-id", id)
+        .file("/sys/class/dmi/id/product_uuid", firmware)
+        .file("/proc/sys/kernel/hostname", "web01.example\n");
+    Machine::read(&tree.root()).unwrap()
+}
+
+#[test]
+fn a_machine_is_told_from_others_and_from_its_clones() {
+    const ID: &str = "3d1219c7c4c5404aaa1f6d2a48adfda4\n";
+    const FIRMWARE: &str = "4c4c4544-0042-3510-8058-b4c04f4e3732\n";
+    let known = machine(ID, FIRMWARE);
+    assert_eq!(known.host_name, "web01.example");
+    let id = known.id.unwrap();
+    assert_eq!(
+        machine(ID, &FIRMWARE.to_uppercase()).id,
+        Some(id),
+        "case is no difference"
+    );
+    let others = [
+        machine("4d1219c7c4c5404aaa1f6d2a48adfda4", FIRMWARE),
+        machine(ID, "5c4c4544-0042-3510-8058-b4c04f4e3732"),
+        machine(ID, ""),
+        machine("", FIRMWARE),
+    ];
+    for (index, other) in others.iter().enumerate() {
+        assert!(other.id.is_some_and(|other| other != id), "{index}");
+    }
+    // Neither of its ids can be seen in it.
+    let shown: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(!ID.contains(&shown) && !FIRMWARE.replace('-', "").contains(&shown));
+}
+
+#[test]
+fn a_machine_without_ids_is_any_machine() {
+    for (id, firmware) in [
+        ("", ""),
+        ("uninitialized\n", "00000000-0000-0000-0000-000000000000"),
+        ("too short", "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF"),
+    ] {
+        assert_eq!(machine(id, firmware).id, None, "{id:?} {firmware:?}");
+    }
+    assert_eq!(Machine::read(&Tree::new().root()).unwrap(), Machine::default());
+}
+
+#[test]
+fn a_partition_begins_where_sysfs_says() {
+    let tree = Tree::new()
+        .device("vda", "254:0")
+        .partition("vda/vda1", "254:1")
+        .file("/sys/block/vda/vda1/start", "2048\n");
+    let start = |at| {
+        let device = BlockDevice::find(&tree.root(), number(at)).unwrap().unwrap();
+        device.start_bytes().unwrap()
+    };
+    assert_eq!((start("254:0"), start("254:1")), (0, 1 << 20));
 }

@@ -21,7 +21,10 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Starts a program. `NotFound` where the machine does not have it.
+    /// Starts a program.
+    ///
+    /// # Errors
+    /// `NotFound` where the machine does not have it; otherwise when it cannot be started.
     pub(crate) fn of(program: &str, args: &[&str], stdin: Stdio, deadline: Instant) -> io::Result<Output> {
         let mut child = Command::new(program)
             .args(args)
@@ -70,6 +73,9 @@ impl Drop for Output {
 }
 
 /// All that a program prints, at most `max_bytes` of it.
+///
+/// # Errors
+/// When it cannot be started, ends with a failure, or takes longer than `timeout`.
 pub(crate) fn output_of(
     program: &str,
     args: &[&str],

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// write a checkpoint.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Held by whoever started a sync, and by the sync.
+/// Held by the caller that started a sync, and by the sync.
 #[derive(Debug)]
 pub struct Control {
     stopped: AtomicBool,

@@ -13,7 +13,7 @@ use std::path::Path;
 pub struct SourceDisk {
     pub device: Device,
     pub meta: DiskMeta,
-    /// Whether somebody gave it its name: otherwise it has the kernel's for now.
+    /// Whether the user gave it its name: otherwise it has the kernel's for now.
     pub is_named: bool,
 }
 
@@ -55,6 +55,9 @@ pub fn open_all(args: &[DiskArg], store: &Path) -> Result<Vec<SourceDisk>> {
 }
 
 /// Refuses a disk whose name one of the others has.
+///
+/// # Errors
+/// `Refused`, with what to do.
 pub(super) fn refuse_same_name(others: &[SourceDisk], disk: &SourceDisk) -> Result<()> {
     let (name, path) = (&disk.meta.name, disk.device.path().display());
     match others.iter().find(|other| other.meta.name == *name) {

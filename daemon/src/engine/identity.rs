@@ -296,9 +296,12 @@ fn same_share(base: &Disk, device: &Device) -> Option<f64> {
 /// # Errors
 /// `Refused` when two would have the same name; otherwise when the store cannot be read.
 pub(super) fn name_disks(store: &Store, request: &Request, disks: &[SourceDisk]) -> Result<Vec<SourceDisk>> {
+    if disks.iter().all(|disk| disk.is_named) {
+        return Ok(disks.to_vec());
+    }
     match newest(store, &request.chain_jobs())? {
-        Some(newest) if disks.iter().any(|disk| !disk.is_named) => named_by(&newest, disks),
-        _ => Ok(disks.to_vec()),
+        Some(newest) => named_by(&newest, disks),
+        None => Ok(disks.to_vec()),
     }
 }
 

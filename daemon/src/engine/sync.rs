@@ -182,7 +182,7 @@ impl<O: Observer> Job<'_, O> {
 
     /// Refuses disks that are not those of the image before, or are not where they were.
     fn check_disks(&self, image: &ImageWriter) -> Result<()> {
-        // An unfinished first sync of somebody else binds nobody.
+        // An unfinished first sync of another job binds nobody.
         let own = |unfinished: &&Image| match (&unfinished.manifest().owner, &self.request.owner) {
             (Some(theirs), Some(ours)) => theirs.is_same(ours),
             (theirs, ours) => theirs.is_none() && ours.is_none(),

@@ -19,7 +19,10 @@ pub struct ResolvedInput {
     pub disks: Vec<DiskRecord>,
 }
 
-/// Makes a job in Ready of what was asked for.
+/// Makes a job in Ready of what was requested.
+///
+/// # Errors
+/// `Invalid` for a value that is not allowed: the message names it and its range.
 pub fn new_record(
     request: &CreateJob,
     given: ResolvedInput,
@@ -86,7 +89,10 @@ pub fn new_record(
     })
 }
 
-/// SMC's rule for names, less the colon, and what a store takes.
+/// SMC's rule for names, without the colon, and the store's.
+///
+/// # Errors
+/// `Invalid`, with the rule.
 pub fn check_name(name: &str) -> Refused<()> {
     let good = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-');
     let fits = limits::NAME_LEN.contains(&name.len())
@@ -151,19 +157,35 @@ fn cluster_size(request: &CreateJob) -> Refused<Option<u32>> {
     }
 }
 
+/// The time from the end of one sync to the start of the next.
+///
+/// # Errors
+/// `Invalid`, with the value and the allowed range.
 pub fn check_interval(seconds: u64, config: &Config) -> Refused<()> {
     let range = config.min_interval..=*limits::INTERVAL.end();
     check_time("interval", seconds, &range)
 }
 
+/// The number of images to keep.
+///
+/// # Errors
+/// `Invalid`, with the value and the allowed range.
 pub fn check_max_images(count: u32) -> Refused<()> {
     in_range("max_images", count, &limits::MAX_IMAGES)
 }
 
+/// How long a job may stay unfinished.
+///
+/// # Errors
+/// `Invalid`, with the value and the allowed range.
 pub fn check_valid_time(valid: Duration) -> Refused<()> {
     check_time("valid_time", valid.as_secs(), &limits::VALID_TIME)
 }
 
+/// When a job starts by itself.
+///
+/// # Errors
+/// `Invalid`, with the value and the allowed range.
 pub fn check_start_at(at: Timestamp, now: &Moment) -> Refused<()> {
     let ahead = at.duration_since(now.wall);
     let most = i64::try_from(limits::START_AHEAD.as_secs()).unwrap_or(i64::MAX);
@@ -176,6 +198,10 @@ pub fn check_start_at(at: Timestamp, now: &Moment) -> Refused<()> {
     )))
 }
 
+/// The limit of reading, in bytes per second.
+///
+/// # Errors
+/// `Invalid`, with the value and the allowed range.
 pub fn check_bandwidth(bytes: u64) -> Refused<()> {
     if bytes == 0 || bytes >= limits::BANDWIDTH_MIN_BYTES {
         return Ok(());
@@ -186,6 +212,10 @@ pub fn check_bandwidth(bytes: u64) -> Refused<()> {
     )))
 }
 
+/// A description for people: one line.
+///
+/// # Errors
+/// `Invalid`, with the value and the allowed range.
 pub fn check_description(text: &str) -> Refused<()> {
     let length = text.chars().count();
     if length > limits::DESCRIPTION_LEN_MAX {
@@ -216,7 +246,10 @@ fn check_token(token: Option<&str>) -> Refused<()> {
     }
 }
 
-/// A program by its absolute path; an empty one is none.
+/// A program by its absolute path; an empty path is no program.
+///
+/// # Errors
+/// `Invalid` for what is no absolute path of an executable file.
 pub fn hook(what: &str, path: Option<&str>) -> Refused<Option<String>> {
     let Some(path) = path.filter(|path| !path.is_empty()) else {
         return Ok(None);
@@ -238,6 +271,10 @@ pub fn hook(what: &str, path: Option<&str>) -> Refused<Option<String>> {
     Ok(Some(path.to_owned()))
 }
 
+/// A time in whole seconds, called `what`.
+///
+/// # Errors
+/// `Invalid`, with the value and the allowed range.
 pub fn check_time(what: &str, seconds: u64, range: &RangeInclusive<Duration>) -> Refused<()> {
     let value = Duration::from_secs(seconds);
     if range.contains(&value) {

@@ -144,7 +144,7 @@ fn say_held_up(by: Option<&str>) {
     }
 }
 
-/// Shows a sync to whoever started it.
+/// Shows a sync to the user who started it.
 struct Terminal {
     /// For programs: no bars and no remarks that are no warnings.
     quiet: bool,

@@ -37,6 +37,9 @@ struct DiskReport {
 
 impl Report {
     /// From the manifest of the image that the sync made.
+    ///
+    /// # Errors
+    /// When the manifest cannot be understood.
     pub fn new(
         manifest: &Manifest,
         took: Duration,
@@ -63,11 +66,17 @@ impl Report {
     }
 
     /// One JSON object on one line.
+    ///
+    /// # Errors
+    /// When standard output cannot be written.
     pub fn print_json(&self) -> Result<()> {
         output::json(self)
     }
 
     /// A few lines for people.
+    ///
+    /// # Errors
+    /// When standard output cannot be written.
     pub fn print_text(&self) -> Result<()> {
         output::line(format_args!(
             "{}: {} image, {}, in {} ({})",

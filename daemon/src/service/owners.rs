@@ -75,10 +75,10 @@ impl Manager {
         }
     }
 
-    /// Refuses to delete what is stored under the name of a job, but by somebody else.
+    /// Refuses to delete what another job has stored under the name of this one.
     ///
     /// # Errors
-    /// `Invalid` if it is somebody else's; otherwise when the store cannot be read.
+    /// `Invalid` if it belongs to another job; otherwise when the store cannot be read.
     pub(super) fn check_owner(&self, store: &Store, job: &JobRecord) -> Result<()> {
         let Some(owner) = store.owner_of(&job.name)? else {
             return Ok(());

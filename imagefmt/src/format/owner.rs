@@ -43,12 +43,12 @@ impl fmt::Display for Owner {
 /// Whose chain a writer may take over.
 #[derive(Debug, Clone, Default)]
 pub enum TakeOver {
-    /// Nobody's: the chain must be its own, or belong to nobody.
+    /// None: the chain must be the writer's own, or have no owner.
     #[default]
     Never,
     /// That of this owner, which does not write any more.
     From(Owner),
-    /// Anybody's: somebody has decided that.
+    /// That of any owner: the user has decided that.
     Always,
 }
 

@@ -215,11 +215,18 @@ impl ChainRecord {
         Ok(())
     }
 
+    /// The chain's cluster size.
+    ///
+    /// # Errors
+    /// `Damaged` for one that no chain has.
     pub fn cluster_size(&self) -> Result<ClusterSize> {
         ClusterSize::from_bytes(self.cluster_size.into()).map_err(Error::into_damage)
     }
 
     /// Makes the record durable: before a number in it is used.
+    ///
+    /// # Errors
+    /// When the store cannot be written; either record may then be found.
     pub fn save(&self, storage: &dyn Storage, chain: &str) -> Result<()> {
         sealed::replace(storage, chain, &chain_path(chain), self).within(|| format!("update chain {chain}"))
     }
@@ -285,6 +292,9 @@ impl Store {
     }
 
     /// The id that chain.json gives a chain, after a look at all of it; nothing where the file is missing.
+    ///
+    /// # Errors
+    /// `Damaged` when the file is; otherwise when it cannot be read.
     pub(crate) fn chain_id(&self, chain: &str) -> Result<Option<Uuid>> {
         let Some(record) = ChainRecord::read(self, chain)? else {
             return Ok(None);
@@ -295,6 +305,9 @@ impl Store {
     }
 
     /// The owner that chain.json tells; nothing where it is damaged.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
     pub(crate) fn recorded_owner(&self, chain: &str) -> Result<Option<Owner>> {
         match ChainRecord::read(self, chain) {
             Err(error) if error.kind() == ErrorKind::Damaged => Ok(None),
@@ -302,16 +315,30 @@ impl Store {
         }
     }
 
+    /// Who a chain belongs to; nobody where nothing is stored in it, or what is not damaged of it does not say.
+    ///
+    /// # Errors
+    /// When the chain cannot be read. What is damaged in it is no error.
     pub(crate) fn chain_owner(&self, chain: &str) -> Result<Option<Owner>> {
-        let newest = newest_manifest(self, chain)?;
-        let unfinished = self.read_checkpoint(chain)?;
-        if newest.is_none() && unfinished.is_none() {
+        let has_images = !self.sequences(chain)?.is_empty();
+        let unfinished = self.read_checkpoint(chain);
+        if !has_images && matches!(unfinished, Ok(None)) {
             return Ok(None);
         }
-        let kept = ChainRecord::read(self, chain)?.and_then(|record| record.owner);
-        Ok(kept
+        let unfinished = unless_damaged(unfinished)?;
+        let newest = unless_damaged(newest_manifest(self, chain))?;
+        Ok(self
+            .recorded_owner(chain)?
             .or_else(|| newest.and_then(|newest| newest.owner.clone()))
             .or_else(|| unfinished.and_then(|unfinished| unfinished.owner)))
+    }
+}
+
+/// Nothing of what is damaged.
+fn unless_damaged<T>(found: Result<Option<T>>) -> Result<Option<T>> {
+    match found {
+        Err(error) if error.kind() == ErrorKind::Damaged => Ok(None),
+        found => found,
     }
 }
 
@@ -330,6 +357,9 @@ fn newest_manifest(store: &Store, chain: &str) -> Result<Option<Arc<Manifest>>> 
 }
 
 /// Makes the directories of a chain, those that are missing.
+///
+/// # Errors
+/// When one cannot be made, or its name not be made durable.
 pub(crate) fn create_dirs(storage: &dyn Storage, chain: &str) -> Result<()> {
     for dir in [chain.to_owned(), layers_dir(chain), images_dir(chain)] {
         match storage.create_dir(&dir) {

@@ -141,6 +141,34 @@ fn a_chain_record_that_is_made_anew_keeps_its_owner() {
 }
 
 #[test]
+fn damage_in_a_chain_hides_neither_its_owner_nor_keeps_it_from_writing() {
+    let model = disk(ClusterSize::K16, 1);
+    let first = owner(1, "web01", None);
+    for damaged in ["web01/checkpoint.json", "web01/images/000001.json"] {
+        let (storage, store) = memory_store();
+        sync(&store, &request(&first), &model).unwrap();
+        sync(&store, &request(&first), &model).unwrap();
+        leave_unfinished(&store, &request(&first), &disk(ClusterSize::K16, 300));
+        storage.files.lock().unwrap().get_mut(damaged).unwrap()[20] ^= 1;
+        assert_eq!(store.owner_of("web01").unwrap(), Some(first.clone()), "{damaged}");
+        refused(&store, &request(&owner(2, "web01", None)), &["host1"]);
+        sync(&store, &request(&first), &model).unwrap();
+    }
+    // Of a first sync too, and where chain.json is lost or damaged as well.
+    let (storage, store) = memory_store();
+    leave_unfinished(&store, &request(&first), &model);
+    storage
+        .files
+        .lock()
+        .unwrap()
+        .get_mut("web01/checkpoint.json")
+        .unwrap()[20] ^= 1;
+    assert_eq!(store.owner_of("web01").unwrap(), Some(first.clone()));
+    storage.files.lock().unwrap().remove("web01/chain.json").unwrap();
+    assert_eq!(store.owner_of("web01").unwrap(), None);
+}
+
+#[test]
 fn a_chain_without_an_owner_is_that_of_its_next_writer() {
     let (_, store) = memory_store();
     let model = disk(ClusterSize::K16, 1);

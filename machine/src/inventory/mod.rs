@@ -89,6 +89,9 @@ pub(crate) struct Inventory {
 
 impl Inventory {
     /// Reads all; what could not be read is noted in `files`.
+    ///
+    /// # Errors
+    /// When the kernel's list of block devices cannot be read.
     pub(crate) fn read(files: &Files<'_>) -> Result<Inventory> {
         let mut host = hostdev::Inventory::read(files.root(), Namespaces::Machine)?;
         for error in host.take_unread() {

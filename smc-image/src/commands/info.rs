@@ -163,6 +163,9 @@ fn print_image(image: &Image, parent: &Parent) -> anyhow::Result<()> {
             format_args!("number {number} ({id}); cannot be read: {}", error.full_message()),
         )?,
     }
+    if let Some(owner) = &manifest.owner {
+        field("owner", owner)?;
+    }
     field("started", units::local_time(manifest.started))?;
     field("finished", units::local_time(manifest.finished))?;
     field("kind", manifest.kind)?;
@@ -212,6 +215,11 @@ fn print_disk(disk: &Disk, record: &DiskRecord) -> anyhow::Result<()> {
         .try_for_each(|(name, value)| disk_field(name, value))
 }
 
+/// Ids of filesystems, of which there may be one for each partition.
+fn holds(filesystems: &[String]) -> Option<String> {
+    (!filesystems.is_empty()).then(|| filesystems.join(", "))
+}
+
 /// What is known of a disk's identity. It came from the source, so it is shown without control characters.
 fn identity(identity: &DiskIdentity) -> Vec<(&'static str, String)> {
     let known = [
@@ -221,6 +229,8 @@ fn identity(identity: &DiskIdentity) -> Vec<(&'static str, String)> {
         ("uuid", identity.uuid.clone()),
         ("file", identity.backing_file.clone()),
         ("diskseq", identity.diskseq.map(|number| number.to_string())),
+        ("table", identity.table.clone()),
+        ("holds", holds(&identity.filesystems)),
     ];
     let shown = known.into_iter().filter_map(|(name, value)| Some((name, value?)));
     shown
@@ -246,6 +256,7 @@ fn image_object(image: &Image, parent: &Parent, disks: &[Value]) -> Value {
     json!({
         "image": image.id().to_string(),
         "job": manifest.job,
+        "owner": manifest.owner,
         "sequence": manifest.sequence,
         "id": manifest.id,
         "chain": { "name": image.id().chain(), "id": manifest.chain },

@@ -54,6 +54,9 @@ pub(super) enum End {
 }
 
 /// Visits the names of an archive whose magic has been read, to after its trailer. The number is that of the bytes read.
+///
+/// # Errors
+/// When the archive cannot be read, or is none.
 pub(super) fn names(
     source: &mut impl Source,
     visit: &mut dyn FnMut(&[u8]) -> bool,

@@ -29,7 +29,10 @@ const FORMATS: [(&[u8], &str, &[&str]); 9] = [
     (b"\x1f\x9e", "gzip", &["-dc"]),
 ];
 
-/// Visits the names in all archives of a file, until `visit` says no. `TimedOut` past the deadline.
+/// Visits the names in all archives of a file, until `visit` says no.
+///
+/// # Errors
+/// `TimedOut` past the deadline; otherwise when the file cannot be read or understood.
 pub(super) fn scan(file: File, deadline: Instant, visit: &mut dyn FnMut(&[u8]) -> bool) -> io::Result<()> {
     let mut source = BufReader::with_capacity(BUFFER_BYTES, file);
     let mut archives = 0;

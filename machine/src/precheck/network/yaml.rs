@@ -47,7 +47,10 @@ impl Value {
     }
 }
 
-/// Reads all documents of a text. The error says what is wrong with it.
+/// Reads all documents of a text.
+///
+/// # Errors
+/// In words, what is wrong with it.
 pub(super) fn documents(text: &str) -> Result<Vec<Rc<Value>>, String> {
     let mut loader = Loader::default();
     for event in Parser::new_from_str(text) {
