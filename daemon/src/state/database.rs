@@ -2,12 +2,13 @@
 
 use super::NoteKey;
 use super::rebuild::FoundJob;
-use super::records::{StoredJob, StoredNote, StoredRun, Unreadable, parse};
+use super::records::{Checked, StoredJob, StoredNote, StoredRun, Unreadable, parse};
 use crate::job::JobRecord;
 use anyhow::{Context, Result, bail};
 use api::RunView;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ struct Migration {
 /// Brings a database from one version of the schema to the next. `PRAGMA user_version` holds the `min_reader` of the last
 /// step: an smcd that knows a lower version leaves the file alone. The version itself is in the table `schema`, which the
 /// second step makes; a step that only adds keeps `min_reader` as it was.
-const MIGRATIONS: [Migration; 2] = [
+const MIGRATIONS: [Migration; 3] = [
     Migration {
         sql: "
     CREATE TABLE jobs (
@@ -53,6 +54,20 @@ const MIGRATIONS: [Migration; 2] = [
     CREATE TABLE foreign_jobs (
         name TEXT PRIMARY KEY REFERENCES jobs (name) ON DELETE CASCADE
     ) STRICT;
+",
+        min_reader: 1,
+    },
+    // The digest is NULL where an earlier smcd wrote the record: it knows no digests.
+    Migration {
+        sql: "
+    ALTER TABLE jobs ADD COLUMN digest BLOB;
+    ALTER TABLE runs ADD COLUMN digest BLOB;
+    CREATE TRIGGER jobs_without_digest AFTER UPDATE OF record ON jobs
+        WHEN NEW.digest IS OLD.digest AND NEW.record IS NOT OLD.record
+        BEGIN UPDATE jobs SET digest = NULL WHERE name = NEW.name; END;
+    CREATE TRIGGER runs_without_digest AFTER UPDATE OF record ON runs
+        WHEN NEW.digest IS OLD.digest AND NEW.record IS NOT OLD.record
+        BEGIN UPDATE runs SET digest = NULL WHERE job = NEW.job AND number = NEW.number; END;
 ",
         min_reader: 1,
     },
@@ -164,12 +179,12 @@ impl State {
     pub fn jobs(&self) -> Result<Jobs> {
         let mut statement = self
             .connection
-            .prepare("SELECT name, record, client_token FROM jobs ORDER BY name")?;
+            .prepare("SELECT name, record, digest FROM jobs ORDER BY name")?;
         let mut rows = statement.query([])?;
         let mut jobs = Jobs::default();
         while let Some(row) = rows.next()? {
             let (name, record) = (text(row, 0)?, bytes(row, 1)?);
-            match parse::<StoredJob>(record) {
+            match is_as_written(record, bytes(row, 2)?).and_then(|()| parse::<StoredJob>(record)) {
                 Ok(stored) if stored.name == name => jobs.readable.push(stored.into_job()),
                 Ok(stored) => {
                     let reason = format!("it is about job {}", stored.name);
@@ -306,13 +321,14 @@ impl State {
     /// # Errors
     /// When the database cannot be read. A record that cannot be read is none.
     pub fn runs(&self, job: &str, limit: u32) -> Result<Runs> {
-        let mut statement = self
-            .connection
-            .prepare("SELECT number, record FROM runs WHERE job = ?1 ORDER BY number DESC LIMIT ?2")?;
+        let mut statement = self.connection.prepare(
+            "SELECT number, record, digest FROM runs WHERE job = ?1 ORDER BY number DESC LIMIT ?2",
+        )?;
         let mut rows = statement.query(params![job, limit])?;
         let mut runs = Runs::default();
         while let Some(row) = rows.next()? {
-            match parse::<StoredRun>(bytes(row, 1)?) {
+            let record = bytes(row, 1)?;
+            match is_as_written(record, bytes(row, 2)?).and_then(|()| parse::<StoredRun>(record)) {
                 Ok(stored) => runs.readable.push(stored.into_run()),
                 Err(reason) => {
                     let number: i64 = row.get(0)?;
@@ -329,13 +345,8 @@ impl State {
     /// When the database or the record cannot be read.
     pub fn run(&self, job: &str, number: u64) -> Result<Option<RunView>> {
         let stored = stored_run(&self.connection, job, number)?;
-        stored
-            .map(|record| {
-                parse::<StoredRun>(&record)
-                    .map(StoredRun::into_run)
-                    .map_err(anyhow::Error::msg)
-            })
-            .transpose()
+        let read = |stored: Stored| stored.read::<StoredRun>().map(StoredRun::into_run);
+        stored.map(read).transpose().map_err(anyhow::Error::msg)
     }
 
     /// What a store is to keep of a job: its record and its newest runs, as they are.
@@ -346,7 +357,10 @@ impl State {
         let Some(record) = stored_job(&self.connection, job)? else {
             return Ok(None);
         };
-        let record = serde_json::from_slice(&record).with_context(|| format!("record of job {job}"))?;
+        let read = is_as_written(&record.text, &record.digest).map_err(anyhow::Error::msg);
+        let record = read
+            .and_then(|()| Ok(serde_json::from_slice(&record.text)?))
+            .with_context(|| format!("record of job {job}"))?;
         let mut statement = self
             .connection
             .prepare("SELECT record FROM runs WHERE job = ?1 ORDER BY number DESC LIMIT ?2")?;
@@ -419,28 +433,53 @@ fn put_host(transaction: &Transaction<'_>) -> Result<()> {
     Ok(())
 }
 
+/// A record as it is, and the digest of what was written; empty where that is not known.
+struct Stored {
+    text: Vec<u8>,
+    digest: Vec<u8>,
+}
+
+impl Stored {
+    /// Columns 0 and 1 of a row.
+    fn of(row: &Row<'_>) -> Result<Self> {
+        Ok(Self {
+            text: bytes(row, 0)?.to_vec(),
+            digest: bytes(row, 1)?.to_vec(),
+        })
+    }
+
+    fn read<T: DeserializeOwned + Checked>(&self) -> Result<T, String> {
+        is_as_written(&self.text, &self.digest)?;
+        parse(&self.text)
+    }
+}
+
+/// Finds a record that a disk has changed, although it still looks like one.
+fn is_as_written(record: &[u8], digest: &[u8]) -> Result<(), String> {
+    if digest.is_empty() || blake3::hash(record).as_bytes() == digest {
+        return Ok(());
+    }
+    Err("it is damaged: it is not what smcd has written".to_owned())
+}
+
 /// The record of a job as it is.
-fn stored_job(connection: &Connection, name: &str) -> Result<Option<Vec<u8>>> {
-    let record = connection.query_row("SELECT record FROM jobs WHERE name = ?1", [name], |row| {
-        Ok(bytes(row, 0).map(<[u8]>::to_vec))
-    });
+fn stored_job(connection: &Connection, name: &str) -> Result<Option<Stored>> {
+    let sql = "SELECT record, digest FROM jobs WHERE name = ?1";
+    let record = connection.query_row(sql, [name], |row| Ok(Stored::of(row)));
     record.optional()?.transpose()
 }
 
 /// The record of a run as it is.
-fn stored_run(connection: &Connection, job: &str, number: u64) -> Result<Option<Vec<u8>>> {
-    let record = connection.query_row(
-        "SELECT record FROM runs WHERE job = ?1 AND number = ?2",
-        params![job, signed(number)],
-        |row| Ok(bytes(row, 0).map(<[u8]>::to_vec)),
-    );
+fn stored_run(connection: &Connection, job: &str, number: u64) -> Result<Option<Stored>> {
+    let sql = "SELECT record, digest FROM runs WHERE job = ?1 AND number = ?2";
+    let record = connection.query_row(sql, params![job, signed(number)], |row| Ok(Stored::of(row)));
     record.optional()?.transpose()
 }
 
 /// Writes a job over its record. One that cannot be read is not written over.
 fn put_job(transaction: &Transaction<'_>, job: &JobRecord) -> Result<()> {
     let before = stored_job(transaction, &job.name)?;
-    let before = before.map(|record| parse::<StoredJob>(&record)).transpose();
+    let before = before.map(|record| record.read::<StoredJob>()).transpose();
     let before = before.map_err(|reason| anyhow::anyhow!("its record cannot be read: {reason}"))?;
     let record = serde_json::to_string(&StoredJob::new(job, before))?;
     insert_job(transaction, job, &record)
@@ -448,9 +487,14 @@ fn put_job(transaction: &Transaction<'_>, job: &JobRecord) -> Result<()> {
 
 fn insert_job(transaction: &Transaction<'_>, job: &JobRecord, record: &str) -> Result<()> {
     transaction.execute(
-        "INSERT INTO jobs (name, client_token, record) VALUES (?1, ?2, ?3)
-         ON CONFLICT (name) DO UPDATE SET client_token = ?2, record = ?3",
-        params![job.name, job.request.client_token, record],
+        "INSERT INTO jobs (name, client_token, record, digest) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (name) DO UPDATE SET client_token = ?2, record = ?3, digest = ?4",
+        params![
+            job.name,
+            job.request.client_token,
+            record,
+            blake3::hash(record.as_bytes()).as_bytes()
+        ],
     )?;
     Ok(())
 }
@@ -458,15 +502,20 @@ fn insert_job(transaction: &Transaction<'_>, job: &JobRecord, record: &str) -> R
 fn put_run(transaction: &Transaction<'_>, job: &str, run: &RunView) -> Result<()> {
     let before = stored_run(transaction, job, run.number)?;
     // A run is written again only while it is this version's own: what cannot be read is damaged.
-    let before = before.and_then(|record| parse::<StoredRun>(&record).ok());
+    let before = before.and_then(|record| record.read::<StoredRun>().ok());
     let record = serde_json::to_string(&StoredRun::new(run, before))?;
     insert_run(transaction, job, run.number, &record)
 }
 
 fn insert_run(transaction: &Transaction<'_>, job: &str, number: u64, record: &str) -> Result<()> {
     transaction.execute(
-        "INSERT OR REPLACE INTO runs (job, number, record) VALUES (?1, ?2, ?3)",
-        params![job, signed(number), record],
+        "INSERT OR REPLACE INTO runs (job, number, record, digest) VALUES (?1, ?2, ?3, ?4)",
+        params![
+            job,
+            signed(number),
+            record,
+            blake3::hash(record.as_bytes()).as_bytes()
+        ],
     )?;
     transaction.execute(
         "DELETE FROM runs WHERE job = ?1 AND number <= ?2",

@@ -218,6 +218,48 @@ fn a_damaged_note_keeps_its_name_until_the_job_is_deleted() {
 }
 
 #[test]
+fn a_record_that_a_disk_has_changed_is_damage_although_it_can_be_parsed() {
+    let house = House::new();
+    waiting(&house, "web01");
+    waiting(&house, "db");
+    let before = record(&house, "db");
+    // As a disk does it: nobody takes the digest away.
+    database(&house)
+        .execute("DROP TRIGGER jobs_without_digest", [])
+        .unwrap();
+    edit(&house, "web01", |record| record["status"] = json!("Stopped"));
+    let house = house.restart();
+    let shown = house.manager.show("web01").unwrap();
+    assert_eq!(shown.status, Status::InError);
+    assert!(shown.error.unwrap().contains("it is not what smcd has written"));
+    assert_eq!(house.job("db").status, Status::Waiting);
+    assert_eq!(record(&house, "db"), before);
+}
+
+#[test]
+fn a_record_that_an_earlier_version_wrote_has_no_digest_and_is_read() {
+    let house = House::new();
+    waiting(&house, "web01");
+    // An earlier version knows no digest, and leaves the column alone.
+    edit(&house, "web01", |record| {
+        record["description"] = json!("by an earlier version")
+    });
+    let house = house.restart();
+    assert_eq!(house.job("web01").description, "by an earlier version");
+    let modify = ModifyJob {
+        description: Some("by this one".to_owned()),
+        ..ModifyJob::default()
+    };
+    house.manager.modify("web01", &modify).unwrap();
+    let sql = "SELECT digest IS NOT NULL FROM jobs";
+    assert!(
+        database(&house)
+            .query_row(sql, [], |row| row.get::<_, bool>(0))
+            .unwrap()
+    );
+}
+
+#[test]
 fn a_run_that_cannot_be_read_is_a_warning_of_its_job() {
     let house = House::new();
     waiting(&house, "web01");

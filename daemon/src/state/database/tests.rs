@@ -59,7 +59,7 @@ fn names(jobs: &[JobRecord]) -> Vec<&str> {
 }
 
 fn record(state: &State, name: &str) -> Vec<u8> {
-    stored_job(&state.connection, name).unwrap().unwrap()
+    stored_job(&state.connection, name).unwrap().unwrap().text
 }
 
 fn json_of(state: &State, name: &str) -> Value {
