@@ -198,6 +198,10 @@ pub struct RunDisk {
     pub dirty_bytes: u64,
     /// The bytes stored for this disk, after compression.
     pub stored_bytes: u64,
+    /// The clusters of this disk that were damaged in the previous image and were stored anew: they are good in this
+    /// image. 0 if there was no damage, or none was known.
+    #[serde(default)]
+    pub repaired_clusters: u64,
     /// The digest of the disk's content, in the form that `smc-image digest` prints: `smc1-64k:` and 64 hexadecimal
     /// digits. Absent if it is not known: only those who have the key know the digests of an encrypted image.
     #[serde(default, skip_serializing_if = "Option::is_none")]

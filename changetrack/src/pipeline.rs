@@ -14,7 +14,7 @@ use crate::plan::Plan;
 use crate::worker::{Examined, Outcome, Stream, work};
 use blockio::{Buffers, Delivery, Device, Pace, Reader};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use imagefmt::{ClusterEncoder, ClusterUpdate, Disk, Geometry};
+use imagefmt::{Base, ClusterEncoder, ClusterUpdate, Geometry};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -88,7 +88,7 @@ pub struct Pass<'a> {
     /// What to read.
     pub plan: &'a Plan,
     /// What to compare with; zeros where absent.
-    pub base: Option<Disk>,
+    pub base: Option<Base>,
     /// How fast to read; as fast as the disk can when absent. Several passes may share one.
     pub pace: Option<Arc<Pace>>,
     /// Counts what the pass does.

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use blockio::{Chunk, Delivery};
 use crossbeam_channel::{Receiver, Sender, select};
-use imagefmt::{ClusterEncoder, ClusterUpdate, Codec, Digest, Disk, Geometry};
+use imagefmt::{Base, ClusterEncoder, ClusterUpdate, Codec, Digest, Geometry};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub(crate) struct Stream {
     pub pass: usize,
     pub geometry: Geometry,
     /// What the disk is compared with; zeros where absent.
-    pub base: Option<Disk>,
+    pub base: Option<Base>,
     pub results: Sender<(usize, Outcome)>,
     /// The run has ended: what still comes is of no use.
     pub is_over: Arc<AtomicBool>,
@@ -126,7 +126,7 @@ fn lower_priority() {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }
 
-/// Digests every cluster of a chunk and prepares those that differ for storing.
+/// Digests every cluster of a chunk and prepares those that differ, or that cannot be read in the base, for storing.
 fn examine(encoder: &mut ClusterEncoder, stream: &Stream, chunk: Chunk) -> Result<Examined> {
     let cluster_len = stream.geometry.cluster_size().byte_len();
     let first = stream.geometry.cluster_at(chunk.offset());
@@ -139,8 +139,8 @@ fn examine(encoder: &mut ClusterEncoder, stream: &Stream, chunk: Chunk) -> Resul
     let (mut changed, mut encoded) = (Vec::new(), Vec::new());
     for (i, plain) in chunk.chunks(cluster_len).enumerate() {
         let digest = encoder.digest(plain);
-        let before = base.as_ref().map_or(Digest::NULL, |base| base[i]);
-        if digest == before {
+        let before = base.as_ref().map_or(Some(Digest::NULL), |base| base[i]);
+        if before == Some(digest) {
             continue;
         }
         let update = encoder.encode(first + i as u64, digest, plain);

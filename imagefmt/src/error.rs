@@ -160,8 +160,14 @@ impl Error {
         source.is_some_and(|source| source.kind() == io::ErrorKind::NotADirectory)
     }
 
+    /// Whether bytes of the store are not what was written there. What cannot be read for another reason (no permission,
+    /// too many open files, a disk or network that fails) may be there again in a moment, and is not lost.
+    pub fn is_lost(&self) -> bool {
+        self.kind == ErrorKind::Damaged
+    }
+
     /// What happened, without where.
-    pub(crate) fn cause(&self) -> &str {
+    pub fn cause(&self) -> &str {
         self.context.first().map_or("", String::as_str)
     }
 

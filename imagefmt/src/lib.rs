@@ -43,6 +43,7 @@ pub use store::pins::{PIN_NAME, Pin};
 pub use store::{Readers, Store};
 pub use verify::verdict::{Against, Span, Verdict, VerdictState};
 pub use verify::{Finding, Inspection, Scope, Verified, Verifier, VerifyPlan, VerifyProgress};
+pub use write::base::Base;
 pub use write::builder::ClusterUpdate;
 pub use write::checkpoint::Checkpoint;
 pub use write::disk::{DiskId, DiskMeta};

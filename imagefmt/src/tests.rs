@@ -28,6 +28,7 @@ mod notes;
 mod owners;
 mod passes;
 mod reading;
+mod repair;
 mod sim;
 mod support;
 mod sweep;

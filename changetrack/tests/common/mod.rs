@@ -6,7 +6,7 @@
 use blockio::Device;
 use changetrack::{Error, Pass, Pipeline, PipelineOptions, Plan, Sink};
 use imagefmt::{
-    ClusterSize, ClusterUpdate, Codec, Consistency, Digest, Disk, DiskIdentity, DiskMeta, Geometry,
+    Base, ClusterSize, ClusterUpdate, Codec, Consistency, Digest, DiskIdentity, DiskMeta, Geometry,
     ImageWriter, Manifest, Store, cluster_digest,
 };
 use std::fs;
@@ -91,17 +91,17 @@ impl Sink for Pushing<'_> {
 pub fn scan(
     device: &Device,
     geometry: Geometry,
-    parent: Option<&Disk>,
+    base: Option<Base>,
     options: &PipelineOptions,
     progress: &Progress,
     push: Push<'_>,
 ) -> Result<(), Error> {
-    let plan = Plan::scan(geometry, parent.is_some());
+    let plan = Plan::scan(geometry, base.is_some());
     let pass = Pass {
         device,
         geometry,
         plan: &plan,
-        base: parent.cloned(),
+        base,
         pace: None,
         progress: progress.counters.clone(),
     };
@@ -229,15 +229,15 @@ impl Bench {
             logical_block_size: device.logical_block_size(),
             identity: DiskIdentity::default(),
         })?;
-        let (geometry, parent) = (disk.geometry(), image.base(disk).cloned());
-        let plan = Plan::scan(geometry, parent.is_some());
+        let (geometry, base) = (disk.geometry(), image.base(disk).cloned());
+        let plan = Plan::scan(geometry, base.is_some());
         image.begin_pass(disk, plan.method(), plan.reason())?;
         let mut store = |update: &ClusterUpdate<'_>| {
             hook(pushed.len(), progress)?;
             pushed.push(Pushed::new(update));
             image.push(disk, update)
         };
-        scan(&device, geometry, parent.as_ref(), options, progress, &mut store)?;
+        scan(&device, geometry, base, options, progress, &mut store)?;
         image.end_pass(disk, plan.bytes())?;
         Ok(image.commit(Consistency::Offline, "test")?)
     }

@@ -8,7 +8,7 @@ use super::disks::{SourceDisk, refuse_same_name, refused};
 use super::error::Result;
 use super::sync::Request;
 use blockio::{AlignedBuf, Device};
-use imagefmt::{Disk, DiskIdentity, ErrorKind, Image, Manifest, Store, cluster_digest};
+use imagefmt::{Base, Disk, DiskIdentity, ErrorKind, Image, Manifest, Store, cluster_digest};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -271,13 +271,14 @@ pub(super) fn refuse_exchanged(image: &Image, disks: &[SourceDisk]) -> Result<()
 
 /// The share of sampled clusters of an image's disk that a device has in the same place, 0 to 1; `None` if there are too
 /// few, or what would be compared cannot be read: the sync itself then says so.
-fn same_share(base: &Disk, device: &Device) -> Option<f64> {
-    let geometry = base.geometry();
+fn same_share(disk: &Disk, device: &Device) -> Option<f64> {
+    let geometry = disk.geometry();
+    let base = Base::from(disk.clone());
     let step = geometry.cluster_count().div_ceil(PLACES).max(1);
     let (mut same, mut of) = (0, 0);
     let mut index = step / 2;
     while index < geometry.cluster_count() && of < SAMPLES {
-        let digest = *base.digests(index..index + 1).ok()?.first()?;
+        let digest = (*base.digests(index..index + 1).ok()?.first()?)?;
         let (offset, len) = (geometry.cluster_offset(index), geometry.cluster_len(index));
         if !digest.is_null() && offset + len as u64 <= device.size_bytes() {
             let mut bytes = AlignedBuf::new(len);

@@ -4,7 +4,7 @@ use super::DiskArg;
 use super::activity::Watch;
 use super::control::Control;
 use super::disks::SourceDisk;
-use super::error::{Error, ErrorKind, Result, Within};
+use super::error::{Result, Within};
 use super::identity::{self, KnownFrom};
 use super::passes;
 use api::Phase;
@@ -103,7 +103,7 @@ pub struct Synced {
     pub resumed: bool,
 }
 
-/// Makes an image. Resumes an unfinished sync; discards what it stored if that is damaged.
+/// Makes an image. Resumes an unfinished sync, and stores anew what is damaged in what it builds on.
 ///
 /// # Errors
 /// Of every kind but `Other`; the message says what of the sync is kept. `Busy` and `Refused` come before anything
@@ -124,25 +124,9 @@ pub fn run<O: Observer>(
         observer,
     };
     let image = job.begin()?;
-    let resumed = image.resumed().map(|unfinished| unfinished.id().job().to_owned());
-    match (job.make_image(image), resumed) {
-        (Err(error), Some(job_begun)) if error.kind() == ErrorKind::Damaged => {
-            observer.warn(&format!(
-                "what the unfinished sync stored is damaged and is discarded; the sync starts again: {}",
-                error.full_message()
-            ));
-            store.discard_unfinished(&job_begun)?;
-            let manifest = job.make_image(job.begin()?)?;
-            Ok(Synced {
-                manifest,
-                resumed: false,
-            })
-        }
-        (made, resumed) => made.map(|manifest| Synced {
-            manifest,
-            resumed: resumed.is_some(),
-        }),
-    }
+    let resumed = image.resumed().is_some();
+    let manifest = job.make_image(image)?;
+    Ok(Synced { manifest, resumed })
 }
 
 /// What all steps of one sync share.
@@ -160,12 +144,17 @@ impl<O: Observer> Job<'_, O> {
         let request = self.request;
         let names: Vec<String> = self.disks.iter().map(|disk| disk.meta.name.clone()).collect();
         let image = self.store.begin_write(&request.to_write(names))?;
+        let instead = match image.parent() {
+            Some(_) => "compares with an earlier image",
+            None => "stores everything anew",
+        };
         for (sequence, error) in image.skipped_images() {
             self.observer.warn(&format!(
-                "image {}/{sequence} is damaged; the sync compares with an earlier image instead: {error}",
+                "image {}/{sequence} is damaged, so the sync {instead}: {error}",
                 request.job
             ));
         }
+        image.warnings().iter().for_each(|text| self.observer.warn(text));
         self.check_disks(&image)?;
         let stored = |unfinished: &imagefmt::Image| {
             let disks = &unfinished.manifest().disks;
@@ -212,17 +201,30 @@ impl<O: Observer> Job<'_, O> {
         } else {
             Phase::Transferring
         });
-        passes::scan_all(self, &mut image)
-            .map_err(|error| advise(error, &image))
-            .within(|| what_is_left(&image))?;
+        passes::scan_all(self, &mut image).within(|| what_is_left(&image))?;
         self.observer.phase(Phase::Processing);
         let (consistency, reason) = watch.finish();
         let before = image.parent().map(|parent| parent.manifest().clone());
-        let manifest = image.commit(consistency, &reason)?;
+        let left = what_is_left(&image);
+        let manifest = image.commit(consistency, &reason).within(|| left)?;
         let changed = before.map(|before| identity::changed_nearly_all(&before, &manifest));
         let warnings = changed.unwrap_or_default();
         warnings.iter().for_each(|warning| self.observer.warn(warning));
+        self.report_repairs(&manifest);
         Ok(manifest)
+    }
+
+    /// Warns of what was damaged before: earlier images still are.
+    fn report_repairs(&self, manifest: &Manifest) {
+        for disk in manifest.disks.iter().filter(|disk| disk.repaired_clusters > 0) {
+            let (name, count) = (&disk.name, disk.repaired_clusters);
+            let clusters = if count == 1 { "cluster" } else { "clusters" };
+            self.observer.warn(&format!(
+                "{count} {clusters} of {name} could not be read in the store and were stored anew from the disk: image \
+                 {}/{} has them, earlier images remain damaged. `smc-image verify` shows which; check the store's disk",
+                manifest.job, manifest.sequence
+            ));
+        }
     }
 }
 
@@ -235,17 +237,5 @@ fn what_is_left(image: &ImageWriter) -> String {
         )
     } else {
         format!("image {label} was discarded; earlier images are unchanged")
-    }
-}
-
-/// Adds what to do when damage was found, which can only be in the image that this one builds on.
-fn advise(error: Error, image: &ImageWriter) -> Error {
-    match image.parent() {
-        Some(parent) if error.kind() == ErrorKind::Damaged => error.within(format!(
-            "image {}, which this one builds on, is damaged: `smc-image verify` shows what is affected. \
-             To start again with a full image, sync to a new job",
-            parent.id()
-        )),
-        _ => error,
     }
 }

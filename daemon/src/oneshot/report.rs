@@ -32,6 +32,8 @@ struct DiskReport {
     compared_bytes: u64,
     dirty_bytes: u64,
     stored_bytes: u64,
+    /// Clusters that were damaged in the image before and were stored anew.
+    repaired_clusters: u64,
     digest: String,
 }
 
@@ -87,14 +89,19 @@ impl Report {
             self.consistency_reason
         ))?;
         for disk in &self.disks {
+            let repaired = match disk.repaired_clusters {
+                0 => String::new(),
+                count => format!(", damaged clusters repaired: {count}"),
+            };
             let speed = disk.compared_bytes.saturating_mul(1000) / self.millis.max(1);
             output::line(format_args!(
-                "  {:<12} {} compared ({}), {} changed, {} stored\n  {:<12} {}",
+                "  {:<12} {} compared ({}), {} changed, {} stored{}\n  {:<12} {}",
                 disk.name,
                 size(disk.compared_bytes),
                 rate(speed),
                 size(disk.dirty_bytes),
                 size(disk.stored_bytes),
+                repaired,
                 "",
                 disk.digest
             ))?;
@@ -115,6 +122,7 @@ impl DiskReport {
             compared_bytes: disk.compared_bytes,
             dirty_bytes: disk.dirty_bytes,
             stored_bytes: disk.stored_bytes,
+            repaired_clusters: disk.repaired_clusters,
             digest: disk.disk_digest(cluster_size)?.to_string(),
         })
     }

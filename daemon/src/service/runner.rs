@@ -370,6 +370,7 @@ impl Runner {
                 compared_bytes: disk.compared_bytes,
                 dirty_bytes: disk.dirty_bytes,
                 stored_bytes: disk.stored_bytes,
+                repaired_clusters: disk.repaired_clusters,
                 digest: Some(disk.disk_digest(cluster_size)?.to_string()),
             })
         };

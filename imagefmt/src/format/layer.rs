@@ -163,6 +163,13 @@ impl LayerTable {
             .ok_or_else(|| Error::damaged(format!("layer {id:08x} is not listed")))
     }
 
+    /// Takes `counts` for what is pointed to in each layer.
+    pub(crate) fn set_referenced(&mut self, counts: &BTreeMap<u32, u64>) {
+        for (id, entry) in &mut self.entries {
+            entry.referenced = counts.get(id).copied().unwrap_or(0);
+        }
+    }
+
     pub(crate) fn drop_unreferenced(&mut self) {
         self.entries.retain(|_, entry| entry.referenced > 0);
     }

@@ -149,6 +149,15 @@ pub struct DiskRecord {
     pub dirty_bytes: u64,
     /// Bytes written to layers for them.
     pub stored_bytes: u64,
+    /// Clusters that could not be read in the parent and were stored anew.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub repaired_clusters: u64,
+}
+
+/// Whether a count is left out: as by an smc that did not know it yet.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What a disk can be known by; whatever is known.
@@ -265,6 +274,12 @@ impl Manifest {
             .into_iter()
             .find(|&method| any(method))
             .unwrap_or(Method::Full)
+    }
+
+    /// Clusters of all disks that could not be read in the parent and were stored anew.
+    pub fn repaired_clusters(&self) -> u64 {
+        let counts = self.disks.iter().map(|disk| disk.repaired_clusters);
+        counts.fold(0, u64::saturating_add)
     }
 
     /// Checks all that can be checked without opening a layer.

@@ -1,5 +1,6 @@
 //! The words of the format: sizes, digests, pointers, nodes, layers and manifests, as docs/format.md gives them.
 
+pub(crate) mod clusters;
 pub(crate) mod codec;
 pub(crate) mod digest;
 pub(crate) mod geometry;

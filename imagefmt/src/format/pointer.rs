@@ -42,7 +42,27 @@ pub enum Codec {
     Damaged = 3,
 }
 
+/// What a reader gets of a cluster. Equal digests mean equal content only where this is equal too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holding {
+    /// Zeros.
+    Nothing,
+    /// All bytes.
+    Plain,
+    /// Bytes, some of which were unreadable at the source.
+    Partial,
+}
+
 impl Codec {
+    /// What a reader gets of a cluster of this codec.
+    pub(crate) fn holding(self) -> Holding {
+        match self {
+            Self::Null => Holding::Nothing,
+            Self::Raw | Self::Zstd => Holding::Plain,
+            Self::Damaged => Holding::Partial,
+        }
+    }
+
     fn from_byte(byte: u8) -> Result<Self> {
         match byte {
             0 => Ok(Self::Null),
@@ -101,6 +121,11 @@ impl Pointer {
     /// Whether this stands for all zeros.
     pub fn is_null(&self) -> bool {
         self.codec == Codec::Null
+    }
+
+    /// Whether this is content of the digest `digest`, held in the way that `codec` does.
+    pub(crate) fn holds(&self, digest: &Digest, codec: Codec) -> bool {
+        self.digest == *digest && self.codec.holding() == codec.holding()
     }
 
     pub(crate) fn to_raw(self) -> RawPointer {

@@ -1,14 +1,14 @@
 //! Opened images and their disks: what readers hold.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::digest::{Digest, DiskDigest};
-use crate::format::geometry::{Geometry, child_index, parent_index, slot};
+use crate::format::digest::DiskDigest;
+use crate::format::geometry::Geometry;
 use crate::format::manifest::{DiskRecord, Manifest};
 use crate::format::name::ImageId;
 use crate::read::cache::{ChainFiles, Opening};
 use crate::read::tree::{Run, Tree};
 use crate::storage::Lock;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// An image, opened and locked against deletion for as long as it or one of its disks lives.
@@ -157,25 +157,6 @@ impl Disk {
     /// Digest of the disk's content, as its root gives it.
     pub fn digest(&self) -> DiskDigest {
         self.tree.digest()
-    }
-
-    /// The digests of a range of clusters, as their leaves give them: that of zeros for clusters of zeros, and for
-    /// those that lie behind the end of the disk.
-    ///
-    /// # Errors
-    /// `Damaged` where a node of the tree is not what was written there.
-    pub fn digests(&self, clusters: Range<u64>) -> Result<Vec<Digest>> {
-        let mut digests = Vec::new();
-        let mut next = clusters.start;
-        while next < clusters.end {
-            let leaf = self.tree.leaf(parent_index(next));
-            let leaf = leaf.map_err(|error| self.name_in(error))?;
-            let end = child_index(parent_index(next) + 1, 0).min(clusters.end);
-            let of_leaf = slot(next)..slot(end - 1) + 1;
-            digests.extend(leaf.children()[of_leaf].iter().map(|child| child.digest));
-            next = end;
-        }
-        Ok(digests)
     }
 
     /// What lies in `length` bytes from `offset` on: at most `max` extents, which may end early.

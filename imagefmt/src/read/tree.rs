@@ -33,6 +33,13 @@ pub enum Run {
     Data(u64, Pointer),
 }
 
+/// A node that cannot be read: everything below it is out of reach.
+#[derive(Debug)]
+pub(crate) struct Unread {
+    pub id: NodeId,
+    pub error: Error,
+}
+
 impl Tree {
     /// A tree from its root pointer, which is checked like any other.
     pub(crate) fn new(
@@ -128,6 +135,10 @@ impl Tree {
 
     /// The pointer to node `id`, found by descending from the root.
     fn pointer_to(&self, id: NodeId) -> Result<Pointer> {
+        self.descend_to(id).map_err(|unread| unread.error)
+    }
+
+    fn descend_to(&self, id: NodeId) -> std::result::Result<Pointer, Unread> {
         if self.geometry.clusters_of(id.level, id.index).is_empty() {
             return Ok(Pointer::NULL);
         }
@@ -135,13 +146,13 @@ impl Tree {
         let mut level = self.root_id().level;
         while level > id.level && !pointer.is_null() {
             let below = FANOUT_BITS * u32::from(level - id.level);
-            let node = self.load(
-                NodeId {
-                    level,
-                    index: id.index >> below,
-                },
-                &pointer,
-            )?;
+            let above = NodeId {
+                level,
+                index: id.index >> below,
+            };
+            let node = self
+                .load(above, &pointer)
+                .map_err(|error| Unread { id: above, error })?;
             level -= 1;
             let index = id.index >> (FANOUT_BITS * u32::from(level - id.level));
             pointer = node.children()[slot(index)];
@@ -152,6 +163,39 @@ impl Tree {
     /// Node `id`; a node of nulls where nothing is stored.
     pub fn node(&self, id: NodeId) -> Result<Arc<Node>> {
         self.load(id, &self.pointer_to(id)?)
+    }
+
+    /// As [`node`](Self::node); where it cannot be read, the highest node on the way to it that cannot.
+    pub(crate) fn find_node(&self, id: NodeId) -> std::result::Result<Arc<Node>, Unread> {
+        let pointer = self.descend_to(id)?;
+        self.load(id, &pointer).map_err(|error| Unread { id, error })
+    }
+
+    /// Visits the place of every piece that the tree points to, nodes included.
+    ///
+    /// # Errors
+    /// When a node cannot be read.
+    pub(crate) fn each_place(&self, visit: &mut dyn FnMut(&Place)) -> Result<()> {
+        self.places_below(self.root_id(), &self.root, visit)
+    }
+
+    fn places_below(&self, id: NodeId, pointer: &Pointer, visit: &mut dyn FnMut(&Place)) -> Result<()> {
+        if pointer.is_null() {
+            return Ok(());
+        }
+        visit(&pointer.place);
+        let node = self.load(id, pointer)?;
+        for (slot, child) in node.children().iter().enumerate() {
+            match id.level.checked_sub(1) {
+                Some(level) => {
+                    let index = child_index(id.index, slot);
+                    self.places_below(NodeId { level, index }, child, visit)?;
+                }
+                None if !child.is_null() => visit(&child.place),
+                None => {}
+            }
+        }
+        Ok(())
     }
 
     /// Leaf `index`, with what is known of its clusters. One that was read lately is found without a descent.

@@ -124,6 +124,11 @@ pub(crate) fn sequence_of(name: &str) -> Option<u64> {
     image_file(name).and_then(|(sequence, extension)| (extension == beside::MANIFEST).then_some(sequence))
 }
 
+/// The number in the name of a file of verifications; `None` for every other file.
+pub(crate) fn verified_of(name: &str) -> Option<u64> {
+    image_file(name).and_then(|(sequence, extension)| (extension == beside::VERIFIED).then_some(sequence))
+}
+
 /// The id in a layer's file name; `None` for every other file.
 pub(crate) fn layer_of(name: &str) -> Option<u32> {
     let digits = name.strip_suffix(".layer")?;

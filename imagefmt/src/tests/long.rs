@@ -6,6 +6,7 @@ use crate::read::cache::{Caches, ChainFiles};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{LayerAppend, LayerRead, Lock, LockMode, Storage};
 use crate::write::builder::Builder;
+use crate::write::known::Suspects;
 use crate::write::new_layers::LayerSource;
 use crate::{ClusterSize, ClusterUpdate, Codec, Digest, Geometry, Result, Uuid};
 use std::ops::Range;
@@ -99,7 +100,7 @@ fn a_layer_of_16_gib_is_continued_in_a_new_one() {
     };
     let layers = LayerFiles::new(Arc::new(MemoryStorage::default()), "job");
     let files = Arc::new(ChainFiles::new(layers, Arc::new(Caches::new(1 << 20))));
-    let mut builder = Builder::new(geometry, None, files, Box::new(source)).unwrap();
+    let mut builder = Builder::new(geometry, None, Suspects::default(), files, Box::new(source)).unwrap();
     let plain = random_bytes(1, 256 << 10);
     for index in 0..geometry.cluster_count() {
         let update = ClusterUpdate {

@@ -23,38 +23,6 @@ fn begin(store: &Store) -> (ImageWriter, [DiskId; 2]) {
     (writer, disks)
 }
 
-/// The clusters in which a disk differs from what its pass is compared with.
-fn differing(writer: &ImageWriter, disk: DiskId, model: &Model) -> Vec<u64> {
-    let encoder = ClusterEncoder::new(1);
-    let count = model.cluster_count();
-    let base = writer.base(disk).map(|base| base.digests(0..count).unwrap());
-    (0..count)
-        .filter(|&index| {
-            let digest = encoder.digest(&model.get(index));
-            base.as_ref()
-                .map_or(!digest.is_null(), |base| base[index as usize] != digest)
-        })
-        .collect()
-}
-
-fn push_plain(writer: &mut ImageWriter, disk: DiskId, model: &Model, index: u64) {
-    let mut encoder = ClusterEncoder::new(1);
-    let plain = model.get(index);
-    let digest = encoder.digest(&plain);
-    writer.push(disk, &encoder.encode(index, digest, &plain)).unwrap();
-}
-
-/// Compares a disk with its base and stores what differs; returns how many clusters that were.
-fn pass(writer: &mut ImageWriter, disk: DiskId, model: &Model) -> usize {
-    writer.begin_pass(disk, Method::Scan, "test").unwrap();
-    let differing = differing(writer, disk, model);
-    for &index in &differing {
-        push_plain(writer, disk, model, index);
-    }
-    writer.end_pass(disk, model.size).unwrap();
-    differing.len()
-}
-
 /// As two passes at the same time: clusters of both disks come in turn.
 fn pass_both(writer: &mut ImageWriter, disks: [DiskId; 2], models: &[Model; 2]) {
     for disk in disks {

@@ -4,9 +4,10 @@ use super::model::Model;
 use crate::format::pointer::Place;
 use crate::storage::memory::MemoryStorage;
 use crate::{
-    ClusterEncoder, ClusterUpdate, Consistency, Disk, DiskId, DiskIdentity, DiskMeta, Error, Finding, Image,
-    ImageWriter, Manifest, Method, NodeId, Pointer, Result, Store, Verifier, VerifyPlan,
+    Base, ClusterEncoder, ClusterUpdate, Consistency, Disk, DiskId, DiskIdentity, DiskMeta, Error, Finding,
+    Image, ImageWriter, Manifest, Method, Result, Span, Store, Verdict, VerdictState, Verifier, VerifyPlan,
 };
+use jiff::Timestamp;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -76,7 +77,7 @@ impl Pass<'_> {
         self.image.checkpoint()
     }
 
-    pub fn base(&self) -> Option<&Disk> {
+    pub fn base(&self) -> Option<&Base> {
         self.image.base(self.disk)
     }
 }
@@ -150,32 +151,66 @@ pub(super) fn read_all(disk: &Disk) -> Result<Vec<u8>> {
 
 /// Every stored piece that a disk's tree points to: nodes and clusters, in no order.
 pub(super) fn places(disk: &Disk) -> Vec<Place> {
-    let tree = disk.tree();
     let mut places = Vec::new();
-    let mut todo: Vec<(NodeId, Pointer)> = vec![(tree.root_id(), tree.root())];
-    while let Some((id, pointer)) = todo.pop() {
-        if pointer.is_null() {
-            continue;
-        }
-        places.push(pointer.place);
-        let node = tree.load(id, &pointer).unwrap();
-        for (slot, child) in node
-            .children()
-            .iter()
-            .enumerate()
-            .filter(|(_, child)| !child.is_null())
-        {
-            match id.level.checked_sub(1) {
-                Some(level) => todo.push((
-                    NodeId {
-                        level,
-                        index: id.index * 256 + slot as u64,
-                    },
-                    *child,
-                )),
-                None => places.push(child.place),
-            }
-        }
-    }
+    disk.tree().each_place(&mut |place| places.push(*place)).unwrap();
     places
+}
+
+/// The clusters in which a disk differs from what its pass is compared with, or that cannot be read there.
+pub(super) fn differing(writer: &ImageWriter, disk: DiskId, model: &Model) -> Vec<u64> {
+    let encoder = ClusterEncoder::new(1);
+    let count = model.cluster_count();
+    let base = writer.base(disk).map(|base| base.digests(0..count).unwrap());
+    (0..count)
+        .filter(|&index| {
+            let digest = encoder.digest(&model.get(index));
+            base.as_ref()
+                .map_or(!digest.is_null(), |base| base[index as usize] != Some(digest))
+        })
+        .collect()
+}
+
+pub(super) fn push_plain(writer: &mut ImageWriter, disk: DiskId, model: &Model, index: u64) {
+    let mut encoder = ClusterEncoder::new(1);
+    let plain = model.get(index);
+    let digest = encoder.digest(&plain);
+    writer.push(disk, &encoder.encode(index, digest, &plain)).unwrap();
+}
+
+/// Compares a disk with its base and stores what differs; returns how many clusters that were.
+pub(super) fn pass(writer: &mut ImageWriter, disk: DiskId, model: &Model) -> usize {
+    writer.begin_pass(disk, Method::Scan, "test").unwrap();
+    let differing = differing(writer, disk, model);
+    for &index in &differing {
+        push_plain(writer, disk, model, index);
+    }
+    writer.end_pass(disk, model.size).unwrap();
+    differing.len()
+}
+
+/// A verification that takes no time.
+pub(super) fn span() -> Span {
+    let now = Timestamp::now();
+    Span {
+        run: now,
+        started: now,
+        finished: now,
+    }
+}
+
+/// Verifies an image, and keeps what was found beside it.
+pub(super) fn verify(store: &Store, sequence: u64) -> VerdictState {
+    let image = open_image(store, "job", sequence).unwrap();
+    let plan = VerifyPlan::default();
+    let verified = Verifier::new().verify(&image, &plan, &mut |_| ControlFlow::Continue(()));
+    let sizes: Vec<u64> = image.disks().iter().map(Disk::size_bytes).collect();
+    let mut verdict = known(store, &image).unwrap_or_else(|| Verdict::new(image.manifest()));
+    verdict.add(&plan, span(), &sizes, &verified);
+    store.keep_verdict(&image, &verdict).unwrap();
+    verdict.state()
+}
+
+pub(super) fn known(store: &Store, image: &Image) -> Option<Verdict> {
+    // One that is damaged is replaced.
+    store.verdict(image.id(), image.manifest()).ok().flatten()
 }

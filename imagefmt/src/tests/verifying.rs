@@ -4,10 +4,9 @@ use super::model::Model;
 use super::support::*;
 use crate::storage::memory::MemoryStorage;
 use crate::{
-    ClusterSize, ErrorKind, Finding, Image, Sample, Scope, Span, Store, Verdict, VerdictState, Verified,
-    Verifier, VerifyPlan,
+    ClusterSize, ErrorKind, Finding, Image, Sample, Scope, Store, Verdict, VerdictState, Verified, Verifier,
+    VerifyPlan,
 };
-use jiff::Timestamp;
 use std::ops::ControlFlow;
 
 /// Clusters of the disk: 10 MiB, two levels, ten units of a sample.
@@ -50,15 +49,6 @@ fn verify(image: &Image, plan: &VerifyPlan, steps: usize) -> Verified {
             ControlFlow::Continue(())
         }
     })
-}
-
-fn span() -> Span {
-    let now = Timestamp::now();
-    Span {
-        run: now,
-        started: now,
-        finished: now,
-    }
 }
 
 fn texts(findings: &[Finding]) -> Vec<String> {

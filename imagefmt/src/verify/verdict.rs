@@ -1,21 +1,26 @@
 //! What verifications of an image came to: a record beside its manifest.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::clusters::ClusterSet;
 use crate::format::id::Uuid;
 use crate::format::manifest::Manifest;
 use crate::format::name::ImageId;
 use crate::format::sealed::{self, sealed_record};
-use crate::read::image::Image;
+use crate::read::image::{Disk, Image};
 use crate::storage::paths::{images_dir, verified_path};
 use crate::store::Store;
 use crate::verify::{Finding, Position, Resume, Sample, Scope, Verified, VerifyPlan};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Findings that are kept of a stopped verification: it must tell them again.
 const FINDINGS_OF_STOPPED_MAX: usize = 1000;
 /// Findings that are kept of what is damaged: the next verification finds them all.
 const FINDINGS_OF_DAMAGE_MAX: usize = 20;
+/// Ranges of damaged clusters that are kept of a disk: the next sync stores them anew.
+const RANGES_OF_DAMAGE_MAX: usize = 4096;
 
 /// When a verification took place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +122,59 @@ pub struct Damage {
     pub findings_count: u64,
     /// The first of them.
     pub findings: Vec<Finding>,
+    /// The clusters that cannot be read because of them, of each disk, as ascending ranges. Where they are very many,
+    /// good ones between them are in it too. Absent in what an earlier smc wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clusters: Option<BTreeMap<String, Vec<Range<u64>>>>,
+}
+
+impl Damage {
+    /// The clusters of each disk that cannot be read; `None` if not all of them are known.
+    fn known_clusters(&self) -> Option<BTreeMap<String, ClusterSet>> {
+        if let Some(clusters) = &self.clusters {
+            let set = |(disk, ranges): (&String, &Vec<Range<u64>>)| {
+                (disk.clone(), ranges.iter().cloned().collect::<ClusterSet>())
+            };
+            return Some(clusters.iter().map(set).collect());
+        }
+        let all_kept = self.findings_count == self.findings.len() as u64;
+        all_kept.then(|| clusters_of(&self.findings))
+    }
+
+    /// The clusters of a disk of this image that cannot be read, as ascending ranges; all of them if it is not known
+    /// which.
+    pub(crate) fn clusters_of(&self, disk: &Disk) -> Vec<Range<u64>> {
+        match self.known_clusters() {
+            Some(known) => known
+                .get(disk.name())
+                .into_iter()
+                .flat_map(ClusterSet::runs)
+                .collect(),
+            None => vec![0..disk.geometry().cluster_count(); 1],
+        }
+    }
+
+    /// Whether something is wrong with a disk that concerns none of its clusters.
+    pub(crate) fn is_beside_clusters(&self, disk: &Disk) -> bool {
+        let mut findings = self.findings.iter();
+        self.findings_count > findings.len() as u64
+            || findings
+                .any(|finding| finding.disk.as_deref() == Some(disk.name()) && finding.clusters.is_empty())
+    }
+}
+
+/// The clusters that findings are about, of each disk.
+fn clusters_of(findings: &[Finding]) -> BTreeMap<String, ClusterSet> {
+    let mut clusters: BTreeMap<String, ClusterSet> = BTreeMap::new();
+    for finding in findings {
+        if let Some(disk) = &finding.disk {
+            clusters
+                .entry(disk.clone())
+                .or_default()
+                .insert(finding.clusters.clone());
+        }
+    }
+    clusters
 }
 
 /// A comparison of one disk with a device.
@@ -333,13 +391,17 @@ impl Verdict {
 
     /// Remembers what is damaged. Only what has read everything can say that what was damaged no longer is.
     fn judge(&mut self, whole: bool, found: Timestamp, count: u64, findings: &[Finding]) {
-        if whole {
-            self.damage = None;
-        }
+        let before = self.damage.take();
         if count == 0 {
+            self.damage = before.filter(|_| !whole);
             return;
         }
-        let before = self.damage.take();
+        let untold = count.saturating_sub(findings.len() as u64);
+        // A verification that was resumed does not know all that it had found: the clusters of that are kept here.
+        let known = before.as_ref().filter(|_| !whole || untold > 0);
+        let known = known.map_or_else(|| Some(BTreeMap::new()), Damage::known_clusters);
+        let clusters = known.map(|known| kept_clusters(known, clusters_of(findings)));
+        let before = before.filter(|_| !whole);
         let (before_count, mut all) =
             before.map_or((0, Vec::new()), |damage| (damage.findings_count, damage.findings));
         let unkept = before_count.saturating_sub(all.len() as u64);
@@ -348,13 +410,13 @@ impl Verdict {
             .filter(|finding| !all.contains(finding))
             .cloned()
             .collect();
-        let untold = count.saturating_sub(findings.len() as u64);
         let findings_count = (all.len() as u64 + new.len() as u64).saturating_add(unkept.max(untold));
         all.extend(new);
         self.damage = Some(Damage {
             found,
             findings_count,
             findings: first(&all, FINDINGS_OF_DAMAGE_MAX),
+            clusters,
         });
     }
 
@@ -383,6 +445,16 @@ impl Verdict {
                 "field findings has a range that ends before it starts",
             ));
         }
+        let clusters = self.damage.iter().flat_map(|damage| &damage.clusters);
+        if clusters
+            .flat_map(BTreeMap::values)
+            .flatten()
+            .any(|range| range.start > range.end)
+        {
+            return Err(Error::damaged(
+                "field clusters has a range that ends before it starts",
+            ));
+        }
         if self
             .samples
             .as_ref()
@@ -392,6 +464,19 @@ impl Verdict {
         }
         Ok(())
     }
+}
+
+/// Clusters of both, in so few ranges that a record has room for them.
+fn kept_clusters(
+    mut known: BTreeMap<String, ClusterSet>,
+    found: BTreeMap<String, ClusterSet>,
+) -> BTreeMap<String, Vec<Range<u64>>> {
+    for (disk, found) in found {
+        let known = known.entry(disk).or_default();
+        found.runs().for_each(|run| known.insert(run));
+    }
+    let ranges = |set: ClusterSet| set.coarsened(RANGES_OF_DAMAGE_MAX).runs().collect();
+    known.into_iter().map(|(disk, set)| (disk, ranges(set))).collect()
 }
 
 fn first(findings: &[Finding], max: usize) -> Vec<Finding> {

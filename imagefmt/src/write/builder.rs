@@ -4,14 +4,18 @@
 //! follows its last changed child. Subtrees without a change are referenced, never rewritten.
 
 use crate::error::{Error, Result};
+use crate::format::clusters::ClusterSet;
 use crate::format::digest::Digest;
 use crate::format::geometry::{Geometry, parent_index, slot};
 use crate::format::layer::{LAYER_LEN_MAX, LayerEntry, LayerTable, LayerWriter};
 use crate::format::node::{Node, NodeId, closing_check};
 use crate::format::pointer::{Codec, Place, Pointer};
 use crate::read::cache::ChainFiles;
-use crate::read::tree::Tree;
+use crate::read::tree::{Tree, Unread};
+use crate::write::known::Suspects;
 use crate::write::new_layers::LayerSource;
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A changed cluster as the builder stores it.
@@ -35,6 +39,8 @@ pub struct BuildStats {
     pub dirty_bytes: u64,
     /// Bytes written to layers, headers, nodes and padding included.
     pub stored_bytes: u64,
+    /// Clusters that could not be read in the parent and came anew.
+    pub repaired_clusters: u64,
 }
 
 /// A finished tree.
@@ -72,20 +78,27 @@ pub(crate) struct Builder {
     packed: Vec<u32>,
     /// The lowest index that may come next.
     next: u64,
+    /// Clusters that have to come, whatever the tree says of them: it has nothing for them that can be read.
+    due: ClusterSet,
+    /// What lies below nodes of `parent` that cannot be read.
+    lost: ClusterSet,
+    /// Whether `layers` says exactly how much is pointed to. If not, no layer is dropped for lack of pointers.
+    is_counted: bool,
     /// The parent's short last cluster: on a disk that grew it holds more than before.
     outgrown: Option<u64>,
     stats: BuildStats,
 }
 
 impl Builder {
-    /// A builder for a disk of `geometry`, on top of `parent` or of nothing. `files` are the chain's; the layers come
-    /// from `source`.
+    /// A builder for a disk of `geometry`, on top of `parent` or of nothing, in which `suspects` is known to be damaged.
+    /// `files` are the chain's; the layers come from `source`.
     ///
     /// # Errors
     /// `Invalid` when the parent does not fit; otherwise when it cannot be read.
     pub fn new(
         geometry: Geometry,
         parent: Option<Tree>,
+        suspects: Suspects,
         files: Arc<ChainFiles>,
         source: Box<dyn LayerSource>,
     ) -> Result<Self> {
@@ -101,6 +114,9 @@ impl Builder {
             own: Vec::new(),
             packed: Vec::new(),
             next: 0,
+            due: suspects.clusters,
+            lost: ClusterSet::default(),
+            is_counted: !suspects.counts,
             outgrown: None,
             stats: BuildStats::default(),
         };
@@ -123,7 +139,12 @@ impl Builder {
         if old.size_bytes() < self.geometry.size_bytes() {
             let last = old.cluster_count() - 1;
             let short = old.cluster_len(last) < self.geometry.cluster_len(last);
-            if short && !parent.cluster(last)?.is_null() {
+            let is_null = match parent.cluster(last) {
+                Ok(pointer) => pointer.is_null(),
+                Err(error) if error.is_lost() => false,
+                Err(error) => return Err(error),
+            };
+            if short && !is_null {
                 self.outgrown = Some(last);
             }
         }
@@ -138,7 +159,8 @@ impl Builder {
         Ok(())
     }
 
-    /// Takes the next cluster; indices ascend within a pass. One that is as in the tree so far is not stored again.
+    /// Takes the next cluster; indices ascend within a pass. One that is as in the tree so far is not stored again,
+    /// unless it cannot be read there.
     ///
     /// # Errors
     /// `Invalid` for a cluster out of order or whose stored bytes do not fit; otherwise when the parent cannot be read
@@ -150,19 +172,27 @@ impl Builder {
             self.outgrown = None;
         }
         let old = self.current(update.index)?;
-        if old.digest == update.digest {
+        let is_due = self.due.remove(update.index);
+        if !is_due && old.holds(&update.digest, update.codec) {
             return Ok(());
         }
         self.open_leaf_of(update.index)?;
         let new = self.store_cluster(update)?;
-        if old.is_null() || !self.own.contains(&old.place.layer) {
-            self.stats.dirty_bytes += self.geometry.cluster_len(update.index) as u64;
-        }
+        self.count(update, &old, is_due);
         self.set_child(0, update.index, new)
     }
 
-    /// The pointer of a cluster that has not come in this pass.
-    fn current(&self, index: u64) -> Result<Pointer> {
+    fn count(&mut self, update: &ClusterUpdate<'_>, old: &Pointer, is_due: bool) {
+        self.stats.repaired_clusters += u64::from(is_due);
+        // What is below a node that cannot be read may be as before.
+        let is_new = old.digest != update.digest && !(is_due && old.is_null());
+        if is_new && (old.is_null() || !self.own.contains(&old.place.layer)) {
+            self.stats.dirty_bytes += self.geometry.cluster_len(update.index) as u64;
+        }
+    }
+
+    /// The pointer of a cluster that has not come in this pass; null where it cannot be read.
+    fn current(&mut self, index: u64) -> Result<Pointer> {
         match &self.open[0] {
             Some(open) if open.index == parent_index(index) => Ok(open.node.children()[slot(index)]),
             _ => self.parent_cluster(index),
@@ -193,11 +223,46 @@ impl Builder {
         Ok(())
     }
 
-    fn parent_cluster(&self, index: u64) -> Result<Pointer> {
-        match &self.parent {
-            Some(parent) if index < parent.geometry().cluster_count() => parent.cluster(index),
-            _ => Ok(Pointer::NULL),
+    fn parent_cluster(&mut self, index: u64) -> Result<Pointer> {
+        let id = NodeId {
+            level: 0,
+            index: parent_index(index),
+        };
+        let leaf = self.parent_node(id)?;
+        Ok(leaf.map_or(Pointer::NULL, |leaf| *leaf.child(index)))
+    }
+
+    /// The parent's node; `None` where it has none, or one that cannot be read.
+    fn parent_node(&mut self, id: NodeId) -> Result<Option<Arc<Node>>> {
+        let Some(parent) = &self.parent else {
+            return Ok(None);
+        };
+        if id.level >= parent.geometry().height() {
+            return Ok(None);
         }
+        match parent.find_node(id) {
+            Ok(node) => Ok(Some(node)),
+            Err(Unread { id, error }) if error.is_lost() => {
+                let clusters = parent.geometry().clusters_of(id.level, id.index);
+                let written: Vec<u32> = parent.layers().iter().map(|(id, _)| id).collect();
+                self.lose(clusters, &written);
+                Ok(None)
+            }
+            Err(Unread { error, .. }) => Err(error),
+        }
+    }
+
+    /// Takes clusters below a node that cannot be read as due. `written` are the layers that they may lie in.
+    fn lose(&mut self, clusters: Range<u64>, written: &[u32]) {
+        if self.lost.covers(&clusters) {
+            return;
+        }
+        self.lost.insert(clusters.clone());
+        // Those that have come already as well: what came of them was compared with something else.
+        self.due.insert(clusters);
+        // What they pointed to is not known.
+        self.is_counted = false;
+        self.packed.retain(|id| !written.contains(id));
     }
 
     fn store_cluster(&mut self, update: &ClusterUpdate<'_>) -> Result<Pointer> {
@@ -226,12 +291,8 @@ impl Builder {
             return Ok(());
         }
         self.close_node(level)?;
-        let node = match &self.parent {
-            Some(parent) if level < parent.geometry().height() => {
-                (*parent.node(NodeId { level, index })?).clone()
-            }
-            _ => Node::null(),
-        };
+        let node = self.parent_node(NodeId { level, index })?;
+        let node = node.map_or_else(Node::null, |node| (*node).clone());
         self.open[usize::from(level)] = Some(OpenNode { index, node });
         if level == 0 {
             self.start_group()?;
@@ -319,11 +380,11 @@ impl Builder {
             let Place { layer, len, .. } = old.place;
             self.packed.retain(|&id| id != layer);
             let entry = self.layers.entry_mut(layer)?;
-            entry.referenced = entry.referenced.checked_sub(len.into()).ok_or_else(|| {
-                Error::damaged(format!(
-                    "the parent's manifest counts too few bytes in layer {layer:08x}"
-                ))
-            })?;
+            match entry.referenced.checked_sub(len.into()) {
+                Some(left) => entry.referenced = left,
+                // The parent's manifest counts too few.
+                None => self.is_counted = false,
+            }
         }
         if !new.is_null() {
             self.layers.entry_mut(new.place.layer)?.referenced += u64::from(new.place.len);
@@ -364,7 +425,8 @@ impl Builder {
     /// continues from there.
     ///
     /// On a disk that grew, the cluster that was its short last one is zero in it until it has come: what the parent
-    /// holds of it is shorter than a cluster of this disk.
+    /// holds of it is shorter than a cluster of this disk. So are those beside others that came in place of a leaf that
+    /// cannot be read.
     ///
     /// # Errors
     /// When the layer cannot be written, or the parent not be read.
@@ -421,18 +483,18 @@ impl Builder {
         self.parent.as_ref()
     }
 
+    /// The tree as stored, of an image that is not there yet.
+    fn tree_of(&self, layers: Arc<LayerTable>) -> Result<Tree> {
+        let opening = self.files.caches().new_opening(0);
+        Tree::new(self.geometry, self.root, layers, self.files.clone(), opening)
+    }
+
     /// Takes the tree as stored for the one to build upon; nothing is open.
     fn continue_from_here(&mut self) -> Result<()> {
         let layers = Arc::new(self.layers.clone());
-        // Of an image that is not there yet.
-        let opening = self.files.caches().new_opening(0);
-        self.parent = Some(Tree::new(
-            self.geometry,
-            self.root,
-            layers,
-            self.files.clone(),
-            opening,
-        )?);
+        self.parent = Some(self.tree_of(layers)?);
+        // What cannot be read in this tree is another matter, even in the same place.
+        self.lost = ClusterSet::default();
         Ok(())
     }
 
@@ -449,15 +511,33 @@ impl Builder {
             stats: self.stats,
         };
         built.stats.stored_bytes += self.writer.as_ref().map_or(0, LayerWriter::position);
-        built.layers.drop_unreferenced();
+        if self.is_counted {
+            built.layers.drop_unreferenced();
+        }
         built.packed.retain(|&id| built.layers.entry(id).is_ok());
         built
+    }
+
+    /// Clusters that have to come, as the tree has nothing for them that can be read.
+    pub fn due(&self) -> &ClusterSet {
+        &self.due
+    }
+
+    /// Counts what the tree points to in each layer.
+    fn recount(&mut self) -> Result<()> {
+        let tree = self.tree_of(self.layers.clone().into())?;
+        let mut counts = BTreeMap::new();
+        tree.each_place(&mut |place| *counts.entry(place.layer).or_default() += u64::from(place.len))?;
+        self.layers.set_referenced(&counts);
+        self.is_counted = true;
+        Ok(())
     }
 
     /// Stores what is still open and makes all layers durable.
     ///
     /// # Errors
-    /// `Invalid` when a cluster that grew with the disk did not come; otherwise when the layer cannot be written.
+    /// `Invalid` when a cluster that grew with the disk did not come, `Damaged` when one that cannot be read in the
+    /// parent did not, or a node of the tree cannot be read; otherwise when the layer cannot be written.
     pub fn finish(&mut self) -> Result<Built> {
         if let Some(index) = self.outgrown {
             return Err(Error::invalid(format!(
@@ -466,6 +546,14 @@ impl Builder {
         }
         self.close_nodes()?;
         self.close_layer()?;
+        if let Some(index) = self.due.first() {
+            return Err(Error::damaged(format!(
+                "cluster {index} cannot be read in the store and was not stored anew"
+            )));
+        }
+        if !self.is_counted {
+            self.recount()?;
+        }
         Ok(self.built())
     }
 }

@@ -63,8 +63,9 @@ impl Store {
         Ok(true)
     }
 
-    /// The unfinished sync to resume; none if it is damaged, as then there is nothing to resume.
-    pub(crate) fn resumable(&self, readers: &Chain) -> Result<Option<Image>> {
+    /// The unfinished sync to resume; none if its file is damaged, as then nothing says what it stored. Damage of the
+    /// layers that it lists, its own or its parent's, is no reason: the sync repairs it.
+    pub(crate) fn resumable(&self, readers: &Chain, warnings: &mut Vec<String>) -> Result<Option<Image>> {
         let opened = self.unfinished_in(readers.name()).and_then(|found| {
             found
                 .map(|manifest| readers.open(manifest.into(), Lock::new(())))
@@ -72,7 +73,10 @@ impl Store {
         });
         match opened {
             Err(error) if error.kind() == ErrorKind::Damaged => {
-                tracing::warn!(%error, "an unfinished sync is damaged: start afresh");
+                warnings.push(format!(
+                    "what an unfinished sync stored cannot be used and is stored again: {}",
+                    error.full_message()
+                ));
                 Ok(None)
             }
             opened => opened,

@@ -7,6 +7,7 @@ use crate::format::layer::LayerTable;
 use crate::format::manifest::{DiskIdentity, DiskRecord, LayerRecord, Method, RootRecord};
 use crate::format::name::ImageId;
 use crate::read::image::Disk;
+use crate::write::base::Base;
 use crate::write::builder::{Builder, Built, ClusterUpdate};
 
 /// What the daemon knows of a disk that goes into its record.
@@ -44,7 +45,7 @@ pub(crate) struct DraftDisk {
     /// The disk's record in the unfinished sync that is resumed.
     before: Option<DiskRecord>,
     /// What the current pass is compared with.
-    base: Option<Disk>,
+    base: Option<Base>,
     builder: Builder,
     /// How the changes were found, and why that way: as of the first pass.
     method: Option<(Method, String)>,
@@ -62,7 +63,7 @@ impl DraftDisk {
     pub fn new(
         meta: DiskMeta,
         geometry: Geometry,
-        base: Option<Disk>,
+        base: Option<Base>,
         before: Option<DiskRecord>,
         builder: Builder,
     ) -> Self {
@@ -92,7 +93,7 @@ impl DraftDisk {
         &self.meta.name
     }
 
-    pub fn base(&self) -> Option<&Disk> {
+    pub fn base(&self) -> Option<&Base> {
         self.base.as_ref()
     }
 
@@ -114,12 +115,9 @@ impl DraftDisk {
         if self.was_passed() {
             self.builder.rewind();
             if let Some(tree) = self.builder.tree() {
-                self.base = Some(Disk::of_tree(
-                    image,
-                    &self.meta.name,
-                    tree.clone(),
-                    self.base.as_ref(),
-                ));
+                let like = self.base.as_ref().map(Base::disk);
+                let disk = Disk::of_tree(image, &self.meta.name, tree.clone(), like);
+                self.base = Some(Base::new(disk, self.builder.due().clone()));
             }
         }
         self.method.get_or_insert_with(|| (method, reason.to_owned()));
@@ -208,6 +206,8 @@ impl DraftDisk {
             compared_bytes: self.compared_bytes,
             dirty_bytes: built.stats.dirty_bytes + before.map_or(0, |before| before.dirty_bytes),
             stored_bytes: built.stats.stored_bytes + before.map_or(0, |before| before.stored_bytes),
+            repaired_clusters: built.stats.repaired_clusters
+                + before.map_or(0, |before| before.repaired_clusters),
         }
     }
 

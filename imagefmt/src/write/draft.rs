@@ -7,8 +7,10 @@ use crate::format::manifest::{Consistency, DiskRecord, Kind, LayerRecord, Manife
 use crate::format::name::ImageId;
 use crate::read::image::{Disk, Image};
 use crate::store::{Chain, Store};
+use crate::write::base::Base;
 use crate::write::builder::{Builder, ClusterUpdate};
 use crate::write::disk::{DiskId, DiskMeta, DraftDisk};
+use crate::write::known::{KnownDamage, Suspects};
 use crate::write::new_layers::NewLayers;
 use jiff::Timestamp;
 
@@ -26,6 +28,8 @@ pub(crate) struct Draft {
     pub parent: Option<Image>,
     /// The unfinished sync that this one resumes.
     pub resumed: Option<Image>,
+    /// What is known to be damaged in either.
+    pub known: KnownDamage,
     /// Whether a disk that is smaller than in the parent image is stored anew.
     pub may_shrink: bool,
     pub started: Timestamp,
@@ -54,9 +58,17 @@ impl Draft {
         if !self.begun {
             self.begin()?;
         }
+        let mut suspects = match &base {
+            Some(disk) => self.known.in_disk(disk)?,
+            None => Suspects::default(),
+        };
+        // In a tree that was repaired, the counts were left for the end.
+        suspects.counts |= before.as_ref().is_some_and(|before| before.repaired_clusters > 0);
         let tree = base.as_ref().map(|disk| disk.tree().clone());
+        let base = base.map(|disk| Base::new(disk, suspects.clusters.clone()));
         let files = self.readers.files();
-        let builder = Builder::new(geometry, tree, files, Box::new(self.new_layers.clone()))?;
+        let source = Box::new(self.new_layers.clone());
+        let builder = Builder::new(geometry, tree, suspects, files, source)?;
         self.disks
             .push(DraftDisk::new(meta, geometry, base, before, builder));
         let index = self.disks.len() - 1;

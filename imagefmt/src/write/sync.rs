@@ -6,15 +6,17 @@ use crate::format::manifest::{Consistency, Manifest, Method};
 use crate::format::name::{ImageId, check_name};
 use crate::format::owner::{Owner, TakeOver};
 use crate::format::sealed;
-use crate::read::image::{Disk, Image};
+use crate::read::image::Image;
 use crate::storage::Lock;
 use crate::storage::paths::{images_dir, layers_dir, manifest_path};
 use crate::store::chain::{self, ChainRecord};
 use crate::store::{Chain, Store};
+use crate::write::base::Base;
 use crate::write::builder::ClusterUpdate;
 use crate::write::checkpoint::Checkpoint;
 use crate::write::disk::{DiskId, DiskMeta, DraftDisk};
 use crate::write::draft::Draft;
+use crate::write::known::KnownDamage;
 use crate::write::new_layers::NewLayers;
 use jiff::Timestamp;
 
@@ -32,6 +34,7 @@ pub struct ImageWriter {
     /// The disks of the job.
     of_job: Vec<String>,
     skipped_images: SkippedImages,
+    warnings: Vec<String>,
     /// Released last.
     _lock: Lock,
 }
@@ -171,12 +174,10 @@ impl ImageWriter {
     ) -> Result<Self> {
         let job = &request.job;
         let readers = store.chain(chain)?;
-        let (parent, mut skipped_images) = newest_readable(store, &readers)?;
-        if parent.is_none() && !skipped_images.is_empty() {
-            let (_, error) = skipped_images.swap_remove(0);
-            return Err(error.within(format!("every image of job {job} is damaged: sync to a new job")));
-        }
-        let resumed = store.resumable(&readers)?;
+        let (parent, skipped_images) = newest_readable(store, &readers)?;
+        let mut warnings = Vec::new();
+        let resumed = store.resumable(&readers, &mut warnings)?;
+        let known = KnownDamage::of_chain(store, &readers, &mut warnings)?;
         let (of_job, sequence) = (record.disks.clone(), record.next_sequence);
         let cluster_size = record.cluster_size()?;
         let draft = Draft {
@@ -191,6 +192,7 @@ impl ImageWriter {
                 .as_ref()
                 .map_or_else(Timestamp::now, |resumed| resumed.manifest().started),
             resumed,
+            known,
             begun: false,
             disks: Vec::new(),
             saved: None,
@@ -200,6 +202,7 @@ impl ImageWriter {
             draft,
             of_job,
             skipped_images,
+            warnings,
             _lock: lock,
         })
     }
@@ -222,6 +225,11 @@ impl ImageWriter {
     /// Newer images that could not be used as the parent, and why.
     pub fn skipped_images(&self) -> &[(u64, Error)] {
         &self.skipped_images
+    }
+
+    /// What else of the chain could not be used, and why: a sentence each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Cluster size of the chain.
@@ -253,7 +261,7 @@ impl ImageWriter {
 
     /// What the current pass is compared with: the disk as built so far. Before a second pass that is the disk
     /// in the unfinished sync, or else in the parent image.
-    pub fn base(&self, disk: DiskId) -> Option<&Disk> {
+    pub fn base(&self, disk: DiskId) -> Option<&Base> {
         self.draft.disks.get(disk.index)?.base()
     }
 
@@ -269,7 +277,8 @@ impl ImageWriter {
         self.draft.begin_pass(disk, method, reason)
     }
 
-    /// Takes the next cluster; indices ascend within a pass. One that is as in the base is not stored again.
+    /// Takes the next cluster; indices ascend within a pass. One that is as in the base is not stored again, unless it
+    /// cannot be read there: [`Base::digests`] says which those are.
     ///
     /// # Errors
     /// `Invalid` outside of a pass, for a cluster out of order, or one whose stored bytes do not fit; otherwise
@@ -310,8 +319,8 @@ impl ImageWriter {
     /// Makes the image exist. When this returns, it survives a power cut.
     ///
     /// # Errors
-    /// `Invalid` when a disk of the job is missing or a pass over it has not ended; otherwise when the store
-    /// cannot be written.
+    /// `Invalid` when a disk of the job is missing or a pass over it has not ended; `Damaged` when what cannot be read
+    /// in the base was not pushed; otherwise when the store cannot be written.
     pub fn commit(mut self, consistency: Consistency, consistency_reason: &str) -> Result<Manifest> {
         let draft = &mut self.draft;
         if draft.disks.len() != self.of_job.len() {

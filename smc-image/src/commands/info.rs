@@ -204,6 +204,14 @@ fn print_disk(disk: &Disk, record: &DiskRecord) -> anyhow::Result<()> {
     disk_field("compared", units::size(record.compared_bytes))?;
     disk_field("dirty", units::size(record.dirty_bytes))?;
     disk_field("stored", units::size(record.stored_bytes))?;
+    if record.repaired_clusters > 0 {
+        let count = usize::try_from(record.repaired_clusters).unwrap_or(usize::MAX);
+        let clusters = text::count(count, "cluster");
+        disk_field(
+            "repaired",
+            format_args!("{clusters}, damaged in the image before"),
+        )?;
+    }
     let layers = text::count(count, "layer");
     disk_field(
         "layers",
@@ -289,6 +297,7 @@ fn disk_object(disk: &Disk, record: &DiskRecord, unreadable: &Option<Vec<Unreada
         "compared_bytes": record.compared_bytes,
         "dirty_bytes": record.dirty_bytes,
         "stored_bytes": record.stored_bytes,
+        "repaired_clusters": record.repaired_clusters,
         "layers": count,
         "referenced_bytes": referenced,
     });

@@ -174,8 +174,8 @@ fn write_disk(
     cluster_size: ClusterSize,
 ) -> imagefmt::Result<()> {
     let disk = image.disk(meta)?;
-    let parent = image.base(disk).cloned();
-    let method = if parent.is_some() {
+    let base = image.base(disk).cloned();
+    let method = if base.is_some() {
         Method::Scan
     } else {
         Method::Full
@@ -184,11 +184,11 @@ fn write_disk(
     let mut encoder = ClusterEncoder::new(1);
     for (index, plain) in (0..).zip(content.chunks(cluster_size.byte_len())) {
         let digest = encoder.digest(plain);
-        let before = match &parent {
-            Some(parent) => parent.digests(index..index + 1)?[0],
-            None => Digest::NULL,
+        let before = match &base {
+            Some(base) => base.digests(index..index + 1)?[0],
+            None => Some(Digest::NULL),
         };
-        if before != digest {
+        if before != Some(digest) {
             image.push(disk, &encoder.encode(index, digest, plain))?;
         }
     }

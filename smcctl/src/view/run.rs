@@ -110,11 +110,15 @@ fn disk(disk: &RunDisk) -> Vec<String> {
         size(disk.dirty_bytes),
         size(disk.stored_bytes),
     );
+    let repaired = match disk.repaired_clusters {
+        0 => String::new(),
+        count => format!(", damaged clusters repaired: {count}"),
+    };
     let name = &disk.name;
     let digest = disk.digest.iter().map(|digest| {
         let width = name.chars().count();
         format!("{:width$}  {digest}", "")
     });
-    let counts = format!("{name}: {compared} compared, {changed} changed, {stored} stored");
+    let counts = format!("{name}: {compared} compared, {changed} changed, {stored} stored{repaired}");
     std::iter::once(counts).chain(digest).collect()
 }

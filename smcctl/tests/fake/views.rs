@@ -165,6 +165,7 @@ pub fn succeeded(name: &str, number: u64) -> RunView {
         stored_bytes: 900 * MIB,
         compare_rate_bytes: 2 * GIB,
         disks: vec![RunDisk {
+            repaired_clusters: 2,
             name: "vda".to_owned(),
             size_bytes: 40 * GIB,
             compared_bytes: 40 * GIB,

@@ -45,6 +45,8 @@ pub(super) struct StoredRunDisk {
     pub(super) dirty_bytes: u64,
     pub(super) stored_bytes: u64,
     #[serde(default)]
+    repaired_clusters: u64,
+    #[serde(default)]
     digest: Option<String>,
     #[serde(flatten)]
     extra: Extra,
@@ -84,6 +86,7 @@ impl StoredRun {
             compared_bytes: disk.compared_bytes,
             dirty_bytes: disk.dirty_bytes,
             stored_bytes: disk.stored_bytes,
+            repaired_clusters: disk.repaired_clusters,
             digest: disk.digest,
         };
         RunView {
@@ -119,6 +122,7 @@ impl From<&RunView> for StoredRun {
             compared_bytes: disk.compared_bytes,
             dirty_bytes: disk.dirty_bytes,
             stored_bytes: disk.stored_bytes,
+            repaired_clusters: disk.repaired_clusters,
             digest: disk.digest.clone(),
             extra: Extra::new(),
         };

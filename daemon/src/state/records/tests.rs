@@ -1,4 +1,5 @@
 use super::*;
+use api::{RunDisk, RunType};
 use serde_json::json;
 
 /// The text of a note that smcd wrote before records had a version.
@@ -48,6 +49,33 @@ fn a_note_keeps_what_a_newer_version_added_and_says_whom_it_is_for() {
     let text = json!({ "format": 5, "min_reader": 5, "host": "h", "job": {}, "runs": [] });
     let newest: StoredNote = serde_json::from_value(text).unwrap();
     assert!(newest.check().unwrap_err().contains("format 5 or later"));
+}
+
+#[test]
+fn a_run_of_before_repairs_were_counted_had_none() {
+    let mut run = crate::service::run_begun(1, RunType::Manual, jiff::Timestamp::UNIX_EPOCH);
+    run.disks.push(RunDisk {
+        name: "vda".to_owned(),
+        size_bytes: 1,
+        compared_bytes: 1,
+        dirty_bytes: 0,
+        stored_bytes: 0,
+        repaired_clusters: 3,
+        digest: None,
+    });
+    let mut record = serde_json::to_value(StoredRun::new(&run, None)).unwrap();
+    let read = |record: &Value| {
+        parse::<StoredRun>(record.to_string().as_bytes())
+            .unwrap()
+            .into_run()
+    };
+    assert_eq!(read(&record), run);
+    record["format"] = json!(1);
+    record["disks"][0]
+        .as_object_mut()
+        .unwrap()
+        .remove("repaired_clusters");
+    assert_eq!(read(&record).disks[0].repaired_clusters, 0);
 }
 
 #[test]

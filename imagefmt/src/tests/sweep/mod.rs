@@ -7,6 +7,7 @@
 mod driver;
 mod explore;
 mod faults;
+mod history;
 mod mutants;
 mod oracle;
 mod place;

@@ -1,5 +1,6 @@
-//! `smc-image verify --against`: whether a device holds what an image says.
+//! `smc-image verify --against`: whether a device holds what an image does.
 
+use super::print_findings;
 use crate::context::Context;
 use crate::copy::Pipeline;
 use crate::exit::{self, Advise};
@@ -10,7 +11,7 @@ use cli::output;
 use cli::progress::Progress;
 use cli::text;
 use cli::units;
-use imagefmt::{Against, Disk, Image, ImageId, Span, Store, Verdict, cluster_digest};
+use imagefmt::{Against, Disk, ErrorKind, Finding, Image, ImageId, Span, Store, Verdict};
 use jiff::Timestamp;
 use serde_json::json;
 use std::ops::Range;
@@ -20,9 +21,10 @@ use std::process::ExitCode;
 /// Differing ranges that people are shown before they are only counted.
 const RANGES_SHOWN_MAX: usize = 20;
 
-/// Compares one disk of one image with a device and keeps the result beside the image.
+/// Compares one disk of one image with a device, by reading both, and keeps the result beside the image.
 ///
-/// Exit code 0 when both hold the same, 1 when they differ: a device that was written to since does.
+/// Exit code 0 when both hold the same, 1 when they differ: a device that was written to since does. 3 when the image
+/// is damaged.
 pub fn run(
     context: &Context,
     store: &Store,
@@ -40,7 +42,7 @@ pub fn run(
         .advise("name one with --disk")?;
     let device = Device::open(path)?;
     let started = Timestamp::now();
-    let differing = compare(disk, &device)?;
+    let found = compare(image.id(), disk, &device)?;
     let result = Against {
         span: Span {
             run: started,
@@ -51,21 +53,67 @@ pub fn run(
         device: path.display().to_string(),
         size_bytes: disk.size_bytes(),
         device_size_bytes: device.size_bytes(),
-        equal: differing.is_empty() && device.size_bytes() == disk.size_bytes(),
-        ranges: differing.len() as u64,
-        differing_bytes: differing.iter().map(|range| range.end - range.start).sum(),
+        equal: found.is_nothing() && device.size_bytes() == disk.size_bytes(),
+        ranges: found.differing.len() as u64,
+        differing_bytes: bytes_of(&found.differing),
     };
-    keep(store, &image, &result);
-    report(context.json, disk, &result, &differing)?;
-    Ok(if result.equal {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    keep(store, &image, &result, &found.damage);
+    report(context.json, &image, disk, &result, &found)?;
+    Ok(match (found.damage.is_empty(), result.equal) {
+        (false, _) => ExitCode::from(exit::DAMAGED),
+        (true, true) => ExitCode::SUCCESS,
+        (true, false) => ExitCode::FAILURE,
     })
 }
 
-/// The ranges in which the device differs from the disk, as far as both reach.
-fn compare(disk: &Disk, device: &Device) -> anyhow::Result<Vec<Range<u64>>> {
+/// What a comparison found, in ascending order.
+#[derive(Debug, Default)]
+struct Found {
+    /// Bytes in which the device differs from the disk.
+    differing: Vec<Range<u64>>,
+    /// Clusters of the disk that cannot be read: nothing is known of whether they differ.
+    damage: Vec<Finding>,
+}
+
+impl Found {
+    fn is_nothing(&self) -> bool {
+        self.differing.is_empty() && self.damage.is_empty()
+    }
+
+    fn add(&mut self, more: Self) {
+        self.differing.extend(more.differing);
+        self.damage.extend(more.damage);
+    }
+
+    /// Sorts what was found, with neighbours as one.
+    fn merged(mut self) -> Self {
+        self.differing.sort_by_key(|range| range.start);
+        self.damage.sort_by_key(|finding| finding.clusters.start);
+        let mut merged = Self::default();
+        for range in self.differing {
+            match merged.differing.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ => merged.differing.push(range),
+            }
+        }
+        for finding in self.damage {
+            match merged.damage.last_mut() {
+                Some(last) if last.clusters.end == finding.clusters.start && last.cause == finding.cause => {
+                    last.clusters.end = finding.clusters.end;
+                }
+                _ => merged.damage.push(finding),
+            }
+        }
+        merged
+    }
+}
+
+fn bytes_of(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
+}
+
+/// Compares a device with a disk of `image`, as far as both reach.
+fn compare(image: &ImageId, disk: &Disk, device: &Device) -> anyhow::Result<Found> {
     let common = disk.size_bytes().min(device.size_bytes());
     let options = ReadOptions {
         ranges: Some((0..common).into()),
@@ -74,11 +122,18 @@ fn compare(disk: &Disk, device: &Device) -> anyhow::Result<Vec<Range<u64>>> {
     let interrupt = Interrupt::install()?;
     let bar = Progress::bytes(common, format!("compare {}", disk.label()));
     let chunks = SequentialReader::new(device, &options)?.map(|chunk| Ok(chunk?));
-    let compare = || |chunk: Chunk| Ok((chunk.len() as u64, differing_in(disk, chunk.offset(), &chunk)?));
-    let mut differing: Vec<Range<u64>> = Vec::new();
+    let compare = || {
+        let mut stored = Vec::new();
+        move |chunk: Chunk| {
+            stored.resize(chunk.len(), 0);
+            let found = compare_chunk(image, disk, chunk.offset(), &chunk, &mut stored)?;
+            Ok((chunk.len() as u64, found))
+        }
+    };
+    let mut found = Found::default();
     let mut compared = 0;
-    Pipeline::on_all_cores(Some(&interrupt)).run(chunks, compare, |(bytes, found)| {
-        differing.extend(found);
+    Pipeline::on_all_cores(Some(&interrupt)).run(chunks, compare, |(bytes, of_chunk)| {
+        found.add(of_chunk);
         compared += bytes;
         bar.advance(bytes);
         Ok(())
@@ -86,44 +141,56 @@ fn compare(disk: &Disk, device: &Device) -> anyhow::Result<Vec<Range<u64>>> {
     device.check_unchanged()?;
     // What was not read must not be taken for equal.
     ensure!(compared == common, "only {compared} of {common} bytes were read");
-    differing.sort_by_key(|range| range.start);
-    let mut merged: Vec<Range<u64>> = Vec::new();
-    for range in differing {
-        match merged.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ => merged.push(range),
-        }
-    }
-    Ok(merged)
+    Ok(found.merged())
 }
 
-/// The clusters of a chunk that differ. One that both have in part is compared byte by byte.
-fn differing_in(disk: &Disk, offset: u64, bytes: &[u8]) -> anyhow::Result<Vec<Range<u64>>> {
-    let mut differing = Vec::new();
+/// Compares `bytes` of a device, from `offset` on, with what the image stores for them: all of that is read and verified.
+/// `stored` is as long.
+fn compare_chunk(
+    image: &ImageId,
+    disk: &Disk,
+    offset: u64,
+    bytes: &[u8],
+    stored: &mut [u8],
+) -> anyhow::Result<Found> {
+    let mut found = Found::default();
+    if disk.read_at(offset, stored).is_ok() && stored == bytes {
+        return Ok(found);
+    }
+    // Cluster by cluster: one that cannot be read says nothing of the others.
     let geometry = disk.geometry();
+    let len = geometry.cluster_size().byte_len();
     let first = geometry.cluster_at(offset);
-    let clusters = bytes.chunks(geometry.cluster_size().byte_len());
-    let known = disk.digests(first..first + clusters.len() as u64)?;
-    for ((index, plain), known) in (first..).zip(clusters).zip(known) {
+    for ((index, plain), stored) in (first..).zip(bytes.chunks(len)).zip(stored.chunks_mut(len)) {
         let start = geometry.cluster_offset(index);
-        let same = if plain.len() == geometry.cluster_len(index) {
-            known == cluster_digest(plain)
-        } else {
-            let mut known = vec![0; plain.len()];
-            disk.read_at(start, &mut known)?;
-            known == plain
+        let same = match disk.read_at(start, stored) {
+            Ok(()) => stored == plain,
+            Err(error) if error.is_lost() => {
+                found.damage.push(Finding {
+                    image: image.to_string(),
+                    disk: Some(disk.name().to_owned()),
+                    clusters: index..index + 1,
+                    offset: start,
+                    what: error.full_message(),
+                    cause: error.cause().to_owned(),
+                });
+                continue;
+            }
+            // The source could not be read there, and now it can.
+            Err(error) if error.kind() == ErrorKind::Unreadable => false,
+            Err(error) => return Err(error.into()),
         };
         if !same {
-            differing.push(start..start + plain.len() as u64);
+            found.differing.push(start..start + plain.len() as u64);
         }
     }
-    Ok(differing)
+    Ok(found)
 }
 
-fn keep(store: &Store, image: &Image, result: &Against) {
+fn keep(store: &Store, image: &Image, result: &Against, damage: &[Finding]) {
     let known = store.verdict(image.id(), image.manifest()).ok().flatten();
     let mut verdict = known.unwrap_or_else(|| Verdict::new(image.manifest()));
-    verdict.add_comparison(result.clone(), &[]);
+    verdict.add_comparison(result.clone(), damage);
     if let Err(error) = store.keep_verdict(image, &verdict) {
         output::complain(format_args!(
             "smc-image: the result cannot be kept beside the image: {}",
@@ -132,14 +199,22 @@ fn keep(store: &Store, image: &Image, result: &Against) {
     }
 }
 
-fn report(json: bool, disk: &Disk, result: &Against, differing: &[Range<u64>]) -> anyhow::Result<()> {
+fn report(json: bool, image: &Image, disk: &Disk, result: &Against, found: &Found) -> anyhow::Result<()> {
+    let Found { differing, damage } = found;
+    let label = image.id().to_string();
     if json {
         for range in differing {
             output::json(
                 &json!({ "type": "range", "offset": range.start, "length": range.end - range.start }),
             )?;
         }
-        return output::json(&json!({ "type": "comparison", "image": disk.label(), "result": result }));
+        print_findings(json, &label, damage)?;
+        return output::json(&json!({
+            "type": "comparison",
+            "image": disk.label(),
+            "result": result,
+            "findings": damage.len(),
+        }));
     }
     let (ours, theirs) = (result.size_bytes, result.device_size_bytes);
     if ours != theirs {
@@ -149,6 +224,9 @@ fn report(json: bool, disk: &Disk, result: &Against, differing: &[Range<u64>]) -
             result.device
         ))?;
     }
+    if !damage.is_empty() {
+        print_findings(json, &label, damage)?;
+    }
     for range in differing.iter().take(RANGES_SHOWN_MAX) {
         output::line(format_args!("bytes {} to {} differ", range.start, range.end))?;
     }
@@ -156,14 +234,41 @@ fn report(json: bool, disk: &Disk, result: &Against, differing: &[Range<u64>]) -
     if rest > 0 {
         output::line(format_args!("{} more", text::count(rest, "range")))?;
     }
-    let verdict = if result.equal {
-        "they hold the same".to_owned()
-    } else {
-        format!(
-            "{} differ, which is no damage of the image if the device was written to since",
-            units::size(result.differing_bytes)
-        )
+    output::line(format_args!(
+        "{} and {}: {}",
+        disk.label(),
+        result.device,
+        conclusion(disk, result, found)
+    ))
+    .context("report the comparison")
+}
+
+/// The result in one sentence.
+fn conclusion(disk: &Disk, result: &Against, found: &Found) -> String {
+    let differ = format!(
+        "{} differ, which is no damage of the image if the device was written to since",
+        units::size(result.differing_bytes)
+    );
+    if found.damage.is_empty() {
+        return if result.equal {
+            "they hold the same".to_owned()
+        } else {
+            differ
+        };
+    }
+    let geometry = disk.geometry();
+    let bytes = |finding: &Finding| {
+        let start = geometry.cluster_offset(finding.clusters.start);
+        geometry
+            .cluster_offset(finding.clusters.end)
+            .min(geometry.size_bytes())
+            - start
     };
-    output::line(format_args!("{} and {}: {verdict}", disk.label(), result.device))
-        .context("report the comparison")
+    let damaged = units::size(found.damage.iter().map(bytes).sum());
+    let rest = if found.differing.is_empty() {
+        "the rest is the same".to_owned()
+    } else {
+        format!("of the rest, {differ}")
+    };
+    format!("{damaged} of the image are damaged and cannot be compared; {rest}")
 }
