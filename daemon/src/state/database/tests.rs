@@ -285,9 +285,9 @@ fn an_unknown_value_or_a_newer_format_costs_its_job_alone() {
             record["run"] = json!({ "number": 2, "run_type": "by_event", "image": null });
         }),
         ("invalid type", |record| record["disks"] = json!({ "all": true })),
-        ("format 3 or later", |record| {
-            record["format"] = json!(4);
-            record["min_reader"] = json!(3);
+        ("format 90 or later", |record| {
+            record["format"] = json!(91);
+            record["min_reader"] = json!(90);
         }),
     ];
     for (reason, change) in changes {
