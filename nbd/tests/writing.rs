@@ -280,7 +280,6 @@ fn n10_clients_that_stop_in_the_middle_of_a_write_are_dropped_and_their_memory_c
         ..Limits::default()
     };
     let (_, server) = serve(WritableDisk::of(64 * MIB), limits);
-    let started = Instant::now();
     // More than there is memory for: a megabyte each.
     let mut stopped: Vec<Raw> = (0..40)
         .map(|_| Raw::transmitting(&server.socket(), false))
@@ -292,10 +291,6 @@ fn n10_clients_that_stop_in_the_middle_of_a_write_are_dropped_and_their_memory_c
     let mut raw = Raw::transmitting(&server.socket(), false);
     raw.write(0, 2, 0, &vec![2; 48 * MIB as usize]);
     assert_eq!(raw.simple_reply(), (0, 2));
-    assert!(
-        started.elapsed() >= Duration::from_millis(300),
-        "nobody was waited for"
-    );
     for mut raw in stopped {
         assert!(raw.rest().is_empty());
     }
