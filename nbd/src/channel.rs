@@ -6,8 +6,8 @@ use std::net::Shutdown;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::driver::Stream;
 use crate::tls::{Session, Tls};
-use crate::uring::Stream;
 
 /// A connected socket that can begin TLS once.
 pub(crate) struct Channel {

@@ -8,13 +8,13 @@ use tokio::time::timeout;
 
 use crate::admission::{Evicted, Place};
 use crate::channel::Channel;
+use crate::driver::{self, Stream};
 use crate::handshake::{self, Answer, Handshake, Question, Session, Step};
 use crate::input::Input;
 use crate::link;
 use crate::server::Guest;
 use crate::shared::{Shared, Stage};
 use crate::tls::Tls;
-use crate::uring::{self, Stream};
 use crate::{Catalog, Client, ErrorKind, ExportInfo, Limits, ServeError};
 
 /// Tells a handshake whether the server is shutting down.
@@ -32,7 +32,11 @@ pub(crate) async fn serve(guest: Guest, shared: Arc<Shared>) {
         place,
         evicted,
     } = guest;
-    let channel = Rc::new(Channel::new(Stream::new(accepted.socket)));
+    let stream = match Stream::new(accepted.socket) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::warn!(%error, "dropped a client whose socket cannot be watched"),
+    };
+    let channel = Rc::new(Channel::new(stream));
     let newcomer = Newcomer {
         channel: Rc::clone(&channel),
         client: accepted.client,
@@ -40,7 +44,7 @@ pub(crate) async fn serve(guest: Guest, shared: Arc<Shared>) {
         place,
         shared,
     };
-    let task = uring::spawn(newcomer.converse(evicted));
+    let task = driver::spawn(newcomer.converse(evicted));
     if let Err(error) = task.await {
         tracing::error!(%error, "a connection failed inside the server and was dropped");
     }

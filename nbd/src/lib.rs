@@ -11,6 +11,7 @@ mod channel;
 mod client;
 mod connection;
 mod context;
+mod driver;
 mod error;
 mod execute;
 mod export;
@@ -33,7 +34,6 @@ mod server;
 mod shared;
 mod tls;
 mod transmission;
-mod uring;
 
 pub use catalog::{Access, Catalog, ExportInfo};
 pub use client::Client;

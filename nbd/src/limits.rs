@@ -39,8 +39,10 @@ pub struct Limits {
     pub stall: Duration,
     /// How long requests in flight get to finish on shutdown.
     pub grace: Duration,
-    /// Threads that drive connections, each with its own ring.
+    /// Threads that drive connections, each with its own ring or event loop.
     pub workers: usize,
+    /// Whether connections may use an io_uring. Without one, and where the kernel refuses it, they wait by epoll.
+    pub io_uring: bool,
     /// Threads on which the catalog and its exports are called.
     pub io_threads: usize,
 }
@@ -63,6 +65,7 @@ impl Default for Limits {
             stall: Duration::from_secs(30),
             grace: Duration::from_secs(5),
             workers: cores,
+            io_uring: true,
             io_threads: (2 * cores).max(8),
         }
     }

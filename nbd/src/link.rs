@@ -22,7 +22,7 @@ use crate::readahead::ReadAhead;
 use crate::reply::ReplyStyle;
 use crate::shared::{Shared, Stage};
 use crate::transmission::{Event, Operation, OperationKind, Transmission};
-use crate::{Export, ExportError, uring};
+use crate::{Export, ExportError, driver};
 
 /// One write's worth: what must get through within [`Limits::stall`](crate::Limits::stall).
 const WRITE_BYTES: usize = 1 << 20;
@@ -104,7 +104,7 @@ pub(crate) async fn transmit(channel: Rc<Channel>, input: Input, session: &Sessi
         spares: Arc::clone(&shared.spares),
         stall: shared.limits.stall,
     };
-    let writer = uring::spawn(writer.write(outgoing));
+    let writer = driver::spawn(writer.write(outgoing));
     let link = Rc::new(Link {
         channel: Rc::clone(&channel),
         replies,
@@ -298,7 +298,7 @@ impl Link {
             .style
             .error(tag, Errno::Shutdown, "the server is shutting down");
         let link = Rc::clone(self);
-        uring::spawn(async move {
+        driver::spawn(async move {
             tokio::select! {
                 () = link.execute(execution) => {}
                 () = link.shared.reached(Stage::Closing) => {
@@ -369,7 +369,7 @@ impl Link {
             taken += length as u64;
         }
         let link = Rc::clone(self);
-        uring::spawn(async move {
+        driver::spawn(async move {
             link.conclude(operation, pieces).await;
             drop(slot);
         });

@@ -1,4 +1,4 @@
-//! Accepts connections on plain sockets and hands them to worker threads, each with a ring of
+//! Accepts connections on plain sockets and hands them to worker threads, each with a ring or an event loop of
 //! its own.
 
 use std::fmt;
@@ -22,7 +22,7 @@ use crate::connection;
 use crate::listen::{Accepted, Listener, Socket};
 use crate::pool::Pool;
 use crate::shared::{Shared, Stage};
-use crate::{Catalog, ErrorKind, Limits, ServeError, Tls, uring};
+use crate::{Catalog, ErrorKind, Limits, ServeError, Tls, driver};
 
 /// How long accepting rests when the system is out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -154,7 +154,7 @@ impl Server {
     /// Serves until [`ShutdownHandle::shutdown`]; blocks.
     ///
     /// # Errors
-    /// When it has neither listeners nor connections, and when the kernel refuses threads or an io_uring.
+    /// When it has neither listeners nor connections, and when the kernel refuses threads or descriptors.
     pub fn run(self) -> Result<(), ServeError> {
         self.run_when_ready(|| ())
     }
@@ -334,16 +334,16 @@ impl Workers {
                 let _alive = alive;
                 // The starter waits for this.
                 let say_ready = || ready.send(()).unwrap_or_default();
-                uring::block_on(say_ready, work(incoming, shared))
+                driver::block_on(shared.limits.io_uring, say_ready, work(incoming, shared))
             };
             let thread = thread::Builder::new()
-                .name(format!("nbd-ring-{index}"))
+                .name(format!("nbd-worker-{index}"))
                 .spawn(run)
                 .map_err(|error| cannot_start("a worker thread", error))?;
             workers.inboxes.push(inbox);
             workers.threads.push(thread);
             if is_ready.recv().is_err() {
-                return Err(workers.join().err().unwrap_or_else(no_ring));
+                return Err(workers.join().err().unwrap_or_else(no_worker));
             }
         }
         Ok(workers)
@@ -375,7 +375,7 @@ impl Workers {
         let mut result = Ok(());
         for thread in self.threads {
             result = result.and(match thread.join() {
-                Ok(ended) => ended.map_err(|error| cannot_start("an io_uring", error)),
+                Ok(ended) => ended.map_err(|error| cannot_start("an event loop", error)),
                 Err(_) => Err(ServeError::new(
                     ErrorKind::Io,
                     "a worker thread of the NBD server panicked",
@@ -386,7 +386,7 @@ impl Workers {
     }
 }
 
-fn no_ring() -> ServeError {
+fn no_worker() -> ServeError {
     ServeError::new(
         ErrorKind::Io,
         "a worker thread of the NBD server ended before it began",

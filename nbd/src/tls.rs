@@ -17,7 +17,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use tokio::sync::Mutex;
 
-use crate::uring::Stream;
+use crate::driver::Stream;
 use crate::{ErrorKind, ServeError};
 
 /// Encrypted bytes read at once: a few records of at most 16 KiB.

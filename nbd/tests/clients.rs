@@ -230,3 +230,8 @@ fn fio_reads_at_random_without_an_error() {
     assert_eq!(reported["jobs"][0]["error"], 0);
     assert_eq!(reported["jobs"][0]["read"]["io_kbytes"], 64 * KIB);
 }
+
+#[test]
+fn all_of_this_holds_without_io_uring() {
+    testkit::sandbox::repeat_without_io_uring("all_of_this_holds_without_io_uring");
+}

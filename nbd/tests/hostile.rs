@@ -705,3 +705,8 @@ fn what_a_client_asked_for_is_not_read_any_more_once_it_is_gone() {
     wait_for("the connection is over", || Arc::strong_count(&reads) == 2);
     assert!(reads.load(Ordering::SeqCst) < 200, "{reads:?}");
 }
+
+#[test]
+fn all_of_this_holds_without_io_uring() {
+    testkit::sandbox::repeat_without_io_uring("all_of_this_holds_without_io_uring");
+}

@@ -116,3 +116,8 @@ fn what_does_not_listen_for_streams_is_not_inherited() {
         );
     }
 }
+
+#[test]
+fn all_of_this_holds_without_io_uring() {
+    testkit::sandbox::repeat_without_io_uring("all_of_this_holds_without_io_uring");
+}

@@ -475,3 +475,8 @@ fn files_that_do_not_serve_for_tls_are_refused_by_name() {
     let error = Tls::from_directory(&other).unwrap_err();
     assert!(error.to_string().contains("do not work together"), "{error}");
 }
+
+#[test]
+fn all_of_this_holds_without_io_uring() {
+    testkit::sandbox::repeat_without_io_uring("all_of_this_holds_without_io_uring");
+}

@@ -432,3 +432,8 @@ fn a_read_after_a_replied_write_sees_it() {
         assert_eq!(reader.take(4096), [turn; 4096]);
     }
 }
+
+#[test]
+fn all_of_this_holds_without_io_uring() {
+    testkit::sandbox::repeat_without_io_uring("all_of_this_holds_without_io_uring");
+}

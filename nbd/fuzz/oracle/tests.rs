@@ -223,7 +223,7 @@ fn a_handshake_that_is_closed_without_a_word_fails_nothing_in_the_server() {
     let hook = panic::take_hook();
     panic::set_hook(Box::new(move |panicked| {
         let thread = thread::current();
-        if thread.name().is_some_and(|name| name.starts_with("nbd-ring")) {
+        if thread.name().is_some_and(|name| name.starts_with("nbd-worker")) {
             PANICS.fetch_add(1, Ordering::Relaxed);
         }
         hook(panicked);

@@ -13,10 +13,11 @@ pub use reporting::{ReadFailures, ReportingDisk};
 pub use single::SingleDisk;
 
 use attached::{Attached, Bound, Follower};
+use blockio::IoMethod;
 use imagefmt::{DiskRecord, ErrorKind, ImageId, ImageRef, Lock, Manifest, Store, Which};
 use images::Images;
 use kept::{Kept, Use};
-use nbd::{Access, Catalog, Client, Export, ExportInfo, ServeError};
+use nbd::{Access, Catalog, Client, Export, ExportInfo, Limits, ServeError};
 use overlays::Overlays;
 use served::ServedDisk;
 use std::collections::HashSet;
@@ -24,6 +25,14 @@ use std::error::Error as StdError;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
+
+/// The limits of a server of images; it drives its connections as this process reads disks.
+pub fn limits() -> Limits {
+    Limits {
+        io_uring: *blockio::io_method() == IoMethod::Uring,
+        ..Limits::default()
+    }
+}
 
 /// The images of a store, or some of them, as exports.
 ///

@@ -5,7 +5,7 @@ mod signals;
 
 pub use places::default_uri;
 
-use crate::catalog::{Offer, StoreCatalog};
+use crate::catalog::{Offer, StoreCatalog, limits};
 use crate::confine::{self, Confinement};
 use crate::context::Context;
 use crate::stdio;
@@ -117,7 +117,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let offers = catalog.offers()?;
     let limits = Limits {
         connections: args.max_connections.into(),
-        ..Limits::default()
+        ..limits()
     };
     let mut server = Server::new(catalog, limits)?;
     let signals = signals::catch()?;

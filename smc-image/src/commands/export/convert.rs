@@ -1,13 +1,13 @@
 //! Formats that `qemu-img` writes.
 
-use crate::catalog::SingleDisk;
+use crate::catalog::{SingleDisk, limits};
 use crate::commands::serve::default_uri;
 use crate::exit::Advise;
 use anyhow::{Context as _, bail};
 use cli::interrupt::{Interrupt, Interrupted};
 use cli::progress::Progress;
 use imagefmt::Disk;
-use nbd::{Limits, Server, ShutdownHandle};
+use nbd::{Server, ShutdownHandle};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -61,7 +61,7 @@ impl PrivateServer {
             .tempdir()
             .context("make a temporary directory")?;
         let socket = dir.path().join("nbd.sock");
-        let mut server = Server::new(catalog, Limits::default())?;
+        let mut server = Server::new(catalog, limits())?;
         server.listen_unix(&socket)?;
         let handle = server.shutdown_handle();
         let thread = thread::Builder::new()
