@@ -420,9 +420,13 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn estimated(scratch: &ScratchDir, path: PathBuf) -> Estimate {
+    fn opened(scratch: &ScratchDir, path: PathBuf) -> Vec<SourceDisk> {
         let arg = DiskArg { name: None, path };
-        let disks = engine::open_all(&[arg], scratch.path()).unwrap();
+        engine::open_all(&[arg], scratch.path()).unwrap()
+    }
+
+    fn estimated(scratch: &ScratchDir, path: PathBuf) -> Estimate {
+        let disks = opened(scratch, path);
         let measured = measure(&disks, scratch.path(), 4, Duration::from_millis(200)).unwrap();
         conclude(&disks, &measured)
     }
@@ -442,10 +446,18 @@ mod tests {
         for place in 0..8 {
             file.write_all_at(&text, place * 64 * MIB + 32 * MIB).unwrap();
         }
-        let estimate = estimated(&scratch, path);
-        let disk = &estimate.disks[0];
-        assert!(disk.compressed_share < 0.3, "{disk:?}");
-        assert!((0.7..0.8).contains(&disk.zero_share), "{disk:?}");
+        let disks = opened(&scratch, path);
+        // Time enough to read all of it, and to look at every place that is probed, on a busy machine too.
+        let time = Duration::from_secs(120);
+        let read = sample(&disks[0], 4, time).unwrap();
+        let mut probed = Sampled::default();
+        probe(&disks[0], 4, time, &mut probed).unwrap();
+        assert_eq!((read.read_bytes, probed.probed), (512 * MIB, PROBES));
+        for sampled in [read, probed] {
+            let disk = disk_estimate(&disks[0], &sampled);
+            assert!(disk.compressed_share < 0.3, "{disk:?}");
+            assert!((0.7..0.8).contains(&disk.zero_share), "{disk:?}");
+        }
     }
 
     #[test]
