@@ -4,7 +4,7 @@ use super::disks::SourceDisk;
 use super::error::{Error, ErrorKind, Result, Within};
 use super::sync::{Job, Observer};
 use changetrack::{Pass, Pipeline, PipelineOptions, Plan, Progress, Sink};
-use imagefmt::{Checkpoint, ClusterUpdate, DiskId, ImageWriter};
+use imagefmt::{ClusterUpdate, DiskId, ImageWriter};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -113,10 +113,10 @@ impl<O: Observer> Storing<'_, O> {
         self.job.request.checkpoint_every
     }
 
-    /// Makes a checkpoint, unless that would wait for another process that frees space in the chain. The sync goes on
+    /// Makes a checkpoint, unless that would wait for another process that frees space in the chain. The sync continues
     /// without one then: only more would be stored again if it were interrupted.
     fn checkpoint(&mut self) -> imagefmt::Result<()> {
-        if let Checkpoint::Deferred(by) = self.image.try_checkpoint()? {
+        if let Some(by) = self.image.try_checkpoint()? {
             self.due = Instant::now() + DEFER;
             self.deferred = self.deferred.saturating_add(1);
             // A process that is just deleting an image is gone the next time.

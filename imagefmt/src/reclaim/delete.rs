@@ -42,7 +42,7 @@ pub struct Reclaimed {
 pub(crate) enum Writer {
     /// It holds the writer lock.
     Us,
-    /// It may be somebody else, or nobody.
+    /// It may be another process, or none.
     Unknown,
 }
 
@@ -65,8 +65,8 @@ impl Store {
         let mut reclaimed = Reclaimed::default();
         // With the image would go the knowledge that a checkpoint led to it; a damaged one leads nowhere, and
         // would keep everything from being freed.
-        if !self.checkpoint_is_of_use(chain)? && self.drop_checkpoint(chain)? {
-            self.finish(chain, Dead::Checkpoint, Writer::Unknown, &mut reclaimed)?;
+        if !self.checkpoint_is_of_use(chain)? {
+            self.drop_unused_checkpoint(image, &mut reclaimed)?;
         }
         storage
             .rename(&manifest_path(chain, sequence), &deleting_path(chain, sequence))
@@ -77,6 +77,19 @@ impl Store {
             reclaimed.unfinished = Some(error.full_message());
         }
         Ok(reclaimed)
+    }
+
+    /// A sync that runs replaces or drops its checkpoint itself.
+    fn drop_unused_checkpoint(&self, image: &ImageId, reclaimed: &mut Reclaimed) -> Result<()> {
+        let chain = image.chain();
+        let _writer = match self.lock_writer(chain, image.job()) {
+            Err(error) if error.kind() == ErrorKind::Busy => return Ok(()),
+            locked => locked?,
+        };
+        if self.drop_checkpoint(chain)? {
+            self.finish(chain, Dead::Checkpoint, Writer::Us, reclaimed)?;
+        }
+        Ok(())
     }
 
     /// The images and the unfinished sync that a crash left half deleted.

@@ -51,6 +51,7 @@ impl ChainRecord {
     /// When the chain cannot be read; `Damaged` when its record or every image is.
     pub fn load(store: &Store, chain: &str, request: &WriteRequest) -> Result<Found> {
         let newest = newest_manifest(store, chain);
+        let listed = newest.as_ref().ok().and_then(Option::clone);
         let kept = Self::read(store, chain)?;
         if kept.is_none() {
             // The process that created the directories may not have lived to make their names durable.
@@ -70,7 +71,7 @@ impl ChainRecord {
         };
         let record = &mut found.record;
         record.check_names(chain)?;
-        record.skip_used(store, chain)?;
+        record.skip_used(store, chain, listed.as_deref())?;
         Ok(found)
     }
 
@@ -186,8 +187,9 @@ impl ChainRecord {
         Ok(record)
     }
 
-    /// A record that was lost, or put back from an old copy, must not make numbers come twice.
-    fn skip_used(&mut self, store: &Store, chain: &str) -> Result<()> {
+    /// A record that was lost, or put back from an old copy, must not make numbers come twice. `newest` is the newest
+    /// manifest; where every image is damaged, the files tell which ids were used.
+    fn skip_used(&mut self, store: &Store, chain: &str, newest: Option<&Manifest>) -> Result<()> {
         let names = store.storage().list(&images_dir(chain))?;
         let numbers = names
             .iter()
@@ -199,12 +201,7 @@ impl ChainRecord {
             self.next_sequence = self.next_sequence.max(newest.saturating_add(1));
         }
         let names = store.storage().list(&layers_dir(chain))?;
-        let listed = match newest_manifest(store, chain) {
-            // Every image is damaged: the files tell which ids were used.
-            Err(error) if error.kind() == ErrorKind::Damaged => None,
-            listed => listed?,
-        };
-        let listed = listed
+        let listed = newest
             .iter()
             .flat_map(|manifest| &manifest.layers)
             .map(|layer| layer.id);
@@ -240,9 +237,9 @@ impl Found {
 
 /// Refuses a sync of other disks than the job's.
 fn check_disks(job: &str, of_job: &[String], given: &[String]) -> Result<()> {
-    if let Some(stranger) = given.iter().find(|name| !of_job.contains(name)) {
+    if let Some(unknown) = given.iter().find(|name| !of_job.contains(name)) {
         return Err(Error::invalid(format!(
-            "job {job} is of disk {}, and {stranger} is not among them: \
+            "job {job} is of disk {}, and {unknown} is not among them: \
              name it as the job does (--disk NAME=DEV), or give --job another name",
             of_job.join(", ")
         )));
@@ -309,10 +306,7 @@ impl Store {
     /// # Errors
     /// When the file cannot be read.
     pub(crate) fn recorded_owner(&self, chain: &str) -> Result<Option<Owner>> {
-        match ChainRecord::read(self, chain) {
-            Err(error) if error.kind() == ErrorKind::Damaged => Ok(None),
-            record => Ok(record?.and_then(|record| record.owner)),
-        }
+        Ok(unless_damaged(ChainRecord::read(self, chain))?.and_then(|record| record.owner))
     }
 
     /// Who a chain belongs to; nobody where nothing is stored in it, or what is not damaged of it does not say.
@@ -335,7 +329,7 @@ impl Store {
 }
 
 /// Nothing of what is damaged.
-fn unless_damaged<T>(found: Result<Option<T>>) -> Result<Option<T>> {
+pub(crate) fn unless_damaged<T>(found: Result<Option<T>>) -> Result<Option<T>> {
     match found {
         Err(error) if error.kind() == ErrorKind::Damaged => Ok(None),
         found => found,
@@ -349,6 +343,8 @@ fn newest_manifest(store: &Store, chain: &str) -> Result<Option<Arc<Manifest>>> 
         match store.read_manifest(chain, sequence) {
             Ok(manifest) => return Ok(Some(manifest)),
             Err(error) if error.kind() == ErrorKind::Damaged => damaged = Some(error),
+            // Deleted since it was listed.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             // One that cannot be read now may say more than the one before it.
             Err(error) => return Err(error),
         }

@@ -32,36 +32,41 @@ impl Store {
     pub fn fallback(&self, of: &ImageId) -> Result<Option<Fallback>> {
         let chain = of.chain();
         let mut damaged = None;
-        let mut unknown = None;
+        let mut fallback = None;
         for sequence in self.sequences(chain)?.into_iter().rev() {
             let image = self.image_id(chain, sequence);
-            match (self.known_of(&image), &damaged) {
+            let Some(known) = self.known_of(&image) else {
+                continue;
+            };
+            match (known, &damaged) {
                 (Known::Good, None) => return Ok(None),
                 (Known::Good, Some(_)) => {
-                    unknown = Some(image);
+                    fallback = Some(image);
                     break;
                 }
                 (Known::Damaged, None) => damaged = Some(image),
-                (Known::Nothing, Some(_)) if unknown.is_none() => unknown = Some(image),
+                (Known::Nothing, Some(_)) if fallback.is_none() => fallback = Some(image),
                 _ => {}
             }
         }
         Ok(damaged
-            .zip(unknown)
+            .zip(fallback)
             .map(|(damaged, image)| Fallback { image, damaged }))
     }
 
-    fn known_of(&self, image: &ImageId) -> Known {
+    /// What is known of an image; `None` for one that was deleted since it was listed.
+    fn known_of(&self, image: &ImageId) -> Option<Known> {
         let verdict = self
             .manifest(image)
             .and_then(|manifest| self.verdict(image, &manifest));
-        match verdict.map(|verdict| verdict.map(|verdict| verdict.state())) {
-            Ok(Some(VerdictState::Good(_))) => Known::Good,
-            Ok(Some(VerdictState::Damaged(_))) => Known::Damaged,
-            Ok(_) => Known::Nothing,
-            // It was deleted a moment ago.
-            Err(error) if error.kind() == ErrorKind::NotFound => Known::Nothing,
-            Err(_) => Known::Damaged,
-        }
+        Some(
+            match verdict.map(|verdict| verdict.map(|verdict| verdict.state())) {
+                Ok(Some(VerdictState::Good(_))) => Known::Good,
+                Ok(Some(VerdictState::Damaged(_))) => Known::Damaged,
+                Ok(_) => Known::Nothing,
+                Err(error) if error.kind() == ErrorKind::NotFound => return None,
+                Err(_) => Known::Damaged,
+            },
+        )
     }
 }

@@ -77,9 +77,11 @@ enum Maker {
 
 impl Maker {
     /// The maker of an image whose manifest cannot be read, between images of these jobs: those of one job follow one
-    /// another. What is damaged stays so, and counts as one of the job before it, or else after it.
+    /// another. What is damaged stays so, and counts as one of the job before it, or else after it; so does what was
+    /// deleted since it was listed.
     fn of_unread(chain: &str, before: Option<String>, after: Option<String>, error: Error) -> Self {
-        if error.kind() == ErrorKind::Damaged || (before == after && before.is_some()) {
+        let is_gone = matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound);
+        if is_gone || (before == after && before.is_some()) {
             return Self::Known(before.or(after).unwrap_or_else(|| chain.to_owned()));
         }
         let mut jobs: Vec<String> = before.into_iter().chain(after).collect();
@@ -189,7 +191,7 @@ impl Store {
 
     /// Looks for something of a job: in the chain of its name, then in all others.
     ///
-    /// A chain that cannot be listed is an error as soon as what is looked for may be in it: it is never passed over.
+    /// A chain that cannot be listed is an error as soon as what is looked for may be in it: it is never skipped.
     fn search<T>(&self, job: &str, look: impl Fn(&str) -> Result<Option<T>>) -> Result<Option<T>> {
         check_name("job", job)?;
         let mut chains = self.chains()?;
@@ -228,18 +230,18 @@ impl Store {
 
     /// The jobs that made these images, which are all of a chain.
     fn makers(&self, chain: &str, sequences: &[u64]) -> Vec<Maker> {
-        let told: Vec<Result<String>> = parallel::map(sequences, |&sequence| {
+        let names: Vec<Result<String>> = parallel::map(sequences, |&sequence| {
             self.read_manifest(chain, sequence)
                 .map(|manifest| manifest.job.clone())
         });
         let mut after: Vec<Option<String>> = Vec::new();
         let mut next = None;
-        for job in told.iter().rev() {
+        for job in names.iter().rev() {
             after.push(next.clone());
             next = job.as_ref().ok().cloned().or(next);
         }
         let mut before = None;
-        let makers = told
+        let makers = names
             .into_iter()
             .zip(after.into_iter().rev())
             .map(|(job, after)| match job {
@@ -311,8 +313,9 @@ impl Store {
 
     /// Whether the job that writes to a chain has no image in it, only an unfinished sync, and may be replaced.
     fn gives_way(&self, chain: &str, writer: &str, request: &WriteRequest) -> Result<bool> {
-        for sequence in self.sequences(chain)? {
-            if self.job_of(chain, sequence)? == writer {
+        let sequences = self.sequences(chain)?;
+        for maker in self.makers(chain, &sequences) {
+            if maker.known()? == writer {
                 return Ok(false);
             }
         }
@@ -389,7 +392,12 @@ impl Store {
                 sequences.retain(|&sequence| sequence == wanted);
             }
             for sequence in sequences.into_iter().rev() {
-                let is_of_job = match (self.maker(chain, sequence)?, image.which) {
+                let maker = match self.maker(chain, sequence) {
+                    // Deleted since it was listed.
+                    Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                    maker => maker?,
+                };
+                let is_of_job = match (maker, image.which) {
                     // A number means one image, whichever of these jobs made it.
                     (Maker::OneOf(jobs, _), Which::Sequence(_)) if jobs.contains(&image.job) => true,
                     (maker, _) => maker.known()? == image.job,

@@ -16,10 +16,10 @@ const HOLD_PAUSE: Duration = Duration::from_millis(25);
 const RECLAIM_PAUSE_MIN: Duration = Duration::from_millis(1);
 const RECLAIM_PAUSE_MAX: Duration = Duration::from_millis(50);
 
-/// How long that lock is waited for before anybody is told.
+/// How long a process waits for that lock before it says so.
 const TELL_AFTER: Duration = Duration::from_secs(1);
 
-/// What happens while the lock is waited for under which a chain's space is freed: whoever holds it may be suspended.
+/// What happens while the lock is waited for under which a chain's space is freed: the process that holds it may be suspended.
 pub trait LockWait: Send + Sync + Debug {
     /// Whether the lock is still wanted. Asked many times a second.
     fn is_wanted(&self) -> bool;
@@ -106,44 +106,58 @@ impl Store {
     /// `Busy`, naming who holds it, when it is no longer wanted.
     pub(crate) fn lock_reclaim(&self, chain: &str) -> Result<Lock> {
         let begun = Instant::now();
-        let mut told: Option<String> = None;
+        let mut reported: Option<String> = None;
+        let mut next_look = TELL_AFTER;
         let locked = loop {
-            match self.try_lock_reclaim(chain) {
+            match self.reclaim_lock(chain) {
                 Err(error) if error.kind() == ErrorKind::Busy && self.lock_wait().is_wanted() => {}
                 locked => break locked,
             }
-            if begun.elapsed() >= TELL_AFTER {
+            // To find out who holds the lock takes a look at all of /proc.
+            if begun.elapsed() >= next_look {
+                next_look = begun.elapsed() + TELL_AFTER;
                 let now = format!("waiting until {} has finished", self.who_reclaims(chain));
-                if told.as_ref() != Some(&now) {
+                if reported.as_ref() != Some(&now) {
                     self.lock_wait().held_up(Some(&now));
-                    told = Some(now);
+                    reported = Some(now);
                 }
             }
             // A lock that is held for a moment only is waited for in small steps.
             std::thread::sleep((begun.elapsed() / 4).clamp(RECLAIM_PAUSE_MIN, RECLAIM_PAUSE_MAX));
         };
-        if told.is_some() {
+        if reported.is_some() {
             self.lock_wait().held_up(None);
         }
-        locked
-    }
-
-    /// The same without waiting.
-    ///
-    /// # Errors
-    /// `Busy`, naming who holds it.
-    pub(crate) fn try_lock_reclaim(&self, chain: &str) -> Result<Lock> {
-        let locked = self
-            .storage()
-            .lock(&reclaim_lock_path(chain), LockMode::ExclusiveCreate);
         locked.map_err(|error| {
             if error.kind() != ErrorKind::Busy {
-                return error.within(format!("lock chain {chain}"));
+                return error;
             }
             error.within(format!(
                 "chain {chain} is locked by {}: wait until it is done",
                 self.who_reclaims(chain)
             ))
+        })
+    }
+
+    /// The same without waiting; nothing while another process holds it, which [`who_reclaims`](Self::who_reclaims)
+    /// names.
+    ///
+    /// # Errors
+    /// When the chain cannot be locked for another reason.
+    pub(crate) fn try_lock_reclaim(&self, chain: &str) -> Result<Option<Lock>> {
+        match self.reclaim_lock(chain) {
+            Err(error) if error.kind() == ErrorKind::Busy => Ok(None),
+            locked => locked.map(Some),
+        }
+    }
+
+    fn reclaim_lock(&self, chain: &str) -> Result<Lock> {
+        let locked = self
+            .storage()
+            .lock(&reclaim_lock_path(chain), LockMode::ExclusiveCreate);
+        locked.map_err(|error| match error.kind() {
+            ErrorKind::Busy => error,
+            _ => error.within(format!("lock chain {chain}")),
         })
     }
 

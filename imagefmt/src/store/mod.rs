@@ -236,10 +236,8 @@ impl Store {
     /// As [`read_checkpoint`](Self::read_checkpoint), but a damaged one counts as none: it is of no job and leads to no
     /// image, and the next sync discards it.
     pub(crate) fn readable_checkpoint(&self, chain: &str) -> Result<Option<Manifest>> {
-        match self.read_checkpoint(chain) {
-            Err(error) if error.kind() == ErrorKind::Damaged => Ok(None),
-            found => found.within(|| format!("unfinished sync in chain {chain}")),
-        }
+        chain::unless_damaged(self.read_checkpoint(chain))
+            .within(|| format!("unfinished sync in chain {chain}"))
     }
 
     /// What the readers of one chain share. Images opened with the same one share its files and caches.

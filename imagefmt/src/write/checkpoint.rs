@@ -33,7 +33,11 @@ impl Store {
     /// `Busy` while a sync runs.
     pub(crate) fn discard_checkpoint(&self, chain: &str, job: &str) -> Result<Option<Reclaimed>> {
         let _writer = self.lock_writer(chain, job)?;
-        self.discard_checkpoint_of(chain)
+        // Another job of the chain may have begun one before the lock was taken.
+        match self.readable_checkpoint(chain)? {
+            Some(other) if other.job != job => Ok(None),
+            _ => self.discard_checkpoint_of(chain),
+        }
     }
 
     /// The same for the chain's writer.
@@ -84,17 +88,6 @@ impl Store {
     }
 }
 
-/// What became of a checkpoint that waits for nobody.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Checkpoint {
-    /// What came so far is durable, and a later sync resumes from it.
-    Saved,
-    /// Nothing came since the last one.
-    NothingNew,
-    /// The named process frees space in the chain. The last checkpoint stays.
-    Deferred(String),
-}
-
 impl Draft {
     /// Makes what came so far of all disks durable, so that a later sync resumes from here should this one not end.
     /// Returns whether there is a checkpoint of this sync: not while nothing has come.
@@ -120,18 +113,16 @@ impl Draft {
         Ok(())
     }
 
-    /// The same without waiting for a process that frees space in the chain.
-    pub(crate) fn try_checkpoint(&mut self) -> Result<Checkpoint> {
+    /// The same without waiting for a process that frees space in the chain. Where there is one, the last checkpoint
+    /// stays, and the answer is its name.
+    pub(crate) fn try_checkpoint(&mut self) -> Result<Option<String>> {
         if !self.disks.iter().any(DraftDisk::is_fresh) {
-            return Ok(Checkpoint::NothingNew);
+            return Ok(None);
         }
         let chain = self.new_layers.chain();
-        match self.store.try_lock_reclaim(chain) {
-            Err(error) if error.kind() == ErrorKind::Busy => {
-                Ok(Checkpoint::Deferred(self.store.who_reclaims(chain)))
-            }
-            Err(error) => Err(error),
-            Ok(reclaim) => self.checkpoint_under(Some(reclaim)).map(|()| Checkpoint::Saved),
+        match self.store.try_lock_reclaim(chain)? {
+            Some(reclaim) => self.checkpoint_under(Some(reclaim)).map(|()| None),
+            None => Ok(Some(self.store.who_reclaims(chain))),
         }
     }
 

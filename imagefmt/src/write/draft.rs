@@ -79,11 +79,10 @@ impl Draft {
     /// since, or else in the parent image.
     fn base_of(&self, meta: &DiskMeta) -> (Option<Disk>, Option<DiskRecord>) {
         let fits = |disk: &&Disk| disk.size_bytes() <= meta.size_bytes;
-        if let (Some(resumed), Some(disk)) = (
-            &self.resumed,
-            disk_of(self.resumed.as_ref(), &meta.name).filter(fits),
-        ) {
-            return (Some(disk.clone()), resumed.manifest().disk(&meta.name).cloned());
+        let resumed = self.resumed.as_ref();
+        if let Some(disk) = disk_of(resumed, &meta.name).filter(fits) {
+            let before = resumed.and_then(|resumed| resumed.manifest().disk(&meta.name));
+            return (Some(disk.clone()), before.cloned());
         }
         let parent = disk_of(self.parent.as_ref(), &meta.name);
         let compared = |disk: &&Disk| !self.may_shrink || fits(disk);

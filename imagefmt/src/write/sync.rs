@@ -13,7 +13,6 @@ use crate::store::chain::{self, ChainRecord};
 use crate::store::{Chain, Store};
 use crate::write::base::Base;
 use crate::write::builder::ClusterUpdate;
-use crate::write::checkpoint::Checkpoint;
 use crate::write::disk::{DiskId, DiskMeta, DraftDisk};
 use crate::write::draft::Draft;
 use crate::write::known::KnownDamage;
@@ -110,14 +109,10 @@ impl Store {
     /// sync of other disks or another cluster size is discarded.
     ///
     /// # Errors
-    /// `Busy` while another sync writes the chain; `Invalid` when the chain belongs to somebody else, or its cluster
-    /// size or disks are others; `Damaged` when every image of the chain is.
+    /// `Busy` while another sync writes the chain; `Invalid` when the chain belongs to another owner, or its cluster
+    /// size or disks are others; `Damaged` when chain.json is, or when it is missing and every image is damaged.
     pub fn begin_write(&self, request: &WriteRequest) -> Result<ImageWriter> {
         let (chain, job) = (&self.chain_for(request)?, &request.job);
-        request
-            .disks
-            .iter()
-            .try_for_each(|name| check_name("disk", name))?;
         self.check_store_writable()?;
         let storage = self.storage().clone();
         // A crash may have kept the name of one directory and not that of the other.
@@ -146,9 +141,9 @@ impl Store {
     /// As for [`begin_write`](Self::begin_write), without `Busy`.
     pub fn check_write(&self, request: &WriteRequest) -> Result<Option<ImageId>> {
         let chain = self.chain_for(request)?;
-        match self.storage().list(&images_dir(&chain)) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            listed => listed.map(drop)?,
+        self.check_writable(&chain)?;
+        if !self.has_dir(&images_dir(&chain))? {
+            return Ok(None);
         }
         let found = ChainRecord::load(self, &chain, request).within(|| format!("job {}", request.job))?;
         found.record.check(request)?;
@@ -156,7 +151,10 @@ impl Store {
         Ok(newest.map(|image| image.id().clone()))
     }
 
+    /// The chain that the image goes to, after a look at the names in the request.
     fn chain_for(&self, request: &WriteRequest) -> Result<String> {
+        let mut names = request.disks.iter();
+        names.try_for_each(|name| check_name("disk", name))?;
         match &request.take_up {
             Some(from) => self.chain_to_take_up(request, from),
             None => self.chain_to_write(request),
@@ -307,12 +305,12 @@ impl ImageWriter {
         self.draft.checkpoint()
     }
 
-    /// As [`checkpoint`](Self::checkpoint), but is deferred where that would wait for a process that frees space in the
-    /// chain: the sync can go on meanwhile.
+    /// As [`checkpoint`](Self::checkpoint), but makes none where that would wait for a process that frees space in the
+    /// chain, and returns who that is: the sync can continue meanwhile.
     ///
     /// # Errors
     /// When the store cannot be written; the image can then not be continued.
-    pub fn try_checkpoint(&mut self) -> Result<Checkpoint> {
+    pub fn try_checkpoint(&mut self) -> Result<Option<String>> {
         self.draft.try_checkpoint()
     }
 
