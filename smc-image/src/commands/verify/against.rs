@@ -58,7 +58,7 @@ pub fn run(
         differing_bytes: bytes_of(&found.differing),
     };
     keep(store, &image, &result, &found.damage);
-    report(context.json, &image, disk, &result, &found)?;
+    output::unless_closed(report(context.json, &image, disk, &result, &found))?;
     Ok(match (found.damage.is_empty(), result.equal) {
         (false, _) => ExitCode::from(exit::DAMAGED),
         (true, true) => ExitCode::SUCCESS,
@@ -188,10 +188,17 @@ fn compare_chunk(
 }
 
 fn keep(store: &Store, image: &Image, result: &Against, damage: &[Finding]) {
-    let known = store.verdict(image.id(), image.manifest()).ok().flatten();
-    let mut verdict = known.unwrap_or_else(|| Verdict::new(image.manifest()));
-    verdict.add_comparison(result.clone(), damage);
-    if let Err(error) = store.keep_verdict(image, &verdict) {
+    let known = match store.verdict(image.id(), image.manifest()) {
+        // What a damaged record said is lost.
+        Err(error) if error.is_lost() => Ok(None),
+        known => known,
+    };
+    let kept = known.and_then(|known| {
+        let mut verdict = known.unwrap_or_else(|| Verdict::new(image.manifest()));
+        verdict.add_comparison(result.clone(), damage);
+        store.keep_verdict(image, &verdict)
+    });
+    if let Err(error) = kept {
         output::complain(format_args!(
             "smc-image: the result cannot be kept beside the image: {}",
             exit::full_message(&error.into())
