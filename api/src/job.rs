@@ -90,7 +90,7 @@ pub struct CreateJob {
     #[serde(default)]
     pub accept_changed_disk: bool,
     /// Take over, with the first image, images that belong to another machine or to a job that is not known to be over.
-    /// Whoever wrote them until now is refused from then on. Default: false, and such images are refused.
+    /// The machine or job that wrote them until now is refused from then on. Default: false, and such images are refused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub take_over: bool,
     /// Allow creating a new store on NFS, CIFS, FUSE or a similar filesystem, which may not keep locks and durability

@@ -39,6 +39,7 @@ pub(crate) enum Direction {
 }
 
 /// One read or write: which bytes of which slot, and where in the file.
+#[derive(Clone, Copy)]
 pub(crate) struct Transfer {
     pub memory: *mut u8,
     pub buffer_index: u16,

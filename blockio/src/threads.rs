@@ -87,7 +87,7 @@ impl<T> Threads<T> {
         let work = Work {
             index: self.slab.put(operation),
             file: self.file,
-            transfer: Transfer { ..*transfer },
+            transfer: *transfer,
             direction,
         };
         // Threads end only after the sender is gone. Were there none, `wait` would report it.

@@ -1,6 +1,6 @@
 //! Who may be connected: so many clients at a time and, apart from these, so many that still have to show who they are.
 //!
-//! Whoever can reach a TCP port can open connections to it and say nothing. Such clients must not take the places of
+//! Everyone who can reach a TCP port can open connections to it and say nothing. Such clients must not take the places of
 //! those that have a certificate, so they wait in places of their own. When there are too many of them, a new one takes
 //! the place of the one that has waited longest: a client that means it is through in a moment.
 
@@ -26,6 +26,7 @@ pub(crate) struct Admission {
     handshakes_per_address: usize,
     /// Ends the server when the last client leaves.
     last_leaves: Option<ShutdownHandle>,
+    notices: Notices,
     state: Mutex<State>,
 }
 
@@ -60,6 +61,7 @@ impl Admission {
             handshakes: limits.handshakes,
             handshakes_per_address: limits.handshakes_per_address,
             last_leaves,
+            notices: Notices::default(),
             state: Mutex::default(),
         })
     }
@@ -116,7 +118,7 @@ impl Admission {
 impl Place {
     /// The client has shown who it is. False if it has no place any more, or there is none for it; true once is true
     /// for ever.
-    pub(crate) fn admit(&self) -> bool {
+    pub(crate) fn admit(&self, client: &Client) -> bool {
         if self.admitted.get() {
             return true;
         }
@@ -125,17 +127,25 @@ impl Place {
             return false;
         }
         if state.admitted >= self.admission.connections {
-            // It keeps its place among those that wait, to be told.
+            // It keeps its place among those that wait until it has the answer.
             drop(state);
             let limit = self.admission.connections;
-            tracing::warn!(limit, "turned a client away: too many connections");
+            self.warn(
+                client,
+                format_args!("refused, because the server has {limit} connections already"),
+            );
             return false;
         }
         state.admitted += 1;
-        // Admitted before its place goes: whoever sees the place go looks here.
+        // Admitted before its place goes: a client that sees the place go looks here.
         self.admitted.set(true);
         state.waiting.remove(&self.number);
         true
+    }
+
+    /// Logs what a client did that may not be let in: so many lines a minute for all of them.
+    pub(crate) fn warn(&self, client: &Client, what: std::fmt::Arguments<'_>) {
+        self.admission.notices.warn(client, what);
     }
 
     pub(crate) fn is_admitted(&self) -> bool {
@@ -161,7 +171,7 @@ impl Drop for Place {
 
 /// Warnings of what anybody can do who reaches the port: so many in a minute, and how many there would have been.
 #[derive(Default)]
-pub(crate) struct Notices(Mutex<Period>);
+struct Notices(Mutex<Period>);
 
 #[derive(Default)]
 struct Period {
@@ -171,7 +181,7 @@ struct Period {
 
 impl Notices {
     /// Logs what a client did that nobody has let in yet.
-    pub(crate) fn warn(&self, client: &Client, what: std::fmt::Arguments<'_>) {
+    fn warn(&self, client: &Client, what: std::fmt::Arguments<'_>) {
         let (logged, left_out) = self.count(Instant::now());
         if left_out > 0 {
             tracing::warn!("{left_out} more clients were refused, which are not shown");
@@ -229,7 +239,11 @@ mod tests {
         let mut same: Vec<_> = (0..5).map(|_| admission.wait(&at("192.0.2.2"))).collect();
         let evicted: Vec<bool> = same.iter_mut().map(|(_, evicted)| is_evicted(evicted)).collect();
         assert_eq!(evicted, [true, true, false, false, false]);
-        assert!(!same[0].0.admit() && same[4].0.admit() && other.0.admit());
+        assert!(
+            !same[0].0.admit(&at("192.0.2.1"))
+                && same[4].0.admit(&at("192.0.2.1"))
+                && other.0.admit(&at("192.0.2.1"))
+        );
     }
 
     #[test]
@@ -246,15 +260,17 @@ mod tests {
         let admission = admission();
         let wait = || admission.wait(&at("192.0.2.1")).0;
         let (first, second, third) = (wait(), wait(), wait());
-        assert!(first.admit() && first.admit() && second.admit());
-        assert!(!third.admit() && !third.admit());
+        assert!(
+            first.admit(&at("192.0.2.1")) && first.admit(&at("192.0.2.1")) && second.admit(&at("192.0.2.1"))
+        );
+        assert!(!third.admit(&at("192.0.2.1")) && !third.admit(&at("192.0.2.1")));
         drop(first);
         let fourth = wait();
-        assert!(fourth.admit());
+        assert!(fourth.admit(&at("192.0.2.1")));
         // Those that were chosen come in beyond the bound, and count.
         let chosen = admission.admit_chosen();
         drop((second, fourth));
-        assert!(wait().admit());
+        assert!(wait().admit(&at("192.0.2.1")));
         drop(chosen);
     }
 

@@ -67,7 +67,7 @@ impl Newcomer {
             negotiated = timeout(self.shared.limits.handshake, self.negotiate(&mut input)) => negotiated,
             () = self.evicted(evicted) => {
                 let why = "closed before it had shown who it is, because too many such clients are connected";
-                return self.shared.notices.warn(&self.client, format_args!("{why}"));
+                return self.place.warn(&self.client, format_args!("{why}"));
             }
             () = self.shared.reached(Stage::Closing) => return,
         };
@@ -80,7 +80,7 @@ impl Newcomer {
             Ok(None) => self.say_why(&input),
             Err(_) => {
                 let limit = self.shared.limits.handshake;
-                self.shared.notices.warn(
+                self.place.warn(
                     &self.client,
                     format_args!("closed because it did not finish its handshake within {limit:?}"),
                 );
@@ -100,7 +100,7 @@ impl Newcomer {
     fn say_why(&self, input: &Input) {
         if let Some(error) = input.refused() {
             let refused = format_args!("refused, because its TLS handshake failed: {error}");
-            self.shared.notices.warn(&self.client, refused);
+            self.place.warn(&self.client, refused);
         }
     }
 
@@ -144,11 +144,11 @@ impl Newcomer {
 
     /// Reads more. What has come through TLS comes from a client that has shown its certificate.
     async fn read(&self, input: &mut Input) -> bool {
-        input.fill().await && (!self.channel.is_encrypted() || self.place.admit())
+        input.fill().await && (!self.channel.is_encrypted() || self.place.admit(&self.client))
     }
 
     async fn ask(&self, question: Question) -> Answer {
-        if matches!(question, Question::Open(_)) && !self.place.admit() {
+        if matches!(question, Question::Open(_)) && !self.place.admit(&self.client) {
             let text = too_many(&self.shared.limits);
             return Answer::Failed(ServeError::new(ErrorKind::Refused, text));
         }

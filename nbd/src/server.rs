@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::admission::{Admission, Evicted, Notices, Place};
+use crate::admission::{Admission, Evicted, Place};
 use crate::buffer::Spares;
 use crate::connection;
 use crate::listen::{Accepted, Listener, Socket};
@@ -187,7 +187,6 @@ impl Server {
             memory,
             spares,
             stage,
-            notices: Notices::default(),
         });
         let last_leaves = listeners.is_empty().then(|| handle.clone());
         let mut door = Door {
@@ -261,7 +260,7 @@ impl Door {
     fn let_in(&mut self, accepted: Accepted) {
         let (place, evicted) = self.admission.wait(&accepted.client);
         // Who may connect to a Unix socket, its mode has said.
-        if matches!(accepted.socket, Socket::Unix(_)) && !place.admit() {
+        if matches!(accepted.socket, Socket::Unix(_)) && !place.admit(&accepted.client) {
             return;
         }
         self.workers.hand_over(Guest {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
 
-use crate::admission::Notices;
 use crate::buffer::Spares;
 use crate::pool::Pool;
 use crate::{Catalog, Limits};
@@ -28,7 +27,6 @@ pub(crate) struct Shared {
     pub(crate) memory: Arc<Semaphore>,
     pub(crate) spares: Arc<Spares>,
     pub(crate) stage: watch::Receiver<Stage>,
-    pub(crate) notices: Notices,
 }
 
 impl Shared {

@@ -61,9 +61,11 @@ impl KernelFacts {
 }
 
 fn io_uring() -> Result<(), Errno> {
-    let ring = io_uring::IoUring::new(2);
     let errno = |error: std::io::Error| error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
-    ring.map(drop).map_err(errno)
+    let ring = io_uring::IoUring::new(2).map_err(errno)?;
+    // Kernels before 5.6 have rings that blockio does not use, and cannot be asked what they can do.
+    let probed = ring.submitter().register_probe(&mut io_uring::Probe::new());
+    probed.map_err(|_| Errno::ENOSYS)
 }
 
 /// `BPF_PROG_GET_NEXT_ID` of linux/bpf.h: a question that loads and changes nothing.

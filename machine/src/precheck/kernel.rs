@@ -107,26 +107,16 @@ fn io_uring(case: &Context<'_>, out: &mut Findings) {
         "no io_uring can be set up ({}): threads read the disks instead, which is correct but somewhat slower",
         errno.desc()
     );
-    match (disabled, errno) {
-        (Some(value), _) => out.warning(
-            "io_uring",
-            format!("{found}; the sysctl kernel.io_uring_disabled is {value}"),
-            "sysctl -w kernel.io_uring_disabled=0 if the full speed matters",
-        ),
-        (None, Errno::ENOSYS) => out.warning(
-            "io_uring",
-            found,
-            "use a kernel with CONFIG_IO_URING, from 5.6 on, if the full speed matters",
-        ),
-        (None, Errno::ENOMEM) => {
-            out.warning("io_uring", found, "raise the limit of locked memory (ulimit -l)")
-        }
-        (None, _) => out.warning(
-            "io_uring",
-            found,
-            "run it outside of containers and other sandboxes if the full speed matters",
-        ),
-    }
+    let sysctl = disabled.map_or_else(String::new, |value| {
+        format!("; the sysctl kernel.io_uring_disabled is {value}")
+    });
+    let advice = match (disabled, errno) {
+        (Some(_), _) => "sysctl -w kernel.io_uring_disabled=0 if the full speed matters",
+        (None, Errno::ENOSYS) => "use a kernel with CONFIG_IO_URING, from 5.6 on, if the full speed matters",
+        (None, Errno::ENOMEM) => "raise the limit of locked memory (ulimit -l)",
+        (None, _) => "run it outside of containers and other sandboxes if the full speed matters",
+    };
+    out.warning("io_uring", format!("{found}{sysctl}"), advice);
 }
 
 fn bpf(case: &Context<'_>, out: &mut Findings) {

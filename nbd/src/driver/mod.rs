@@ -12,7 +12,7 @@ use std::future::Future;
 use std::io;
 use std::net::Shutdown;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::RawFd;
 
 use nix::sys::socket::{self, MsgFlags, send};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
@@ -39,7 +39,6 @@ pub(crate) fn block_on<F: Future>(io_uring: bool, ready: impl FnOnce(), future: 
         None => {}
     }
     let event_loop = epoll::runtime()?;
-    HAS_RING.set(false);
     ready();
     Ok(LocalSet::new().block_on(&event_loop, future))
 }
@@ -99,10 +98,10 @@ impl Stream {
         let _ = socket::shutdown(self.as_raw_fd(), how);
     }
 
-    fn as_raw_fd(&self) -> i32 {
+    fn as_raw_fd(&self) -> RawFd {
         match self {
-            Self::Uring(stream) => stream.as_fd().as_raw_fd(),
-            Self::Epoll(stream) => stream.as_fd().as_raw_fd(),
+            Self::Uring(stream) => stream.as_raw_fd(),
+            Self::Epoll(stream) => stream.as_raw_fd(),
         }
     }
 }

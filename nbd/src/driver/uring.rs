@@ -3,7 +3,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, RawFd};
 
 use tokio_uring::buf::BoundedBuf;
 use tokio_uring::net::{TcpStream, UnixStream};
@@ -56,15 +56,11 @@ impl Stream {
         };
         (result, slice.into_inner())
     }
-}
 
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        let socket = match self {
+    pub(super) fn as_raw_fd(&self) -> RawFd {
+        match self {
             Self::Unix(stream) => stream.as_raw_fd(),
             Self::Tcp(stream) => stream.as_raw_fd(),
-        };
-        // SAFETY: the stream owns the descriptor, and is borrowed for as long.
-        unsafe { BorrowedFd::borrow_raw(socket) }
+        }
     }
 }
