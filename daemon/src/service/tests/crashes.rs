@@ -1,7 +1,7 @@
 //! What a crash, a lost state, another machine or another disk must not lead to.
 
-use super::House;
-use crate::job::{ActiveRun, Ending, JobRecord};
+use super::{House, active_run};
+use crate::job::{Ending, JobRecord};
 use crate::service::run_begun;
 use crate::state::State;
 use api::{ModifyJob, RunType, Status};
@@ -94,14 +94,7 @@ fn whether_an_image_was_made_is_decided_when_its_store_is_there() {
     {
         let change = |job: &mut JobRecord| {
             job.status = Status::Running;
-            job.run = Some(ActiveRun {
-                number: 1,
-                run_type: RunType::Manual,
-                image: Some(1),
-                ending: None,
-                from_waiting: false,
-                written: None,
-            });
+            job.run = Some(active_run(RunType::Manual, Some(1), None));
             Ok(Some(run_begun(1, RunType::Manual, job.created)))
         };
         house.manager.table.update("web01", change).unwrap();
@@ -132,13 +125,7 @@ fn a_store_that_was_away_when_the_state_was_lost_is_looked_through_later() {
     std::fs::rename(&store, &away).unwrap();
     lose_state(&house);
     let house = house.restart();
-    let warnings = house.manager.status().warnings;
-    assert!(
-        warnings
-            .iter()
-            .any(|warning| warning.contains("there is no store now")),
-        "{warnings:?}"
-    );
+    house.assert_warns("there is no store now");
     assert!(house.manager.table.lock().jobs().is_empty());
     std::fs::rename(&away, &store).unwrap();
     let house = house.restart();
@@ -170,13 +157,7 @@ fn the_jobs_of_another_machine_are_left_alone() {
     lose_state(&house);
     let house = house.restart();
     assert!(house.manager.table.lock().jobs().is_empty());
-    let warnings = house.manager.status().warnings;
-    assert!(
-        warnings
-            .iter()
-            .any(|warning| warning.contains("belongs to another machine")),
-        "{warnings:?}"
-    );
+    house.assert_warns("belongs to another machine");
 }
 
 #[test]

@@ -54,13 +54,7 @@ fn a_note_that_was_changed_runs_nothing_before_root_confirms_it() {
     lose_state(&house);
     let house = house.restart();
     is_unconfirmed(&house, "web01");
-    let warnings = house.manager.status().warnings;
-    assert!(
-        warnings
-            .iter()
-            .any(|warning| warning.contains("web01 must be confirmed")),
-        "{warnings:?}"
-    );
+    house.assert_warns("web01 must be confirmed");
     let refusal = house.manager.start("web01").unwrap_err();
     assert!(refusal.message.contains(&hook.display().to_string()), "{refusal}");
     let house = house.restart();

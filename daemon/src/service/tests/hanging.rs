@@ -86,27 +86,12 @@ fn a_store_that_hangs_does_not_hold_up_the_start() {
     {
         let change = |job: &mut super::JobRecord| {
             job.status = Status::Running;
-            job.run = Some(super::ActiveRun {
-                number: 1,
-                run_type: api::RunType::Manual,
-                image: Some(1),
-                ending: None,
-                from_waiting: false,
-                written: None,
-            });
+            job.run = Some(super::active_run(api::RunType::Manual, Some(1), None));
             Ok(None)
         };
         house.manager.table.update("web01", change).unwrap();
     }
-    let House {
-        dir,
-        clock,
-        manager,
-        gate,
-    } = house;
-    drop(manager);
-    gate.hang(&store);
-    let house = in_time("the start", || House::started(dir, clock, gate));
+    let house = in_time("the start", || house.restart_behind(|gate| gate.hang(&store)));
     let listed = in_time("job ls", || house.manager.list());
     assert_eq!(listed[1].images, ["web01/1"]);
     assert_eq!(listed[1].status, Status::Running);
@@ -124,15 +109,7 @@ fn a_state_that_was_lost_is_found_in_stores_that_answer_while_another_hangs() {
     let usual = house.dir.path().join("store");
     super::crashes::wait_for_note(&usual, "db", |note| note["job"]["status"] == "Waiting");
     super::crashes::lose_state(&house);
-    let House {
-        dir,
-        clock,
-        manager,
-        gate,
-    } = house;
-    drop(manager);
-    gate.hang(&store);
-    let house = in_time("the start", || House::started(dir, clock, gate));
+    let house = in_time("the start", || house.restart_behind(|gate| gate.hang(&store)));
     in_time("the job of the other store", || {
         house.wait_until("db is found", || {
             house.manager.table.lock().jobs().contains_key("db")
@@ -140,11 +117,7 @@ fn a_state_that_was_lost_is_found_in_stores_that_answer_while_another_hangs() {
     });
     house.wait_until("the look is over", || house.manager.background.is_idle());
     assert!(!house.manager.table.lock().jobs().contains_key("web01"));
-    let warnings = house.manager.status().warnings;
-    assert!(
-        warnings.iter().any(|warning| warning.contains("does not answer")),
-        "{warnings:?}"
-    );
+    house.assert_warns("does not answer");
     house.gate.release();
     Scheduler::default().tick(&house.manager);
     house.wait_until("web01 is found", || {

@@ -4,8 +4,6 @@ use super::crashes::{wait_for_note, waiting};
 use super::{House, config};
 use crate::clock::HandClock;
 use crate::config::Config;
-use crate::service::startup::start_with;
-use crate::stores::Stores;
 use crate::stores::tests::Gate;
 use api::{CompleteJob, CreateJob, ErrorKind, ModifyJob, Status};
 use hostdev::Root;
@@ -30,14 +28,7 @@ fn machine(digit: char, store: &Path) -> House {
         root: Root::at(root),
         ..config(dir.path())
     };
-    let (clock, gate) = (Arc::new(HandClock::new()), Gate::default());
-    let manager = start_with(config, clock.clone(), Stores::new(Box::new(gate.clone()))).unwrap();
-    House {
-        dir,
-        clock,
-        manager,
-        gate,
-    }
+    House::started_with(config, dir, Arc::new(HandClock::new()), Gate::default())
 }
 
 fn two_machines() -> (tempfile::TempDir, PathBuf, House, House) {

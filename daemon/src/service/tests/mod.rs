@@ -44,6 +44,18 @@ fn config(dir: &Path) -> Config {
     }
 }
 
+/// Run 1 of a job, as a kill leaves it behind.
+fn active_run(run_type: RunType, image: Option<u64>, ending: Option<Ending>) -> ActiveRun {
+    ActiveRun {
+        number: 1,
+        run_type,
+        image,
+        ending,
+        from_waiting: false,
+        written: None,
+    }
+}
+
 impl House {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -51,8 +63,13 @@ impl House {
     }
 
     fn started(dir: tempfile::TempDir, clock: Arc<HandClock>, gate: Gate) -> Self {
+        let config = config(dir.path());
+        Self::started_with(config, dir, clock, gate)
+    }
+
+    fn started_with(config: Config, dir: tempfile::TempDir, clock: Arc<HandClock>, gate: Gate) -> Self {
         let stores = Stores::new(Box::new(gate.clone()));
-        let manager = start_with(config(dir.path()), clock.clone(), stores).unwrap();
+        let manager = start_with(config, clock.clone(), stores).unwrap();
         Self {
             dir,
             clock,
@@ -63,6 +80,13 @@ impl House {
 
     /// As after a kill: the old manager is gone, and nothing was said. What the new one does in the background is done.
     fn restart(self) -> Self {
+        let house = self.restart_behind(|_| ());
+        house.wait_until("the background is idle", || house.manager.background.is_idle());
+        house
+    }
+
+    /// The same, where something happens to the stores meanwhile; the new manager is not waited for.
+    fn restart_behind(self, meanwhile: impl FnOnce(&Gate)) -> Self {
         let Self {
             dir,
             clock,
@@ -70,9 +94,19 @@ impl House {
             gate,
         } = self;
         drop(manager);
-        let house = Self::started(dir, clock, gate);
-        house.wait_until("the background is idle", || house.manager.background.is_idle());
-        house
+        meanwhile(&gate);
+        Self::started(dir, clock, gate)
+    }
+
+    fn warns(&self, words: &str) -> bool {
+        let warnings = self.manager.status().warnings;
+        warnings.iter().any(|warning| warning.contains(words))
+    }
+
+    #[track_caller]
+    fn assert_warns(&self, words: &str) {
+        let warnings = self.manager.status().warnings;
+        assert!(self.warns(words), "{words}: {warnings:?}");
     }
 
     fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
@@ -122,14 +156,7 @@ impl House {
         let mut table = self.manager.table.lock();
         if status == Status::Running {
             job.runs = 1;
-            job.run = Some(ActiveRun {
-                number: 1,
-                run_type: RunType::Manual,
-                image: None,
-                ending: None,
-                from_waiting: false,
-                written: None,
-            });
+            job.run = Some(active_run(RunType::Manual, None, None));
             let live = Arc::new(LiveRun::new(name, 1, now.wall, 0));
             self.manager.live.begin(name, live, None);
         }
@@ -469,14 +496,7 @@ fn a_job_that_was_running_is_gone_on_with() {
         let change = |job: &mut JobRecord| {
             job.status = Status::Running;
             job.runs = 1;
-            job.run = Some(ActiveRun {
-                number: 1,
-                run_type: RunType::Schedule,
-                image: None,
-                ending: None,
-                from_waiting: false,
-                written: None,
-            });
+            job.run = Some(active_run(RunType::Schedule, None, None));
             Ok(Some(run_begun(1, RunType::Schedule, job.created)))
         };
         house.manager.table.update("web01", change).unwrap();
@@ -501,14 +521,7 @@ fn an_image_that_was_made_before_a_kill_is_counted_once() {
         let change = |job: &mut JobRecord| {
             job.status = Status::Running;
             job.next_sync = None;
-            job.run = Some(ActiveRun {
-                number: 1,
-                run_type: RunType::Manual,
-                image: Some(1),
-                ending: None,
-                from_waiting: false,
-                written: None,
-            });
+            job.run = Some(active_run(RunType::Manual, Some(1), None));
             Ok(Some(run_begun(1, RunType::Manual, job.created)))
         };
         house.manager.table.update("web01", change).unwrap();
@@ -549,17 +562,8 @@ fn a_lost_or_damaged_state_is_found_again_in_the_stores() {
         assert!(after.warnings.pop().unwrap().contains("restored from its store"));
         assert_eq!(after, before);
         assert_eq!(house.manager.runs("web01", 10).unwrap().len(), 1);
-        let warnings = house.manager.status().warnings;
-        assert!(
-            warnings
-                .iter()
-                .any(|warning| warning.contains("the state of web01 was restored")),
-            "{warnings:?}"
-        );
-        assert_eq!(
-            warnings.iter().any(|warning| warning.contains("damaged")),
-            damage.is_some()
-        );
+        house.assert_warns("the state of web01 was restored");
+        assert_eq!(house.warns("damaged"), damage.is_some());
     }
 }
 

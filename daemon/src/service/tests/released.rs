@@ -1,11 +1,9 @@
 //! Post hooks run whatever happens, so that an application is always released.
 
-use super::{ActiveRun, House, config};
+use super::{House, active_run, config};
 use crate::clock::HandClock;
 use crate::job::{Ending, JobRecord};
 use crate::service::run_begun;
-use crate::service::startup::start_with;
-use crate::stores::Stores;
 use api::{CreateJob, ErrorKind, ModifyJob, RunType, Status};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -40,14 +38,7 @@ fn killed_run(house: &House, ending: Option<Ending>) {
         job.status = Status::Running;
         job.runs = 1;
         job.hooks_owed = Some(1);
-        job.run = Some(ActiveRun {
-            number: 1,
-            run_type: RunType::Manual,
-            image: None,
-            ending,
-            from_waiting: false,
-            written: None,
-        });
+        job.run = Some(active_run(RunType::Manual, None, ending));
         Ok(Some(run_begun(1, RunType::Manual, job.created)))
     };
     house.manager.table.update("web01", change).unwrap();
@@ -107,15 +98,8 @@ fn a_store_that_hangs_does_not_keep_applications_stopped() {
         Ok(None)
     };
     house.manager.table.update("web01", change).unwrap();
-    let House {
-        dir,
-        clock,
-        manager,
-        gate,
-    } = house;
-    drop(manager);
-    gate.hang(&dir.path().join("store"));
-    let house = House::started(dir, clock, gate);
+    let store = house.dir.path().join("store");
+    let house = house.restart_behind(|gate| gate.hang(&store));
     house.wait_until("the post hooks have run", || {
         house.job("web01").hooks_owed.is_none()
     });
@@ -166,14 +150,7 @@ fn a_post_hook_that_outlives_the_shutdown_runs_at_the_next_start() {
         stop_timeout: Duration::from_secs(1),
         ..config(dir.path())
     };
-    let clock = Arc::new(HandClock::new());
-    let stores = Stores::new(Box::new(gate.clone()));
-    let house = House {
-        manager: start_with(config, clock.clone(), stores).unwrap(),
-        dir,
-        clock,
-        gate,
-    };
+    let house = House::started_with(config, dir, Arc::new(HandClock::new()), gate);
     slow_sync(&house);
     house.manager.close();
     house.wait_until("the sync has ended", || house.manager.running() == 0);
@@ -207,14 +184,7 @@ fn a_job_starts_no_sync_before_its_post_hooks_have_ended() {
         Ok(None)
     };
     house.manager.table.update("web01", change).unwrap();
-    let House {
-        dir,
-        clock,
-        manager,
-        gate,
-    } = house;
-    drop(manager);
-    let house = House::started(dir, clock, gate);
+    let house = house.restart_behind(|_| ());
     let refusal = house.manager.start("web01").unwrap_err();
     assert_eq!(refusal.kind, ErrorKind::Conflict);
     assert!(refusal.message.contains("the post hooks of run 1"), "{refusal}");
