@@ -11,7 +11,7 @@ use std::ops::Deref;
 #[derive(Debug)]
 pub struct LockedFile(File);
 
-/// A lock, or the file and why it was not locked; of kind `WouldBlock` where somebody else holds it.
+/// A lock, or the file and why it was not locked; of kind `WouldBlock` where another process holds it.
 pub type LockResult = Result<LockedFile, (File, io::Error)>;
 
 impl LockedFile {
@@ -26,7 +26,7 @@ impl LockedFile {
     /// Takes an exclusive lock if nobody holds one.
     ///
     /// # Errors
-    /// `WouldBlock` where somebody else holds a lock; what the kernel says.
+    /// `WouldBlock` where another process holds a lock; what the kernel says.
     pub fn try_lock(file: File) -> LockResult {
         Self::locked(file, |file| Ok(file.try_lock()?))
     }
@@ -34,7 +34,7 @@ impl LockedFile {
     /// Takes a shared lock if nobody holds an exclusive one.
     ///
     /// # Errors
-    /// `WouldBlock` where somebody else holds an exclusive lock; what the kernel says.
+    /// `WouldBlock` where another process holds an exclusive lock; what the kernel says.
     pub fn try_lock_shared(file: File) -> LockResult {
         Self::locked(file, |file| Ok(file.try_lock_shared()?))
     }

@@ -65,7 +65,7 @@ pub fn former_owner(
 ///
 /// # Errors
 /// When the store cannot be read. A note that cannot be read says nothing.
-pub fn stranger(store: &Store, name: &str, ours: Option<&Owner>) -> Result<Option<Owner>> {
+pub fn other_owner(store: &Store, name: &str, ours: Option<&Owner>) -> Result<Option<Owner>> {
     let note = match store.note::<StoredNote>(name) {
         Ok(note) => note,
         Err(error) if error.kind() == ErrorKind::Io => return Err(error),

@@ -44,7 +44,7 @@ pub fn name(signal: i32) -> &'static str {
     signal_name(signal).unwrap_or("a signal")
 }
 
-/// Whether whoever started this process had it ignore a signal.
+/// Whether this process was started with the signal ignored, as by nohup(1).
 fn is_ignored(signal: i32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -60,7 +60,7 @@ pub fn is_below(directory: &Path, file: FileId) -> anyhow::Result<bool> {
             .with_context(|| format!("read {}", directory.display()))?
             .path();
         let metadata = match fs::symlink_metadata(&path) {
-            // Removed meanwhile, by whoever uses the store.
+            // Removed meanwhile by another process that uses the store.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             found => found.with_context(|| format!("examine {}", path.display()))?,
         };

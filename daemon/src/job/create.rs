@@ -249,7 +249,7 @@ fn check_token(token: Option<&str>) -> Refused<()> {
 /// A program by its absolute path; an empty path is no program.
 ///
 /// # Errors
-/// `Invalid` for what is no absolute path of an executable file.
+/// `Invalid` for a path that is not absolute or does not name an executable file.
 pub fn hook(what: &str, path: Option<&str>) -> Refused<Option<String>> {
     let Some(path) = path.filter(|path| !path.is_empty()) else {
         return Ok(None);

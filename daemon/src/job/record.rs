@@ -35,7 +35,7 @@ pub struct JobRecord {
     pub hooks: HooksView,
     pub take_up: Option<String>,
     pub accept_changed_disk: bool,
-    /// The next image takes over images that belong to somebody else.
+    /// The next image takes over images that belong to another machine or job.
     pub take_over: bool,
     pub created: Timestamp,
     pub start_at: Option<Timestamp>,

@@ -58,7 +58,7 @@ impl Shown {
         });
         Self {
             stop: Some(stop),
-            // Where there is no thread left, the sync goes on without a bar.
+            // Where there is no thread left, the sync continues without a bar.
             thread: spawned.ok(),
         }
     }

@@ -79,8 +79,8 @@ impl Manager {
             (table.note(store, name)?, table.jobs().get(name).cloned())
         };
         let opened = self.stores.get(store)?;
-        if let Some(stranger) = self.strange_note(&opened, name, job.as_ref())? {
-            anyhow::bail!("there is one of {stranger}, which stays");
+        if let Some(other) = self.strange_note(&opened, name, job.as_ref())? {
+            anyhow::bail!("there is one of {other}, which stays");
         }
         let Some(note) = note else {
             return Ok(opened.remove_note(name)?);

@@ -30,9 +30,9 @@ impl Manager {
     /// `Invalid` if there is one; otherwise when the store cannot be read.
     pub(super) fn check_note(&self, store: &Store, request: &Request) -> Result<()> {
         let is_allowed = matches!(request.take_over, TakeOver::Always);
-        match ownership::stranger(store, &request.job, request.owner.as_ref())? {
-            Some(stranger) if !is_allowed => Err(Error::invalid(format!(
-                "store {} is used by {stranger}: give this job another name; or, if that one will not sync any more, \
+        match ownership::other_owner(store, &request.job, request.owner.as_ref())? {
+            Some(other) if !is_allowed => Err(Error::invalid(format!(
+                "store {} is used by {other}: give this job another name; or, if that one will not sync any more, \
                  take its place with --take-over",
                 store.label()
             ))),
@@ -52,13 +52,13 @@ impl Manager {
         job: Option<&JobRecord>,
     ) -> Result<Option<Owner>> {
         let ours = ownership::owner(&self.machine, name, job.and_then(|job| job.id));
-        let stranger = ownership::stranger(store, name, ours.as_ref())?;
-        if stranger.is_none() || job.is_some_and(|job| job.take_over) {
+        let other = ownership::other_owner(store, name, ours.as_ref())?;
+        if other.is_none() || job.is_some_and(|job| job.take_over) {
             return Ok(None);
         }
         let owner = store.owner_of(name)?;
         let is_ours = owner.is_some_and(|owner| ours.is_some_and(|ours| ours.is_same(&owner)));
-        Ok(stranger.filter(|_| !is_ours))
+        Ok(other.filter(|_| !is_ours))
     }
 
     /// Whether a job of this machine is over; `None` while jobs of a lost state are still being looked for.

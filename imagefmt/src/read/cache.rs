@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use zerocopy::IntoBytes;
 
-/// Room for nodes and decoded clusters in bytes, unless a store is told otherwise.
+/// Room for nodes and decoded clusters in bytes, unless a store is given another bound.
 pub(crate) const CACHE_BYTES: usize = 64 << 20;
 /// What a node takes in memory, roughly.
 const NODE_BYTES: usize = 16 << 10;

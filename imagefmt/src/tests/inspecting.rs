@@ -210,20 +210,19 @@ fn records_of_other_images_and_chains_are_found() {
 fn files_that_are_not_known_go_with_their_image() {
     let (storage, store) = store_with_everything();
     let path = "job/images/000002.fixup-kvm";
-    storage
-        .files
-        .lock()
-        .unwrap()
-        .insert(path.to_owned(), b"x".to_vec());
+    let plant = || {
+        storage
+            .files
+            .lock()
+            .unwrap()
+            .insert(path.to_owned(), b"x".to_vec())
+    };
+    plant();
     store.gc(JOB).unwrap();
     assert!(storage.files.lock().unwrap().contains_key(path));
     store.delete(&store.image_id(JOB, 2)).unwrap();
     assert!(!storage.files.lock().unwrap().contains_key(path));
-    storage
-        .files
-        .lock()
-        .unwrap()
-        .insert(path.to_owned(), b"x".to_vec());
+    plant();
     store.gc(JOB).unwrap();
     assert!(!storage.files.lock().unwrap().contains_key(path));
 }

@@ -64,7 +64,7 @@ impl KnownDamage {
     /// What of this is in a disk: what it shares with a disk that was verified, and what lies in layers that are gone.
     ///
     /// # Errors
-    /// When the store cannot be read. Nodes that are damaged are left out: whoever reads the disk finds them.
+    /// When the store cannot be read. Nodes that are damaged are left out: reading the disk finds them.
     pub fn in_disk(&self, disk: &Disk) -> Result<Suspects> {
         let mut suspects = Suspects::default();
         for (image, damage) in &self.images {

@@ -482,7 +482,7 @@ impl Catalog for StoreCatalog {
 fn held(store: &Images, image: &ImageRef) -> Option<Lock> {
     match store.hold(image) {
         Ok(lock) => Some(lock),
-        // These are told of when the image is offered.
+        // A warning names these when the image is offered.
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => None,
         Err(error) => {
             tracing::warn!(

@@ -85,7 +85,7 @@ impl Format {
         value.map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// What `qemu-img convert` is told; `None` for what is written without it.
+    /// The options of `qemu-img convert`; `None` for what is written without it.
     fn converter_options(self) -> Option<&'static [&'static str]> {
         match self {
             Self::Raw | Self::VhdFixed => None,

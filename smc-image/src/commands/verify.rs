@@ -249,7 +249,7 @@ impl<'a> Verification<'a> {
                 self.count(&verified.findings, verified.progress);
                 print_findings(self.json, &format!("chain {chain}"), &verified.findings)
             }
-            // The reason was told when the chain was looked at.
+            // The look at the chain has printed the reason.
             Ok(None) | Err(_) => Ok(()),
         }
     }

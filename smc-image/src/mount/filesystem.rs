@@ -97,7 +97,7 @@ pub enum Journal {
     Clean,
     /// Yes: a read-only mount does not show them.
     Dirty,
-    /// That cannot be told from its superblock.
+    /// Its superblock does not say.
     Unknown,
 }
 

@@ -25,7 +25,7 @@ impl Target {
     /// Opens a block device or an existing file that can take `size_bytes` from the store at `store`.
     ///
     /// Refused are what is too small or cannot be written to, what holds the store or lies in one, what anybody uses, and
-    /// a file behind somebody else's link.
+    /// a file behind another user's link.
     ///
     /// # Errors
     /// Why it is refused, or cannot be opened.

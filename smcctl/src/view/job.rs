@@ -235,7 +235,7 @@ fn sync(job: &JobView) -> String {
     let clusters = job
         .cluster_size_bytes
         .map(|bytes| format!(", clusters of {}", size(bytes.into())));
-    let stranger = job
+    let changed_disk = job
         .accept_changed_disk
         .then_some(", takes a changed disk for one image");
     let takes_over = job
@@ -245,7 +245,7 @@ fn sync(job: &JobView) -> String {
         "{limit}, compression level {}{}{}{}",
         job.compress_level,
         clusters.unwrap_or_default(),
-        stranger.unwrap_or_default(),
+        changed_disk.unwrap_or_default(),
         takes_over.unwrap_or_default()
     )
 }

@@ -1,4 +1,4 @@
-//! Which values records may have: what no version of smcd would write is damage, or was written by somebody else.
+//! Which values records may have: what no version of smcd would write is damage or a forgery.
 //!
 //! The ranges are wide where a version to come may widen them, and narrow enough that no arithmetic on them overflows.
 
