@@ -71,6 +71,14 @@ pub fn is_below(directory: &Path, file: FileId) -> anyhow::Result<bool> {
     Ok(false)
 }
 
+/// The directory that a file of this path is in.
+pub fn parent_of(file: &Path) -> &Path {
+    match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -169,9 +169,13 @@ impl StoreCatalog {
         }))
     }
 
-    /// The disk of the latest image of the only job, if that image has one disk.
+    /// The disk of the latest image of the only job, if that image has one disk. Where a chain cannot be read, its job
+    /// may be another one.
     fn only_job(&self, offers: &[Offer]) -> imagefmt::Result<Option<ImageRef>> {
-        let jobs = self.images.store.jobs()?;
+        let (jobs, unread) = self.images.store.readable_jobs()?;
+        if !unread.is_empty() {
+            return Ok(None);
+        }
         let with_images = jobs.values().filter(|images| images.latest().is_some());
         let names = offers.iter().filter_map(|offer| offer.name.parse().ok());
         let mut latest = names.filter(|name: &ImageRef| name.which == Which::Latest && name.disk.is_some());

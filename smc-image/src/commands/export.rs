@@ -17,7 +17,6 @@ use cli::{output, units};
 use imagefmt::{Disk, Image, ImageRef};
 use jiff::Timestamp;
 use part::PartFile;
-pub use part::parent_of;
 use serde::Serialize;
 use std::ffi::OsStr;
 use std::os::unix::fs::FileExt;
@@ -123,7 +122,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let disk = image.disk(args.image.disk.as_deref())?;
     let format = args.format.unwrap_or_else(|| Format::of(&args.file));
     refuse_occupied(&args.file, args.force)?;
-    let parent = apart::open_directory(parent_of(&args.file))?;
+    let parent = apart::open_directory(apart::parent_of(&args.file))?;
     warn_of_sectors(&image, disk, format);
     let interrupt = Interrupt::install()?;
     let part =

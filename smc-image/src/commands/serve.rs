@@ -10,7 +10,7 @@ use crate::confine::{self, Confinement};
 use crate::context::Context;
 use crate::stdio;
 use anyhow::Context as _;
-use cli::output::{self, ClosedOutput};
+use cli::output;
 use cli::units::{self, parse_duration, parse_size};
 use imagefmt::ImageRef;
 use nbd::{Limits, Server};
@@ -146,16 +146,14 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let (places, handle) = (places::uris(&server)?, server.shutdown_handle());
     let mut announced = Ok(());
     server.run_when_ready(|| {
-        announced = announce(context, args, &offers, &places);
-        // Whoever has read enough of it wants to be served all the same.
-        if matches!(&announced, Err(error) if !error.is::<ClosedOutput>()) {
+        // Clients are served even where nobody reads the addresses.
+        announced = output::unless_closed(announce(context, args, &offers, &places));
+        if announced.is_err() {
             handle.shutdown();
         }
     })?;
-    match announced {
-        Err(error) if !error.is::<ClosedOutput>() => Err(error),
-        _ => Ok(ExitCode::SUCCESS),
-    }
+    announced?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn catalog(context: &Context, args: &Args) -> anyhow::Result<StoreCatalog> {

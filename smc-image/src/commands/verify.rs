@@ -8,7 +8,7 @@ use crate::exit;
 use crate::selection::{self, Selected};
 use anyhow::Context as _;
 use cli::interrupt::Interrupt;
-use cli::output;
+use cli::output::{self, unless_closed};
 use cli::progress::Progress;
 use cli::text;
 use cli::units;
@@ -220,11 +220,11 @@ impl<'a> Verification<'a> {
 
     fn say_beside(&self, place: &str, kind: &str, what: &str) -> anyhow::Result<()> {
         if self.json {
-            return print(output::json(
+            return unless_closed(output::json(
                 &json!({ "type": kind, "place": place, "what": what }),
             ));
         }
-        print(output::line(format_args!("{place}: {what}")))
+        unless_closed(output::line(format_args!("{place}: {what}")))
     }
 
     /// Verifies the content that an unfinished sync has stored; what it came to is not kept.
@@ -248,6 +248,10 @@ impl<'a> Verification<'a> {
                 self.beside += verified.findings.len();
                 self.count(&verified.findings, verified.progress);
                 print_findings(self.json, &format!("chain {chain}"), &verified.findings)
+            }
+            // It could be read when the chain was looked at.
+            Err(error) if error.kind() == ErrorKind::Io && self.findings + self.failed == 0 => {
+                self.failure(None, &error.into())
             }
             // The look at the chain has printed the reason.
             Ok(None) | Err(_) => Ok(()),
@@ -277,7 +281,11 @@ impl<'a> Verification<'a> {
 
     fn content(&mut self, image: &Image) -> anyhow::Result<()> {
         let label = image.id().to_string();
-        let (mut verdict, unread) = self.verdict(image);
+        // The result of this run must not take the place of a record that is there and cannot be read.
+        let (mut verdict, unread) = match known(self.store, image) {
+            Ok(verdict) => (verdict, None),
+            Err(error) => (Verdict::new(image.manifest()), Some(error)),
+        };
         if self.args.resume && verdict.done_by(self.begun).is_some() {
             return self.was_done(image, &verdict);
         }
@@ -332,23 +340,12 @@ impl<'a> Verification<'a> {
             if !findings.is_empty() {
                 object["good"] = false.into();
             }
-            print(output::json(&object))?;
+            unless_closed(output::json(&object))?;
         }
         output::complain(format_args!(
             "smc-image: stopped at {percent} % of {label}; `smc-image verify --continue` resumes there"
         ));
         Ok(())
-    }
-
-    /// What is known of an image, and why the result of this run must not take the place of the record that is there.
-    /// A damaged record says nothing and is replaced.
-    fn verdict(&self, image: &Image) -> (Verdict, Option<Error>) {
-        let new = || Verdict::new(image.manifest());
-        match self.store.verdict(image.id(), image.manifest()) {
-            Ok(known) => (known.unwrap_or_else(new), None),
-            Err(error) if error.kind() == ErrorKind::Damaged => (new(), None),
-            Err(error) => (new(), Some(error)),
-        }
     }
 
     fn plan(&self, verdict: &Verdict) -> VerifyPlan {
@@ -393,7 +390,7 @@ impl<'a> Verification<'a> {
         self.count(findings, done);
         print_findings(self.json, label, findings)?;
         if self.json {
-            return print(output::json(&json!({
+            return unless_closed(output::json(&json!({
                 "type": "image",
                 "image": label,
                 "good": findings.is_empty(),
@@ -403,7 +400,7 @@ impl<'a> Verification<'a> {
             })));
         }
         if findings.is_empty() {
-            print(output::line(format_args!("{label}: good")))?;
+            unless_closed(output::line(format_args!("{label}: good")))?;
         }
         Ok(())
     }
@@ -419,7 +416,7 @@ impl<'a> Verification<'a> {
         self.failed += 1;
         let error = exit::full_message(error);
         if self.json {
-            return print(output::json(
+            return unless_closed(output::json(
                 &json!({ "type": "error", "image": image, "error": error }),
             ));
         }
@@ -442,7 +439,7 @@ impl<'a> Verification<'a> {
 
     fn print_summary(&self) -> anyhow::Result<()> {
         if self.json {
-            return print(output::json(&json!({
+            return unless_closed(output::json(&json!({
                 "type": "summary",
                 "interrupted": self.stopped,
                 "images": self.images,
@@ -469,7 +466,7 @@ impl<'a> Verification<'a> {
                 }
             ),
         };
-        print(output::line(format_args!(
+        unless_closed(output::line(format_args!(
             "{images} verified, {checked} of content from {read} stored: {verdict}"
         )))
     }
@@ -487,30 +484,32 @@ fn finding_object(finding: &Finding) -> serde_json::Value {
     })
 }
 
-/// Goes on where nobody reads the output: the exit code and the results that are kept are the answer too.
-fn print(printed: anyhow::Result<()>) -> anyhow::Result<()> {
-    output::unless_closed(printed)
+/// The record of an image; a new one where there is none, or it is damaged: what that said is lost.
+fn known(store: &Store, image: &Image) -> imagefmt::Result<Verdict> {
+    let known = match store.verdict(image.id(), image.manifest()) {
+        Err(error) if error.is_lost() => None,
+        known => known?,
+    };
+    Ok(known.unwrap_or_else(|| Verdict::new(image.manifest())))
 }
 
 fn print_findings(json: bool, label: &str, findings: &[Finding]) -> anyhow::Result<()> {
     if json {
-        let objects = findings.iter().map(finding_object);
-        return objects
-            .into_iter()
-            .try_for_each(|object| print(output::json(&object)));
+        let mut objects = findings.iter().map(finding_object);
+        return objects.try_for_each(|object| unless_closed(output::json(&object)));
     }
     for of_disk in findings.chunk_by(|a, b| a.disk == b.disk) {
         of_disk
             .iter()
             .take(FINDINGS_SHOWN_MAX)
-            .try_for_each(|finding| print(output::line(finding)))?;
+            .try_for_each(|finding| unless_closed(output::line(finding)))?;
         let rest = of_disk.len().saturating_sub(FINDINGS_SHOWN_MAX);
         if rest > 0 {
             let disk = of_disk[0]
                 .disk
                 .as_ref()
                 .map_or(String::new(), |disk| format!(":{disk}"));
-            print(output::line(format_args!(
+            unless_closed(output::line(format_args!(
                 "{label}{disk}: {} more",
                 text::count(rest, "finding")
             )))?;

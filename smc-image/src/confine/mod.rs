@@ -17,6 +17,7 @@ mod syscalls;
 #[cfg(test)]
 mod tests;
 
+use crate::apart::parent_of;
 use anyhow::{Context, bail};
 use nix::unistd::User;
 use std::fs;
@@ -44,7 +45,7 @@ impl Confinement<'_> {
 
     /// Confines this thread and those that it starts.
     fn fence_in(&self) -> anyhow::Result<()> {
-        let dirs: Vec<&Path> = self.sockets.iter().map(|socket| directory(socket)).collect();
+        let dirs: Vec<&Path> = self.sockets.iter().map(|socket| parent_of(socket)).collect();
         privileges::reduce(self.user, &dirs)?;
         files::restrict(self.store, &dirs)?;
         syscalls::restrict(!dirs.is_empty())
@@ -55,14 +56,6 @@ impl Confinement<'_> {
 pub fn user(name: &str) -> anyhow::Result<User> {
     let found = User::from_name(name).with_context(|| format!("look up user {name}"))?;
     found.with_context(|| format!("there is no user {name}"))
-}
-
-/// The directory of a file.
-fn directory(file: &Path) -> &Path {
-    match file.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    }
 }
 
 fn only_thread() -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 use super::partition::{Source, u64_at};
 use super::xfs::Superblock;
 use anyhow::Context;
+use cli::output;
 
 /// How a filesystem is mounted from a device that cannot be written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,7 +157,15 @@ fn examine(
                     Journal::Clean,
                 ));
             }
-            superblock.journal(source, offset, length)?
+            // The filesystem is mounted without its log, so one that cannot be read is no obstacle.
+            superblock
+                .journal(source, offset, length)
+                .unwrap_or_else(|error| {
+                    output::complain(format_args!(
+                        "smc-image: the log of an xfs cannot be read: {error:#}"
+                    ));
+                    Journal::Dirty
+                })
         }
         "f2fs" | "ntfs3" => Journal::Unknown,
         _ => Journal::Clean,

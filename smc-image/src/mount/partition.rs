@@ -19,7 +19,7 @@ const GPT_TABLE_BYTES_MAX: u64 = 1 << 20;
 const GPT_ENTRY_BYTES_MIN: u64 = 128;
 const LOGICAL_MAX: u32 = 128;
 
-const TYPE_PROTECTIVE: u8 = 0xee;
+pub const TYPE_PROTECTIVE: u8 = 0xee;
 const TYPES_EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
 
 /// Something that has bytes: a disk of an image, or a test's.

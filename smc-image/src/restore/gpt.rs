@@ -3,7 +3,9 @@
 //! The UEFI specification (2.10, chapter 5.3) has the backup in the last block. On a larger disk it is elsewhere, and the
 //! space behind it cannot be used. Moving it is what `sgdisk --move-second-header` does.
 
-use crate::mount::partition::{Source, read_gpt_header, read_gpt_table, read_range, u32_at, u64_at};
+use crate::mount::partition::{
+    Source, TYPE_PROTECTIVE, read_gpt_header, read_gpt_table, read_range, u32_at, u64_at,
+};
 use anyhow::{Context, ensure};
 
 // Fields of the header, in bytes from its beginning.
@@ -22,7 +24,6 @@ const MBR_TYPE: usize = 4;
 const MBR_LAST: usize = 5;
 const MBR_FIRST: usize = 8;
 const MBR_COUNT: usize = 12;
-const TYPE_PROTECTIVE: u8 = 0xee;
 
 /// A table whose backup is not at the end of its disk.
 #[derive(Debug)]
@@ -80,7 +81,11 @@ impl Misplaced {
     /// A table that has no room there, since a partition is in the way.
     pub fn moved(&self) -> anyhow::Result<[Vec<Write>; 2]> {
         let entry_blocks = (self.entries.len() as u64).div_ceil(self.block_bytes);
-        let first_entry = self.last_block.checked_sub(entry_blocks);
+        // Behind the boot record, the primary header and at least a block of its entries.
+        let first_entry = self
+            .last_block
+            .checked_sub(entry_blocks)
+            .filter(|&first| first > 2);
         let first_entry = first_entry.context("the disk has no room for the entries")?;
         let last_usable = first_entry - 1;
         ensure!(

@@ -1,7 +1,6 @@
 //! The device or file that an image is restored to, opened so that nobody else can take it.
 
 use crate::apart;
-use crate::commands::export::parent_of;
 use crate::exit::Advise;
 use crate::mount::partition::Source;
 use anyhow::{Context, anyhow, bail, ensure};
@@ -110,7 +109,7 @@ fn check_apart(device: &Device, store: &Path) -> anyhow::Result<()> {
     };
     refuse_foreign_link(device.path())?;
     let resolved = fs::canonicalize(path).with_context(|| format!("resolve {shown}"))?;
-    apart::open_directory(parent_of(&resolved)).with_context(|| format!("restore to {shown}"))?;
+    apart::open_directory(apart::parent_of(&resolved)).with_context(|| format!("restore to {shown}"))?;
     if apart::is_below(store, *id)? {
         bail!("{shown} is a file of the store {store_shown}: restoring to it would destroy images");
     }

@@ -35,15 +35,15 @@ pub fn lines(paint: Paint, exports: &[ExportView]) -> Vec<String> {
     };
     lines.extend(unknown.iter().map(|export| {
         let error = export.error.as_deref().unwrap_or_default();
-        let what = if export.image.is_empty() {
-            "images"
+        let (what, verb) = if export.image.is_empty() {
+            ("images", "are")
         } else {
-            &export.image
+            (export.image.as_str(), "is")
         };
         paint.paint(
             Tone::Warning,
             &format!(
-                "not known whether {what} of store {} are in use: {error}",
+                "not known whether {what} of store {} {verb} in use: {error}",
                 export.store
             ),
         )

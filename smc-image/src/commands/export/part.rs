@@ -4,6 +4,7 @@
 //! own, which nobody else can enter, and reached by descriptors: whatever others put in the way of a name, nothing of it
 //! is opened, followed or overwritten.
 
+use crate::apart::parent_of;
 use crate::exit::advised;
 use anyhow::{Context, anyhow, bail};
 use blockio::LockedFile;
@@ -216,14 +217,6 @@ impl Directory {
 
     fn has(&self, name: &OsString) -> bool {
         fstatat(&self.fd, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) != Err(Errno::ENOENT)
-    }
-}
-
-/// The directory that a file of this path is in.
-pub fn parent_of(file: &Path) -> &Path {
-    match file.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
     }
 }
 

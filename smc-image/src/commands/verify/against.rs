@@ -1,6 +1,6 @@
 //! `smc-image verify --against`: whether a device holds what an image does.
 
-use super::print_findings;
+use super::{known, print_findings};
 use crate::context::Context;
 use crate::copy::Pipeline;
 use crate::exit::{self, Advise};
@@ -11,7 +11,7 @@ use cli::output;
 use cli::progress::Progress;
 use cli::text;
 use cli::units;
-use imagefmt::{Against, Disk, ErrorKind, Finding, Image, ImageId, Span, Store, Verdict};
+use imagefmt::{Against, Disk, ErrorKind, Finding, Image, ImageId, Span, Store};
 use jiff::Timestamp;
 use serde_json::json;
 use std::ops::Range;
@@ -188,13 +188,7 @@ fn compare_chunk(
 }
 
 fn keep(store: &Store, image: &Image, result: &Against, damage: &[Finding]) {
-    let known = match store.verdict(image.id(), image.manifest()) {
-        // What a damaged record said is lost.
-        Err(error) if error.is_lost() => Ok(None),
-        known => known,
-    };
-    let kept = known.and_then(|known| {
-        let mut verdict = known.unwrap_or_else(|| Verdict::new(image.manifest()));
+    let kept = known(store, image).and_then(|mut verdict| {
         verdict.add_comparison(result.clone(), damage);
         store.keep_verdict(image, &verdict)
     });
