@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use api::Phase;
 use blockio::IoMethod;
 use changetrack::Progress;
-use cli::output::{ClosedOutput, complain};
+use cli::output::{complain, unless_closed};
 use cli::units::size;
 use hostdev::Root;
 use imagefmt::{LockWait, Store, TakeOver};
@@ -64,13 +64,9 @@ fn report(
     } else {
         report.print_text()
     };
-    match printed {
-        // Whoever reads our output has gone; the image is there all the same.
-        Err(error) if error.is::<ClosedOutput>() => Ok(()),
-        printed => {
-            printed.with_context(|| format!("image {label} is complete and safe, but could not be reported"))
-        }
-    }
+    // The image is there, even where nobody reads the report.
+    unless_closed(printed)
+        .with_context(|| format!("image {label} is complete and safe, but could not be reported"))
 }
 
 fn request(args: &SyncArgs, store: &Store) -> engine::Result<Request> {
