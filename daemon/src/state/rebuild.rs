@@ -208,7 +208,10 @@ fn adapt(job: &mut JobRecord, store: &Path, is_ours: bool, now: &Moment) {
 
 /// Anybody who can write to the store may have written this: nothing is done for the job before root has confirmed it.
 fn distrust(job: &mut JobRecord) {
-    // What has ended does nothing by itself, and cannot be started.
+    // What their programs would do, and what would be deleted, root has not confirmed: not of an ended job either.
+    job.hooks_owed = None;
+    job.retention_pending = false;
+    // What has ended does nothing else by itself, and cannot be started.
     if !job.status.is_unfinished() && job.status != Status::Deleting {
         return;
     }
@@ -220,6 +223,4 @@ fn distrust(job: &mut JobRecord) {
     job.completing = false;
     job.run = None;
     job.purge = false;
-    // What their programs would do, root has not confirmed either.
-    job.hooks_owed = None;
 }

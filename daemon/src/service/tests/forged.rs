@@ -7,7 +7,7 @@ use crate::state::NoteKey;
 use api::{ErrorKind, Status};
 use rusqlite::{Connection, params};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 fn edit_note(store: &Path, name: &str, change: impl FnOnce(&mut Value)) {
     let store = imagefmt::open_store(store).unwrap();
@@ -38,15 +38,21 @@ fn is_unconfirmed(house: &House, name: &str) {
     );
 }
 
+/// A program that leaves a mark.
+fn write_hook(house: &House, mark: &Path) -> PathBuf {
+    let hook = house.dir.path().join("hook");
+    std::fs::write(&hook, format!("#!/bin/sh\ntouch {}\n", mark.display())).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&hook, mode).unwrap();
+    hook
+}
+
 #[test]
 fn a_note_that_was_changed_runs_nothing_before_root_confirms_it() {
     let house = House::new();
     let store = waiting(&house, "web01");
     let mark = house.dir.path().join("mark");
-    let hook = house.dir.path().join("hook");
-    std::fs::write(&hook, format!("#!/bin/sh\ntouch {}\n", mark.display())).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&hook, mode).unwrap();
+    let hook = write_hook(&house, &mark);
     edit_note(&store, "web01", |note| {
         note["job"]["hooks"]["pre"] = json!(hook);
         note["job"]["hooks_owed"] = json!(1);
@@ -71,6 +77,32 @@ fn a_note_that_was_changed_runs_nothing_before_root_confirms_it() {
     let house = house.restart();
     assert!(!house.job("web01").unconfirmed);
     assert_eq!(house.job("web01").status, Status::Waiting);
+}
+
+/// An ended job cannot be started, and its hooks would run without that.
+#[test]
+fn a_note_of_an_ended_job_runs_no_post_hooks_and_deletes_nothing() {
+    let house = House::new();
+    let store = waiting(&house, "web01");
+    let mark = house.dir.path().join("mark");
+    let hook = write_hook(&house, &mark);
+    edit_note(&store, "web01", |note| {
+        note["job"]["status"] = json!("Finished");
+        note["job"]["hooks"]["post"] = json!(hook);
+        note["job"]["hooks_owed"] = json!(1);
+        note["job"]["retention_pending"] = json!(true);
+    });
+    lose_state(&house);
+    let house = house.restart();
+    house.clock.pass(HOUR);
+    Scheduler::default().tick(&house.manager);
+    house.wait_until("the background is idle", || house.manager.background.is_idle());
+    let job = house.job("web01");
+    assert_eq!(
+        (job.status, job.hooks_owed, job.retention_pending),
+        (Status::Finished, None, false)
+    );
+    assert!(!mark.exists(), "the hook has run");
 }
 
 #[test]
