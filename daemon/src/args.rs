@@ -123,8 +123,8 @@ pub struct SyncArgs {
     #[arg(long)]
     pub accept_changed_disk: bool,
 
-    /// Take over images that belong to another machine, or to a job of the service that is not over. Whoever wrote
-    /// them until now is refused from then on. A server that was installed anew, or runs a rescue system, is another
+    /// Take over images that belong to another machine, or to a job of the service that is not over. Their
+    /// previous owner can no longer write to them. A server that was installed anew, or runs a rescue system, is another
     /// machine.
     #[arg(long)]
     pub take_over: bool,

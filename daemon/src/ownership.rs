@@ -64,12 +64,12 @@ pub fn former_owner(
 /// The job of another machine that keeps its note in a store under a name, unless it is over.
 ///
 /// # Errors
-/// When the store cannot be read. A note that cannot be read says nothing.
+/// When the store cannot be read, or a newer smc wrote the note. A damaged one says nothing.
 pub fn other_owner(store: &Store, name: &str, ours: Option<&Owner>) -> Result<Option<Owner>> {
     let note = match store.note::<StoredNote>(name) {
         Ok(note) => note,
-        Err(error) if error.kind() == ErrorKind::Io => return Err(error),
-        Err(_) => return Ok(None),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => return Ok(None),
+        Err(error) => return Err(error),
     };
     let is_ours = |owner: &Owner| ours.is_some_and(|ours| ours.machine == owner.machine);
     let owner = note.owner.clone().filter(|owner| !is_ours(owner));

@@ -47,9 +47,11 @@ impl Default for Limits {
 pub async fn serve(listener: UnixListener, router: Router, limits: Limits) {
     let open = Arc::new(Open::default());
     loop {
-        open.make_room(limits.connections).await;
         match listener.accept().await {
-            Ok((stream, _)) => open.begin(stream, router.clone(), limits.header_timeout),
+            Ok((stream, _)) => {
+                open.make_room(limits.connections).await;
+                open.begin(stream, router.clone(), limits.header_timeout);
+            }
             Err(error) => {
                 tracing::warn!("a connection to the API could not be accepted: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -148,15 +148,17 @@ fn run_one(
         .context("cannot be run")?;
     let limit = Duration::from_secs(job.hooks.timeout_seconds);
     let ended = watch(child, limit, stopped);
-    let wrote = wrote.tail();
     match ended {
         Watched::Ended(status) if status.success() => Ok(()),
-        Watched::Ended(status) => bail!("ended with {status}{wrote}"),
-        Watched::TimedOut => bail!("was killed after {} s{wrote}", limit.as_secs()),
+        Watched::Ended(status) => bail!("ended with {status}{}", wrote.tail()),
+        Watched::TimedOut => bail!("was killed after {} s{}", limit.as_secs(), wrote.tail()),
         Watched::Stopped if stage == Stage::Pre => {
-            bail!("was killed because the sync was stopped{wrote}")
+            bail!("was killed because the sync was stopped{}", wrote.tail())
         }
-        Watched::Stopped => bail!("was killed because smcd ends; it runs again at the next start{wrote}"),
+        Watched::Stopped => bail!(
+            "was killed because smcd ends; it runs again at the next start{}",
+            wrote.tail()
+        ),
         Watched::Lost(error) => Err(error).context("cannot be waited for"),
     }
 }

@@ -108,7 +108,7 @@ impl Manager {
         let asked = self.stores.run(store, move || Ok(work(&manager)));
         asked.wait(patience).map_err(|error| match error {
             Unanswered::Late(_) => Refusal::conflict(format!(
-                "{what} did not answer within {} s: look at the disks that hold them, and at the machines that serve these",
+                "{what} did not answer within {} s: look at its disk, or at the server that it is on",
                 patience.as_secs()
             )),
             error => Refusal::conflict(error.full_message()),

@@ -80,7 +80,7 @@ impl Manager {
         };
         let opened = self.stores.get(store)?;
         if let Some(other) = self.strange_note(&opened, name, job.as_ref())? {
-            anyhow::bail!("there is one of {other}, which stays");
+            anyhow::bail!("the store has the copy of {other} under this name, which is not changed");
         }
         let Some(note) = note else {
             return Ok(opened.remove_note(name)?);

@@ -24,8 +24,8 @@ impl Manager {
     }
 
     /// Runs the post hooks that an interrupted run of the job owes: whatever the pre hooks have stopped goes on.
-    pub(super) fn release(&self, job: &JobRecord) {
-        // Whoever asked may have looked some time ago.
+    pub(super) fn release(self: &Arc<Self>, job: &JobRecord) {
+        // The caller may have looked some time ago.
         let owed = self.table.job(&job.name).ok().and_then(|now| now.hooks_owed);
         let Some(run) = owed.filter(|owed| Some(*owed) == job.hooks_owed) else {
             return;
@@ -50,6 +50,8 @@ impl Manager {
                 tracing::error!(job = job.name, "{error}");
             }
         }
+        // Else they would run once more, should the state be lost.
+        self.queue_note(&job.store, &job.name);
     }
 
     /// Runs the post hooks of a run; the job owes them no longer, unless the end of the daemon cut them short. Returns what

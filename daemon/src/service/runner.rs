@@ -257,13 +257,13 @@ impl Runner {
 
     /// Before there is an image, the disks are compared with those that the job was created for.
     fn check_disks(&self, disks: &[SourceDisk]) -> engine::Result<()> {
-        if self.job.synced || self.job.accept_changed_disk {
+        if self.job.synced {
             return Ok(());
         }
         let known: Vec<_> = self.job.disks.iter().map(DiskRecord::known).collect();
         let given: Vec<_> = disks.iter().map(SourceDisk::given).collect();
         let from = KnownFrom::Job(self.job.name.clone());
-        let warnings = engine::check_known(&from, &known, &given, false)?;
+        let warnings = engine::check_known(&from, &known, &given, self.job.accept_changed_disk)?;
         warnings.iter().for_each(|warning| self.warn(warning));
         Ok(())
     }

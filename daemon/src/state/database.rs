@@ -184,7 +184,7 @@ impl State {
         let mut jobs = Jobs::default();
         while let Some(row) = rows.next()? {
             let (name, record) = (text(row, 0)?, bytes(row, 1)?);
-            match is_as_written(record, bytes(row, 2)?).and_then(|()| parse::<StoredJob>(record)) {
+            match read::<StoredJob>(record, bytes(row, 2)?) {
                 Ok(stored) if stored.name == name => jobs.readable.push(stored.into_job()),
                 Ok(stored) => {
                     let reason = format!("it is about job {}", stored.name);
@@ -328,7 +328,7 @@ impl State {
         let mut runs = Runs::default();
         while let Some(row) = rows.next()? {
             let record = bytes(row, 1)?;
-            match is_as_written(record, bytes(row, 2)?).and_then(|()| parse::<StoredRun>(record)) {
+            match read::<StoredRun>(record, bytes(row, 2)?) {
                 Ok(stored) => runs.readable.push(stored.into_run()),
                 Err(reason) => {
                     let number: i64 = row.get(0)?;
@@ -345,14 +345,14 @@ impl State {
     /// When the database or the record cannot be read.
     pub fn run(&self, job: &str, number: u64) -> Result<Option<RunView>> {
         let stored = stored_run(&self.connection, job, number)?;
-        let read = |stored: Stored| stored.read::<StoredRun>().map(StoredRun::into_run);
-        stored.map(read).transpose().map_err(anyhow::Error::msg)
+        let run = |stored: Stored| stored.read::<StoredRun>().map(StoredRun::into_run);
+        stored.map(run).transpose().map_err(anyhow::Error::msg)
     }
 
     /// What a store is to keep of a job: its record and its newest runs, as they are.
     ///
     /// # Errors
-    /// When the database cannot be read. A run whose record is no JSON is left out.
+    /// When the database cannot be read. A run whose record is damaged is left out.
     pub fn note(&self, job: &str, runs: u32) -> Result<Option<StoredNote>> {
         let Some(record) = stored_job(&self.connection, job)? else {
             return Ok(None);
@@ -363,11 +363,14 @@ impl State {
             .with_context(|| format!("record of job {job}"))?;
         let mut statement = self
             .connection
-            .prepare("SELECT record FROM runs WHERE job = ?1 ORDER BY number DESC LIMIT ?2")?;
+            .prepare("SELECT record, digest FROM runs WHERE job = ?1 ORDER BY number DESC LIMIT ?2")?;
         let mut rows = statement.query(params![job, runs])?;
         let mut newest = Vec::new();
         while let Some(row) = rows.next()? {
-            newest.extend(serde_json::from_slice(bytes(row, 0)?).ok());
+            let record = bytes(row, 0)?;
+            if is_as_written(record, bytes(row, 1)?).is_ok() {
+                newest.extend(serde_json::from_slice(record).ok());
+            }
         }
         let note = StoredNote::new(super::host(), record, newest);
         Ok(Some(note.sealed_by(&self.key)))
@@ -449,9 +452,14 @@ impl Stored {
     }
 
     fn read<T: DeserializeOwned + Checked>(&self) -> Result<T, String> {
-        is_as_written(&self.text, &self.digest)?;
-        parse(&self.text)
+        read(&self.text, &self.digest)
     }
+}
+
+/// A record with its digest, as what it is; or why it cannot be read.
+fn read<T: DeserializeOwned + Checked>(record: &[u8], digest: &[u8]) -> Result<T, String> {
+    is_as_written(record, digest)?;
+    parse(record)
 }
 
 /// Finds a record that a disk has changed, although it still looks like one.
