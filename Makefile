@@ -8,7 +8,7 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build deb demo test test-quick test-loaded test-times lint bench sweep crash fuzz clean
+.PHONY: help setup build deb dist demo test test-quick test-loaded test-times lint bench sweep crash fuzz clean
 .NOTPARALLEL:
 
 help: ## show this list
@@ -23,6 +23,10 @@ build: setup ## build the programs (target/release)
 
 deb: build ## make the Debian package (target/debian)
 	@bash scripts/deb.sh
+
+dist: ## make the archive for servers with glibc 2.28 or newer (target/dist; it brings its own compiler)
+	@bash scripts/setup.sh dist
+	@bash scripts/dist.sh
 
 demo: build ## image a server twice, the second time while it is written to, and boot both images
 	@"$${CARGO_TARGET_DIR:-target}/release/demo"

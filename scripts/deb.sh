@@ -14,11 +14,13 @@ umask 022
 export LC_ALL=C TZ=UTC
 
 SOURCE=$(cd "$(dirname "$0")/.." && pwd)
-PROGRAMS=(smcd smcctl smc-image)
 BIN_DIR=${CARGO_TARGET_DIR:-$SOURCE/target}/release
 OUT=${CARGO_TARGET_DIR:-$SOURCE/target}/debian
 VERSION=
 COMPRESS=(-Zxz)
+PREFIX=/usr
+ZSH_FUNCTIONS=/usr/share/zsh/vendor-completions
+. "$SOURCE/scripts/package.sh"
 
 die() { printf 'deb: error: %s\n' "$*" >&2; exit 1; }
 
@@ -34,69 +36,13 @@ while [ $# -gt 0 ]; do
     shift
 done
 
-workspace_version() {
-    sed -n '/^\[workspace\.package\]/,/^\[/ s/^version *= *"\(.*\)"/\1/p' "$SOURCE/Cargo.toml"
-}
-
-# The time of all files and of the changelog. Without a git checkout, the newest time of the package's own files.
-source_time() {
-    git -C "$SOURCE" log -1 --format=%ct 2>/dev/null ||
-        find "$SOURCE/packaging" -type f -printf '%Ts\n' | sort -n | tail -n 1
-}
-
 check_input() {
-    local tool program
+    local tool
     for tool in dpkg-deb dpkg-shlibdeps strip gzip; do
         command -v "$tool" >/dev/null || die "$tool not found: apt-get install dpkg-dev (or make setup)"
     done
-    for program in "${PROGRAMS[@]}"; do
-        [ -x "$BIN_DIR/$program" ] || die "no $program in $BIN_DIR: build it first (make build)"
-    done
+    check_programs
     [[ $VERSION =~ ^[0-9][A-Za-z0-9.+~-]*$ ]] || die "not a version of a Debian package: '$VERSION'"
-}
-
-# put MODE FILE TARGET: TARGET is a path in the package.
-put() { install -D -m "$1" "$2" "$ROOT$3"; }
-
-put_programs() {
-    local program target
-    for program in "${PROGRAMS[@]}"; do
-        target=/usr/bin/$program
-        if [ "$program" = smcd ]; then target=/usr/sbin/$program; fi
-        put 755 "$BIN_DIR/$program" "$target"
-        # Function names are kept for the backtrace of a panic.
-        strip --strip-debug "$ROOT$target"
-    done
-}
-
-# The programs generate their own man pages and completions, so these always match the programs.
-put_manuals() {
-    local program page pages=$WORK/man
-    for program in "${PROGRAMS[@]}"; do
-        mkdir -p "$pages/$program"
-        "$BIN_DIR/$program" man "$pages/$program" >/dev/null
-        for page in "$pages/$program"/*.[1-8]; do
-            [ -s "$page" ] || die "$program man wrote no page"
-            gzip -9n "$page"
-            put 644 "$page.gz" "/usr/share/man/man${page##*.}/${page##*/}.gz"
-        done
-    done
-}
-
-put_completions() {
-    local program shell target
-    for program in "${PROGRAMS[@]}"; do
-        for shell in bash zsh fish; do
-            case $shell in
-                bash) target=/usr/share/bash-completion/completions/$program ;;
-                zsh) target=/usr/share/zsh/vendor-completions/_$program ;;
-                fish) target=/usr/share/fish/vendor_completions.d/$program.fish ;;
-            esac
-            "$BIN_DIR/$program" completions "$shell" >"$WORK/completions"
-            [ -s "$WORK/completions" ] || die "$program completions $shell printed nothing"
-            put 644 "$WORK/completions" "$target"
-        done
-    done
 }
 
 put_configuration() {
@@ -107,10 +53,7 @@ put_configuration() {
 }
 
 put_documents() {
-    local document
-    for document in "$SOURCE/README.md" "$SOURCE"/docs/*.md; do
-        put 644 "$document" "/usr/share/doc/smc/${document##*/}"
-    done
+    put_guides
     put 644 "$SOURCE/packaging/debian/copyright" /usr/share/doc/smc/copyright
     printf 'smc (%s) unstable; urgency=medium\n\n  * Built from the sources of %s.\n\n -- %s  %s\n' \
         "$VERSION" "$VERSION" "$MAINTAINER" "$(date -R -d "@$SOURCE_DATE_EPOCH")" >"$WORK/changelog"

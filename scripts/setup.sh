@@ -4,11 +4,16 @@
 #
 # It can be run repeatedly: it checks first and asks apt only for what is missing. The kernel is never
 # installed on this machine; its package is unpacked into a cache directory (SMC_TEST_CACHE). So are
-# NBD clients of a release new enough to know extended headers, with the libraries that they need. The root of a freshly
-# installed system, in which the package is tested, is made once by debootstrap and kept there too.
+# NBD clients of a release new enough to know extended headers, with the libraries that they need. The roots of freshly
+# installed systems, in which the programs are tested, are made once by debootstrap and kept there too.
+#
+# usage: setup.sh [dist] [older]
+#   dist   also the tools that build programs for servers with an older glibc (make dist)
+#   older  also the system of an older release, in which those programs are tested (make test-dist)
 set -euo pipefail
 
 CACHE=${SMC_TEST_CACHE:-/var/cache/smc-test}
+SOURCE=$(cd "$(dirname "$0")/.." && pwd)
 
 # dpkg-dev finds out what the Debian package depends on.
 BUILD_PACKAGES=(gcc libc6-dev pkg-config make dpkg-dev)
@@ -22,6 +27,11 @@ NEWER_PACKAGES=(libnbd-bin python3-libnbd qemu-utils tshark nbd-client)
 # What a fresh system has beside the minimum, so that it boots with systemd.
 SYSTEM_PACKAGES=(systemd-sysv udev kmod dbus)
 SYSTEM_MIB=1536
+# What the newer system has too: whatever makes disks out of disks, and a program that writes to them.
+STORAGE_PACKAGES=(lvm2 thin-provisioning-tools mdadm cryptsetup-bin nvme-cli sg3-utils xfsprogs fio)
+# The compiler and linker for an older glibc, and what makes cargo use it (scripts/dist.sh).
+ZIG_VERSION=0.17.1
+ZIGBUILD_VERSION=0.24.1
 # These two share a version, so that one does not conflict with the other's helper packages.
 QEMU_PACKAGES=(qemu-system-x86 qemu-utils)
 
@@ -110,9 +120,12 @@ install_packages() {
         die "apt-get could not install: ${wanted[*]} (its last lines are above)"
 }
 
+# Options that make apt look at another release than this machine's; empty otherwise.
+APART=()
+
 # The packages that the newest version of PACKAGE depends on, first alternatives only.
 dependencies_of() {
-    apt-cache show --no-all-versions "$1" 2>/dev/null | sed -n 's/^\(Pre-\)\?Depends: //p' |
+    apt-cache "${APART[@]}" show --no-all-versions "$1" 2>/dev/null | sed -n 's/^\(Pre-\)\?Depends: //p' |
         tr ',' '\n' | sed 's/|.*//; s/(.*//; s/ //g'
 }
 
@@ -144,7 +157,7 @@ kernel_package() {
     return 1
 }
 
-kernel_is_ready() { [ -s "$CACHE/kernel/VERSION" ] && [ -s "$CACHE/kernel/vmlinuz" ]; }
+kernel_is_ready() { [ -s "$1/VERSION" ] && [ -s "$1/vmlinuz" ]; }
 
 # Makes DIRECTORY look like a root with one kernel: lib/modules/VERSION (indexed), vmlinuz, VERSION.
 finish_kernel_tree() {
@@ -162,30 +175,43 @@ finish_kernel_tree() {
     printf '%s\n' "$version" >"$root/VERSION"
 }
 
+# unpack_kernel DIRECTORY: the kernel of this machine's release, or of the one that apt looks at.
 unpack_kernel() {
-    kernel_is_ready && return 0
-    refresh_lists
-    local image packages=() work deb
+    local directory=$1 image packages=() work deb
+    kernel_is_ready "$directory" && return 0
+    [ "${#APART[@]}" -gt 0 ] || refresh_lists
     image=$(kernel_package) || die "no kernel package (linux-image-cloud-amd64, linux-image-virtual) in the configured apt sources"
     mapfile -t packages < <(printf '%s\n' "$image"; dependencies_of "$image" | grep '^linux-modules-[0-9]' || true)
     say "unpacking ${packages[*]} into $CACHE (not installed)"
     new_work_directory
     work=$WORK
-    (cd "$work" && quietly apt_get download "${packages[@]}") || die "apt-get could not download ${packages[*]}"
+    (cd "$work" && quietly apt_get "${APART[@]}" download "${packages[@]}") || die "apt-get could not download ${packages[*]}"
     mkdir "$work/root"
     for deb in "$work"/*.deb; do dpkg-deb -x "$deb" "$work/root"; done
     finish_kernel_tree "$work/root"
-    rm -rf "$CACHE/kernel"
+    rm -rf "$directory"
     chmod 755 "$work/root"
-    mv "$work/root" "$CACHE/kernel"
+    mkdir -p "${directory%/*}"
+    mv "$work/root" "$directory"
 }
 
-# The release to take the newer clients from: libnbd 1.18 and QEMU 8.2 brought extended headers.
+running_release() { . /etc/os-release && printf '%s' "${VERSION_CODENAME:-}"; }
+
+# The release of the newer system and clients: libnbd 1.18 and QEMU 8.2 brought extended headers.
 newer_release() {
     case $1 in
         bookworm) printf 'trixie\n' ;;
         jammy) printf 'noble\n' ;;
         *) printf '%s\n' "$1" ;;
+    esac
+}
+
+# The release that servers still run and whose glibc is older than that of programs built here.
+older_release() {
+    case $1 in
+        bookworm | trixie) printf 'bullseye\n' ;;
+        jammy | noble) printf 'focal\n' ;;
+        *) return 1 ;;
     esac
 }
 
@@ -203,18 +229,8 @@ newer_sources() {
             }' | sort -u
 }
 
-# apt with sources, lists and a cache of its own below DIRECTORY, for which nothing is installed.
-apt_apart() {
-    local directory=$1
-    shift
-    apt_get -o Dir::Etc::sourcelist="$directory/sources.list" -o Dir::Etc::sourceparts=/dev/null \
-        -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null -o APT::Default-Release= \
-        -o Dir::State="$directory/state" -o Dir::State::status="$directory/status" \
-        -o Dir::Cache="$directory/cache" -o Acquire::Languages=none "$@"
-}
-
-# Downloads PACKAGES of RELEASE with all they depend on to DIRECTORY/cache/archives; apt checks the signatures.
-download_newer() {
+# Makes apt look at RELEASE, with sources, lists and a cache of its own below DIRECTORY, for which nothing is installed.
+look_at() {
     local directory=$1 running=$2 release=$3
     mkdir -p "$directory"/state/lists/partial "$directory"/cache/archives/partial
     : >"$directory/status"
@@ -223,11 +239,24 @@ download_newer() {
         refresh_lists
         newer_sources "$running" "$release" >"$directory/sources.list"
     fi
-    [ -s "$directory/sources.list" ] || die "no apt source for $running: cannot find out where to get the NBD clients of $release"
-    quietly apt_apart "$directory" update || { sleep 3; quietly apt_apart "$directory" update; } ||
+    [ -s "$directory/sources.list" ] || die "no apt source for $running: cannot find out where to get packages of $release"
+    APART=(-o "Dir::Etc::sourcelist=$directory/sources.list" -o Dir::Etc::sourceparts=/dev/null
+        -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null -o APT::Default-Release=
+        -o "Dir::State=$directory/state" -o "Dir::State::status=$directory/status"
+        -o "Dir::Cache=$directory/cache" -o Acquire::Languages=none)
+    quietly apt_get "${APART[@]}" update || { sleep 3; quietly apt_get "${APART[@]}" update; } ||
         die "could not read the package lists of $release (apt's last lines are above)"
-    quietly apt_apart "$directory" install --download-only --no-install-recommends "${NEWER_PACKAGES[@]}" ||
+}
+
+look_here() { APART=(); }
+
+# Downloads PACKAGES of RELEASE with all they depend on to DIRECTORY/cache/archives; apt checks the signatures.
+download_newer() {
+    local directory=$1 running=$2 release=$3
+    look_at "$directory" "$running" "$release"
+    quietly apt_get "${APART[@]}" install --download-only --no-install-recommends "${NEWER_PACKAGES[@]}" ||
         die "could not download ${NEWER_PACKAGES[*]} of $release (apt's last lines are above)"
+    look_here
 }
 
 # Writes ROOT/run, which runs a program of the tree with the tree's loader and libraries.
@@ -259,7 +288,7 @@ RUNNER
 
 unpack_newer() {
     local running release wanted work deb
-    running=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
+    running=$(running_release)
     release=$(newer_release "$running")
     # Whatever is named here is what the tree is made of; a tree of something else is made again.
     wanted="$release: ${NEWER_PACKAGES[*]}"
@@ -298,54 +327,129 @@ mirror_of() {
             }'
 }
 
-# Runs debootstrap where its mounts and whatever it starts end with it, however it ends, and after 15 minutes in any case.
+# bootstrap RELEASE ROOT MIRROR PACKAGE...: runs debootstrap where its mounts and whatever it starts end with it, however it
+# ends, and after 15 minutes in any case.
 bootstrap() {
     local release=$1 root=$2 mirror=$3 http_proxy= https_proxy= include
+    shift 3
     eval "$(apt-config shell http_proxy Acquire::http::Proxy https_proxy Acquire::https::Proxy)"
     [ "$http_proxy" = "" ] || export http_proxy
     [ "$https_proxy" = "" ] || export https_proxy
-    include=$(IFS=,; printf '%s' "${SYSTEM_PACKAGES[*]}")
+    include=$(IFS=,; printf '%s' "$*")
     timeout --foreground --kill-after=10 900 \
         unshare --mount --propagation private --pid --fork --kill-child --mount-proc \
         debootstrap --variant=minbase --include="$include" "$release" "$root" "$mirror"
 }
 
-# Makes what debootstrap left into a system that boots from a disk with the label smc-debian and the cache's kernel.
+# finish_system ROOT KERNEL...: makes what debootstrap left into a system that boots from a disk with the label smc-debian
+# and one of these kernels.
 finish_system() {
-    local root=$1
+    local root=$1 kernel
+    shift
     rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,locale}/*
     mkdir -p "$root/lib/modules"
-    cp -a "$CACHE"/kernel/lib/modules/. "$root/lib/modules/"
+    for kernel in "$@"; do cp -a "$kernel"/lib/modules/. "$root/lib/modules/"; done
     printf 'LABEL=smc-debian / ext4 defaults 0 1\n' >"$root/etc/fstab"
     printf 'web01\n' >"$root/etc/hostname"
 }
 
+# make_system DIRECTORY RELEASE "PACKAGE..." KERNEL...: the disk of a fresh RELEASE, with the modules of these kernels.
 make_system() {
-    local release mirror wanted work
-    release=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
+    local directory=$1 release=$2 packages=$3 running mirror wanted work kernel
+    shift 3
     # A disk of something else is made again.
-    wanted="$release: ${SYSTEM_PACKAGES[*]}, kernel $(cat "$CACHE/kernel/VERSION"), $SYSTEM_MIB MiB"
-    [ "$(cat "$CACHE/debian/CONTENT" 2>/dev/null)" != "$wanted" ] || return 0
-    [ -n "$(mirror_of "$release")" ] || refresh_lists
-    mirror=$(mirror_of "$release")
-    [ -n "$mirror" ] || die "no apt source for $release that debootstrap can read (http, https or file)"
+    wanted="$release: $packages,"
+    for kernel in "$@"; do wanted+=" kernel $(cat "$kernel/VERSION"),"; done
+    wanted+=" $SYSTEM_MIB MiB"
+    [ "$(cat "$directory/CONTENT" 2>/dev/null)" != "$wanted" ] || return 0
+    running=$(running_release)
+    [ -n "$(mirror_of "$running")" ] || refresh_lists
+    mirror=$(mirror_of "$running")
+    [ -n "$mirror" ] || die "no apt source for $running that debootstrap can read (http, https or file)"
     say "installing a fresh $release into $CACHE with debootstrap (a minute or two, once)"
     new_work_directory
     work=$WORK
-    quietly bootstrap "$release" "$work/root" "$mirror" || die "debootstrap failed (its last lines are above)"
-    finish_system "$work/root"
-    mkdir "$work/debian"
-    quietly mke2fs -q -t ext4 -L smc-debian -d "$work/root" "$work/debian/root.img" "${SYSTEM_MIB}M" ||
+    # shellcheck disable=SC2086  # a list of packages
+    quietly bootstrap "$release" "$work/root" "$mirror" $packages || die "debootstrap failed (its last lines are above)"
+    finish_system "$work/root" "$@"
+    mkdir "$work/disk"
+    quietly mke2fs -q -t ext4 -L smc-debian -d "$work/root" "$work/disk/root.img" "${SYSTEM_MIB}M" ||
         die "mke2fs could not make a disk of $release"
-    printf '%s\n' "$wanted" >"$work/debian/CONTENT"
-    rm -rf "$CACHE/debian"
-    mv "$work/debian" "$CACHE/debian"
+    printf '%s\n' "$wanted" >"$work/disk/CONTENT"
+    rm -rf "$directory"
+    mkdir -p "${directory%/*}"
+    mv "$work/disk" "$directory"
 }
 
+# kernel_of RELEASE DIRECTORY: the kernel of another release than this machine's.
+kernel_of() {
+    local release=$1 directory=$2
+    kernel_is_ready "$directory" && return 0
+    new_work_directory
+    look_at "$WORK/apt" "$(running_release)" "$release"
+    unpack_kernel "$directory"
+    look_here
+}
+
+# The system of the newer release boots with its own kernel and with that of this machine's release.
+make_newer_system() {
+    local release
+    release=$(newer_release "$(running_release)")
+    kernel_of "$release" "$CACHE/newer-system/kernel"
+    make_system "$CACHE/newer-system/disk" "$release" "${SYSTEM_PACKAGES[*]} ${STORAGE_PACKAGES[*]}" \
+        "$CACHE/newer-system/kernel" "$CACHE/kernel"
+}
+
+make_older_system() {
+    local running release
+    running=$(running_release)
+    release=$(older_release "$running") || die "no older release is known for $running: make test-dist needs Debian or Ubuntu LTS"
+    kernel_of "$release" "$CACHE/older-system/kernel"
+    make_system "$CACHE/older-system/disk" "$release" "${SYSTEM_PACKAGES[*]}" "$CACHE/older-system/kernel"
+}
+
+# Unpacks the compiler, whose package holds it ready to run, and builds the cargo command that uses it.
+install_dist_tools() {
+    local tools=$CACHE/dist-tools wanted work
+    wanted="zig $ZIG_VERSION, cargo-zigbuild $ZIGBUILD_VERSION"
+    [ "$(cat "$tools/CONTENT" 2>/dev/null)" != "$wanted" ] || return 0
+    command -v cargo >/dev/null || die "cargo not found in PATH: install Rust first"
+    if ! python3 -m pip --version >/dev/null 2>&1; then
+        refresh_lists
+        quietly apt_get install --no-install-recommends python3-pip || die "apt-get could not install python3-pip"
+    fi
+    say "installing $wanted into $CACHE (some minutes, once)"
+    new_work_directory
+    work=$WORK
+    quietly python3 -m pip download --no-deps --require-hashes --dest "$work/wheel" -r "$SOURCE/scripts/zig.txt" ||
+        die "pip could not download zig $ZIG_VERSION (its last lines are above)"
+    mkdir -p "$work/tools"
+    python3 -m zipfile -e "$work"/wheel/ziglang-*.whl "$work/wheel/unpacked"
+    mv "$work/wheel/unpacked/ziglang" "$work/tools/zig"
+    # A zip file's permissions are not unpacked.
+    chmod 755 "$work/tools/zig/zig"
+    quietly env CARGO_TARGET_DIR="$work/target" cargo install --locked --root "$work/tools" --version "=$ZIGBUILD_VERSION" cargo-zigbuild ||
+        die "cargo could not install cargo-zigbuild $ZIGBUILD_VERSION (its last lines are above)"
+    printf '%s\n' "$wanted" >"$work/tools/CONTENT"
+    chmod 755 "$work/tools"
+    rm -rf "$tools"
+    mv "$work/tools" "$tools"
+}
+
+for part in "$@"; do
+    case $part in dist | older) ;; *) die "unknown part $part: dist or older" ;; esac
+done
 check_machine
 install_packages
 lock_cache
-unpack_kernel
+unpack_kernel "$CACHE/kernel"
 unpack_newer
-make_system
+make_system "$CACHE/debian" "$(running_release)" "${SYSTEM_PACKAGES[*]}" "$CACHE/kernel"
+make_newer_system
+for part in "$@"; do
+    case $part in
+        dist) install_dist_tools ;;
+        older) make_older_system ;;
+    esac
+done
 say "ready (guest kernel $(cat "$CACHE/kernel/VERSION"), clients $("$CACHE/newer/run" nbdinfo --version | head -n 1) in $CACHE)"
