@@ -3,7 +3,7 @@
 use crate::clock::{Clock, SystemClock, TestClock};
 use crate::config::Config;
 use crate::http;
-use crate::service::{self, Manager, Scheduler};
+use crate::service::{self, Parts, Scheduler, actions};
 use crate::signals;
 use anyhow::{Context, Result, bail};
 use blockio::{LockResult, LockedFile};
@@ -30,14 +30,14 @@ pub fn run(config: Config) -> Result<()> {
     let own = own.then(|| listener.try_clone()).transpose()?;
     let clock = clock(&config);
     let stop_timeout = config.stop_timeout;
-    let manager = service::start(config, clock)?;
-    serve(&manager, listener)?;
+    let service = service::start(config, clock)?;
+    serve(&service, listener)?;
     tell(&[NotifyState::Ready, NotifyState::Status("watching jobs")]);
     let io = blockio::io_method();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %io, "smcd is ready");
-    watch(&manager, &stop);
+    watch(&service, &stop);
     tell(&[NotifyState::Stopping]);
-    end(&manager, stop_timeout);
+    end(&service, stop_timeout);
     if let Some(own) = own {
         let _ = nix::sys::socket::shutdown(own.as_raw_fd(), nix::sys::socket::Shutdown::Both);
     }
@@ -158,9 +158,9 @@ fn bind(path: &Path) -> Result<UnixListener> {
 }
 
 /// Answers requests from threads of its own.
-fn serve(manager: &Arc<Manager>, listener: UnixListener) -> Result<()> {
+fn serve(service: &Arc<Parts>, listener: UnixListener) -> Result<()> {
     listener.set_nonblocking(true).context("set up the socket")?;
-    let router = http::router(manager.clone());
+    let router = http::router(service.clone());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         // Every request gets one: no connection has two at a time.
@@ -189,18 +189,18 @@ fn serve(manager: &Arc<Manager>, listener: UnixListener) -> Result<()> {
 }
 
 /// The schedule, and the watchdog: as long as this thread gets round, systemd hears of it.
-fn watch(manager: &Arc<Manager>, stop: &AtomicBool) {
+fn watch(service: &Arc<Parts>, stop: &AtomicBool) {
     let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 3);
     let mut fed = Instant::now();
     let mut scheduler = Scheduler::default();
-    let changes = manager.listen();
+    let changes = service.listen();
     while !stop.load(Ordering::Relaxed) {
-        scheduler.tick(manager);
+        scheduler.tick(service);
         if watchdog.is_some_and(|every| fed.elapsed() >= every) {
             fed = Instant::now();
             tell(&[NotifyState::Watchdog]);
         }
-        changes.wait(POLL_INTERVAL.min(manager.poll_interval()));
+        changes.wait(POLL_INTERVAL.min(service.poll_interval()));
     }
 }
 
@@ -209,14 +209,14 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Lets syncs keep what they have stored, for so long. A thread that waits for a disk that does not answer is not
 /// waited for: it ends with the process.
-fn end(manager: &Manager, limit: Duration) {
+fn end(service: &Parts, limit: Duration) {
     let begun = Instant::now();
-    let changes = manager.listen();
-    manager.close();
-    while manager.running() > 0 && begun.elapsed() < limit {
+    let changes = service.listen();
+    actions::close(service);
+    while actions::running(service) > 0 && begun.elapsed() < limit {
         changes.wait(Duration::from_millis(50));
     }
-    match manager.running() {
+    match actions::running(service) {
         0 => tracing::info!("smcd is stopped; unfinished syncs resume at its next start"),
         left => tracing::warn!(
             "smcd is stopped although {left} syncs do not respond; they resume from their last checkpoints"

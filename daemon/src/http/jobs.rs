@@ -2,6 +2,7 @@
 
 use super::Service;
 use super::answer::{Answer, Body, Failure, OptionalBody, Query, answer, on_thread};
+use crate::service::{actions, create, deleting, view};
 use api::{CompleteJob, CreateJob, ErrorBody, JobView, ModifyJob, RunView};
 use axum::Json;
 use axum::extract::{Path, State};
@@ -19,7 +20,7 @@ const NAME: &str = "The name of the job, for example `web01`.";
 #[utoipa::path(get, path = "/v1/jobs", tag = "jobs", responses(
     (status = 200, body = [JobView], description = "All jobs.")))]
 pub async fn list(State(service): State<Service>) -> Answer<Vec<JobView>> {
-    answer(service, |service| Ok(service.list())).await
+    answer(service, |service| Ok(view::list(service))).await
 }
 
 /// Creates a job.
@@ -35,9 +36,9 @@ pub async fn create(
     Body(request): Body<CreateJob>,
 ) -> Result<(StatusCode, Json<JobView>), Failure> {
     on_thread(service, move |service| {
-        let (name, made) = service.create(&request)?;
+        let (name, made) = create::create(service, &request)?;
         let status = if made { StatusCode::CREATED } else { StatusCode::OK };
-        Ok((status, Json(service.show(&name)?)))
+        Ok((status, Json(view::show(service, &name)?)))
     })
     .await
 }
@@ -46,7 +47,7 @@ pub async fn create(
 #[utoipa::path(get, path = "/v1/jobs/{name}", tag = "jobs", params(("name" = String, Path, description = NAME)), responses(
     (status = 200, body = JobView), (status = 404, body = ErrorBody)))]
 pub async fn show(State(service): State<Service>, Path(name): Path<String>) -> Answer<JobView> {
-    answer(service, move |service| service.show(&name)).await
+    answer(service, move |service| view::show(service, &name)).await
 }
 
 /// Changes parameters of a job.
@@ -62,8 +63,8 @@ pub async fn modify(
     Body(change): Body<ModifyJob>,
 ) -> Answer<JobView> {
     answer(service, move |service| {
-        service.modify(&name, &change)?;
-        service.show(&name)
+        actions::modify(service, &name, &change)?;
+        view::show(service, &name)
     })
     .await
 }
@@ -93,11 +94,11 @@ pub async fn delete(
     Query(how): Query<Delete>,
 ) -> Result<Response, Failure> {
     on_thread(service, move |service| {
-        if service.delete(&name, how.purge)? {
+        if deleting::delete(service, &name, how.purge)? {
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
         // With few images the job may be deleted already.
-        Ok(service.show(&name).map_or_else(
+        Ok(view::show(service, &name).map_or_else(
             |_| StatusCode::NO_CONTENT.into_response(),
             |view| Json(view).into_response(),
         ))
@@ -113,8 +114,8 @@ pub async fn delete(
     (status = 200, body = JobView), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn start(State(service): State<Service>, Path(name): Path<String>) -> Answer<JobView> {
     answer(service, move |service| {
-        service.start(&name)?;
-        service.show(&name)
+        actions::start(service, &name)?;
+        view::show(service, &name)
     })
     .await
 }
@@ -127,8 +128,8 @@ pub async fn start(State(service): State<Service>, Path(name): Path<String>) -> 
     (status = 200, body = JobView), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn sync(State(service): State<Service>, Path(name): Path<String>) -> Answer<JobView> {
     answer(service, move |service| {
-        service.sync(&name)?;
-        service.show(&name)
+        actions::sync(service, &name)?;
+        view::show(service, &name)
     })
     .await
 }
@@ -142,8 +143,8 @@ pub async fn sync(State(service): State<Service>, Path(name): Path<String>) -> A
     (status = 200, body = JobView), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn confirm(State(service): State<Service>, Path(name): Path<String>) -> Answer<JobView> {
     answer(service, move |service| {
-        service.confirm(&name)?;
-        service.show(&name)
+        actions::confirm(service, &name)?;
+        view::show(service, &name)
     })
     .await
 }
@@ -155,8 +156,8 @@ pub async fn confirm(State(service): State<Service>, Path(name): Path<String>) -
     (status = 200, body = JobView), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn stop(State(service): State<Service>, Path(name): Path<String>) -> Answer<JobView> {
     answer(service, move |service| {
-        service.stop(&name)?;
-        service.show(&name)
+        actions::stop(service, &name)?;
+        view::show(service, &name)
     })
     .await
 }
@@ -169,8 +170,8 @@ pub async fn stop(State(service): State<Service>, Path(name): Path<String>) -> A
     (status = 200, body = JobView), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn cancel(State(service): State<Service>, Path(name): Path<String>) -> Answer<JobView> {
     answer(service, move |service| {
-        service.cancel(&name)?;
-        service.show(&name)
+        actions::cancel(service, &name)?;
+        view::show(service, &name)
     })
     .await
 }
@@ -189,8 +190,8 @@ pub async fn complete(
     OptionalBody(how): OptionalBody<CompleteJob>,
 ) -> Answer<JobView> {
     answer(service, move |service| {
-        service.complete(&name, &how)?;
-        service.show(&name)
+        actions::complete(service, &name, &how)?;
+        view::show(service, &name)
     })
     .await
 }
@@ -212,7 +213,7 @@ pub async fn runs(
     Query(limit): Query<Limit>,
 ) -> Answer<Vec<RunView>> {
     answer(service, move |service| {
-        service.runs(&name, limit.limit.unwrap_or(RUNS_DEFAULT))
+        view::runs(service, &name, limit.limit.unwrap_or(RUNS_DEFAULT))
     })
     .await
 }

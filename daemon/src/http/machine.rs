@@ -3,7 +3,7 @@
 use super::Service;
 use super::answer::{Answer, Body, Query, answer};
 use crate::job::{Refusal, Refused};
-use crate::service;
+use crate::service::{disks, estimate, precheck, view};
 use api::{DiskList, ErrorBody, Estimate, EstimateRequest, ExportView, Precheck, ServiceStatus};
 use axum::Json;
 use axum::extract::{RawQuery, State};
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 #[utoipa::path(get, path = "/v1/status", tag = "machine", responses((status = 200, body = ServiceStatus)))]
 pub async fn status(State(service): State<Service>) -> Answer<ServiceStatus> {
     // It reads no store, so it never waits for one.
-    Ok(Json(service.status()))
+    Ok(Json(view::status(&service)))
 }
 
 /// The store that a request is about.
@@ -29,7 +29,10 @@ pub struct StoreQuery {
     params(("store" = Option<String>, Query, description = "The directory of the store, as an absolute path. Default: the store in the daemon's configuration.")),
     responses((status = 200, body = DiskList), (status = 400, body = ErrorBody), (status = 500, body = ErrorBody)))]
 pub async fn disks(State(service): State<Service>, Query(query): Query<StoreQuery>) -> Answer<DiskList> {
-    answer(service, move |service| service.disks(query.store.as_deref())).await
+    answer(service, move |service| {
+        disks::list(service, query.store.as_deref())
+    })
+    .await
 }
 
 /// Checks whether this machine can be migrated and whether a copy of it would boot elsewhere.
@@ -42,7 +45,7 @@ pub async fn disks(State(service): State<Service>, Query(query): Query<StoreQuer
 pub async fn precheck(State(service): State<Service>, RawQuery(query): RawQuery) -> Answer<Precheck> {
     let wanted = PrecheckQuery::parse(query.as_deref().unwrap_or(""))?;
     answer(service, move |service| {
-        service.precheck(wanted.store, wanted.disks)
+        precheck::precheck(service, wanted.store, wanted.disks)
     })
     .await
 }
@@ -84,13 +87,13 @@ pub async fn estimate(
     State(service): State<Service>,
     Body(request): Body<EstimateRequest>,
 ) -> Answer<Estimate> {
-    answer(service, move |manager| service::estimate(manager, &request)).await
+    answer(service, move |service| estimate::estimate(service, &request)).await
 }
 
 /// Lists the images in use: served, mounted, being read, or pinned.
 #[utoipa::path(get, path = "/v1/exports", tag = "machine", responses((status = 200, body = [ExportView])))]
 pub async fn exports(State(service): State<Service>) -> Answer<Vec<ExportView>> {
-    answer(service, |service| Ok(service.exports())).await
+    answer(service, |service| Ok(view::exports(service))).await
 }
 
 #[cfg(test)]

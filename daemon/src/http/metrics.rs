@@ -2,6 +2,7 @@
 
 use super::Service;
 use super::answer::Failure;
+use crate::service::view;
 use anyhow::Context;
 use api::{Progress, RunOutcome, RunView, Status};
 use axum::extract::State;
@@ -52,7 +53,7 @@ struct Figures {
 pub async fn serve(State(service): State<Service>) -> Result<impl IntoResponse, Failure> {
     // They read no store, so they never wait for one.
     let figures = Figures::default();
-    for (job, progress, run) in service.measured() {
+    for (job, progress, run) in view::measured(&service) {
         figures.add_job(&job.name, job.status, job.runs, job.total_bytes());
         if let Some(progress) = progress {
             figures.add_progress(&job.name, &progress);

@@ -9,7 +9,7 @@ mod jobs;
 mod machine;
 mod metrics;
 
-use crate::service::Manager;
+use crate::service::Parts;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
@@ -22,7 +22,7 @@ pub use document::openapi_json;
 const BODY_MAX: usize = 1 << 20;
 
 /// The state that every handler receives.
-type Service = Arc<Manager>;
+type Service = Arc<Parts>;
 
 /// All routes.
 pub fn router(service: Service) -> Router {

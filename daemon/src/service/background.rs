@@ -1,6 +1,5 @@
 //! Work beside actions and syncs that waits for a store or a disk: each piece once at a time, on a thread of its own.
 
-use super::manager::Manager;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,25 +52,23 @@ impl Background {
     fn tasks(&self) -> MutexGuard<'_, BTreeSet<Task>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Manager {
-    /// Does some work in the background, unless it is being done already.
-    pub(super) fn in_background(
-        self: &Arc<Self>,
-        task: Task,
-        work: impl FnOnce(&Arc<Self>) + Send + 'static,
-    ) {
-        if !self.background.tasks().insert(task.clone()) {
+    /// Does some work on a thread of its own, unless it is being done already.
+    pub fn begin(self: &Arc<Self>, task: Task, work: impl FnOnce() + Send + 'static) {
+        if !self.tasks().insert(task.clone()) {
             return;
         }
+        let thread = thread::Builder::new().name(task.label());
         let begun = Begun {
-            manager: self.clone(),
+            background: self.clone(),
             task,
         };
-        let thread = thread::Builder::new().name(begun.task.label());
+        let run = move || {
+            let _begun = begun;
+            work();
+        };
         // Where no thread can be started, `begun` is dropped with the closure.
-        if let Err(error) = thread.spawn(move || work(&begun.manager)) {
+        if let Err(error) = thread.spawn(run) {
             tracing::error!("cannot start a thread: {error}");
         }
     }
@@ -79,12 +76,12 @@ impl Manager {
 
 /// A task that is being done; it is over when this is dropped, whatever happened.
 struct Begun {
-    manager: Arc<Manager>,
+    background: Arc<Background>,
     task: Task,
 }
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        self.manager.background.tasks().remove(&self.task);
+        self.background.tasks().remove(&self.task);
     }
 }

@@ -1,11 +1,15 @@
 //! New jobs.
 
 use super::disks::{self, Located};
-use super::manager::Manager;
+use super::note_writer;
+use super::owners;
+use super::parts::Parts;
 use super::table::Locked;
+use crate::config::Config;
 use crate::engine::{self, KnownFrom};
 use crate::job::{self, DiskRecord, JobRecord, Refusal, Refused, ResolvedInput};
 use crate::state::Unreadable;
+use crate::stores::Stores;
 use crate::stores::{ACTION_PATIENCE, CREATE_PATIENCE};
 use api::{Action, CreateJob, rules};
 use imagefmt::{ErrorKind, Manifest, Store};
@@ -13,207 +17,204 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-impl Manager {
-    /// Makes a job. A request that was made before with the same token is answered with the job that it made:
-    /// then the second value is false.
-    pub fn create(self: &Arc<Self>, request: &CreateJob) -> Refused<(String, bool)> {
-        job::check_name(&request.name)?;
-        if let Some(name) = self.repeated(&self.table.lock(), request)? {
+/// Makes a job. A request that was made before with the same token is answered with the job that it made:
+/// then the second value is false.
+pub fn create(parts: &Arc<Parts>, request: &CreateJob) -> Refused<(String, bool)> {
+    job::check_name(&request.name)?;
+    if let Some(name) = repeated(&parts.table.lock(), request)? {
+        return Ok((name, false));
+    }
+    // What a name or range forbids is found before a disk is opened or a store made.
+    let dry = ResolvedInput {
+        store: PathBuf::new(),
+        disks: Vec::new(),
+    };
+    job::new_record(request, dry, &parts.config, &parts.now())?;
+    let given = resolve(parts, request)?;
+    let record = job::new_record(request, given, &parts.config, &parts.now())?;
+    // Looked at before a store is made for nothing, and again when it counts.
+    let mut located = locate_all(parts, &record)?;
+    {
+        let table = parts.table.lock();
+        check_disks(&table, &record, &located)?;
+        check_take_up(&table, &record)?;
+    }
+    check_store(parts, &record, request.allow_network_fs)?;
+    loop {
+        let mut table = parts.table.lock();
+        if let Some(name) = repeated(&table, request)? {
             return Ok((name, false));
         }
-        // What a name or range forbids is found before a disk is opened or a store made.
-        let dry = ResolvedInput {
-            store: PathBuf::new(),
-            disks: Vec::new(),
-        };
-        job::new_record(request, dry, &self.config, &self.now())?;
-        let given = self.resolve(request)?;
-        let record = job::new_record(request, given, &self.config, &self.now())?;
-        // Looked at before a store is made for nothing, and again when it counts.
-        let mut located = self.locate_all(&record)?;
-        {
-            let table = self.table.lock();
-            check_disks(&table, &record, &located)?;
-            self.check_take_up(&table, &record)?;
+        if table.is_closing() {
+            return Err(Refusal::shutting_down());
         }
-        self.check_store(&record, request.allow_network_fs)?;
-        loop {
-            let mut table = self.table.lock();
-            if let Some(name) = self.repeated(&table, request)? {
-                return Ok((name, false));
-            }
-            if table.is_closing() {
-                return Err(Refusal::shutting_down());
-            }
-            if let Seen::Anew = check_disks(&table, &record, &located)? {
-                // Another job was created meanwhile.
-                drop(table);
-                located = self.locate_all(&record)?;
-                continue;
-            }
-            self.check_take_up(&table, &record)?;
-            let (store, name) = (record.store.clone(), record.name.clone());
-            table.remember_store(&store);
-            table.insert(record)?;
-            self.queue_note(&store, &name);
-            tracing::info!(job = name, "job created");
-            return Ok((name, true));
+        if let Seen::Anew = check_disks(&table, &record, &located)? {
+            // Another job was created meanwhile.
+            drop(table);
+            located = locate_all(parts, &record)?;
+            continue;
         }
+        check_take_up(&table, &record)?;
+        let (store, name) = (record.store.clone(), record.name.clone());
+        table.remember_store(&store);
+        table.insert(record)?;
+        note_writer::queue(parts, &store, &name);
+        tracing::info!(job = name, "job created");
+        return Ok((name, true));
     }
+}
 
-    /// The store and the disks that a request means.
-    fn resolve(self: &Arc<Self>, request: &CreateJob) -> Refused<ResolvedInput> {
-        let store = self.store_of(request)?;
-        let what = format!("the store {} or a disk", store.display());
-        let (named, all, take_up) = (request.disks.clone(), request.all_disks, request.take_up.clone());
-        self.within(&store.clone(), ACTION_PATIENCE, &what, move |manager| {
-            let chosen = disks::chosen(&named, all, &store)?;
-            let continued = match take_up {
-                Some(from) => manager.continued(&from, &store)?,
-                None => None,
-            };
-            Ok(ResolvedInput {
-                disks: disks::describe(&chosen, &store, continued.as_deref())?,
-                store,
-            })
+/// The store and the disks that a request means.
+fn resolve(parts: &Arc<Parts>, request: &CreateJob) -> Refused<ResolvedInput> {
+    let store = store_of(&parts.config, request)?;
+    let what = format!("the store {} or a disk", store.display());
+    let (named, all, take_up) = (request.disks.clone(), request.all_disks, request.take_up.clone());
+    parts.within(&store.clone(), ACTION_PATIENCE, &what, move |parts| {
+        let chosen = disks::chosen(&named, all, &store)?;
+        let continued = match take_up {
+            Some(from) => continued(&parts.stores, &from, &store)?,
+            None => None,
+        };
+        Ok(ResolvedInput {
+            disks: disks::describe(&chosen, &store, continued.as_deref())?,
+            store,
         })
-    }
+    })
+}
 
-    /// Looks up the disks of a new job and of all that may be its neighbours. Nobody holds the table meanwhile.
-    fn locate_all(self: &Arc<Self>, new: &JobRecord) -> Refused<Located> {
-        let mut paths: BTreeSet<PathBuf> = new.disks.iter().map(|disk| disk.path.clone()).collect();
-        let table = self.table.lock();
-        paths.extend(taken_disks(&table).map(|(path, _)| path.to_owned()));
-        drop(table);
-        self.locate(paths)
-    }
+/// Looks up the disks of a new job and of all that may be its neighbours. Nobody holds the table meanwhile.
+fn locate_all(parts: &Arc<Parts>, new: &JobRecord) -> Refused<Located> {
+    let mut paths: BTreeSet<PathBuf> = new.disks.iter().map(|disk| disk.path.clone()).collect();
+    let table = parts.table.lock();
+    paths.extend(taken_disks(&table).map(|(path, _)| path.to_owned()));
+    drop(table);
+    disks::locate(&parts.stores, paths)
+}
 
-    /// The newest image that a new job is to continue: it tells which of its disks is which. Waits for the store.
-    fn continued(&self, from: &str, store: &Path) -> Refused<Option<Arc<Manifest>>> {
-        let found = self
-            .stores
-            .get(store)
-            .and_then(|store| engine::newest(&store, &[from]));
-        match found {
-            Ok(newest) => Ok(newest),
-            // It is made when everything else is found to be right.
-            Err(error) if error.kind() == ErrorKind::NotAStore => Ok(None),
-            Err(error) => Err(Refusal::conflict(error.full_message())),
-        }
+/// The newest image that a new job is to continue: it tells which of its disks is which. Waits for the store.
+fn continued(stores: &Arc<Stores>, from: &str, store: &Path) -> Refused<Option<Arc<Manifest>>> {
+    let found = stores
+        .get(store)
+        .and_then(|store| engine::newest(&store, &[from]));
+    match found {
+        Ok(newest) => Ok(newest),
+        // It is made when everything else is found to be right.
+        Err(error) if error.kind() == ErrorKind::NotAStore => Ok(None),
+        Err(error) => Err(Refusal::conflict(error.full_message())),
     }
+}
 
-    /// Makes the store where there is none, and looks at what it holds of the job's name.
-    fn check_store(self: &Arc<Self>, record: &JobRecord, allow_network_fs: bool) -> Refused<()> {
-        let (manager, new) = (self.clone(), record.clone());
-        let checked = self.stores.run(&record.store, move || {
-            let store = imagefmt::open_or_create_store(&new.store, allow_network_fs)?;
-            Ok(check_images(&store, &new).and_then(|()| manager.check_first_sync(&store, &new)))
-        });
-        let checked = checked.wait(CREATE_PATIENCE);
-        checked.map_err(|error| Refusal::conflict(error.full_message()))?
+/// Makes the store where there is none, and looks at what it holds of the job's name.
+fn check_store(parts: &Arc<Parts>, record: &JobRecord, allow_network_fs: bool) -> Refused<()> {
+    let (shared, new) = (parts.clone(), record.clone());
+    let checked = parts.stores.run(&record.store, move || {
+        let store = imagefmt::open_or_create_store(&new.store, allow_network_fs)?;
+        Ok(check_images(&store, &new).and_then(|()| check_first_sync(&shared, &store, &new)))
+    });
+    let checked = checked.wait(CREATE_PATIENCE);
+    checked.map_err(|error| Refusal::conflict(error.full_message()))?
+}
+
+/// Refuses at once what the first sync of a job would refuse for ever.
+fn check_first_sync(parts: &Parts, store: &Store, new: &JobRecord) -> Refused<()> {
+    let conflict = |error: imagefmt::Error| Refusal::conflict(error.full_message());
+    let mut request = owners::sync_request(&parts.machine, &parts.config, new);
+    owners::check_note(store, &request).map_err(conflict)?;
+    owners::allow_former_owner(&parts.table, store, &mut request).map_err(conflict)?;
+    let names = new.disks.iter().map(|disk| disk.name.clone());
+    let newest = store
+        .check_write(&request.to_write(names.collect()))
+        .map_err(conflict)?;
+    let Some(newest) = newest else { return Ok(()) };
+    let manifest = store.manifest(&newest).map_err(conflict)?;
+    let given: Vec<_> = new.disks.iter().map(DiskRecord::given).collect();
+    let (from, known) = (
+        KnownFrom::Image(newest.to_string()),
+        engine::known_disks(&manifest),
+    );
+    engine::check_known(&from, &known, &given, new.accept_changed_disk)
+        .map(drop)
+        .map_err(|error| Refusal::conflict(error.full_message()))
+}
+
+fn store_of(config: &Config, request: &CreateJob) -> Refused<PathBuf> {
+    let Some(store) = &request.store else {
+        return Ok(config.store.clone());
+    };
+    if !Path::new(store).is_absolute() {
+        return Err(Refusal::invalid(format!(
+            "store must be an absolute path, but it is \"{}\"",
+            store.escape_debug()
+        )));
     }
+    Ok(store.into())
+}
 
-    /// Refuses at once what the first sync of a job would refuse for ever.
-    fn check_first_sync(&self, store: &Store, new: &JobRecord) -> Refused<()> {
-        let conflict = |error: imagefmt::Error| Refusal::conflict(error.full_message());
-        let mut request = self.sync_request(new);
-        self.check_note(store, &request).map_err(conflict)?;
-        self.allow_former_owner(store, &mut request).map_err(conflict)?;
-        let names = new.disks.iter().map(|disk| disk.name.clone());
-        let newest = store
-            .check_write(&request.to_write(names.collect()))
-            .map_err(conflict)?;
-        let Some(newest) = newest else { return Ok(()) };
-        let manifest = store.manifest(&newest).map_err(conflict)?;
-        let given: Vec<_> = new.disks.iter().map(DiskRecord::given).collect();
-        let (from, known) = (
-            KnownFrom::Image(newest.to_string()),
-            engine::known_disks(&manifest),
-        );
-        engine::check_known(&from, &known, &given, new.accept_changed_disk)
-            .map(drop)
-            .map_err(|error| Refusal::conflict(error.full_message()))
-    }
-
-    fn store_of(&self, request: &CreateJob) -> Refused<PathBuf> {
-        let Some(store) = &request.store else {
-            return Ok(self.config.store.clone());
-        };
-        if !Path::new(store).is_absolute() {
-            return Err(Refusal::invalid(format!(
-                "store must be an absolute path, but it is \"{}\"",
-                store.escape_debug()
-            )));
-        }
-        Ok(store.into())
-    }
-
-    /// The job that the same request made before.
-    fn repeated(&self, table: &Locked<'_>, request: &CreateJob) -> Refused<Option<String>> {
-        if let Some(token) = &request.client_token {
-            let same = |job: &&JobRecord| job.request.client_token.as_ref() == Some(token);
-            let has_token = |job: &&Unreadable| job.client_token.as_ref() == Some(token);
-            if let Some(job) = table.unreadable().values().find(has_token) {
-                return Err(Refusal::unreadable(job.warning()));
-            }
-            if let Some(job) = table.jobs().values().find(same) {
-                if job.request == *request {
-                    return Ok(Some(job.name.clone()));
-                }
-                return Err(Refusal::conflict(format!(
-                    "client_token {token} was already used to create job {} with other parameters: use a new token for a new job",
-                    job.name
-                )));
-            }
-        }
-        if let Some(job) = table.unreadable().get(&request.name) {
+/// The job that the same request made before.
+fn repeated(table: &Locked<'_>, request: &CreateJob) -> Refused<Option<String>> {
+    if let Some(token) = &request.client_token {
+        let same = |job: &&JobRecord| job.request.client_token.as_ref() == Some(token);
+        let has_token = |job: &&Unreadable| job.client_token.as_ref() == Some(token);
+        if let Some(job) = table.unreadable().values().find(has_token) {
             return Err(Refusal::unreadable(job.warning()));
         }
-        match table.jobs().get(&request.name) {
-            None => Ok(None),
-            Some(job) => Err(Refusal::conflict(format!(
-                "job {} already exists ({}): choose another name, or delete it first",
-                job.name, job.status
-            ))),
-        }
-    }
-
-    /// The job to continue is finished, and no other job has continued it or is going to: one that ended before its first
-    /// image has not.
-    fn check_take_up(&self, table: &Locked<'_>, new: &JobRecord) -> Refused<()> {
-        let Some(from) = &new.take_up else { return Ok(()) };
-        let is_successor = |job: &&JobRecord| {
-            job.take_up.as_ref() == Some(from)
-                && job.store == new.store
-                && job.name != new.name
-                && job.name != *from
-                && (job.synced || job.status.is_unfinished())
-        };
-        if let Some(successor) = table.jobs().values().find(is_successor) {
+        if let Some(job) = table.jobs().values().find(same) {
+            if job.request == *request {
+                return Ok(Some(job.name.clone()));
+            }
             return Err(Refusal::conflict(format!(
-                "job {from} was already continued by job {}: continue that one instead",
-                successor.name
+                "client_token {token} was already used to create job {} with other parameters: use a new token for a new job",
+                job.name
             )));
         }
-        let unreadable = |job: &&Unreadable| job.name == *from || job.take_up.as_ref() == Some(from);
-        if let Some(job) = table.unreadable().values().find(unreadable) {
-            return Err(Refusal::unreadable(job.warning()));
-        }
-        let Some(old) = table.jobs().get(from) else {
-            // Its images may be in the store all the same: made by `smcd sync`, or by a job that was deleted.
-            return Ok(());
-        };
-        if !rules::allowed(old.status, Action::TakeUp) {
-            return Err(Refusal::state(from, old.status, Action::TakeUp));
-        }
-        if old.store != new.store {
-            return Err(Refusal::invalid(format!(
-                "the images of job {from} are in {}: a job that continues them must use the same store",
-                old.store.display()
-            )));
-        }
-        Ok(())
     }
+    if let Some(job) = table.unreadable().get(&request.name) {
+        return Err(Refusal::unreadable(job.warning()));
+    }
+    match table.jobs().get(&request.name) {
+        None => Ok(None),
+        Some(job) => Err(Refusal::conflict(format!(
+            "job {} already exists ({}): choose another name, or delete it first",
+            job.name, job.status
+        ))),
+    }
+}
+
+/// The job to continue is finished, and no other job has continued it or is going to: one that ended before its first
+/// image has not.
+fn check_take_up(table: &Locked<'_>, new: &JobRecord) -> Refused<()> {
+    let Some(from) = &new.take_up else { return Ok(()) };
+    let is_successor = |job: &&JobRecord| {
+        job.take_up.as_ref() == Some(from)
+            && job.store == new.store
+            && job.name != new.name
+            && job.name != *from
+            && (job.synced || job.status.is_unfinished())
+    };
+    if let Some(successor) = table.jobs().values().find(is_successor) {
+        return Err(Refusal::conflict(format!(
+            "job {from} was already continued by job {}: continue that one instead",
+            successor.name
+        )));
+    }
+    let unreadable = |job: &&Unreadable| job.name == *from || job.take_up.as_ref() == Some(from);
+    if let Some(job) = table.unreadable().values().find(unreadable) {
+        return Err(Refusal::unreadable(job.warning()));
+    }
+    let Some(old) = table.jobs().get(from) else {
+        // Its images may be in the store all the same: made by `smcd sync`, or by a job that was deleted.
+        return Ok(());
+    };
+    if !rules::allowed(old.status, Action::TakeUp) {
+        return Err(Refusal::state(from, old.status, Action::TakeUp));
+    }
+    if old.store != new.store {
+        return Err(Refusal::invalid(format!(
+            "the images of job {from} are in {}: a job that continues them must use the same store",
+            old.store.display()
+        )));
+    }
+    Ok(())
 }
 
 /// Checks the images in the store with this name, and those of the job to continue.

@@ -1,7 +1,9 @@
 //! Deleting jobs, and their images where that is asked for.
 
 use super::background::Task;
-use super::manager::Manager;
+use super::note_writer;
+use super::owners;
+use super::parts::Parts;
 use super::table::Locked;
 use crate::job::{JobRecord, Refusal, Refused};
 use crate::state::Unreadable;
@@ -10,170 +12,166 @@ use api::{Action, Status};
 use imagefmt::{ErrorKind, JobImages, Store};
 use std::sync::Arc;
 
-impl Manager {
-    /// Forgets a job. With `purge` its images go first, in the background; says whether the job is gone already.
-    ///
-    /// # Errors
-    /// With `purge`, when an image is in use: nothing has changed then.
-    pub fn delete(self: &Arc<Self>, name: &str, purge: bool) -> Refused<bool> {
-        if self.table.lock().unreadable().contains_key(name) {
-            return self.delete_unreadable(name, purge).map(|()| true);
-        }
-        if purge {
-            let job = {
-                let table = self.table.lock();
-                let job = self.job_for(&table, name, Action::Delete)?;
-                refuse_needed(&table, &job)?;
-                job
-            };
-            self.refuse_in_use(&job)?;
-        }
+/// Forgets a job. With `purge` its images go first, in the background; says whether the job is gone already.
+///
+/// # Errors
+/// With `purge`, when an image is in use: nothing has changed then.
+pub fn delete(parts: &Arc<Parts>, name: &str, purge: bool) -> Refused<bool> {
+    if parts.table.lock().unreadable().contains_key(name) {
+        return delete_unreadable(parts, name, purge).map(|()| true);
+    }
+    if purge {
         let job = {
-            let mut table = self.table.lock();
-            let job = self.job_for(&table, name, Action::Delete)?;
-            if purge {
-                table.update(name, |job| {
-                    job.status = Status::Deleting;
-                    job.purge = true;
-                    job.next_sync = None;
-                    Ok(None)
-                })?
-            } else {
-                table.remove(name)?;
-                job
-            }
+            let table = parts.table.lock();
+            let job = parts.job_for(&table, name, Action::Delete)?;
+            refuse_needed(&table, &job)?;
+            job
         };
+        ask_whether_in_use(&parts.stores, &job)?;
+    }
+    let job = {
+        let mut table = parts.table.lock();
+        let job = parts.job_for(&table, name, Action::Delete)?;
         if purge {
-            self.purge_in_background(job);
+            table.update(name, |job| {
+                job.status = Status::Deleting;
+                job.purge = true;
+                job.next_sync = None;
+                Ok(None)
+            })?
         } else {
-            self.queue_note(&job.store, name);
-            tracing::info!(job = name, "job deleted; its images remain");
+            table.remove(name)?;
+            job
         }
-        Ok(!purge)
+    };
+    if purge {
+        purge_in_background(parts, job);
+    } else {
+        note_writer::queue(parts, &job.store, name);
+        tracing::info!(job = name, "job deleted; its images remain");
     }
+    Ok(!purge)
+}
 
-    /// Forgets a job whose record cannot be read. Which images are its own is not known, so they stay.
-    fn delete_unreadable(self: &Arc<Self>, name: &str, purge: bool) -> Refused<()> {
-        let mut table = self.table.lock();
-        let Some(job) = table.unreadable().get(name).cloned() else {
-            return Err(Refusal::no_job(name, table.jobs().keys()));
-        };
-        if purge {
-            return Err(Refusal::unreadable(job.warning()));
-        }
-        if table.is_closing() {
-            return Err(Refusal::shutting_down());
-        }
-        table.remove(name)?;
-        drop(table);
-        if let Some(store) = &job.store {
-            self.queue_note(store, name);
-        }
-        tracing::warn!(
-            job = name,
-            "job is deleted, and its record could not be read; its images stay"
-        );
-        Ok(())
+/// Forgets a job whose record cannot be read. Which images are its own is not known, so they stay.
+fn delete_unreadable(parts: &Arc<Parts>, name: &str, purge: bool) -> Refused<()> {
+    let mut table = parts.table.lock();
+    let Some(job) = table.unreadable().get(name).cloned() else {
+        return Err(Refusal::no_job(name, table.jobs().keys()));
+    };
+    if purge {
+        return Err(Refusal::unreadable(job.warning()));
     }
-
-    /// Refuses to delete images of which one is in use.
-    fn refuse_in_use(&self, job: &JobRecord) -> Refused<()> {
-        let (stores, seen) = (self.stores.clone(), job.clone());
-        let looked = self
-            .stores
-            .run(&job.store, move || Ok(refuse_in_use(&stores, &seen)));
-        let looked = looked.wait(ACTION_PATIENCE);
-        looked.map_err(|error| Refusal::conflict(error.full_message()))?
+    if table.is_closing() {
+        return Err(Refusal::shutting_down());
     }
-
-    /// Deletes the images of a job that is Deleting, unless that is being done.
-    pub(super) fn purge_in_background(self: &Arc<Self>, job: JobRecord) {
-        self.in_background(Task::Delete(job.name.clone()), move |manager| manager.purge(&job));
+    table.remove(name)?;
+    drop(table);
+    if let Some(store) = &job.store {
+        note_writer::queue(parts, store, name);
     }
+    tracing::warn!(
+        job = name,
+        "job is deleted, and its record could not be read; its images stay"
+    );
+    Ok(())
+}
 
-    /// Discards what an unfinished sync of the job stored, where nobody is to wait for the store.
-    pub(super) fn discard_in_background(self: &Arc<Self>, job: JobRecord) {
-        self.in_background(Task::Discard(job.name.clone()), move |manager| {
-            manager.discard(&job);
-        });
+/// Refuses to delete images of which one is in use.
+fn ask_whether_in_use(stores: &Arc<Stores>, job: &JobRecord) -> Refused<()> {
+    let (shared, seen) = (stores.clone(), job.clone());
+    let looked = stores.run(&job.store, move || Ok(refuse_in_use(&shared, &seen)));
+    let looked = looked.wait(ACTION_PATIENCE);
+    looked.map_err(|error| Refusal::conflict(error.full_message()))?
+}
+
+/// Deletes the images of a job that is Deleting, unless that is being done.
+pub fn purge_in_background(parts: &Arc<Parts>, job: JobRecord) {
+    parts.in_background(Task::Delete(job.name.clone()), move |parts| purge(parts, &job));
+}
+
+/// Discards what an unfinished sync of the job stored, where nobody is to wait for the store.
+pub fn discard_in_background(parts: &Arc<Parts>, job: JobRecord) {
+    parts.in_background(Task::Discard(job.name.clone()), move |parts| {
+        discard(parts, &job);
+    });
+}
+
+/// Deletes the images of a job, and then the job; what is in the way is told, and tried again later.
+fn purge(parts: &Arc<Parts>, job: &JobRecord) {
+    let name = &job.name;
+    // Whoever asked may have looked some time ago.
+    if !is_still_deleting(&parts.table.lock(), job) {
+        return;
     }
-
-    /// Deletes the images of a job, and then the job; what is in the way is told, and tried again later.
-    fn purge(self: &Arc<Self>, job: &JobRecord) {
-        let name = &job.name;
-        // Whoever asked may have looked some time ago.
-        if !is_still_deleting(&self.table.lock(), job) {
-            return;
-        }
-        match self.purge_images(job) {
-            Ok(count) => {
-                {
-                    let mut table = self.table.lock();
-                    if !is_still_deleting(&table, job) {
-                        return;
-                    }
-                    if let Err(error) = table.remove(name) {
-                        return tracing::error!(job = name, "{error}");
-                    }
-                }
-                self.queue_note(&job.store, name);
-                tracing::info!(job = name, images = count, "job and images deleted");
-            }
-            Err(error) => {
-                tracing::warn!(
-                    job = name,
-                    "not all of its images are deleted yet: {}",
-                    error.full_message()
-                );
-                let mut table = self.table.lock();
+    match purge_images(parts, job) {
+        Ok(count) => {
+            {
+                let mut table = parts.table.lock();
                 if !is_still_deleting(&table, job) {
                     return;
                 }
-                let saved = table.update(name, |job| {
-                    job.error = Some(format!("{}; smcd tries again every minute", error.full_message()));
-                    Ok(None)
-                });
-                if let Err(error) = saved {
-                    tracing::error!(job = name, "{error}");
+                if let Err(error) = table.remove(name) {
+                    return tracing::error!(job = name, "{error}");
                 }
             }
+            note_writer::queue(parts, &job.store, name);
+            tracing::info!(job = name, images = count, "job and images deleted");
         }
-    }
-
-    /// Deletes every image of a job; returns how many.
-    fn purge_images(&self, job: &JobRecord) -> imagefmt::Result<usize> {
-        // A store that is not mounted has not been purged.
-        let store = self.stores.get(&job.store)?;
-        self.check_owner(&store, job)?;
-        discard_unfinished(&store, job)?;
-        let Some(images) = store.images_of(&job.name)? else {
-            return Ok(0);
-        };
-        for image in images.ids() {
-            match store.delete(&image) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(images.sequences().len())
-    }
-
-    /// Drops what a sync of the job stored that did not become an image.
-    pub(super) fn discard(&self, job: &JobRecord) {
-        let dropped = store_of(&self.stores, job).and_then(|store| match store {
-            Some(store) => {
-                self.check_owner(&store, job)?;
-                discard_unfinished(&store, job)
-            }
-            None => Ok(()),
-        });
-        if let Err(error) = dropped {
+        Err(error) => {
             tracing::warn!(
-                job = job.name,
-                "what its last sync stored is kept until `smc-image gc` removes it: {}",
+                job = name,
+                "not all of its images are deleted yet: {}",
                 error.full_message()
             );
+            let mut table = parts.table.lock();
+            if !is_still_deleting(&table, job) {
+                return;
+            }
+            let saved = table.update(name, |job| {
+                job.error = Some(format!("{}; smcd tries again every minute", error.full_message()));
+                Ok(None)
+            });
+            if let Err(error) = saved {
+                tracing::error!(job = name, "{error}");
+            }
         }
+    }
+}
+
+/// Deletes every image of a job; returns how many.
+fn purge_images(parts: &Parts, job: &JobRecord) -> imagefmt::Result<usize> {
+    // A store that is not mounted has not been purged.
+    let store = parts.stores.get(&job.store)?;
+    owners::check_owner(&parts.table, &parts.machine, &store, job)?;
+    discard_unfinished(&store, job)?;
+    let Some(images) = store.images_of(&job.name)? else {
+        return Ok(0);
+    };
+    for image in images.ids() {
+        match store.delete(&image) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(images.sequences().len())
+}
+
+/// Drops what a sync of the job stored that did not become an image.
+pub fn discard(parts: &Parts, job: &JobRecord) {
+    let dropped = store_of(&parts.stores, job).and_then(|store| match store {
+        Some(store) => {
+            owners::check_owner(&parts.table, &parts.machine, &store, job)?;
+            discard_unfinished(&store, job)
+        }
+        None => Ok(()),
+    });
+    if let Err(error) = dropped {
+        tracing::warn!(
+            job = job.name,
+            "what its last sync stored is kept until `smc-image gc` removes it: {}",
+            error.full_message()
+        );
     }
 }
 

@@ -1,8 +1,9 @@
 //! Which devices a job's disks are: chosen, opened, and told apart from those of other jobs.
 
-use super::manager::Manager;
+use super::parts::Parts;
 use crate::engine::{self, DiskArg, SourceDisk};
 use crate::job::{DiskRecord, Refusal, Refused};
+use crate::stores::Stores;
 use crate::stores::{ACTION_PATIENCE, Unanswered, VIEW_PATIENCE};
 use api::{DiskList, DiskRequest, limits};
 use hostdev::{ErrorKind, Node, Root};
@@ -12,44 +13,42 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-impl Manager {
-    /// The machine's disks, and why a job of all of them leaves some out.
-    ///
-    /// # Errors
-    /// When the machine's disks cannot be listed, or the store does not answer.
-    pub fn disks(self: &Arc<Self>, store: Option<&Path>) -> Refused<DiskList> {
-        let store = store.unwrap_or(&self.config.store).to_owned();
-        let what = format!("the store {} and this machine's disks", store.display());
-        let path = store.clone();
-        self.within(&store, ACTION_PATIENCE, &what, move |_| all_disks(&path))
-    }
+/// The machine's disks, and why a job of all of them leaves some out.
+///
+/// # Errors
+/// When the machine's disks cannot be listed, or the store does not answer.
+pub fn list(parts: &Arc<Parts>, store: Option<&Path>) -> Refused<DiskList> {
+    let store = store.unwrap_or(&parts.config.store).to_owned();
+    let what = format!("the store {} and this machine's disks", store.display());
+    let path = store.clone();
+    parts.within(&store, ACTION_PATIENCE, &what, move |_| all_disks(&path))
+}
 
-    /// The whole disks at these paths, as far as that is known at once. A path that is gone, or is on a filesystem that does
-    /// not answer, is known by its name.
-    ///
-    /// # Errors
-    /// When the kernel does not say what a path leads to.
-    pub(super) fn locate(self: &Arc<Self>, paths: BTreeSet<PathBuf>) -> Refused<Located> {
-        let asked: Vec<_> = paths
-            .into_iter()
-            .map(|path| {
-                let at = path.clone();
-                let question = self.stores.run(&path, move || Ok(whole_disk(&at)));
-                (path, question)
-            })
-            .collect();
-        let begun = Instant::now();
-        let mut located = Located::default();
-        for (path, question) in asked {
-            let found = match question.wait(VIEW_PATIENCE.saturating_sub(begun.elapsed())) {
-                Ok(found) => found.map_err(|error| Refusal::failed(&error.into()))?,
-                Err(Unanswered::Late(_)) => None,
-                Err(error) => return Err(Refusal::conflict(error.full_message())),
-            };
-            located.0.insert(path, found);
-        }
-        Ok(located)
+/// The whole disks at these paths, as far as that is known at once. A path that is gone, or is on a filesystem that does
+/// not answer, is known by its name.
+///
+/// # Errors
+/// When the kernel does not say what a path leads to.
+pub fn locate(stores: &Arc<Stores>, paths: BTreeSet<PathBuf>) -> Refused<Located> {
+    let asked: Vec<_> = paths
+        .into_iter()
+        .map(|path| {
+            let at = path.clone();
+            let question = stores.run(&path, move || Ok(whole_disk(&at)));
+            (path, question)
+        })
+        .collect();
+    let begun = Instant::now();
+    let mut located = Located::default();
+    for (path, question) in asked {
+        let found = match question.wait(VIEW_PATIENCE.saturating_sub(begun.elapsed())) {
+            Ok(found) => found.map_err(|error| Refusal::failed(&error.into()))?,
+            Err(Unanswered::Late(_)) => None,
+            Err(error) => return Err(Refusal::conflict(error.full_message())),
+        };
+        located.0.insert(path, found);
     }
+    Ok(located)
 }
 
 /// Paths of disks, and what they lead to.

@@ -1,7 +1,7 @@
 //! What a job would cost: disks and store are tried for a moment, and the rest is arithmetic.
 
 use super::disks;
-use super::manager::Manager;
+use super::parts::Parts;
 use super::written::written;
 use crate::engine::{self, SourceDisk};
 use crate::job::{Refusal, Refused};
@@ -39,7 +39,7 @@ const WRITE_MAX: u64 = 1 << 30;
 ///
 /// # Errors
 /// When a value is out of range, or a disk or the store cannot be tried, or does not answer.
-pub fn estimate(manager: &Arc<Manager>, request: &EstimateRequest) -> Refused<Estimate> {
+pub fn estimate(parts: &Arc<Parts>, request: &EstimateRequest) -> Refused<Estimate> {
     let tried = request.seconds.unwrap_or(SECONDS_DEFAULT);
     if !(1..=SECONDS_MAX).contains(&tried) {
         return Err(Refusal::invalid(format!(
@@ -55,7 +55,7 @@ pub fn estimate(manager: &Arc<Manager>, request: &EstimateRequest) -> Refused<Es
     let store = request
         .store
         .as_ref()
-        .map_or(manager.config.store.clone(), PathBuf::from);
+        .map_or(parts.config.store.clone(), PathBuf::from);
     if !store.is_absolute() {
         return Err(Refusal::invalid(format!(
             "store must be an absolute path, but it is \"{}\"",
@@ -64,7 +64,7 @@ pub fn estimate(manager: &Arc<Manager>, request: &EstimateRequest) -> Refused<Es
     }
     let what = format!("the store {} or a disk", store.display());
     let (named, all, path) = (request.disks.clone(), request.all_disks, store.clone());
-    let chosen = manager.within(&store, ACTION_PATIENCE, &what, move |_| {
+    let chosen = parts.within(&store, ACTION_PATIENCE, &what, move |_| {
         disks::chosen(&named, all, &path)
     })?;
     let time = Duration::from_secs(tried.into());
@@ -72,7 +72,7 @@ pub fn estimate(manager: &Arc<Manager>, request: &EstimateRequest) -> Refused<Es
     // What is compressed, and waiting for the store in the end, come on top.
     let patience = time.saturating_mul(devices).saturating_mul(3) + CREATE_PATIENCE;
     let path = store.clone();
-    manager.within(&store, patience, &what, move |_| {
+    parts.within(&store, patience, &what, move |_| {
         let opened =
             engine::open_all(&chosen, &path).map_err(|error| Refusal::invalid(error.full_message()))?;
         let measured = measure(&opened, &path, level, time).map_err(|error| Refusal::failed(&error))?;

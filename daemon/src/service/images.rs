@@ -1,70 +1,72 @@
 //! Which images jobs have: their stores know, and jobs remember it, so that views need not ask.
 
 use super::background::Task;
-use super::manager::Manager;
+use super::parts::Parts;
+use super::table::JobTable;
 use crate::job::JobRecord;
+use crate::stores::Stores;
 use api::Status;
 use imagefmt::{Manifest, Store};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-impl Manager {
-    /// Asks every store, in the background, which images its jobs have: others delete images too.
-    pub(super) fn refresh_images(self: &Arc<Self>) {
-        let stores: BTreeSet<PathBuf> = {
-            let table = self.table.lock();
-            table.jobs().values().map(|job| job.store.clone()).collect()
-        };
-        for path in stores {
-            self.in_background(Task::Refresh(path.clone()), move |manager| manager.refresh(&path));
-        }
-    }
-
-    fn refresh(&self, path: &Path) {
-        let jobs: Vec<JobRecord> = {
-            let table = self.table.lock();
-            let of_store = |job: &&JobRecord| job.store == path && job.status != Status::Running;
-            table.jobs().values().filter(of_store).cloned().collect()
-        };
-        let store = match self.stores.get(path) {
-            Ok(store) => store,
-            // Its jobs say so when they sync.
-            Err(error) => return tracing::debug!("{}", error.full_message()),
-        };
-        for job in jobs {
-            match sequences(&store, &job.name) {
-                Ok(images) => self.remember_images(&job, images),
-                Err(error) => tracing::debug!(job = job.name, "{}", error.full_message()),
-            }
-        }
-    }
-
-    /// A sync that has begun since `seen` was looked at knows better.
-    fn remember_images(&self, seen: &JobRecord, images: Vec<u64>) {
-        let mut table = self.table.lock();
-        let is_the_same = table.jobs().get(&seen.name).is_some_and(|job| {
-            job.created == seen.created && job.runs == seen.runs && job.status != Status::Running
+/// Asks every store, in the background, which images its jobs have: others delete images too.
+pub fn refresh_images(parts: &Arc<Parts>) {
+    let stores: BTreeSet<PathBuf> = {
+        let table = parts.table.lock();
+        table.jobs().values().map(|job| job.store.clone()).collect()
+    };
+    for path in stores {
+        parts.in_background(Task::Refresh(path.clone()), move |parts| {
+            refresh(&parts.table, &parts.stores, &path)
         });
-        if !is_the_same {
-            return;
-        }
-        let saved = table.update(&seen.name, |job| {
-            job.images = images;
-            Ok(None)
-        });
-        if let Err(error) = saved {
-            tracing::warn!(job = seen.name, "{error}");
-        }
     }
+}
 
-    /// The image that an interrupted run made, if it came so far. Waits for the job's store.
-    pub(super) fn image_made_by_run(&self, job: &JobRecord) -> imagefmt::Result<Option<Manifest>> {
-        if job.run.as_ref().is_none_or(|run| run.image.is_none()) {
-            return Ok(None);
+fn refresh(table: &JobTable, stores: &Arc<Stores>, path: &Path) {
+    let jobs: Vec<JobRecord> = {
+        let table = table.lock();
+        let of_store = |job: &&JobRecord| job.store == path && job.status != Status::Running;
+        table.jobs().values().filter(of_store).cloned().collect()
+    };
+    let store = match stores.get(path) {
+        Ok(store) => store,
+        // Its jobs say so when they sync.
+        Err(error) => return tracing::debug!("{}", error.full_message()),
+    };
+    for job in jobs {
+        match sequences(&store, &job.name) {
+            Ok(images) => remember_images(table, &job, images),
+            Err(error) => tracing::debug!(job = job.name, "{}", error.full_message()),
         }
-        image_of(&*self.stores.get(&job.store)?, job)
     }
+}
+
+/// A sync that has begun since `seen` was looked at knows better.
+fn remember_images(table: &JobTable, seen: &JobRecord, images: Vec<u64>) {
+    let mut table = table.lock();
+    let is_the_same = table.jobs().get(&seen.name).is_some_and(|job| {
+        job.created == seen.created && job.runs == seen.runs && job.status != Status::Running
+    });
+    if !is_the_same {
+        return;
+    }
+    let saved = table.update(&seen.name, |job| {
+        job.images = images;
+        Ok(None)
+    });
+    if let Err(error) = saved {
+        tracing::warn!(job = seen.name, "{error}");
+    }
+}
+
+/// The image that an interrupted run made, if it came so far. Waits for the job's store.
+pub fn image_made_by_run(stores: &Arc<Stores>, job: &JobRecord) -> imagefmt::Result<Option<Manifest>> {
+    if job.run.as_ref().is_none_or(|run| run.image.is_none()) {
+        return Ok(None);
+    }
+    image_of(&*stores.get(&job.store)?, job)
 }
 
 /// Numbers of a job's images, ascending; none where the store has no such job.

@@ -2,7 +2,8 @@
 //! that jobs had was looked through.
 
 use super::background::Task;
-use super::manager::Manager;
+use super::parts::Parts;
+use super::resume;
 use super::table::Locked;
 use crate::job::JobRecord;
 use crate::state::{FoundJob, Rebuilt, rebuild};
@@ -11,34 +12,32 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-impl Manager {
-    /// Looks through stores that are still to be looked through.
-    pub(super) fn look_for_jobs(self: &Arc<Self>) {
-        let unseen = self.table.lock().unseen();
-        match unseen {
-            Ok(unseen) if unseen.is_empty() => return,
-            Ok(_) => {}
-            Err(error) => return tracing::error!("{error:#}"),
-        }
-        self.in_background(Task::Look, |manager| {
-            if let Err(error) = manager.look() {
-                tracing::error!("jobs could not be restored from their stores: {error:#}");
-            }
-        });
+/// Looks through stores that are still to be looked through.
+pub fn look_for_jobs(parts: &Arc<Parts>) {
+    let unseen = parts.table.lock().unseen();
+    match unseen {
+        Ok(unseen) if unseen.is_empty() => return,
+        Ok(_) => {}
+        Err(error) => return tracing::error!("{error:#}"),
     }
+    parts.in_background(Task::Look, |parts| {
+        if let Err(error) = look(parts) {
+            tracing::error!("jobs could not be restored from their stores: {error:#}");
+        }
+    });
+}
 
-    fn look(self: &Arc<Self>) -> Result<()> {
-        let (unseen, key) = {
-            let table = self.table.lock();
-            (table.unseen()?, table.note_key().clone())
-        };
-        let rebuilt = rebuild(&self.stores, &unseen, &key, &self.now());
-        let found = take_in(&mut self.table.lock(), rebuilt, &self.config.stores)?;
-        for job in &found {
-            self.resume(job);
-        }
-        Ok(())
+fn look(parts: &Arc<Parts>) -> Result<()> {
+    let (unseen, key) = {
+        let table = parts.table.lock();
+        (table.unseen()?, table.note_key().clone())
+    };
+    let rebuilt = rebuild(&parts.stores, &unseen, &key, &parts.now());
+    let found = take_in(&mut parts.table.lock(), rebuilt, &parts.config.stores)?;
+    for job in &found {
+        resume::resume(parts, job);
     }
+    Ok(())
 }
 
 /// Takes in what is new of what was found; returns those jobs.

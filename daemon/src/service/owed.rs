@@ -5,74 +5,73 @@
 
 use super::background::Task;
 use super::hooks::{self, HookEnv, Stage};
-use super::manager::Manager;
+use super::note_writer;
+use super::parts::Parts;
 use crate::job::JobRecord;
 use api::RunOutcome;
 use std::cell::Cell;
 use std::sync::Arc;
 
-impl Manager {
-    /// Runs the post hooks that a job without a run owes, in the background.
-    pub(super) fn release_in_background(self: &Arc<Self>, job: &JobRecord) {
-        if job.hooks_owed.is_none() || self.live.contains(&job.name) {
-            return;
-        }
-        let job = job.clone();
-        self.in_background(Task::Release(job.name.clone()), move |manager| {
-            manager.release(&job);
+/// Runs the post hooks that a job without a run owes, in the background.
+pub fn release_in_background(parts: &Arc<Parts>, job: &JobRecord) {
+    if job.hooks_owed.is_none() || parts.live.contains(&job.name) {
+        return;
+    }
+    let job = job.clone();
+    parts.in_background(Task::Release(job.name.clone()), move |parts| {
+        release(parts, &job);
+    });
+}
+
+/// Runs the post hooks that an interrupted run of the job owes: whatever the pre hooks have stopped goes on.
+pub fn release(parts: &Arc<Parts>, job: &JobRecord) {
+    // The caller may have looked some time ago.
+    let owed = parts.table.job(&job.name).ok().and_then(|now| now.hooks_owed);
+    let Some(run) = owed.filter(|owed| Some(*owed) == job.hooks_owed) else {
+        return;
+    };
+    tracing::info!(
+        job = job.name,
+        run,
+        "running the post hooks of a run that was interrupted"
+    );
+    let env = HookEnv {
+        run,
+        outcome: RunOutcome::Interrupted.to_string(),
+        image: String::new(),
+    };
+    if let Some(warning) = run_post_hooks(parts, job, &env) {
+        tracing::warn!(job = job.name, "{warning}");
+        let saved = parts.table.update(&job.name, |job| {
+            job.warnings.push(warning);
+            Ok(None)
         });
-    }
-
-    /// Runs the post hooks that an interrupted run of the job owes: whatever the pre hooks have stopped goes on.
-    pub(super) fn release(self: &Arc<Self>, job: &JobRecord) {
-        // The caller may have looked some time ago.
-        let owed = self.table.job(&job.name).ok().and_then(|now| now.hooks_owed);
-        let Some(run) = owed.filter(|owed| Some(*owed) == job.hooks_owed) else {
-            return;
-        };
-        tracing::info!(
-            job = job.name,
-            run,
-            "running the post hooks of a run that was interrupted"
-        );
-        let env = HookEnv {
-            run,
-            outcome: RunOutcome::Interrupted.to_string(),
-            image: String::new(),
-        };
-        if let Some(warning) = self.run_post_hooks(job, &env) {
-            tracing::warn!(job = job.name, "{warning}");
-            let saved = self.table.update(&job.name, |job| {
-                job.warnings.push(warning);
-                Ok(None)
-            });
-            if let Err(error) = saved {
-                tracing::error!(job = job.name, "{error}");
-            }
+        if let Err(error) = saved {
+            tracing::error!(job = job.name, "{error}");
         }
-        // Else they would run once more, should the state be lost.
-        self.queue_note(&job.store, &job.name);
     }
+    // Else they would run once more, should the state be lost.
+    note_writer::queue(parts, &job.store, &job.name);
+}
 
-    /// Runs the post hooks of a run; the job owes them no longer, unless the end of the daemon cut them short. Returns what
-    /// went wrong.
-    pub(super) fn run_post_hooks(&self, job: &JobRecord, env: &HookEnv) -> Option<String> {
-        let cut_short = Cell::new(false);
-        let ends = || {
-            let ends = self.table.lock().is_closed();
-            cut_short.set(cut_short.get() || ends);
-            ends
-        };
-        let done = hooks::run(Stage::Post, &self.config.hooks_dir, job, env, &ends);
-        if !cut_short.get() {
-            let paid = self.table.update(&job.name, |job| {
-                job.hooks_owed = job.hooks_owed.filter(|owed| *owed != env.run);
-                Ok(None)
-            });
-            if let Err(error) = paid {
-                tracing::error!(job = job.name, "its post hooks will run again: {error}");
-            }
+/// Runs the post hooks of a run; the job owes them no longer, unless the end of the daemon cut them short. Returns what
+/// went wrong.
+pub fn run_post_hooks(parts: &Parts, job: &JobRecord, env: &HookEnv) -> Option<String> {
+    let cut_short = Cell::new(false);
+    let ends = || {
+        let ends = parts.table.lock().is_closed();
+        cut_short.set(cut_short.get() || ends);
+        ends
+    };
+    let done = hooks::run(Stage::Post, &parts.config.hooks_dir, job, env, &ends);
+    if !cut_short.get() {
+        let paid = parts.table.update(&job.name, |job| {
+            job.hooks_owed = job.hooks_owed.filter(|owed| *owed != env.run);
+            Ok(None)
+        });
+        if let Err(error) = paid {
+            tracing::error!(job = job.name, "its post hooks will run again: {error}");
         }
-        done.err().map(|error| format!("{error:#}"))
     }
+    done.err().map(|error| format!("{error:#}"))
 }

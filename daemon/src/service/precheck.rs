@@ -1,29 +1,27 @@
 //! Whether this machine is ready to be migrated.
 
 use super::disks::store_disks;
-use super::manager::Manager;
+use super::parts::Parts;
 use crate::job::Refused;
 use crate::stores::ACTION_PATIENCE;
 use api::Precheck;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-impl Manager {
-    /// Looks at the machine: at these disks, or all that can be migrated, and the configured store if none is named.
-    ///
-    /// # Errors
-    /// When it is not known which disks hold the store, or the store does not answer.
-    pub fn precheck(self: &Arc<Self>, store: Option<PathBuf>, disks: Vec<String>) -> Refused<Precheck> {
-        let store = store.unwrap_or_else(|| self.config.store.clone());
-        let path = store.clone();
-        let what = format!("the store {}", store.display());
-        let below = self.within(&store, ACTION_PATIENCE, &what, move |_| store_disks(&path))?;
-        // What else may hang, it asks with deadlines of its own.
-        let input = machine::PrecheckInput {
-            store_disks: below,
-            store: Some(store),
-            disks,
-        };
-        Ok(machine::precheck(&machine::Root::system(), &input))
-    }
+/// Looks at the machine: at these disks, or all that can be migrated, and the configured store if none is named.
+///
+/// # Errors
+/// When it is not known which disks hold the store, or the store does not answer.
+pub fn precheck(parts: &Arc<Parts>, store: Option<PathBuf>, disks: Vec<String>) -> Refused<Precheck> {
+    let store = store.unwrap_or_else(|| parts.config.store.clone());
+    let path = store.clone();
+    let what = format!("the store {}", store.display());
+    let below = parts.within(&store, ACTION_PATIENCE, &what, move |_| store_disks(&path))?;
+    // What else may hang, it asks with deadlines of its own.
+    let input = machine::PrecheckInput {
+        store_disks: below,
+        store: Some(store),
+        disks,
+    };
+    Ok(machine::precheck(&machine::Root::system(), &input))
 }

@@ -1,11 +1,15 @@
 //! One sync of a job, in a thread of its own: hooks, image, retention, and what it comes to.
 
+use super::deleting;
 use super::hooks::{self, HookEnv, Stage};
 use super::images;
 use super::live::{LiveRun, run_begun};
-use super::manager::Manager;
+use super::note_writer;
 use super::outcome::{Ended, Work, conclude, interrupt, unfinished_run};
-use super::table::Locked;
+use super::owed;
+use super::owners;
+use super::parts::Parts;
+use super::table::{JobTable, Locked};
 use super::written;
 use crate::clock::Moment;
 use crate::engine::{self, ErrorKind, ImageBegun, KnownFrom, Observer, SourceDisk, Synced};
@@ -44,131 +48,129 @@ fn begin_run(job: &mut JobRecord, run_type: RunType, now: &Moment) {
     });
 }
 
-impl Manager {
-    /// Makes a job Running, after a change, and starts its sync. The caller has checked that the job's state allows it.
-    pub(super) fn launch(
-        self: &Arc<Self>,
-        table: &mut Locked<'_>,
-        name: &str,
-        run_type: RunType,
-        change: impl FnOnce(&mut JobRecord),
-    ) -> Result<()> {
-        let now = self.now();
-        let begun = |job: &JobRecord| run_begun(job.runs, run_type, now.wall);
-        let job = table.update(name, |job| {
-            change(job);
-            begin_run(job, run_type, &now);
-            Ok(Some(begun(job)))
-        })?;
-        let run = begun(&job);
-        tracing::info!(job = name, run = run.number, kind = %run_type, "sync started");
-        self.spawn(table, job, run, Work::Sync)
-    }
+/// Makes a job Running, after a change, and starts its sync. The caller has checked that the job's state allows it.
+pub fn launch(
+    parts: &Arc<Parts>,
+    table: &mut Locked<'_>,
+    name: &str,
+    run_type: RunType,
+    change: impl FnOnce(&mut JobRecord),
+) -> Result<()> {
+    let now = parts.now();
+    let begun = |job: &JobRecord| run_begun(job.runs, run_type, now.wall);
+    let job = table.update(name, |job| {
+        change(job);
+        begin_run(job, run_type, &now);
+        Ok(Some(begun(job)))
+    })?;
+    let run = begun(&job);
+    tracing::info!(job = name, run = run.number, kind = %run_type, "sync started");
+    spawn(parts, table, job, run, Work::Sync)
+}
 
-    /// The image of an interrupted run turns out to be there: it is counted, and not made again.
-    pub(super) fn conclude_late(
-        self: &Arc<Self>,
-        table: &mut Locked<'_>,
-        name: &str,
-        manifest: Manifest,
-    ) -> Result<()> {
-        let mut run = unfinished_run(table, table.job(name)?);
-        run.error = None;
-        let job = table.update(name, |job| {
-            job.status = Status::Running;
-            job.error = None;
-            Ok(None)
-        })?;
-        self.spawn(table, job, run, Work::Conclude(Box::new(manifest)))
-    }
+/// The image of an interrupted run turns out to be there: it is counted, and not made again.
+pub fn conclude_late(
+    parts: &Arc<Parts>,
+    table: &mut Locked<'_>,
+    name: &str,
+    manifest: Manifest,
+) -> Result<()> {
+    let mut run = unfinished_run(table, table.job(name)?);
+    run.error = None;
+    let job = table.update(name, |job| {
+        job.status = Status::Running;
+        job.error = None;
+        Ok(None)
+    })?;
+    spawn(parts, table, job, run, Work::Conclude(Box::new(manifest)))
+}
 
-    /// Starts the thread of a run that is saved already.
-    pub(super) fn spawn(
-        self: &Arc<Self>,
-        table: &mut Locked<'_>,
-        job: JobRecord,
-        run: RunView,
-        work: Work,
-    ) -> Result<()> {
-        let live = Arc::new(LiveRun::new(
-            &job.name,
-            run.number,
-            run.started,
-            job.bandwidth_limit_bytes,
-        ));
-        let ending = job.run.as_ref().and_then(|run| run.ending);
-        self.live.begin(&job.name, live.clone(), ending);
-        let runner = Runner {
-            manager: self.clone(),
-            concluding: matches!(work, Work::Conclude(_)),
-            warnings: Mutex::default(),
-            in_use: AtomicBool::new(false),
-            images: Mutex::default(),
-            job,
-            live,
-        };
-        let begun = run.clone();
-        let name = runner.job.name.clone();
-        let thread = thread::Builder::new().name(format!("sync {name}"));
-        if let Err(error) = thread.spawn(move || runner.run(run, work)) {
-            self.live.end(&name);
-            let error = anyhow::Error::from(error).context(format!("start the sync of job {name}"));
-            // The job must not stay Running for ever.
-            let ended = Ended::Failed(format!("{error:#}"));
-            let left = interrupt(table, &name, begun, &ended, &self.now());
-            // No pre hook has run.
-            let left = left.and_then(|_| {
-                table.update(&name, |job| {
-                    job.hooks_owed = None;
-                    Ok(None)
-                })
-            });
-            if let Err(error) = left {
-                tracing::error!("{error}");
-            }
-            return Err(error);
-        }
-        Ok(())
-    }
-
-    /// Notes which image a run makes, so that after a crash it is known whether it did.
-    fn note_image(&self, name: &str, sequence: u64) -> Result<()> {
-        self.table.update(name, |job| {
-            if let Some(run) = &mut job.run {
-                run.image = Some(sequence);
-            }
-            Ok(None)
-        })?;
-        Ok(())
-    }
-
-    /// The image is there: what was modified counts from now on. Returns how many images are kept.
-    fn image_made(&self, name: &str) -> Result<Option<usize>> {
-        let mut job = self.table.job(name)?;
-        let saved = self.table.update(name, |job| {
-            job.apply_pending();
-            // It was for this disk: the next unknown disk is refused again.
-            job.accept_changed_disk = false;
-            job.take_over = false;
-            Ok(None)
+/// Starts the thread of a run that is saved already.
+pub fn spawn(
+    parts: &Arc<Parts>,
+    table: &mut Locked<'_>,
+    job: JobRecord,
+    run: RunView,
+    work: Work,
+) -> Result<()> {
+    let live = Arc::new(LiveRun::new(
+        &job.name,
+        run.number,
+        run.started,
+        job.bandwidth_limit_bytes,
+    ));
+    let ending = job.run.as_ref().and_then(|run| run.ending);
+    parts.live.begin(&job.name, live.clone(), ending);
+    let runner = Runner {
+        parts: parts.clone(),
+        concluding: matches!(work, Work::Conclude(_)),
+        warnings: Mutex::default(),
+        in_use: AtomicBool::new(false),
+        images: Mutex::default(),
+        job,
+        live,
+    };
+    let begun = run.clone();
+    let name = runner.job.name.clone();
+    let thread = thread::Builder::new().name(format!("sync {name}"));
+    if let Err(error) = thread.spawn(move || runner.run(run, work)) {
+        parts.live.end(&name);
+        let error = anyhow::Error::from(error).context(format!("start the sync of job {name}"));
+        // The job must not stay Running for ever.
+        let ended = Ended::Failed(format!("{error:#}"));
+        let left = interrupt(table, &name, begun, &ended, &parts.now());
+        // No pre hook has run.
+        let left = left.and_then(|_| {
+            table.update(&name, |job| {
+                job.hooks_owed = None;
+                Ok(None)
+            })
         });
-        match saved {
-            Ok(saved) => job = saved,
-            Err(error) => {
-                job.apply_pending();
-                tracing::error!(job = name, "{error}");
-            }
+        if let Err(error) = left {
+            tracing::error!("{error}");
         }
-        let max = job.schedule.map(|schedule| schedule.max_images);
-        Ok(max.and_then(|max| usize::try_from(max).ok()))
+        return Err(error);
     }
+    Ok(())
+}
+
+/// Notes which image a run makes, so that after a crash it is known whether it did.
+fn note_image(table: &JobTable, name: &str, sequence: u64) -> Result<()> {
+    table.update(name, |job| {
+        if let Some(run) = &mut job.run {
+            run.image = Some(sequence);
+        }
+        Ok(None)
+    })?;
+    Ok(())
+}
+
+/// The image is there: what was modified counts from now on. Returns how many images are kept.
+fn image_made(table: &JobTable, name: &str) -> Result<Option<usize>> {
+    let mut job = table.job(name)?;
+    let saved = table.update(name, |job| {
+        job.apply_pending();
+        // It was for this disk: the next unknown disk is refused again.
+        job.accept_changed_disk = false;
+        job.take_over = false;
+        Ok(None)
+    });
+    match saved {
+        Ok(saved) => job = saved,
+        Err(error) => {
+            job.apply_pending();
+            tracing::error!(job = name, "{error}");
+        }
+    }
+    let max = job.schedule.map(|schedule| schedule.max_images);
+    Ok(max.and_then(|max| usize::try_from(max).ok()))
 }
 
 /// How long whoever holds the chain is waited for: a `gc`, or what a daemon that was killed had just begun to start.
 const BUSY_PATIENCE: Duration = Duration::from_secs(10);
 
 struct Runner {
-    manager: Arc<Manager>,
+    parts: Arc<Parts>,
     /// As it was when the run began.
     job: JobRecord,
     live: Arc<LiveRun>,
@@ -194,7 +196,7 @@ impl Runner {
             ))
         });
         self.conclude(run, result);
-        self.manager.queue_note(&self.job.store, &name);
+        note_writer::queue(&self.parts, &self.job.store, &name);
     }
 
     fn work(&self, run: &mut RunView, work: Work) -> engine::Result<()> {
@@ -225,17 +227,17 @@ impl Runner {
     /// Hooks, disks, image.
     fn sync(&self) -> engine::Result<Synced> {
         let stopped = || self.live.control.is_stopped();
-        let dir = &self.manager.config.hooks_dir;
+        let dir = &self.parts.config.hooks_dir;
         hooks::run(Stage::Pre, dir, &self.job, &self.hook_env(), &stopped)
             .context("the sync did not start")
             .map_err(engine::Error::refused)?;
-        let mut request = self.manager.sync_request(&self.job);
+        let mut request = owners::sync_request(&self.parts.machine, &self.parts.config, &self.job);
         let disks = engine::open_all(&request.disks, &request.store)?;
         let store = self.store().map_err(|error| {
             engine::Error::from(error).within(format!("open store {}", request.store.display()))
         })?;
         self.check_disks(&disks)?;
-        self.manager.allow_former_owner(&store, &mut request)?;
+        owners::allow_former_owner(&self.parts.table, &store, &mut request)?;
         let begun = Instant::now();
         loop {
             match engine::run(&store, &request, &disks, &self.live.control, self) {
@@ -251,7 +253,7 @@ impl Runner {
 
     /// The job's store; what of it waits for another process shows in the run's progress, and ends when the run is ended.
     fn store(&self) -> imagefmt::Result<Store> {
-        let store = self.manager.stores.get(&self.job.store)?;
+        let store = self.parts.stores.get(&self.job.store)?;
         Ok(Store::clone(&store).with_lock_wait(self.live.clone()))
     }
 
@@ -292,14 +294,14 @@ impl Runner {
             image,
             ..self.hook_env()
         };
-        if let Some(warning) = self.manager.run_post_hooks(&self.job, &env) {
+        if let Some(warning) = owed::run_post_hooks(&self.parts, &self.job, &env) {
             self.warn(&warning);
         }
     }
 
     /// A sync that panicked has applications to release all the same.
     fn post_hooks_after_a_bug(&self) {
-        let job = self.manager.table.job(&self.job.name);
+        let job = self.parts.table.job(&self.job.name);
         if job.is_ok_and(|job| job.hooks_owed == Some(self.live.number)) {
             let run = AssertUnwindSafe(|| self.run_post_hooks(RunOutcome::Failed, String::new()));
             // What is owed still is run within a minute.
@@ -308,16 +310,16 @@ impl Runner {
     }
 
     fn progressed(&self) {
-        self.manager.table.progressed(&self.job.name);
+        self.parts.table.progressed(&self.job.name);
     }
 
     fn is_shutdown(&self) -> bool {
-        self.manager.table.lock().is_closing()
+        self.parts.table.lock().is_closing()
     }
 
     /// Deletes the earliest unused images beyond those to be kept.
     fn retain(&self, run: &mut RunView) -> Result<()> {
-        let Some(max) = self.manager.image_made(&self.job.name)? else {
+        let Some(max) = image_made(&self.parts.table, &self.job.name)? else {
             return Ok(());
         };
         let store = self.store();
@@ -381,7 +383,7 @@ impl Runner {
     /// Writes down what the run came to, and lets go of the job.
     fn conclude(&self, mut run: RunView, result: engine::Result<()>) {
         let name = &self.job.name;
-        let now = self.manager.now();
+        let now = self.parts.now();
         run.finished = Some(now.wall);
         run.seconds = (!self.concluding).then(|| self.live.elapsed().as_secs_f64());
         run.warnings = self
@@ -389,8 +391,8 @@ impl Runner {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        let mut table = self.manager.table.lock();
-        let ending = self.manager.live.get(name).and_then(|(_, ending)| ending);
+        let mut table = self.parts.table.lock();
+        let ending = self.parts.live.get(name).and_then(|(_, ending)| ending);
         let ended = self.ended(result, ending);
         run.outcome = ended.outcome();
         if let Ended::Failed(reason) | Ended::Deferred(reason) = &ended {
@@ -408,11 +410,11 @@ impl Runner {
                 job.warnings.push(error.to_string());
             });
         }
-        self.manager.live.end(name);
+        self.parts.live.end(name);
         drop(table);
         self.progressed();
         if ended == Ended::Asked(Ending::Cancel) {
-            self.manager.discard(&self.job);
+            deleting::discard(&self.parts, &self.job);
         }
         log(name, &run);
     }
@@ -473,7 +475,7 @@ impl Observer for Runner {
     fn image(&self, image: &ImageBegun) {
         self.live
             .image(&image.label, image.total_bytes, image.resumed_bytes.is_some());
-        if let Err(error) = self.manager.note_image(&self.job.name, image.sequence) {
+        if let Err(error) = note_image(&self.parts.table, &self.job.name, image.sequence) {
             tracing::error!(job = self.job.name, image = image.label, "{error:#}");
         }
     }

@@ -3,9 +3,16 @@
 //! The scheduler looks at all jobs again and again instead of setting timers: so a suspend, a clock that is set and a
 //! restart are nothing special. A job that is due several intervals late is due once.
 
+use super::actions;
 use super::background::Task;
+use super::deleting;
 use super::images;
-use super::manager::Manager;
+use super::looking;
+use super::note_writer;
+use super::owed;
+use super::owners;
+use super::parts::Parts;
+use super::resume;
 use crate::clock::{Deadline, Moment};
 use crate::engine;
 use crate::job::JobRecord;
@@ -39,40 +46,40 @@ pub struct Scheduler {
 
 impl Scheduler {
     /// Looks at all jobs once.
-    pub fn tick(&mut self, manager: &Arc<Manager>) {
-        let now = manager.now();
+    pub fn tick(&mut self, parts: &Arc<Parts>) {
+        let now = parts.now();
         let jobs: Vec<JobRecord> = {
-            let table = manager.table.lock();
+            let table = parts.table.lock();
             if table.is_closing() {
                 return;
             }
             table.jobs().values().cloned().collect()
         };
-        manager.live.all().iter().for_each(|run| run.sample());
+        parts.live.all().iter().for_each(|run| run.sample());
         for job in &jobs {
             let held = self.held.get(&job.name).is_some_and(|until| !until.is_due(&now));
             if let Some(due) = due(job, &now).filter(|_| !held) {
-                self.act(manager, job, due, &now);
+                self.act(parts, job, due, &now);
             }
         }
         if self.retry.as_ref().is_none_or(|retry| retry.is_due(&now)) {
             self.retry = Some(Deadline::after(&now, RETRY));
-            jobs.iter().for_each(|job| manager.retry(job));
-            manager.refresh_images();
-            manager.look_for_jobs();
-            manager.stores.close_idle();
+            jobs.iter().for_each(|job| retry(parts, job));
+            images::refresh_images(parts);
+            looking::look_for_jobs(parts);
+            parts.stores.close_idle();
         }
         if self.noted.as_ref().is_none_or(|noted| noted.is_due(&now)) {
             self.noted = Some(Deadline::after(&now, NOTE_EVERY));
-            jobs.iter().for_each(|job| manager.note_deadlines(job));
+            jobs.iter().for_each(|job| note_deadlines(parts, job));
         }
     }
 
-    fn act(&mut self, manager: &Arc<Manager>, job: &JobRecord, due: Due, now: &Moment) {
+    fn act(&mut self, parts: &Arc<Parts>, job: &JobRecord, due: Due, now: &Moment) {
         let done = match due {
-            Due::Start => manager.begin_by_schedule(&job.name, Action::Start),
-            Due::Sync => manager.begin_by_schedule(&job.name, Action::Sync),
-            Due::Expire => manager.expire(&job.name),
+            Due::Start => actions::begin_by_schedule(parts, &job.name, Action::Start),
+            Due::Sync => actions::begin_by_schedule(parts, &job.name, Action::Sync),
+            Due::Expire => expire(parts, &job.name),
         };
         self.held.remove(&job.name);
         if let Err(refusal) = done {
@@ -95,96 +102,94 @@ fn due(job: &JobRecord, now: &Moment) -> Option<Due> {
     }
 }
 
-impl Manager {
-    /// The job's valid time has passed.
-    fn expire(self: &Arc<Self>, name: &str) -> crate::job::Refused<()> {
-        let mut table = self.table.lock();
-        let job = table.job(name)?;
-        if due(job, &self.now()) != Some(Due::Expire) || self.live.contains(name) {
-            return Ok(());
-        }
-        let job = table.update(name, |job| {
-            job.status = Status::Expired;
-            job.next_sync = None;
-            Ok(None)
-        })?;
-        tracing::warn!(job = name, "job expired; its images remain");
-        self.queue_note(&job.store, name);
-        Ok(())
+/// The job's valid time has passed.
+fn expire(parts: &Arc<Parts>, name: &str) -> crate::job::Refused<()> {
+    let mut table = parts.table.lock();
+    let job = table.job(name)?;
+    if due(job, &parts.now()) != Some(Due::Expire) || parts.live.contains(name) {
+        return Ok(());
     }
+    let job = table.update(name, |job| {
+        job.status = Status::Expired;
+        job.next_sync = None;
+        Ok(None)
+    })?;
+    tracing::warn!(job = name, "job expired; its images remain");
+    note_writer::queue(parts, &job.store, name);
+    Ok(())
+}
 
-    /// Tries again what was in the way: images in use that are too many, and jobs being deleted.
-    fn retry(self: &Arc<Self>, job: &JobRecord) {
-        if job.status != Status::Running {
-            self.release_in_background(job);
-        }
-        match job.status {
-            Status::Deleting => self.purge_in_background(job.clone()),
-            // One that could not be resumed when the daemon started.
-            Status::Running => self.resume_in_background(&job.name),
-            _ if job.retention_pending => self.retain_in_background(job.clone()),
-            _ => {}
-        }
+/// Tries again what was in the way: images in use that are too many, and jobs being deleted.
+fn retry(parts: &Arc<Parts>, job: &JobRecord) {
+    if job.status != Status::Running {
+        owed::release_in_background(parts, job);
     }
-
-    /// Writes down how far deadlines are away: across a reboot, that is believed more than a wall clock that was set.
-    fn note_deadlines(&self, job: &JobRecord) {
-        let now = self.now();
-        if !job.status.is_unfinished() {
-            return;
-        }
-        let saved = self.table.update(&job.name, |job| {
-            job.expires = job.expires.noted(&now);
-            job.next_sync = job.next_sync.as_ref().map(|next| next.noted(&now));
-            Ok(None)
-        });
-        if let Err(error) = saved {
-            tracing::warn!(job = job.name, "{error}");
-        }
+    match job.status {
+        Status::Deleting => deleting::purge_in_background(parts, job.clone()),
+        // One that could not be resumed when the daemon started.
+        Status::Running => resume::resume_in_background(parts, &job.name),
+        _ if job.retention_pending => retain_in_background(parts, job.clone()),
+        _ => {}
     }
+}
 
-    fn retain_in_background(self: &Arc<Self>, job: JobRecord) {
-        self.in_background(Task::Delete(job.name.clone()), move |manager| {
-            manager.retain_again(&job);
-        });
+/// Writes down how far deadlines are away: across a reboot, that is believed more than a wall clock that was set.
+fn note_deadlines(parts: &Parts, job: &JobRecord) {
+    let now = parts.now();
+    if !job.status.is_unfinished() {
+        return;
     }
+    let saved = parts.table.update(&job.name, |job| {
+        job.expires = job.expires.noted(&now);
+        job.next_sync = job.next_sync.as_ref().map(|next| next.noted(&now));
+        Ok(None)
+    });
+    if let Err(error) = saved {
+        tracing::warn!(job = job.name, "{error}");
+    }
+}
 
-    fn retain_again(&self, job: &JobRecord) {
-        let Some(schedule) = job.schedule else { return };
-        let max = usize::try_from(schedule.max_images).unwrap_or(usize::MAX);
-        let store = self.stores.get(&job.store);
-        let retained = store.and_then(|store| {
-            self.check_owner(&store, job)?;
-            let retained = engine::retain(&store, &job.name, max)?;
-            Ok((retained, images::sequences(&store, &job.name)?))
-        });
-        let (retained, images) = match retained {
-            Ok((retained, images)) if !retained.in_use => (retained, images),
-            Ok(_) => return,
-            Err(error) => {
-                return tracing::warn!(
-                    job = job.name,
-                    "earlier images could not be deleted: {}",
-                    error.full_message()
-                );
-            }
-        };
-        for gone in &retained.deleted {
-            tracing::info!(
+fn retain_in_background(parts: &Arc<Parts>, job: JobRecord) {
+    parts.in_background(Task::Delete(job.name.clone()), move |parts| {
+        retain_again(parts, &job);
+    });
+}
+
+fn retain_again(parts: &Parts, job: &JobRecord) {
+    let Some(schedule) = job.schedule else { return };
+    let max = usize::try_from(schedule.max_images).unwrap_or(usize::MAX);
+    let store = parts.stores.get(&job.store);
+    let retained = store.and_then(|store| {
+        owners::check_owner(&parts.table, &parts.machine, &store, job)?;
+        let retained = engine::retain(&store, &job.name, max)?;
+        Ok((retained, images::sequences(&store, &job.name)?))
+    });
+    let (retained, images) = match retained {
+        Ok((retained, images)) if !retained.in_use => (retained, images),
+        Ok(_) => return,
+        Err(error) => {
+            return tracing::warn!(
                 job = job.name,
-                image = gone.image,
-                "image is no longer in use and was deleted"
+                "earlier images could not be deleted: {}",
+                error.full_message()
             );
         }
-        let saved = self.table.update(&job.name, |job| {
-            job.retention_pending = false;
-            job.images = images;
-            job.warnings = retained.warnings;
-            Ok(None)
-        });
-        if let Err(error) = saved {
-            tracing::error!(job = job.name, "{error}");
-        }
+    };
+    for gone in &retained.deleted {
+        tracing::info!(
+            job = job.name,
+            image = gone.image,
+            "image is no longer in use and was deleted"
+        );
+    }
+    let saved = parts.table.update(&job.name, |job| {
+        job.retention_pending = false;
+        job.images = images;
+        job.warnings = retained.warnings;
+        Ok(None)
+    });
+    if let Err(error) = saved {
+        tracing::error!(job = job.name, "{error}");
     }
 }
 

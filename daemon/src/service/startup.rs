@@ -1,7 +1,10 @@
 //! Starting: the state is opened, and every job is picked up where it was. No store is asked: what waits for one goes on
 //! in the background.
 
-use super::manager::Manager;
+use super::looking;
+use super::note_writer;
+use super::parts::Parts;
+use super::resume;
 use super::table::JobTable;
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
@@ -18,12 +21,12 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// When the state cannot be opened, read or written.
-pub fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Manager>> {
+pub fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Parts>> {
     start_with(config, clock, Stores::new(Box::new(Directories)))
 }
 
 /// The same with stores that tests can make hang.
-pub(super) fn start_with(config: Config, clock: Arc<dyn Clock>, stores: Arc<Stores>) -> Result<Arc<Manager>> {
+pub(super) fn start_with(config: Config, clock: Arc<dyn Clock>, stores: Arc<Stores>) -> Result<Arc<Parts>> {
     let now = clock.now();
     let (mut state, opened) = State::open(&config.state_dir)?;
     let mut warnings = Vec::new();
@@ -57,14 +60,14 @@ pub(super) fn start_with(config: Config, clock: Arc<dyn Clock>, stores: Arc<Stor
     let known = KnownStores::open(&config.state_dir);
     let has_new_key = state.has_new_key();
     let table = JobTable::new(state, known, jobs, warnings);
-    let manager = Arc::new(Manager::new(config, clock, stores, table));
+    let parts = Arc::new(Parts::new(config, clock, stores, table));
     if has_new_key {
         // So that they are recognized if the state is lost.
-        seal_notes(&manager);
+        seal_notes(&parts);
     }
-    manager.look_for_jobs();
-    resume_all(&manager);
-    Ok(manager)
+    looking::look_for_jobs(&parts);
+    resume_all(&parts);
+    Ok(parts)
 }
 
 /// Where jobs may have kept their notes.
@@ -122,17 +125,17 @@ fn anchor(job: &mut JobRecord, now: &Moment) {
 }
 
 /// Writes all notes anew, in the background.
-fn seal_notes(manager: &Arc<Manager>) {
-    let jobs: Vec<JobRecord> = manager.table.lock().jobs().values().cloned().collect();
+fn seal_notes(parts: &Arc<Parts>) {
+    let jobs: Vec<JobRecord> = parts.table.lock().jobs().values().cloned().collect();
     for job in jobs {
-        manager.queue_note(&job.store, &job.name);
+        note_writer::queue(parts, &job.store, &job.name);
     }
 }
 
 /// Resumes what was going on when the daemon ended.
-fn resume_all(manager: &Arc<Manager>) {
-    let jobs: Vec<JobRecord> = manager.table.lock().jobs().values().cloned().collect();
+fn resume_all(parts: &Arc<Parts>) {
+    let jobs: Vec<JobRecord> = parts.table.lock().jobs().values().cloned().collect();
     for job in jobs {
-        manager.resume(&job);
+        resume::resume(parts, &job);
     }
 }

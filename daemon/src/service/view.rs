@@ -2,10 +2,10 @@
 
 use super::forecast::forecast;
 use super::images;
-use super::manager::Manager;
+use super::parts::Parts;
 use super::table::Locked;
 use crate::clock::Moment;
-use crate::job::{JobRecord, Refused};
+use crate::job::{JobRecord, Refusal, Refused};
 use crate::state::{Runs, Unreadable};
 use crate::stores::VIEW_PATIENCE;
 use api::{
@@ -21,126 +21,142 @@ use std::time::{Duration, Instant};
 /// Runs looked at for a forecast.
 const RUNS_SEEN: u32 = 10;
 
-impl Manager {
-    /// One job, as it is now. Its store is asked for the images, and waited for a moment.
-    ///
-    /// # Errors
-    /// When there is no such job.
-    pub fn show(&self, name: &str) -> Refused<JobView> {
-        let (mut view, job) = self.known(name)?;
-        if let Some(job) = job {
-            let path = job.store.clone();
-            let asked = self
-                .stores
-                .begin(&path, move |store| images::sequences(store, &job.name));
-            // Otherwise it has those that it had when its store was asked last.
-            if let Ok(found) = asked.wait(VIEW_PATIENCE) {
-                view.images = labels(name, &found);
-            }
+/// One job, as it is now. Its store is asked for the images, and waited for a moment.
+///
+/// # Errors
+/// When there is no such job.
+pub fn show(parts: &Parts, name: &str) -> Refused<JobView> {
+    let (mut view, job) = known(parts, name)?;
+    if let Some(job) = job {
+        let path = job.store.clone();
+        let asked = parts
+            .stores
+            .begin(&path, move |store| images::sequences(store, &job.name));
+        // Otherwise it has those that it had when its store was asked last.
+        if let Ok(found) = asked.wait(VIEW_PATIENCE) {
+            view.images = labels(name, &found);
         }
-        Ok(view)
     }
+    Ok(view)
+}
 
-    /// A job as far as the daemon knows it itself: no store is asked. A job whose record cannot be read has only a view.
-    fn known(&self, name: &str) -> Refused<(JobView, Option<JobRecord>)> {
-        let (job, runs, live) = {
-            let table = self.table.lock();
-            if let Some(job) = table.unreadable().get(name) {
-                return Ok((unreadable_view(job), None));
-            }
-            let job = table.job(name)?.clone();
-            (job, newest_runs(&table, name, RUNS_SEEN), self.live.get(name))
-        };
-        let now = self.now();
-        let mut view = view(&job, &runs.readable, &now);
-        view.warnings
-            .extend(runs.unreadable.iter().map(|(number, reason)| {
-                format!("the record of run {number} cannot be read and is left as it is: {reason}")
-            }));
-        if let Some((live, ending)) = live {
-            view.progress = Some(live.progress());
-            view.ending = ending.map(|ending| ending.label().to_owned());
-            if let Some(ending) = ending {
-                view.next.text = format!("this sync is ending ({})", ending.label());
-            }
+/// A job as far as the daemon knows it itself: no store is asked. A job whose record cannot be read has only a view.
+fn known(parts: &Parts, name: &str) -> Refused<(JobView, Option<JobRecord>)> {
+    let (job, runs, live) = {
+        let table = parts.table.lock();
+        if let Some(job) = table.unreadable().get(name) {
+            return Ok((unreadable_view(job), None));
         }
-        Ok((view, Some(job)))
+        let job = table.job(name)?.clone();
+        (job, newest_runs(&table, name, RUNS_SEEN), parts.live.get(name))
+    };
+    let now = parts.now();
+    let mut view = view(&job, &runs.readable, &now);
+    view.warnings
+        .extend(runs.unreadable.iter().map(|(number, reason)| {
+            format!("the record of run {number} cannot be read and is left as it is: {reason}")
+        }));
+    if let Some((live, ending)) = live {
+        view.progress = Some(live.progress());
+        view.ending = ending.map(|ending| ending.label().to_owned());
+        if let Some(ending) = ending {
+            view.next.text = format!("this sync is ending ({})", ending.label());
+        }
     }
+    Ok((view, Some(job)))
+}
 
-    /// All jobs, by name. No store is asked.
-    pub fn list(&self) -> Vec<JobView> {
-        let names: BTreeSet<String> = {
-            let table = self.table.lock();
-            let names = table.jobs().keys().chain(table.unreadable().keys());
-            names.cloned().collect()
-        };
-        // One that is deleted meanwhile is not in the list.
-        names
-            .iter()
-            .filter_map(|name| Some(self.known(name).ok()?.0))
-            .collect()
-    }
+/// All jobs, by name. No store is asked.
+pub fn list(parts: &Parts) -> Vec<JobView> {
+    let names: BTreeSet<String> = {
+        let table = parts.table.lock();
+        let names = table.jobs().keys().chain(table.unreadable().keys());
+        names.cloned().collect()
+    };
+    // One that is deleted meanwhile is not in the list.
+    names
+        .iter()
+        .filter_map(|name| Some(known(parts, name).ok()?.0))
+        .collect()
+}
 
-    /// The daemon.
-    pub fn status(&self) -> ServiceStatus {
-        let table = self.table.lock();
-        let now = self.now();
-        let mut jobs: BTreeMap<String, usize> = BTreeMap::new();
-        for job in table.jobs().values() {
-            *jobs.entry(job.status.to_string()).or_default() += 1;
-        }
-        if !table.unreadable().is_empty() {
-            jobs.insert("unreadable".to_owned(), table.unreadable().len());
-        }
-        let soonest = table
-            .jobs()
-            .values()
-            .filter_map(|job| Some((job.next_sync.as_ref()?.remaining(&now), job)))
-            .min_by_key(|(remaining, _)| *remaining);
-        ServiceStatus {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            started: self.started,
-            config: self.config.file.as_ref().map(|file| file.display().to_string()),
-            store: self.config.store.display().to_string(),
-            jobs,
-            next_sync: soonest.map(|(left, job)| format!("{} in {}", job.name, span(left))),
-            warnings: table.warnings(),
-        }
+/// The daemon.
+pub fn status(parts: &Parts) -> ServiceStatus {
+    let table = parts.table.lock();
+    let now = parts.now();
+    let mut jobs: BTreeMap<String, usize> = BTreeMap::new();
+    for job in table.jobs().values() {
+        *jobs.entry(job.status.to_string()).or_default() += 1;
     }
+    if !table.unreadable().is_empty() {
+        jobs.insert("unreadable".to_owned(), table.unreadable().len());
+    }
+    let soonest = table
+        .jobs()
+        .values()
+        .filter_map(|job| Some((job.next_sync.as_ref()?.remaining(&now), job)))
+        .min_by_key(|(remaining, _)| *remaining);
+    ServiceStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        started: parts.started,
+        config: parts.config.file.as_ref().map(|file| file.display().to_string()),
+        store: parts.config.store.display().to_string(),
+        jobs,
+        next_sync: soonest.map(|(left, job)| format!("{} in {}", job.name, span(left))),
+        warnings: table.warnings(),
+    }
+}
 
-    /// Every image of every known store that is in use.
-    pub fn exports(&self) -> Vec<ExportView> {
-        let stores: BTreeSet<PathBuf> = {
-            let table = self.table.lock();
-            let of_jobs = table.jobs().values().map(|job| &job.store);
-            of_jobs.chain(table.stores()).cloned().collect()
-        };
-        let asked: Vec<_> = stores
-            .iter()
-            .map(|path| (path, self.stores.begin(path, in_use)))
-            .collect();
-        let begun = Instant::now();
-        let mut found = Vec::new();
-        for (path, question) in asked {
-            match question.wait(VIEW_PATIENCE.saturating_sub(begun.elapsed())) {
-                Ok(images) => found.extend(images),
-                Err(error) => found.push(not_known("", &path.display(), error.full_message())),
-            }
+/// Every image of every known store that is in use.
+pub fn exports(parts: &Parts) -> Vec<ExportView> {
+    let stores: BTreeSet<PathBuf> = {
+        let table = parts.table.lock();
+        let of_jobs = table.jobs().values().map(|job| &job.store);
+        of_jobs.chain(table.stores()).cloned().collect()
+    };
+    let asked: Vec<_> = stores
+        .iter()
+        .map(|path| (path, parts.stores.begin(path, in_use)))
+        .collect();
+    let begun = Instant::now();
+    let mut found = Vec::new();
+    for (path, question) in asked {
+        match question.wait(VIEW_PATIENCE.saturating_sub(begun.elapsed())) {
+            Ok(images) => found.extend(images),
+            Err(error) => found.push(not_known("", &path.display(), error.full_message())),
         }
-        found
     }
+    found
+}
 
-    /// Numbers for metrics: each job with its progress and newest run.
-    pub fn measured(&self) -> Vec<(JobRecord, Option<api::Progress>, Option<RunView>)> {
-        let table = self.table.lock();
-        let measured = |job: &JobRecord| {
-            let progress = self.live.get(&job.name).map(|(live, _)| live.progress());
-            let newest = newest_runs(&table, &job.name, 1).readable.pop();
-            (job.clone(), progress, newest)
-        };
-        table.jobs().values().map(measured).collect()
+/// Runs of a job, newest first.
+///
+/// # Errors
+/// When there is no such job, or the state cannot be read.
+pub fn runs(parts: &Parts, name: &str, limit: u32) -> Refused<Vec<RunView>> {
+    let table = parts.table.lock();
+    table.job(name)?;
+    let runs = table.runs(name, limit).map_err(|error| Refusal::failed(&error))?;
+    for (number, reason) in &runs.unreadable {
+        tracing::warn!(
+            job = name,
+            run = number,
+            "the record of a run cannot be read: {reason}"
+        );
     }
+    Ok(runs.readable)
+}
+
+/// Numbers for metrics: each job with its progress and newest run.
+pub fn measured(parts: &Parts) -> Vec<(JobRecord, Option<api::Progress>, Option<RunView>)> {
+    let table = parts.table.lock();
+    let measured = |job: &JobRecord| {
+        let progress = parts.live.get(&job.name).map(|(live, _)| live.progress());
+        let newest = newest_runs(&table, &job.name, 1).readable.pop();
+        (job.clone(), progress, newest)
+    };
+    table.jobs().values().map(measured).collect()
 }
 
 /// The newest runs of a job; none, and a line in the log, where the state cannot be read: the job is shown all the same.

@@ -3,6 +3,7 @@
 use super::{House, active_run};
 use crate::job::{Ending, JobRecord};
 use crate::service::run_begun;
+use crate::service::{actions, create, deleting, view};
 use crate::state::State;
 use api::{ModifyJob, RunType, Status};
 use serde_json::Value;
@@ -27,8 +28,8 @@ pub fn wait_for_note(store: &Path, name: &str, wanted: impl Fn(&Value) -> bool) 
 
 /// A job that has one image and waits, and its store.
 pub fn waiting(house: &House, name: &str) -> PathBuf {
-    house.manager.create(&house.request(name)).unwrap();
-    house.manager.start(name).unwrap();
+    create::create(&house.parts, &house.request(name)).unwrap();
+    actions::start(&house.parts, name).unwrap();
     house.wait_idle();
     let store = house.dir.path().join("store");
     wait_for_note(&store, name, |note| note["job"]["status"] == "Waiting");
@@ -43,9 +44,9 @@ pub fn lose_state(house: &House) {
 fn a_first_sync_takes_no_other_disk_than_the_job_was_created_for() {
     let house = House::new();
     let request = house.request("web01");
-    house.manager.create(&request).unwrap();
+    create::create(&house.parts, &request).unwrap();
     std::fs::write(&request.disks[0].path, [1; 5000]).unwrap();
-    house.manager.start("web01").unwrap();
+    actions::start(&house.parts, "web01").unwrap();
     house.wait_idle();
     let error = house.job("web01").error.unwrap();
     assert!(error.contains("it had 100000 bytes and now has 5000"), "{error}");
@@ -60,11 +61,11 @@ fn another_disk_is_accepted_once() {
         accept_changed_disk: Some(true),
         ..ModifyJob::default()
     };
-    house.manager.modify("web01", &accept).unwrap();
-    assert!(house.manager.show("web01").unwrap().accept_changed_disk);
-    house.manager.sync("web01").unwrap();
+    actions::modify(&house.parts, "web01", &accept).unwrap();
+    assert!(view::show(&house.parts, "web01").unwrap().accept_changed_disk);
+    actions::sync(&house.parts, "web01").unwrap();
     house.wait_idle();
-    assert!(!house.manager.show("web01").unwrap().accept_changed_disk);
+    assert!(!view::show(&house.parts, "web01").unwrap().accept_changed_disk);
 }
 
 #[test]
@@ -76,8 +77,8 @@ fn an_order_to_end_that_was_answered_counts_after_a_kill() {
         let house = House::new();
         house.job_in("web01", Status::Running);
         match ending {
-            Ending::Cancel => house.manager.cancel("web01").unwrap(),
-            _ => house.manager.stop("web01").unwrap(),
+            Ending::Cancel => actions::cancel(&house.parts, "web01").unwrap(),
+            _ => actions::stop(&house.parts, "web01").unwrap(),
         }
         std::fs::create_dir(house.dir.path().join("store")).unwrap();
         imagefmt::open_or_create_store(&house.dir.path().join("store"), false).unwrap();
@@ -97,7 +98,7 @@ fn whether_an_image_was_made_is_decided_when_its_store_is_there() {
             job.run = Some(active_run(RunType::Manual, Some(1), None));
             Ok(Some(run_begun(1, RunType::Manual, job.created)))
         };
-        house.manager.table.update("web01", change).unwrap();
+        house.parts.table.update("web01", change).unwrap();
     }
     let away = house.dir.path().join("away");
     std::fs::rename(&store, &away).unwrap();
@@ -107,14 +108,14 @@ fn whether_an_image_was_made_is_decided_when_its_store_is_there() {
     assert_eq!(job.status, Status::InError);
     assert!(job.error.unwrap().contains("store cannot be read"));
     std::fs::rename(&away, &store).unwrap();
-    house.manager.start("web01").unwrap();
+    actions::start(&house.parts, "web01").unwrap();
     house.wait_idle();
-    let view = house.manager.show("web01").unwrap();
+    let view = view::show(&house.parts, "web01").unwrap();
     assert_eq!(
         (view.status, &*view.images),
         (Status::Waiting, &["web01/1".to_owned()][..])
     );
-    assert_eq!(house.manager.runs("web01", 10).unwrap().len(), 1);
+    assert_eq!(view::runs(&house.parts, "web01", 10).unwrap().len(), 1);
 }
 
 #[test]
@@ -126,12 +127,12 @@ fn a_store_that_was_away_when_the_state_was_lost_is_looked_through_later() {
     lose_state(&house);
     let house = house.restart();
     house.assert_warns("there is no store now");
-    assert!(house.manager.table.lock().jobs().is_empty());
+    assert!(house.parts.table.lock().jobs().is_empty());
     std::fs::rename(&away, &store).unwrap();
     let house = house.restart();
     assert_eq!(house.job("web01").status, Status::Waiting);
     let house = house.restart();
-    assert_eq!(house.manager.status().warnings, Vec::<String>::new());
+    assert_eq!(view::status(&house.parts).warnings, Vec::<String>::new());
 }
 
 #[test]
@@ -156,7 +157,7 @@ fn the_jobs_of_another_machine_are_left_alone() {
     opened.put_note("web01", &note).unwrap();
     lose_state(&house);
     let house = house.restart();
-    assert!(house.manager.table.lock().jobs().is_empty());
+    assert!(house.parts.table.lock().jobs().is_empty());
     house.assert_warns("belongs to another machine");
 }
 
@@ -166,7 +167,7 @@ fn a_stale_look_at_a_job_deletes_nothing_of_a_later_one_of_its_name() {
     let store = waiting(&house, "web01");
     let mut stale = house.job("web01");
     stale.status = Status::Deleting;
-    house.manager.purge_in_background(stale);
+    deleting::purge_in_background(&house.parts, stale);
     house.wait_idle();
     let images = imagefmt::open_store(&store).unwrap().job("web01").unwrap();
     assert_eq!(images.sequences(), [1]);
@@ -178,30 +179,30 @@ fn a_purge_of_a_store_that_is_not_there_is_not_done() {
     let store = waiting(&house, "web01");
     let away = house.dir.path().join("away");
     std::fs::rename(&store, &away).unwrap();
-    assert_eq!(house.manager.delete("web01", true), Ok(false));
+    assert_eq!(deleting::delete(&house.parts, "web01", true), Ok(false));
     house.wait_until("the purge has failed", || house.job("web01").error.is_some());
     assert_eq!(house.job("web01").status, Status::Deleting);
     // A store that is gone for good does not keep its job.
-    assert_eq!(house.manager.delete("web01", false), Ok(true));
+    assert_eq!(deleting::delete(&house.parts, "web01", false), Ok(true));
 }
 
 #[test]
 fn images_that_another_job_is_to_build_on_are_not_purged() {
     let house = House::new();
     waiting(&house, "web01");
-    house.manager.cancel("web01").unwrap();
+    actions::cancel(&house.parts, "web01").unwrap();
     let successor = api::CreateJob {
         name: "web02".to_owned(),
         take_up: Some("web01".to_owned()),
         ..house.request("web01")
     };
-    house.manager.create(&successor).unwrap();
-    let refusal = house.manager.delete("web01", true).unwrap_err();
+    create::create(&house.parts, &successor).unwrap();
+    let refusal = deleting::delete(&house.parts, "web01", true).unwrap_err();
     assert!(
         refusal.message.contains("job web02 needs an image of job web01"),
         "{refusal}"
     );
-    house.manager.start("web02").unwrap();
+    actions::start(&house.parts, "web02").unwrap();
     house.wait_idle();
-    assert_eq!(house.manager.delete("web01", true), Ok(false));
+    assert_eq!(deleting::delete(&house.parts, "web01", true), Ok(false));
 }

@@ -3,6 +3,7 @@
 use super::crashes::{lose_state, wait_for_note, waiting};
 use super::{HOUR, House};
 use crate::service::Scheduler;
+use crate::service::{actions, create, deleting, view};
 use crate::state::NoteKey;
 use api::{ErrorKind, Status};
 use rusqlite::{Connection, params};
@@ -24,12 +25,12 @@ fn is_unconfirmed(house: &House, name: &str) {
         (job.status, job.hooks_owed, job.run),
         (Status::Stopped, None, None)
     );
-    assert!(house.manager.show(name).unwrap().unconfirmed);
+    assert!(view::show(&house.parts, name).unwrap().unconfirmed);
     house.clock.pass(7 * HOUR);
-    Scheduler::default().tick(&house.manager);
+    Scheduler::default().tick(&house.parts);
     house.wait_idle();
     assert_eq!(house.job(name).status, Status::Stopped);
-    let refusal = house.manager.start(name).unwrap_err();
+    let refusal = actions::start(&house.parts, name).unwrap_err();
     assert_eq!(refusal.kind, ErrorKind::Conflict);
     assert!(refusal.message.contains("is not confirmed"), "{refusal}");
     assert!(
@@ -61,13 +62,13 @@ fn a_note_that_was_changed_runs_nothing_before_root_confirms_it() {
     let house = house.restart();
     is_unconfirmed(&house, "web01");
     house.assert_warns("web01 must be confirmed");
-    let refusal = house.manager.start("web01").unwrap_err();
+    let refusal = actions::start(&house.parts, "web01").unwrap_err();
     assert!(refusal.message.contains(&hook.display().to_string()), "{refusal}");
     let house = house.restart();
     is_unconfirmed(&house, "web01");
     assert!(!mark.exists(), "the hook has run");
-    house.manager.confirm("web01").unwrap();
-    house.manager.start("web01").unwrap();
+    actions::confirm(&house.parts, "web01").unwrap();
+    actions::start(&house.parts, "web01").unwrap();
     house.wait_idle();
     assert_eq!(house.job("web01").status, Status::Waiting);
     assert!(mark.exists());
@@ -95,8 +96,8 @@ fn a_note_of_an_ended_job_runs_no_post_hooks_and_deletes_nothing() {
     lose_state(&house);
     let house = house.restart();
     house.clock.pass(HOUR);
-    Scheduler::default().tick(&house.manager);
-    house.wait_until("the background is idle", || house.manager.background.is_idle());
+    Scheduler::default().tick(&house.parts);
+    house.wait_until("the background is idle", || house.parts.background.is_idle());
     let job = house.job("web01");
     assert_eq!(
         (job.status, job.hooks_owed, job.retention_pending),
@@ -124,9 +125,9 @@ fn a_note_of_a_lost_key_or_of_another_store_is_confirmed_by_root() {
         store: Some(other.display().to_string()),
         ..house.request("db")
     };
-    house.manager.create(&request).unwrap();
+    create::create(&house.parts, &request).unwrap();
     wait_for_note(&other, "db", |_| true);
-    house.manager.delete("web01", false).unwrap();
+    deleting::delete(&house.parts, "web01", false).unwrap();
     house.wait_until("its note is gone", || {
         imagefmt::open_store(&store).unwrap().notes().unwrap().is_empty()
     });
@@ -202,16 +203,16 @@ fn try_extremes(mut house: House, table: &str) {
             write(&house, &changed);
             house = house.restart();
             let what = format!("{place} = {extreme}");
-            assert_eq!(house.manager.list().len(), 1, "{what}");
-            house.manager.status();
-            house.manager.measured();
-            house.manager.runs("web01", 10).ok();
-            house.manager.show("web01").unwrap();
-            Scheduler::default().tick(&house.manager);
+            assert_eq!(view::list(&house.parts).len(), 1, "{what}");
+            view::status(&house.parts);
+            view::measured(&house.parts);
+            view::runs(&house.parts, "web01", 10).ok();
+            view::show(&house.parts, "web01").unwrap();
+            Scheduler::default().tick(&house.parts);
             // It may be refused.
-            let _ = house.manager.sync("web01");
+            let _ = actions::sync(&house.parts, "web01");
             house.wait_idle();
-            let shown = house.manager.show("web01").unwrap();
+            let shown = view::show(&house.parts, "web01").unwrap();
             assert!(!shown.error.is_some_and(|error| error.contains("bug")), "{what}");
             // As it was.
             write(&house, &record);
@@ -245,7 +246,7 @@ fn a_note_with_an_extreme_number_of_runs_does_not_end_the_daemon() {
     });
     lose_state(&house);
     let house = house.restart();
-    let shown = house.manager.show("web01").unwrap();
+    let shown = view::show(&house.parts, "web01").unwrap();
     let error = shown.error.unwrap();
     assert!(
         error.contains("runs") && error.contains("18446744073709551615"),

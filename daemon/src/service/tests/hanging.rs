@@ -3,6 +3,7 @@
 use super::{HOUR, House};
 use crate::service::Scheduler;
 use crate::service::events::Event;
+use crate::service::{actions, create, deleting, view};
 use api::{Action, CreateJob, Status};
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
@@ -31,10 +32,10 @@ fn two_jobs(house: &House) -> PathBuf {
         store: Some(store.display().to_string()),
         ..house.request("web01")
     };
-    house.manager.create(&request).unwrap();
-    house.manager.create(&house.request("db")).unwrap();
+    create::create(&house.parts, &request).unwrap();
+    create::create(&house.parts, &house.request("db")).unwrap();
     for name in ["web01", "db"] {
-        house.manager.start(name).unwrap();
+        actions::start(&house.parts, name).unwrap();
     }
     house.wait_idle();
     store
@@ -45,12 +46,12 @@ fn a_store_that_hangs_holds_up_neither_views_nor_other_jobs_nor_the_schedule() {
     let house = House::new();
     let store = two_jobs(&house);
     house.gate.hang(&store);
-    let listed = in_time("job ls", || house.manager.list());
+    let listed = in_time("job ls", || view::list(&house.parts));
     let images: Vec<_> = listed.iter().map(|job| job.images.clone()).collect();
     assert_eq!(images, [["db/1"], ["web01/1"]]);
-    in_time("status", || house.manager.status());
-    in_time("metrics", || house.manager.measured());
-    let exports = in_time("exports", || house.manager.exports());
+    in_time("status", || view::status(&house.parts));
+    in_time("metrics", || view::measured(&house.parts));
+    let exports = in_time("exports", || view::exports(&house.parts));
     let silent = exports
         .iter()
         .find(|export| export.store == store.display().to_string());
@@ -59,12 +60,12 @@ fn a_store_that_hangs_holds_up_neither_views_nor_other_jobs_nor_the_schedule() {
         error.is_some_and(|error| error.contains("does not answer")),
         "{exports:?}"
     );
-    let shown = in_time("job show", || house.manager.show("web01").unwrap());
+    let shown = in_time("job show", || view::show(&house.parts, "web01").unwrap());
     assert_eq!(shown.images, ["web01/1"]);
 
     house.clock.pass(6 * HOUR);
     let mut scheduler = Scheduler::default();
-    in_time("the schedule", || scheduler.tick(&house.manager));
+    in_time("the schedule", || scheduler.tick(&house.parts));
     in_time("another job's sync", || {
         house.wait_until("db has synced", || {
             house.job("db").status == Status::Waiting && house.job("db").runs == 2
@@ -72,11 +73,11 @@ fn a_store_that_hangs_holds_up_neither_views_nor_other_jobs_nor_the_schedule() {
     });
     // The job of the store is what waits.
     assert_eq!(house.job("web01").status, Status::Running);
-    in_time("stop", || house.manager.stop("web01").unwrap());
+    in_time("stop", || actions::stop(&house.parts, "web01").unwrap());
     house.gate.release();
     house.wait_idle();
     assert_eq!(house.job("web01").status, Status::Stopped);
-    assert_eq!(house.manager.show("db").unwrap().images, ["db/1", "db/2"]);
+    assert_eq!(view::show(&house.parts, "db").unwrap().images, ["db/1", "db/2"]);
 }
 
 #[test]
@@ -89,16 +90,16 @@ fn a_store_that_hangs_does_not_hold_up_the_start() {
             job.run = Some(super::active_run(api::RunType::Manual, Some(1), None));
             Ok(None)
         };
-        house.manager.table.update("web01", change).unwrap();
+        house.parts.table.update("web01", change).unwrap();
     }
     let house = in_time("the start", || house.restart_behind(|gate| gate.hang(&store)));
-    let listed = in_time("job ls", || house.manager.list());
+    let listed = in_time("job ls", || view::list(&house.parts));
     assert_eq!(listed[1].images, ["web01/1"]);
     assert_eq!(listed[1].status, Status::Running);
     house.gate.release();
     house.wait_idle();
     assert_eq!(house.job("web01").status, Status::Waiting);
-    assert_eq!(house.manager.runs("web01", 10).unwrap().len(), 1);
+    assert_eq!(view::runs(&house.parts, "web01", 10).unwrap().len(), 1);
 }
 
 #[test]
@@ -112,24 +113,24 @@ fn a_state_that_was_lost_is_found_in_stores_that_answer_while_another_hangs() {
     let house = in_time("the start", || house.restart_behind(|gate| gate.hang(&store)));
     in_time("the job of the other store", || {
         house.wait_until("db is found", || {
-            house.manager.table.lock().jobs().contains_key("db")
+            house.parts.table.lock().jobs().contains_key("db")
         });
     });
-    house.wait_until("the look is over", || house.manager.background.is_idle());
-    assert!(!house.manager.table.lock().jobs().contains_key("web01"));
+    house.wait_until("the look is over", || house.parts.background.is_idle());
+    assert!(!house.parts.table.lock().jobs().contains_key("web01"));
     house.assert_warns("does not answer");
     house.gate.release();
-    Scheduler::default().tick(&house.manager);
+    Scheduler::default().tick(&house.parts);
     house.wait_until("web01 is found", || {
-        house.manager.table.lock().jobs().contains_key("web01")
+        house.parts.table.lock().jobs().contains_key("web01")
     });
 }
 
 #[test]
 fn a_sync_that_waits_for_a_suspended_process_says_so_and_can_be_stopped_and_canceled() {
     let house = House::new();
-    house.manager.create(&house.request("web01")).unwrap();
-    house.manager.start("web01").unwrap();
+    create::create(&house.parts, &house.request("web01")).unwrap();
+    actions::start(&house.parts, "web01").unwrap();
     house.wait_idle();
     let lock = house.dir.path().join("store/web01/reclaim.lock");
     let held = std::fs::File::options().append(true).open(lock).unwrap();
@@ -139,13 +140,11 @@ fn a_sync_that_waits_for_a_suspended_process_says_so_and_can_be_stopped_and_canc
         (Action::Stop, Status::Stopped),
         (Action::Cancel, Status::Canceled),
     ] {
-        house
-            .manager
-            .start("web01")
-            .or_else(|_| house.manager.sync("web01"))
+        actions::start(&house.parts, "web01")
+            .or_else(|_| actions::sync(&house.parts, "web01"))
             .unwrap();
         house.wait_until("the sync waits", || {
-            let progress = house.manager.show("web01").unwrap().progress;
+            let progress = view::show(&house.parts, "web01").unwrap().progress;
             let held_up = progress.and_then(|progress| progress.held_up);
             held_up.is_some_and(|by| by.contains(&us) && by.contains("waiting until"))
         });
@@ -160,14 +159,14 @@ fn a_sync_that_waits_for_a_suspended_process_says_so_and_can_be_stopped_and_canc
 fn images_that_others_delete_are_gone_from_the_list_after_a_minute() {
     let house = House::new();
     two_jobs(&house);
-    house.manager.sync("db").unwrap();
+    actions::sync(&house.parts, "db").unwrap();
     house.wait_idle();
     assert_eq!(house.job("db").images, [1, 2]);
     let store = imagefmt::open_store(&house.dir.path().join("store")).unwrap();
     let first = store.job("db").unwrap().get(1).unwrap();
     store.delete(&first).unwrap();
-    assert_eq!(house.manager.show("db").unwrap().images, ["db/2"]);
-    Scheduler::default().tick(&house.manager);
+    assert_eq!(view::show(&house.parts, "db").unwrap().images, ["db/2"]);
+    Scheduler::default().tick(&house.parts);
     house.wait_idle();
     assert_eq!(house.job("db").images, [2]);
 }
@@ -175,12 +174,12 @@ fn images_that_others_delete_are_gone_from_the_list_after_a_minute() {
 #[test]
 fn two_listeners_see_every_change_of_a_jobs_life() {
     let house = House::new();
-    let (one, two) = (house.manager.listen(), house.manager.listen());
-    house.manager.create(&house.request("web01")).unwrap();
-    house.manager.start("web01").unwrap();
+    let (one, two) = (house.parts.listen(), house.parts.listen());
+    create::create(&house.parts, &house.request("web01")).unwrap();
+    actions::start(&house.parts, "web01").unwrap();
     house.wait_idle();
-    house.manager.cancel("web01").unwrap();
-    house.manager.delete("web01", false).unwrap();
+    actions::cancel(&house.parts, "web01").unwrap();
+    deleting::delete(&house.parts, "web01", false).unwrap();
     let seen = one.wait(Duration::ZERO);
     assert_eq!(two.wait(Duration::ZERO), seen);
     let name = "web01".to_owned();

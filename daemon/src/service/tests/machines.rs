@@ -4,6 +4,7 @@ use super::crashes::{wait_for_note, waiting};
 use super::{House, config};
 use crate::clock::HandClock;
 use crate::config::Config;
+use crate::service::{actions, create, deleting, view};
 use crate::stores::tests::Gate;
 use api::{CompleteJob, CreateJob, ErrorKind, ModifyJob, Status};
 use hostdev::Root;
@@ -39,14 +40,14 @@ fn two_machines() -> (tempfile::TempDir, PathBuf, House, House) {
 }
 
 fn create_waiting(house: &House, store: &Path, request: &CreateJob) {
-    house.manager.create(request).unwrap();
-    house.manager.start(&request.name).unwrap();
+    create::create(&house.parts, request).unwrap();
+    actions::start(&house.parts, &request.name).unwrap();
     house.wait_idle();
     wait_for_note(store, &request.name, |note| note["job"]["status"] == "Waiting");
 }
 
 fn refused(house: &House, request: &CreateJob, words: &[&str]) {
-    let refusal = house.manager.create(request).unwrap_err();
+    let refusal = create::create(&house.parts, request).unwrap_err();
     assert_eq!(refusal.kind, ErrorKind::Conflict, "{refusal}");
     for word in words {
         assert!(refusal.message.contains(word), "{refusal}");
@@ -61,7 +62,7 @@ fn sequences(store: &Path, job: &str) -> Vec<u64> {
 #[test]
 fn a_job_of_the_same_name_is_refused_by_its_note_and_by_its_chain() {
     let (_dir, store, first, second) = two_machines();
-    first.manager.create(&first.request("web01")).unwrap();
+    create::create(&first.parts, &first.request("web01")).unwrap();
     wait_for_note(&store, "web01", |_| true);
     refused(
         &second,
@@ -70,10 +71,10 @@ fn a_job_of_the_same_name_is_refused_by_its_note_and_by_its_chain() {
     );
     // Both are created before one can see the note of the other.
     fs::remove_file(store.join(".notes/web01.json")).unwrap();
-    second.manager.create(&second.request("web01")).unwrap();
-    first.manager.start("web01").unwrap();
+    create::create(&second.parts, &second.request("web01")).unwrap();
+    actions::start(&first.parts, "web01").unwrap();
     first.wait_idle();
-    second.manager.start("web01").unwrap();
+    actions::start(&second.parts, "web01").unwrap();
     second.wait_idle();
     let error = second.job("web01").error.unwrap();
     for words in [
@@ -86,16 +87,16 @@ fn a_job_of_the_same_name_is_refused_by_its_note_and_by_its_chain() {
     }
     assert_eq!(sequences(&store, "web01"), [1]);
     // It deletes nothing of the other machine either.
-    second.manager.cancel("web01").unwrap();
-    assert_eq!(second.manager.delete("web01", true), Ok(false));
+    actions::cancel(&second.parts, "web01").unwrap();
+    assert_eq!(deleting::delete(&second.parts, "web01", true), Ok(false));
     let is_refused = || {
         let error = second.job("web01").error;
         error.is_some_and(|error| error.contains("belong to job web01") && error.contains("(host-a)"))
     };
     second.wait_until("the purge is refused", is_refused);
     assert_eq!(sequences(&store, "web01"), [1]);
-    assert_eq!(second.manager.delete("web01", false), Ok(true));
-    first.manager.sync("web01").unwrap();
+    assert_eq!(deleting::delete(&second.parts, "web01", false), Ok(true));
+    actions::sync(&first.parts, "web01").unwrap();
     first.wait_idle();
     assert_eq!(sequences(&store, "web01"), [1, 2]);
 }
@@ -112,11 +113,11 @@ fn images_are_taken_over_when_somebody_says_so() {
     };
     create_waiting(&second, &store, &taking);
     assert!(
-        !second.manager.show("web01").unwrap().take_over,
+        !view::show(&second.parts, "web01").unwrap().take_over,
         "it is for one image"
     );
     assert_eq!(sequences(&store, "web01"), [1, 2]);
-    first.manager.sync("web01").unwrap();
+    actions::sync(&first.parts, "web01").unwrap();
     first.wait_idle();
     let error = first.job("web01").error.unwrap();
     assert!(error.contains("(host-b)"), "{error}");
@@ -125,9 +126,9 @@ fn images_are_taken_over_when_somebody_says_so() {
         accept_changed_disk: Some(true),
         ..ModifyJob::default()
     };
-    first.manager.modify("web01", &modified).unwrap();
-    assert!(first.manager.show("web01").unwrap().take_over);
-    first.manager.start("web01").unwrap();
+    actions::modify(&first.parts, "web01", &modified).unwrap();
+    assert!(view::show(&first.parts, "web01").unwrap().take_over);
+    actions::start(&first.parts, "web01").unwrap();
     first.wait_idle();
     assert_eq!(first.job("web01").status, Status::Waiting);
     assert_eq!(sequences(&store, "web01"), [1, 2, 3]);
@@ -147,7 +148,7 @@ fn a_job_that_is_active_elsewhere_is_not_continued() {
         &successor,
         &["belongs to job web01", "(host-a)", "--take-over"],
     );
-    first.manager.complete("web01", &CompleteJob::default()).unwrap();
+    actions::complete(&first.parts, "web01", &CompleteJob::default()).unwrap();
     wait_for_note(&store, "web01", |note| note["job"]["status"] == "Finished");
     create_waiting(&second, &store, &successor);
     assert_eq!(sequences(&store, "web02"), [2]);
@@ -157,18 +158,18 @@ fn a_job_that_is_active_elsewhere_is_not_continued() {
 fn a_successor_that_was_canceled_before_its_first_image_blocks_nobody() {
     let house = House::new();
     waiting(&house, "web01");
-    house.manager.cancel("web01").unwrap();
+    actions::cancel(&house.parts, "web01").unwrap();
     let successor = |name: &str| CreateJob {
         name: name.to_owned(),
         take_up: Some("web01".to_owned()),
         ..house.request("web01")
     };
-    house.manager.create(&successor("web02")).unwrap();
-    let refusal = house.manager.create(&successor("web03")).unwrap_err();
+    create::create(&house.parts, &successor("web02")).unwrap();
+    let refusal = create::create(&house.parts, &successor("web03")).unwrap_err();
     assert!(refusal.message.contains("web02"), "{refusal}");
-    house.manager.cancel("web02").unwrap();
-    house.manager.create(&successor("web03")).unwrap();
-    house.manager.start("web03").unwrap();
+    actions::cancel(&house.parts, "web02").unwrap();
+    create::create(&house.parts, &successor("web03")).unwrap();
+    actions::start(&house.parts, "web03").unwrap();
     house.wait_idle();
     assert_eq!(house.job("web03").status, Status::Waiting);
 }
@@ -177,7 +178,7 @@ fn a_successor_that_was_canceled_before_its_first_image_blocks_nobody() {
 fn what_the_first_sync_would_refuse_is_refused_at_once() {
     let house = House::new();
     waiting(&house, "web01");
-    house.manager.cancel("web01").unwrap();
+    actions::cancel(&house.parts, "web01").unwrap();
     let mut successor = CreateJob {
         take_up: Some("web01".to_owned()),
         ..house.request("web02")
@@ -192,8 +193,8 @@ fn what_the_first_sync_would_refuse_is_refused_at_once() {
     fs::write(&successor.disks[0].path, [7; 5000]).unwrap();
     refused(&house, &successor, &["it had 100000 bytes and now has 5000"]);
     successor.accept_changed_disk = true;
-    house.manager.create(&successor).unwrap();
-    house.manager.start("web02").unwrap();
+    create::create(&house.parts, &successor).unwrap();
+    actions::start(&house.parts, "web02").unwrap();
     house.wait_idle();
     assert_eq!(
         house.job("web02").status,

@@ -1,13 +1,14 @@
-//! Every action in every state, actions at once, and what a restart finds: on the manager itself, with a clock set by
+//! Every action in every state, actions at once, and what a restart finds: on the service itself, with a clock set by
 //! hand and disks that are not there. Real syncs are run by the cross-crate tests.
 
 use super::live::LiveRun;
 use super::startup::start_with;
-use super::{Manager, Scheduler};
+use super::{Parts, Scheduler};
 use crate::clock::{Clock, Deadline, HandClock};
 use crate::config::Config;
 use crate::job::Ending;
 use crate::job::{ActiveRun, DiskRecord, JobRecord, Refused, ResolvedInput, new_record};
+use crate::service::{actions, create, deleting, view};
 use crate::stores::Stores;
 use crate::stores::tests::Gate;
 use api::{Action, CompleteJob, CreateJob, ErrorKind, ModifyJob, RunType, Status, rules};
@@ -30,7 +31,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 struct House {
     dir: tempfile::TempDir,
     clock: Arc<HandClock>,
-    manager: Arc<Manager>,
+    parts: Arc<Parts>,
     /// Through which its stores are reached.
     gate: Gate,
 }
@@ -69,48 +70,48 @@ impl House {
 
     fn started_with(config: Config, dir: tempfile::TempDir, clock: Arc<HandClock>, gate: Gate) -> Self {
         let stores = Stores::new(Box::new(gate.clone()));
-        let manager = start_with(config, clock.clone(), stores).unwrap();
+        let parts = start_with(config, clock.clone(), stores).unwrap();
         Self {
             dir,
             clock,
-            manager,
+            parts,
             gate,
         }
     }
 
-    /// As after a kill: the old manager is gone, and nothing was said. What the new one does in the background is done.
+    /// As after a kill: the old service is gone, and nothing was said. What the new one does in the background is done.
     fn restart(self) -> Self {
         let house = self.restart_behind(|_| ());
-        house.wait_until("the background is idle", || house.manager.background.is_idle());
+        house.wait_until("the background is idle", || house.parts.background.is_idle());
         house
     }
 
-    /// The same, where something happens to the stores meanwhile; the new manager is not waited for.
+    /// The same, where something happens to the stores meanwhile; the new service is not waited for.
     fn restart_behind(self, meanwhile: impl FnOnce(&Gate)) -> Self {
         let Self {
             dir,
             clock,
-            manager,
+            parts,
             gate,
         } = self;
-        drop(manager);
+        drop(parts);
         meanwhile(&gate);
         Self::started(dir, clock, gate)
     }
 
     fn warns(&self, words: &str) -> bool {
-        let warnings = self.manager.status().warnings;
+        let warnings = view::status(&self.parts).warnings;
         warnings.iter().any(|warning| warning.contains(words))
     }
 
     #[track_caller]
     fn assert_warns(&self, words: &str) {
-        let warnings = self.manager.status().warnings;
+        let warnings = view::status(&self.parts).warnings;
         assert!(self.warns(words), "{words}: {warnings:?}");
     }
 
     fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
-        let changes = self.manager.listen();
+        let changes = self.parts.listen();
         let begun = Instant::now();
         while !done() {
             assert!(begun.elapsed() < Duration::from_secs(60), "{what}: not yet");
@@ -150,28 +151,28 @@ impl House {
             ..self.request("other")
         };
         let now = self.clock.now();
-        let mut job = new_record(&request, given, &self.manager.config, &now).unwrap();
+        let mut job = new_record(&request, given, &self.parts.config, &now).unwrap();
         job.status = status;
         job.next_sync = (status == Status::Waiting).then(|| Deadline::after(&now, 6 * HOUR));
-        let mut table = self.manager.table.lock();
+        let mut table = self.parts.table.lock();
         if status == Status::Running {
             job.runs = 1;
             job.run = Some(active_run(RunType::Manual, None, None));
             let live = Arc::new(LiveRun::new(name, 1, now.wall, 0));
-            self.manager.live.begin(name, live, None);
+            self.parts.live.begin(name, live, None);
         }
         table.insert(job).unwrap();
     }
 
     fn job(&self, name: &str) -> JobRecord {
-        self.manager.table.job(name).unwrap()
+        self.parts.table.job(name).unwrap()
     }
 
     fn ask(&self, name: &str, action: Action) -> Refused<()> {
-        let modify = |change: ModifyJob| self.manager.modify(name, &change);
+        let modify = |change: ModifyJob| actions::modify(&self.parts, name, &change);
         match action {
-            Action::Start => self.manager.start(name),
-            Action::Sync => self.manager.sync(name),
+            Action::Start => actions::start(&self.parts, name),
+            Action::Sync => actions::sync(&self.parts, name),
             Action::ModifySchedule => modify(ModifyJob {
                 interval_seconds: Some(7200),
                 ..ModifyJob::default()
@@ -184,25 +185,25 @@ impl House {
                 description: Some("new".to_owned()),
                 ..ModifyJob::default()
             }),
-            Action::Confirm => self.manager.confirm(name),
-            Action::Stop => self.manager.stop(name),
-            Action::Cancel => self.manager.cancel(name),
-            Action::Complete => self.manager.complete(name, &CompleteJob::default()),
+            Action::Confirm => actions::confirm(&self.parts, name),
+            Action::Stop => actions::stop(&self.parts, name),
+            Action::Cancel => actions::cancel(&self.parts, name),
+            Action::Complete => actions::complete(&self.parts, name, &CompleteJob::default()),
             Action::TakeUp => {
                 let successor = CreateJob {
                     take_up: Some(name.to_owned()),
                     ..self.request("successor")
                 };
-                self.manager.create(&successor).map(drop)
+                create::create(&self.parts, &successor).map(drop)
             }
-            Action::Delete => self.manager.delete(name, false).map(drop),
+            Action::Delete => deleting::delete(&self.parts, name, false).map(drop),
         }
     }
 
     /// Waits until no sync runs, and none is being resumed.
     fn wait_idle(&self) {
         self.wait_until("no sync runs", || {
-            self.manager.running() == 0 && self.manager.background.is_idle()
+            actions::running(&self.parts) == 0 && self.parts.background.is_idle()
         });
     }
 }
@@ -230,7 +231,7 @@ fn every_action_in_every_state_is_allowed_or_refused_as_the_table_says() {
                     assert_eq!(house.job("web01"), before, "{told}: nothing has changed");
                 }
             }
-            house.manager.live.end("web01");
+            house.parts.live.end("web01");
         }
     }
 }
@@ -299,13 +300,7 @@ fn of_conflicting_actions_at_once_one_wins() {
                 .map(|asked| asked.join().unwrap().is_ok())
                 .collect()
         });
-        let known = house
-            .manager
-            .table
-            .lock()
-            .jobs()
-            .get("web01")
-            .map(|job| job.status);
+        let known = house.parts.table.lock().jobs().get("web01").map(|job| job.status);
         let ended = matches!(known, None | Some(Status::Finished | Status::Canceled));
         assert!(ended, "{known:?} {won:?}");
         // Complete and cancel exclude each other; deleting what has ended is possible behind either.
@@ -318,13 +313,13 @@ fn of_conflicting_actions_at_once_one_wins() {
 fn a_sync_that_is_being_ended_takes_no_second_order() {
     let house = House::new();
     house.job_in("web01", Status::Running);
-    house.manager.stop("web01").unwrap();
+    actions::stop(&house.parts, "web01").unwrap();
     for action in [Action::Stop, Action::Cancel] {
         let refusal = house.ask("web01", action).unwrap_err();
         assert!(refusal.message.contains("is ending (stop)"), "{refusal}");
     }
     assert!(matches!(
-        house.manager.live.get("web01"),
+        house.parts.live.get("web01"),
         Some((_, Some(Ending::Stop)))
     ));
 }
@@ -333,7 +328,7 @@ fn a_sync_that_is_being_ended_takes_no_second_order() {
 fn a_shutdown_lets_nothing_begin() {
     let house = House::new();
     house.job_in("web01", Status::Waiting);
-    house.manager.close();
+    actions::close(&house.parts);
     for action in [
         Action::Sync,
         Action::Stop,
@@ -349,7 +344,7 @@ fn a_shutdown_lets_nothing_begin() {
     }
     let new = house.request("db");
     assert_eq!(
-        house.manager.create(&new).unwrap_err().kind,
+        create::create(&house.parts, &new).unwrap_err().kind,
         ErrorKind::Unavailable
     );
 }
@@ -361,15 +356,24 @@ fn a_repeated_create_with_its_token_is_the_same_job() {
         client_token: Some("token-1".to_owned()),
         ..house.request("web01")
     };
-    assert_eq!(house.manager.create(&request), Ok(("web01".to_owned(), true)));
-    assert_eq!(house.manager.create(&request), Ok(("web01".to_owned(), false)));
+    assert_eq!(
+        create::create(&house.parts, &request),
+        Ok(("web01".to_owned(), true))
+    );
+    assert_eq!(
+        create::create(&house.parts, &request),
+        Ok(("web01".to_owned(), false))
+    );
     let house = house.restart();
-    assert_eq!(house.manager.create(&request), Ok(("web01".to_owned(), false)));
+    assert_eq!(
+        create::create(&house.parts, &request),
+        Ok(("web01".to_owned(), false))
+    );
     let other = CreateJob {
         max_images: Some(4),
         ..request
     };
-    let refusal = house.manager.create(&other).unwrap_err();
+    let refusal = create::create(&house.parts, &other).unwrap_err();
     assert!(
         refusal.message.contains("create job web01 with other parameters"),
         "{refusal}"
@@ -380,19 +384,19 @@ fn a_repeated_create_with_its_token_is_the_same_job() {
 fn a_disk_has_one_unfinished_job() {
     let house = House::new();
     let first = house.request("web01");
-    house.manager.create(&first).unwrap();
+    create::create(&house.parts, &first).unwrap();
     let second = CreateJob {
         name: "web02".to_owned(),
         ..first.clone()
     };
-    let refusal = house.manager.create(&second).unwrap_err();
+    let refusal = create::create(&house.parts, &second).unwrap_err();
     assert!(
         refusal.message.contains("belongs to job web01, which is Ready"),
         "{refusal}"
     );
-    house.manager.cancel("web01").unwrap();
-    house.manager.create(&second).unwrap();
-    let again = house.manager.create(&first).unwrap_err();
+    actions::cancel(&house.parts, "web01").unwrap();
+    create::create(&house.parts, &second).unwrap();
+    let again = create::create(&house.parts, &first).unwrap_err();
     assert!(
         again.message.contains("job web01 already exists (Canceled)"),
         "{again}"
@@ -411,7 +415,7 @@ fn of_two_jobs_created_at_once_on_one_disk_one_is_made() {
         let made = std::thread::scope(|scope| {
             let asked: Vec<_> = requests
                 .iter()
-                .map(|request| scope.spawn(|| house.manager.create(request)))
+                .map(|request| scope.spawn(|| create::create(&house.parts, request)))
                 .collect();
             asked
                 .into_iter()
@@ -427,21 +431,21 @@ fn of_two_jobs_created_at_once_on_one_disk_one_is_made() {
 fn a_disk_that_vanished_leads_to_in_error_and_start_goes_on_when_it_is_back() {
     let house = House::new();
     let request = house.request("web01");
-    house.manager.create(&request).unwrap();
+    create::create(&house.parts, &request).unwrap();
     let disk = Path::new(&request.disks[0].path).to_owned();
     let away = disk.with_extension("away");
     std::fs::rename(&disk, &away).unwrap();
-    house.manager.start("web01").unwrap();
+    actions::start(&house.parts, "web01").unwrap();
     house.wait_idle();
     let job = house.job("web01");
     assert_eq!(job.status, Status::InError);
     let error = job.error.unwrap();
     assert!(error.contains("web01.img"), "{error}");
     std::fs::rename(&away, &disk).unwrap();
-    house.manager.start("web01").unwrap();
+    actions::start(&house.parts, "web01").unwrap();
     house.wait_idle();
     assert_eq!(house.job("web01").status, Status::Waiting);
-    let runs = house.manager.runs("web01", 10).unwrap();
+    let runs = view::runs(&house.parts, "web01", 10).unwrap();
     let outcomes: Vec<_> = runs.iter().map(|run| run.outcome).collect();
     assert_eq!(outcomes, [api::RunOutcome::Succeeded, api::RunOutcome::Failed]);
 }
@@ -449,17 +453,17 @@ fn a_disk_that_vanished_leads_to_in_error_and_start_goes_on_when_it_is_back() {
 #[test]
 fn several_missed_intervals_lead_to_one_sync() {
     let house = House::new();
-    house.manager.create(&house.request("web01")).unwrap();
-    house.manager.start("web01").unwrap();
+    create::create(&house.parts, &house.request("web01")).unwrap();
+    actions::start(&house.parts, "web01").unwrap();
     house.wait_idle();
     house.clock.reboot(50 * HOUR);
     let house = house.restart();
     let mut scheduler = Scheduler::default();
     for _ in 0..3 {
-        scheduler.tick(&house.manager);
+        scheduler.tick(&house.parts);
         house.wait_idle();
     }
-    assert_eq!(house.manager.runs("web01", 10).unwrap().len(), 2);
+    assert_eq!(view::runs(&house.parts, "web01", 10).unwrap().len(), 2);
     let left = house
         .job("web01")
         .next_sync
@@ -471,18 +475,18 @@ fn several_missed_intervals_lead_to_one_sync() {
 #[test]
 fn a_modified_interval_counts_after_the_next_sync() {
     let house = House::new();
-    house.manager.create(&house.request("web01")).unwrap();
-    house.manager.start("web01").unwrap();
+    create::create(&house.parts, &house.request("web01")).unwrap();
+    actions::start(&house.parts, "web01").unwrap();
     house.wait_idle();
     house.ask("web01", Action::ModifySchedule).unwrap();
-    let view = house.manager.show("web01").unwrap();
+    let view = view::show(&house.parts, "web01").unwrap();
     assert_eq!(view.interval_seconds, Some(6 * 3600));
     assert_eq!(view.pending.interval_seconds, Some(7200));
     assert_eq!(view.next.in_seconds, Some(6 * 3600));
     house.clock.pass(6 * HOUR);
-    Scheduler::default().tick(&house.manager);
+    Scheduler::default().tick(&house.parts);
     house.wait_idle();
-    let view = house.manager.show("web01").unwrap();
+    let view = view::show(&house.parts, "web01").unwrap();
     assert_eq!(view.interval_seconds, Some(7200));
     assert_eq!(view.pending, api::PendingView::default());
     assert_eq!(view.next.in_seconds, Some(7200));
@@ -491,7 +495,7 @@ fn a_modified_interval_counts_after_the_next_sync() {
 #[test]
 fn a_job_that_was_running_is_gone_on_with() {
     let house = House::new();
-    house.manager.create(&house.request("web01")).unwrap();
+    create::create(&house.parts, &house.request("web01")).unwrap();
     {
         let change = |job: &mut JobRecord| {
             job.status = Status::Running;
@@ -499,12 +503,12 @@ fn a_job_that_was_running_is_gone_on_with() {
             job.run = Some(active_run(RunType::Schedule, None, None));
             Ok(Some(run_begun(1, RunType::Schedule, job.created)))
         };
-        house.manager.table.update("web01", change).unwrap();
+        house.parts.table.update("web01", change).unwrap();
     }
     let house = house.restart();
     house.wait_idle();
     assert_eq!(house.job("web01").status, Status::Waiting);
-    let runs = house.manager.runs("web01", 10).unwrap();
+    let runs = view::runs(&house.parts, "web01", 10).unwrap();
     assert_eq!(runs[0].outcome, api::RunOutcome::Succeeded);
     assert_eq!(runs[1].outcome, api::RunOutcome::Interrupted);
     assert_eq!(runs[0].run_type, RunType::Schedule);
@@ -513,8 +517,8 @@ fn a_job_that_was_running_is_gone_on_with() {
 #[test]
 fn an_image_that_was_made_before_a_kill_is_counted_once() {
     let house = House::new();
-    house.manager.create(&house.request("web01")).unwrap();
-    house.manager.start("web01").unwrap();
+    create::create(&house.parts, &house.request("web01")).unwrap();
+    actions::start(&house.parts, "web01").unwrap();
     house.wait_idle();
     {
         // As it was between the image's manifest and the word about it.
@@ -524,14 +528,14 @@ fn an_image_that_was_made_before_a_kill_is_counted_once() {
             job.run = Some(active_run(RunType::Manual, Some(1), None));
             Ok(Some(run_begun(1, RunType::Manual, job.created)))
         };
-        house.manager.table.update("web01", change).unwrap();
+        house.parts.table.update("web01", change).unwrap();
     }
     let house = house.restart();
     house.wait_idle();
-    let view = house.manager.show("web01").unwrap();
+    let view = view::show(&house.parts, "web01").unwrap();
     assert_eq!(view.status, Status::Waiting);
     assert_eq!(view.images, ["web01/1"]);
-    let runs = house.manager.runs("web01", 10).unwrap();
+    let runs = view::runs(&house.parts, "web01", 10).unwrap();
     assert_eq!(runs.len(), 1);
     assert_eq!(runs[0].outcome, api::RunOutcome::Succeeded);
     assert_eq!(runs[0].image.as_deref(), Some("web01/1"));
@@ -546,8 +550,8 @@ fn a_lost_or_damaged_state_is_found_again_in_the_stores() {
             store: Some(elsewhere.display().to_string()),
             ..house.request("web01")
         };
-        house.manager.create(&request).unwrap();
-        house.manager.start("web01").unwrap();
+        create::create(&house.parts, &request).unwrap();
+        actions::start(&house.parts, "web01").unwrap();
         house.wait_idle();
         // The note is written by the run's thread, behind the run's end.
         crashes::wait_for_note(&elsewhere, "web01", |note| note["job"]["status"] == "Waiting");
@@ -561,7 +565,7 @@ fn a_lost_or_damaged_state_is_found_again_in_the_stores() {
         let mut after = house.job("web01");
         assert!(after.warnings.pop().unwrap().contains("restored from its store"));
         assert_eq!(after, before);
-        assert_eq!(house.manager.runs("web01", 10).unwrap().len(), 1);
+        assert_eq!(view::runs(&house.parts, "web01", 10).unwrap().len(), 1);
         house.assert_warns("the state of web01 was restored");
         assert_eq!(house.warns("damaged"), damage.is_some());
     }
@@ -570,28 +574,28 @@ fn a_lost_or_damaged_state_is_found_again_in_the_stores() {
 #[test]
 fn deleting_keeps_images_and_purging_does_not() {
     let house = House::new();
-    house.manager.create(&house.request("web01")).unwrap();
-    house.manager.start("web01").unwrap();
+    create::create(&house.parts, &house.request("web01")).unwrap();
+    actions::start(&house.parts, "web01").unwrap();
     house.wait_idle();
-    assert_eq!(house.manager.delete("web01", false), Ok(true));
+    assert_eq!(deleting::delete(&house.parts, "web01", false), Ok(true));
     let store = imagefmt::open_store(&house.dir.path().join("store")).unwrap();
     assert_eq!(store.job("web01").unwrap().sequences(), [1]);
     let again = house.request("web01");
-    let refusal = house.manager.create(&again).unwrap_err();
+    let refusal = create::create(&house.parts, &again).unwrap_err();
     assert!(refusal.message.contains("--take-up web01"), "{refusal}");
     let adopted = CreateJob {
         take_up: Some("web01".to_owned()),
         ..again
     };
-    house.manager.create(&adopted).unwrap();
+    create::create(&house.parts, &adopted).unwrap();
     let first = store.job("web01").unwrap().get(1).unwrap();
     store.pin(&first, "audit").unwrap();
-    let refusal = house.manager.delete("web01", true).unwrap_err();
+    let refusal = deleting::delete(&house.parts, "web01", true).unwrap_err();
     assert!(refusal.message.contains("web01/1 is pinned (audit)"), "{refusal}");
     store.unpin(&first, Some("audit")).unwrap();
-    house.manager.delete("web01", true).unwrap();
+    deleting::delete(&house.parts, "web01", true).unwrap();
     house.wait_until("the job is gone", || {
-        !house.manager.table.lock().jobs().contains_key("web01")
+        !house.parts.table.lock().jobs().contains_key("web01")
     });
     assert_eq!(store.job("web01").unwrap().sequences(), [0u64; 0]);
     // The note goes in the background, behind the job.

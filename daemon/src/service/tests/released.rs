@@ -4,6 +4,7 @@ use super::{House, active_run, config};
 use crate::clock::HandClock;
 use crate::job::{Ending, JobRecord};
 use crate::service::run_begun;
+use crate::service::{actions, create, view};
 use api::{CreateJob, ErrorKind, ModifyJob, RunType, Status};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -41,14 +42,14 @@ fn killed_run(house: &House, ending: Option<Ending>) {
         job.run = Some(active_run(RunType::Manual, None, ending));
         Ok(Some(run_begun(1, RunType::Manual, job.created)))
     };
-    house.manager.table.update("web01", change).unwrap();
+    house.parts.table.update("web01", change).unwrap();
 }
 
 #[test]
 fn a_run_owes_its_post_hooks_before_its_pre_hooks_run() {
     let house = house_with_hooks("[ $1 = post ] || until [ -e go ]; do sleep 0.01; done");
-    house.manager.create(&house.request("web01")).unwrap();
-    house.manager.start("web01").unwrap();
+    create::create(&house.parts, &house.request("web01")).unwrap();
+    actions::start(&house.parts, "web01").unwrap();
     assert_eq!(
         house.job("web01").hooks_owed,
         Some(1),
@@ -63,7 +64,7 @@ fn a_run_owes_its_post_hooks_before_its_pre_hooks_run() {
 #[test]
 fn after_a_kill_the_post_hooks_run_before_the_sync_is_resumed() {
     let house = house_with_hooks("");
-    house.manager.create(&house.request("web01")).unwrap();
+    create::create(&house.parts, &house.request("web01")).unwrap();
     killed_run(&house, None);
     let house = house.restart();
     house.wait_idle();
@@ -78,7 +79,7 @@ fn after_a_kill_during_a_stop_or_cancel_the_post_hooks_run() {
         (Ending::Cancel, Status::Canceled),
     ] {
         let house = house_with_hooks("");
-        house.manager.create(&house.request("web01")).unwrap();
+        create::create(&house.parts, &house.request("web01")).unwrap();
         killed_run(&house, Some(ending));
         let house = house.restart();
         house.wait_idle();
@@ -91,13 +92,13 @@ fn after_a_kill_during_a_stop_or_cancel_the_post_hooks_run() {
 #[test]
 fn a_store_that_hangs_does_not_keep_applications_stopped() {
     let house = house_with_hooks("");
-    house.manager.create(&house.request("web01")).unwrap();
+    create::create(&house.parts, &house.request("web01")).unwrap();
     killed_run(&house, None);
     let change = |job: &mut JobRecord| {
         job.run.as_mut().unwrap().image = Some(1);
         Ok(None)
     };
-    house.manager.table.update("web01", change).unwrap();
+    house.parts.table.update("web01", change).unwrap();
     let store = house.dir.path().join("store");
     let house = house.restart_behind(|gate| gate.hang(&store));
     house.wait_until("the post hooks have run", || {
@@ -115,10 +116,10 @@ fn slow_sync(house: &House) {
         ..house.request("web01")
     };
     fs::write(&request.disks[0].path, vec![7; 4 << 20]).unwrap();
-    house.manager.create(&request).unwrap();
-    house.manager.start("web01").unwrap();
+    create::create(&house.parts, &request).unwrap();
+    actions::start(&house.parts, "web01").unwrap();
     house.wait_until("the sync reads", || {
-        let progress = house.manager.show("web01").unwrap().progress;
+        let progress = view::show(&house.parts, "web01").unwrap().progress;
         progress.is_some_and(|progress| progress.image.is_some())
     });
 }
@@ -128,8 +129,8 @@ fn a_shutdown_lets_post_hooks_end() {
     // It takes its time: at a shutdown it used to be killed as it began.
     let house = house_with_hooks("[ $1 = pre ] || sleep 0.5");
     slow_sync(&house);
-    house.manager.close();
-    house.wait_until("the sync has ended", || house.manager.running() == 0);
+    actions::close(&house.parts);
+    house.wait_until("the sync has ended", || actions::running(&house.parts) == 0);
     assert_eq!(log(&house), ["pre 1", "post 1 interrupted"]);
     assert_eq!(house.job("web01").hooks_owed, None);
     assert_eq!(
@@ -142,18 +143,16 @@ fn a_shutdown_lets_post_hooks_end() {
 #[test]
 fn a_post_hook_that_outlives_the_shutdown_runs_at_the_next_start() {
     let house = house_with_hooks("[ $1 = pre ] || [ -e go ] || exec sleep 1000");
-    let House {
-        dir, gate, manager, ..
-    } = house;
-    drop(manager);
+    let House { dir, gate, parts, .. } = house;
+    drop(parts);
     let config = crate::config::Config {
         stop_timeout: Duration::from_secs(1),
         ..config(dir.path())
     };
     let house = House::started_with(config, dir, Arc::new(HandClock::new()), gate);
     slow_sync(&house);
-    house.manager.close();
-    house.wait_until("the sync has ended", || house.manager.running() == 0);
+    actions::close(&house.parts);
+    house.wait_until("the sync has ended", || actions::running(&house.parts) == 0);
     assert_eq!(log(&house), ["pre 1"]);
     assert_eq!(house.job("web01").hooks_owed, Some(1));
     let warnings = house.job("web01").warnings;
@@ -168,7 +167,7 @@ fn a_post_hook_that_outlives_the_shutdown_runs_at_the_next_start() {
         bandwidth_limit_bytes: Some(0),
         ..ModifyJob::default()
     };
-    house.manager.modify("web01", &no_limit).unwrap();
+    actions::modify(&house.parts, "web01", &no_limit).unwrap();
     house.wait_idle();
     assert_eq!(log(&house)[2..], ["pre 2", "post 2 succeeded"]);
 }
@@ -176,21 +175,21 @@ fn a_post_hook_that_outlives_the_shutdown_runs_at_the_next_start() {
 #[test]
 fn a_job_starts_no_sync_before_its_post_hooks_have_ended() {
     let house = house_with_hooks("until [ -e go ]; do sleep 0.01; done");
-    house.manager.create(&house.request("web01")).unwrap();
+    create::create(&house.parts, &house.request("web01")).unwrap();
     killed_run(&house, Some(Ending::Stop));
     let change = |job: &mut JobRecord| {
         job.status = Status::Stopped;
         job.run = None;
         Ok(None)
     };
-    house.manager.table.update("web01", change).unwrap();
+    house.parts.table.update("web01", change).unwrap();
     let house = house.restart_behind(|_| ());
-    let refusal = house.manager.start("web01").unwrap_err();
+    let refusal = actions::start(&house.parts, "web01").unwrap_err();
     assert_eq!(refusal.kind, ErrorKind::Conflict);
     assert!(refusal.message.contains("the post hooks of run 1"), "{refusal}");
     fs::write(house.dir.path().join("go"), "").unwrap();
     house.wait_until("they have ended", || house.job("web01").hooks_owed.is_none());
-    house.manager.start("web01").unwrap();
+    actions::start(&house.parts, "web01").unwrap();
     house.wait_idle();
     assert_eq!(log(&house), ["post 1 interrupted", "pre 2", "post 2 succeeded"]);
 }
@@ -198,7 +197,7 @@ fn a_job_starts_no_sync_before_its_post_hooks_have_ended() {
 #[test]
 fn a_job_of_another_machine_owes_nothing_here() {
     let house = house_with_hooks("");
-    house.manager.create(&house.request("web01")).unwrap();
+    create::create(&house.parts, &house.request("web01")).unwrap();
     killed_run(&house, None);
     let database = rusqlite::Connection::open(house.dir.path().join("state.db")).unwrap();
     database

@@ -4,6 +4,7 @@ use super::House;
 use super::crashes::{lose_state, wait_for_note, waiting};
 use crate::job::Refused;
 use crate::service::Scheduler;
+use crate::service::{actions, create, deleting, view};
 use crate::state::NoteKey;
 use api::{Action, CreateJob, ErrorKind, ModifyJob, Status};
 use rusqlite::{Connection, params};
@@ -54,7 +55,7 @@ fn a_field_of_a_newer_version_in_a_request_costs_no_job() {
     edit(&house, "web01", newer);
     let house = house.restart();
     assert_eq!(house.job("web01").status, Status::Waiting);
-    assert_eq!(house.manager.status().warnings, Vec::<String>::new());
+    assert_eq!(view::status(&house.parts).warnings, Vec::<String>::new());
     // The same in the note, when the state is lost.
     edit_note(&store, "web01", |note| newer(&mut note["job"]));
     lose_state(&house);
@@ -76,8 +77,8 @@ fn a_downgrade_and_an_upgrade_lose_nothing_that_this_version_does_not_know() {
         description: Some("by the older version".to_owned()),
         ..ModifyJob::default()
     };
-    house.manager.modify("web01", &modify).unwrap();
-    house.manager.sync("web01").unwrap();
+    actions::modify(&house.parts, "web01", &modify).unwrap();
+    actions::sync(&house.parts, "web01").unwrap();
     house.wait_idle();
     let after = record(&house, "web01");
     assert_eq!(after["tracker"], json!({ "map": 7 }));
@@ -97,13 +98,13 @@ fn a_job_of_a_newer_version_does_nothing_and_keeps_what_is_its_own() {
     let before = record(&house, "web01");
     let house = house.restart();
 
-    let shown = house.manager.show("web01").unwrap();
+    let shown = view::show(&house.parts, "web01").unwrap();
     assert_eq!(shown.status, Status::InError);
     assert!(shown.error.unwrap().contains("Paused"));
-    let listed = house.manager.list();
+    let listed = view::list(&house.parts);
     let names: Vec<&str> = listed.iter().map(|job| job.name.as_str()).collect();
     assert_eq!(names, ["db", "web01"]);
-    let warnings = house.manager.status().warnings;
+    let warnings = view::status(&house.parts).warnings;
     assert!(
         warnings[0].contains("the record of job web01 cannot be read"),
         "{warnings:?}"
@@ -117,18 +118,18 @@ fn a_job_of_a_newer_version_does_nothing_and_keeps_what_is_its_own() {
             );
         }
     }
-    assert!(refused(house.manager.delete("web01", true)).contains("web01"));
-    assert!(refused(house.manager.runs("web01", 5)).contains("web01"));
-    assert!(refused(house.manager.create(&house.request("web01"))).contains("web01"));
+    assert!(refused(deleting::delete(&house.parts, "web01", true)).contains("web01"));
+    assert!(refused(view::runs(&house.parts, "web01", 5)).contains("web01"));
+    assert!(refused(create::create(&house.parts, &house.request("web01"))).contains("web01"));
     let on_its_disk = CreateJob {
         name: "new".to_owned(),
         ..house.request("web01")
     };
-    assert!(refused(house.manager.create(&on_its_disk)).contains("web01"));
+    assert!(refused(create::create(&house.parts, &on_its_disk)).contains("web01"));
 
     // Another job goes on as ever, and the schedule leaves this one alone.
     house.clock.pass(super::HOUR * 24 * 40);
-    Scheduler::default().tick(&house.manager);
+    Scheduler::default().tick(&house.parts);
     house.wait_idle();
     assert_eq!(house.job("db").status, Status::Expired);
     assert_eq!(record(&house, "web01"), before);
@@ -139,7 +140,7 @@ fn a_job_of_a_newer_version_does_nothing_and_keeps_what_is_its_own() {
     edit(&house, "web01", |record| record["status"] = json!("Stopped"));
     let house = house.restart();
     assert_eq!(house.job("web01").status, Status::Stopped);
-    assert_eq!(house.manager.status().warnings, Vec::<String>::new());
+    assert_eq!(view::status(&house.parts).warnings, Vec::<String>::new());
 }
 
 #[test]
@@ -149,14 +150,14 @@ fn a_job_that_cannot_be_read_can_be_forgotten_and_its_images_taken_up() {
     let sql = "UPDATE jobs SET record = substr(record, 1, 400)";
     database(&house).execute(sql, []).unwrap();
     let house = house.restart();
-    assert_eq!(house.manager.show("web01").unwrap().status, Status::InError);
-    assert_eq!(house.manager.delete("web01", false), Ok(true));
+    assert_eq!(view::show(&house.parts, "web01").unwrap().status, Status::InError);
+    assert_eq!(deleting::delete(&house.parts, "web01", false), Ok(true));
     let successor = CreateJob {
         take_up: Some("web01".to_owned()),
         ..house.request("web01")
     };
-    house.manager.create(&successor).unwrap();
-    house.manager.start("web01").unwrap();
+    create::create(&house.parts, &successor).unwrap();
+    actions::start(&house.parts, "web01").unwrap();
     house.wait_idle();
     let images = imagefmt::open_store(&store).unwrap().job("web01").unwrap();
     assert_eq!(images.sequences(), [1, 2]);
@@ -180,13 +181,13 @@ fn a_note_that_cannot_be_read_keeps_its_job_and_no_other() {
         lose_state(&house);
         let house = house.restart();
         assert_eq!(house.job("db").status, Status::Waiting);
-        let shown = house.manager.show("web01").unwrap();
+        let shown = view::show(&house.parts, "web01").unwrap();
         assert!(shown.error.unwrap().contains(reason));
         let again = CreateJob {
             take_up: Some("web01".to_owned()),
             ..house.request("web01")
         };
-        assert!(refused(house.manager.create(&again)).contains(reason));
+        assert!(refused(create::create(&house.parts, &again)).contains(reason));
         assert_eq!(std::fs::read(&path).unwrap(), before);
         // After an upgrade it is found.
         std::fs::write(&path, whole).unwrap();
@@ -205,16 +206,19 @@ fn a_damaged_note_keeps_its_name_until_the_job_is_deleted() {
     std::fs::write(&path, &damaged).unwrap();
     lose_state(&house);
     let house = house.restart().restart();
-    assert!(house.manager.show("web01").unwrap().error.is_some());
+    assert!(view::show(&house.parts, "web01").unwrap().error.is_some());
     assert_eq!(std::fs::read(&path).unwrap(), damaged);
-    assert_eq!(house.manager.delete("web01", false), Ok(true));
+    assert_eq!(deleting::delete(&house.parts, "web01", false), Ok(true));
     let begun = Instant::now();
     while path.exists() {
         assert!(begun.elapsed() < Duration::from_secs(120), "the note stays");
         std::thread::sleep(Duration::from_millis(5));
     }
     let house = house.restart();
-    assert_eq!(house.manager.show("web01").unwrap_err().kind, ErrorKind::NotFound);
+    assert_eq!(
+        view::show(&house.parts, "web01").unwrap_err().kind,
+        ErrorKind::NotFound
+    );
 }
 
 #[test]
@@ -229,7 +233,7 @@ fn a_record_that_a_disk_has_changed_is_damage_although_it_can_be_parsed() {
         .unwrap();
     edit(&house, "web01", |record| record["status"] = json!("Stopped"));
     let house = house.restart();
-    let shown = house.manager.show("web01").unwrap();
+    let shown = view::show(&house.parts, "web01").unwrap();
     assert_eq!(shown.status, Status::InError);
     assert!(shown.error.unwrap().contains("it is not what smcd has written"));
     assert_eq!(house.job("db").status, Status::Waiting);
@@ -250,7 +254,7 @@ fn a_record_that_an_earlier_version_wrote_has_no_digest_and_is_read() {
         description: Some("by this one".to_owned()),
         ..ModifyJob::default()
     };
-    house.manager.modify("web01", &modify).unwrap();
+    actions::modify(&house.parts, "web01", &modify).unwrap();
     let sql = "SELECT digest IS NOT NULL FROM jobs";
     assert!(
         database(&house)
@@ -263,17 +267,17 @@ fn a_record_that_an_earlier_version_wrote_has_no_digest_and_is_read() {
 fn a_run_that_cannot_be_read_is_a_warning_of_its_job() {
     let house = House::new();
     waiting(&house, "web01");
-    house.manager.sync("web01").unwrap();
+    actions::sync(&house.parts, "web01").unwrap();
     house.wait_idle();
     let sql = "UPDATE runs SET record = '{}' WHERE number = 1";
     database(&house).execute(sql, []).unwrap();
-    let shown = house.manager.show("web01").unwrap();
+    let shown = view::show(&house.parts, "web01").unwrap();
     assert!(
         shown.warnings[0].contains("run 1 cannot be read"),
         "{:?}",
         shown.warnings
     );
-    let runs = house.manager.runs("web01", 10).unwrap();
+    let runs = view::runs(&house.parts, "web01", 10).unwrap();
     assert_eq!(runs.iter().map(|run| run.number).collect::<Vec<_>>(), [2]);
 }
 
@@ -289,7 +293,7 @@ fn a_job_of_another_machine_is_stopped_when_its_record_can_be_read_again() {
     edit(&house, "web01", |record| record["status"] = json!("Waiting"));
     let house = house.restart();
     assert_eq!(house.job("web01").status, Status::Stopped);
-    house.manager.start("web01").unwrap();
+    actions::start(&house.parts, "web01").unwrap();
     house.wait_idle();
     let house = house.restart();
     assert_eq!(house.job("web01").status, Status::Waiting);

@@ -1,6 +1,7 @@
-//! The parts of the service, and what all that uses them has in common.
+//! The parts of the service. The modules beside this one are functions over them; each takes the parts that it needs, and all
+//! of them only where it hands work to another thread or looks at several.
 
-use super::background::Background;
+use super::background::{Background, Task};
 use super::events::Listener;
 use super::live::LiveRuns;
 use super::notes::Notes;
@@ -10,16 +11,16 @@ use crate::config::Config;
 use crate::job::{JobRecord, Refusal, Refused};
 use crate::ownership;
 use crate::stores::{Stores, Unanswered};
-use api::{Action, RunView, rules};
+use api::{Action, rules};
 use hostdev::Machine;
 use jiff::Timestamp;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The service: its parts, each of which guards itself. The lock order is the table, then any other.
+/// The service's parts, each of which guards itself. The lock order is the table, then any other.
 #[derive(Debug)]
-pub struct Manager {
+pub struct Parts {
     pub(super) config: Config,
     /// This machine, to which its jobs' chains belong.
     pub(super) machine: Machine,
@@ -30,20 +31,20 @@ pub struct Manager {
     /// The syncs that run.
     pub(super) live: LiveRuns,
     /// Other work on threads.
-    pub(super) background: Background,
+    pub(super) background: Arc<Background>,
     /// Copies of jobs in their stores.
     pub(super) notes: Notes,
     /// The stores of all jobs.
     pub(super) stores: Arc<Stores>,
 }
 
-impl Manager {
+impl Parts {
     pub(super) fn new(config: Config, clock: Arc<dyn Clock>, stores: Arc<Stores>, table: JobTable) -> Self {
         Self {
             started: clock.now().wall,
             table,
             live: LiveRuns::default(),
-            background: Background::default(),
+            background: Arc::default(),
             notes: Notes::default(),
             stores,
             machine: ownership::machine(&config.root),
@@ -95,6 +96,16 @@ impl Manager {
         Ok(job.clone())
     }
 
+    /// Does some work in the background, unless it is being done already.
+    pub(super) fn in_background(
+        self: &Arc<Self>,
+        task: Task,
+        work: impl FnOnce(&Arc<Self>) + Send + 'static,
+    ) {
+        let parts = self.clone();
+        self.background.begin(task, move || work(&parts));
+    }
+
     /// Does some work that may wait for a store, or for disks whose paths are on filesystems of others, on a thread of the
     /// store. `what` says what is looked at, as the subject of a sentence.
     pub(super) fn within<T: Send + 'static>(
@@ -104,8 +115,8 @@ impl Manager {
         what: &str,
         work: impl FnOnce(&Arc<Self>) -> Refused<T> + Send + 'static,
     ) -> Refused<T> {
-        let manager = self.clone();
-        let asked = self.stores.run(store, move || Ok(work(&manager)));
+        let parts = self.clone();
+        let asked = self.stores.run(store, move || Ok(work(&parts)));
         asked.wait(patience).map_err(|error| match error {
             Unanswered::Late(_) => Refusal::conflict(format!(
                 "{what} did not answer within {} s: look at its disk, or at the server that it is on",
@@ -113,23 +124,5 @@ impl Manager {
             )),
             error => Refusal::conflict(error.full_message()),
         })?
-    }
-
-    /// Runs of a job, newest first.
-    ///
-    /// # Errors
-    /// When there is no such job, or the state cannot be read.
-    pub fn runs(&self, name: &str, limit: u32) -> Refused<Vec<RunView>> {
-        let table = self.table.lock();
-        table.job(name)?;
-        let runs = table.runs(name, limit).map_err(|error| Refusal::failed(&error))?;
-        for (number, reason) in &runs.unreadable {
-            tracing::warn!(
-                job = name,
-                run = number,
-                "the record of a run cannot be read: {reason}"
-            );
-        }
-        Ok(runs.readable)
     }
 }
