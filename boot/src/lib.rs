@@ -15,8 +15,10 @@ mod console;
 mod error;
 mod guest;
 mod machine;
+mod probe;
 
-pub use accelerator::{Accelerator, Probe};
+pub use accelerator::Accelerator;
 pub use error::{Error, ErrorKind, Result};
 pub use guest::{Follow, Guest, Next, Run};
 pub use machine::{Disk, Machine, QEMU, nbd_uri};
+pub use probe::Probe;

@@ -8,6 +8,7 @@ mod http;
 mod job;
 mod logging;
 mod oneshot;
+mod owner;
 mod ownership;
 mod serve;
 mod service;

@@ -1,29 +1,7 @@
 //! Whose chains this machine's jobs may write to: their own, and those of jobs that are over.
 
 use crate::state::StoredNote;
-use hostdev::{Machine, Root};
 use imagefmt::{ErrorKind, Owner, Result, Store, TakeOver, Uuid};
-
-/// A job of this machine, as the owner of a chain; nobody on a machine that nothing tells from others.
-pub fn owner(machine: &Machine, job: &str, job_id: Option<Uuid>) -> Option<Owner> {
-    machine.id.map(|id| Owner {
-        machine: Uuid::from_bytes(id),
-        host: machine.host_name.clone(),
-        job: job.to_owned(),
-        job_id,
-    })
-}
-
-/// The machine that files below `root` describe. If that cannot be read, its chains have no owner; this is logged.
-pub fn machine(root: &Root) -> Machine {
-    Machine::read(root).unwrap_or_else(|error| {
-        tracing::warn!(
-            "which machine this is cannot be read: {:#}",
-            anyhow::Error::from(error)
-        );
-        Machine::default()
-    })
-}
 
 /// Whose chain `ours` may take over without `--take-over`, when it writes to the chain of the first of `jobs` that the
 /// store has: that of an owner that does not write any more.

@@ -1,12 +1,20 @@
 //! The disks of a sync: opened, named, and described by what tells them from others.
 
 use super::DiskArg;
-use super::error::{Error, ErrorKind, Result, Within};
-use super::identity::Given;
+use super::error::{Error, ErrorKind, Result, Within, refused};
 use blockio::{AlignedBuf, Device, DeviceKind};
 use hostdev::{BlockDevice, HEAD_BYTES, Root};
 use imagefmt::{DiskIdentity, DiskMeta};
 use std::path::Path;
+
+/// A disk as it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    pub name: &'a str,
+    pub path: &'a Path,
+    pub size_bytes: u64,
+    pub identity: &'a DiskIdentity,
+}
 
 /// An opened disk and its name in the job.
 #[derive(Debug, Clone)]
@@ -67,10 +75,6 @@ pub(super) fn refuse_same_name(others: &[SourceDisk], disk: &SourceDisk) -> Resu
             other.device.path().display()
         ))),
     }
-}
-
-pub(super) fn refused(what: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Refused, what)
 }
 
 fn open(arg: &DiskArg) -> Result<SourceDisk> {

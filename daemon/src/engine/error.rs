@@ -97,6 +97,11 @@ impl Error {
     }
 }
 
+/// The request does not fit the job.
+pub(super) fn refused(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Refused, what)
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.what {

@@ -4,28 +4,18 @@
 //! (the ids of its partition table and filesystems). Of a disk that has neither, its content is compared with the
 //! newest image: two such disks may have changed places at a reboot.
 
-use super::disks::{SourceDisk, refuse_same_name, refused};
-use super::error::Result;
-use super::sync::Request;
+use super::disks::{Given, SourceDisk, refuse_same_name};
+use super::error::{Result, refused};
+use super::request::Request;
 use blockio::{AlignedBuf, Device};
 use imagefmt::{Base, Disk, DiskIdentity, ErrorKind, Image, Manifest, Store, cluster_digest};
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
 /// A disk as it was.
 #[derive(Debug, Clone, Copy)]
 pub struct Known<'a> {
     pub name: &'a str,
-    pub size_bytes: u64,
-    pub identity: &'a DiskIdentity,
-}
-
-/// A disk as it is.
-#[derive(Debug, Clone, Copy)]
-pub struct Given<'a> {
-    pub name: &'a str,
-    pub path: &'a Path,
     pub size_bytes: u64,
     pub identity: &'a DiskIdentity,
 }

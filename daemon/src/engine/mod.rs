@@ -7,15 +7,17 @@ mod disks;
 mod error;
 mod identity;
 mod passes;
+mod request;
 mod retention;
 mod sync;
 
 pub use control::Control;
-pub use disks::{SourceDisk, open_all};
+pub use disks::{Given, SourceDisk, open_all};
 pub use error::{Error, ErrorKind, Result};
-pub use identity::{Given, Known, KnownFrom, check_known, known_disks, named_by, newest};
+pub use identity::{Known, KnownFrom, check_known, known_disks, named_by, newest};
+pub use request::{ImageBegun, Observer, Request};
 pub use retention::{DeletedImage, Retained, apply as retain};
-pub use sync::{ImageBegun, Observer, Request, Synced, run};
+pub use sync::{Synced, run};
 
 use std::path::PathBuf;
 use std::str::FromStr;

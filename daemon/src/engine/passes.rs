@@ -2,7 +2,7 @@
 
 use super::disks::SourceDisk;
 use super::error::{Error, ErrorKind, Result, Within};
-use super::sync::{Job, Observer};
+use super::request::{Job, Observer};
 use changetrack::{Pass, Pipeline, PipelineOptions, Plan, Progress, Sink};
 use imagefmt::{ClusterUpdate, DiskId, ImageWriter};
 use std::sync::Arc;

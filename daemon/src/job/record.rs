@@ -2,7 +2,7 @@
 
 use crate::clock::Deadline;
 use crate::engine::{DiskArg, Given, Known, Request};
-use crate::ownership;
+use crate::owner;
 use api::{CreateJob, DiskView, HooksView, PendingView, RunType, Status};
 use hostdev::Machine;
 use imagefmt::{ClusterSize, DiskIdentity, TakeOver, Uuid};
@@ -169,7 +169,7 @@ impl JobRecord {
             compress_level: self.compress_level,
             checkpoint_every,
             accept_changed_disk: self.accept_changed_disk,
-            owner: ownership::owner(machine, &self.name, self.id),
+            owner: owner::owner(machine, &self.name, self.id),
             take_over: if self.take_over {
                 TakeOver::Always
             } else {

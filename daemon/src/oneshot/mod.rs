@@ -5,6 +5,7 @@ mod report;
 
 use crate::args::SyncArgs;
 use crate::engine::{self, Control, DeletedImage, ImageBegun, Observer, Request, Retained, Synced};
+use crate::owner;
 use crate::ownership;
 use crate::signals;
 use anyhow::{Context, Result};
@@ -70,7 +71,7 @@ fn report(
 }
 
 fn request(args: &SyncArgs, store: &Store) -> engine::Result<Request> {
-    let machine = ownership::machine(&Root::system());
+    let machine = owner::machine(&Root::system());
     let mut request = Request {
         store: args.store.clone(),
         job: args.job.clone(),
@@ -80,7 +81,7 @@ fn request(args: &SyncArgs, store: &Store) -> engine::Result<Request> {
         compress_level: args.compress_level,
         checkpoint_every: Duration::from_secs(args.checkpoint_every.into()),
         accept_changed_disk: args.accept_changed_disk,
-        owner: ownership::owner(&machine, &args.job, None),
+        owner: owner::owner(&machine, &args.job, None),
         take_over: TakeOver::Always,
     };
     if !args.take_over {

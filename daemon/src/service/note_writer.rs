@@ -3,7 +3,7 @@
 
 use super::owners;
 use super::parts::Parts;
-use crate::ownership;
+use crate::owner;
 use crate::state::StoredNote;
 use std::path::Path;
 use std::sync::Arc;
@@ -51,7 +51,7 @@ fn write_note(parts: &Parts, store: &Path, name: &str) -> anyhow::Result<()> {
     let Some(note) = note else {
         return Ok(opened.remove_note(name)?);
     };
-    let owner = ownership::owner(&parts.machine, name, job.and_then(|job| job.id));
+    let owner = owner::owner(&parts.machine, name, job.and_then(|job| job.id));
     let before = opened.note::<StoredNote>(name).ok();
     opened.put_note(name, &note.of(owner).replacing(before))?;
     Ok(())

@@ -4,6 +4,7 @@ use super::table::JobTable;
 use crate::config::Config;
 use crate::engine::Request;
 use crate::job::JobRecord;
+use crate::owner;
 use crate::ownership;
 use hostdev::Machine;
 use imagefmt::{Error, Owner, Result, Store, TakeOver};
@@ -52,7 +53,7 @@ pub fn strange_note(
     name: &str,
     job: Option<&JobRecord>,
 ) -> Result<Option<Owner>> {
-    let ours = ownership::owner(machine, name, job.and_then(|job| job.id));
+    let ours = owner::owner(machine, name, job.and_then(|job| job.id));
     let other = ownership::other_owner(store, name, ours.as_ref())?;
     if other.is_none() || job.is_some_and(|job| job.take_over) {
         return Ok(None);
@@ -84,7 +85,7 @@ pub fn check_owner(table: &JobTable, machine: &Machine, store: &Store, job: &Job
     let Some(owner) = store.owner_of(&job.name)? else {
         return Ok(());
     };
-    let ours = ownership::owner(machine, &job.name, job.id);
+    let ours = owner::owner(machine, &job.name, job.id);
     // A job of another name that continues the chain has left this one its images.
     if owner.job != job.name || ours.as_ref().is_some_and(|ours| ours.is_same(&owner)) {
         return Ok(());

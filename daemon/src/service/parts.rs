@@ -9,7 +9,7 @@ use super::table::{JobTable, Locked};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::job::{JobRecord, Refusal, Refused};
-use crate::ownership;
+use crate::owner;
 use crate::stores::{Stores, Unanswered};
 use api::{Action, rules};
 use hostdev::Machine;
@@ -47,7 +47,7 @@ impl Parts {
             background: Arc::default(),
             notes: Notes::default(),
             stores,
-            machine: ownership::machine(&config.root),
+            machine: owner::machine(&config.root),
             config,
             clock,
         }

@@ -171,7 +171,7 @@ fn read_note(store: &Store, path: &Path, key: &NoteKey, name: &str) -> Note {
             path.display()
         )),
         Ok(stored) => {
-            let is_sealed = key.has_sealed(&note);
+            let is_sealed = note.is_sealed_by(key);
             let job = stored.into_job();
             Note::Found(Box::new(FoundJob {
                 // A copy in another store would have the disks' content written there.

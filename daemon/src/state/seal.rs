@@ -6,7 +6,6 @@
 //! done for its job before root has confirmed it.
 
 use super::known::replace;
-use super::records::StoredNote;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::fmt;
@@ -48,14 +47,11 @@ impl NoteKey {
         self.hash(host, job).to_hex().to_string()
     }
 
-    /// Whether this machine wrote the note's job.
-    pub fn has_sealed(&self, note: &StoredNote) -> bool {
-        let seal = note
-            .seal
-            .as_deref()
-            .and_then(|seal| blake3::Hash::from_hex(seal).ok());
+    /// Whether `seal` is this machine's, of this record of a job of this host.
+    pub fn made(&self, seal: &str, host: &str, job: &Value) -> bool {
+        let seal = blake3::Hash::from_hex(seal);
         // In constant time.
-        seal.is_some_and(|seal| seal == self.hash(&note.host, &note.job))
+        seal.is_ok_and(|seal| seal == self.hash(host, job))
     }
 
     fn hash(&self, host: &str, job: &Value) -> blake3::Hash {
@@ -76,6 +72,7 @@ impl fmt::Debug for NoteKey {
 
 #[cfg(test)]
 mod tests {
+    use super::super::records::StoredNote;
     use super::*;
     use serde_json::json;
     use std::os::unix::fs::PermissionsExt;
@@ -91,9 +88,9 @@ mod tests {
         assert!(!is_new);
         let job = json!({ "name": "web01", "hooks": { "pre": "/a" } });
         let note = StoredNote::new("h".to_owned(), job.clone(), Vec::new());
-        assert!(!key.has_sealed(&note));
+        assert!(!note.is_sealed_by(&key));
         let sealed = note.sealed_by(&key);
-        assert!(same.has_sealed(&sealed));
+        assert!(sealed.is_sealed_by(&same));
         for change in [
             |note: &mut StoredNote| note.job["hooks"]["pre"] = json!("/b"),
             |note: &mut StoredNote| note.host.push('x'),
@@ -101,10 +98,10 @@ mod tests {
         ] {
             let mut changed = sealed.clone();
             change(&mut changed);
-            assert!(!key.has_sealed(&changed), "{changed:?}");
+            assert!(!changed.is_sealed_by(&key), "{changed:?}");
         }
         fs::write(&path, "cut off").unwrap();
         let (other, is_new) = NoteKey::open(dir.path()).unwrap();
-        assert!(is_new && !other.has_sealed(&sealed));
+        assert!(is_new && !sealed.is_sealed_by(&other));
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::engine::ErrorKind;
+use std::path::Path;
 
 fn identity(change: impl FnOnce(&mut DiskIdentity)) -> DiskIdentity {
     let mut identity = DiskIdentity::default();

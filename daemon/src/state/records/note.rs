@@ -53,6 +53,12 @@ impl StoredNote {
         self
     }
 
+    /// Whether the machine that has this key wrote the note's job.
+    pub fn is_sealed_by(&self, key: &NoteKey) -> bool {
+        let seal = self.seal.as_deref();
+        seal.is_some_and(|seal| key.made(seal, &self.host, &self.job))
+    }
+
     /// The same with the unknown fields of the note that it replaces.
     pub fn replacing(mut self, before: Option<Self>) -> Self {
         self.extra = before.map(|before| before.extra).unwrap_or_default();

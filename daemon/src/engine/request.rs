@@ -1,0 +1,100 @@
+//! What a sync is asked for, who follows it, and what its steps share.
+
+use super::DiskArg;
+use super::control::Control;
+use super::disks::SourceDisk;
+use api::Phase;
+use changetrack::Progress;
+use imagefmt::{ClusterSize, Owner, Store, TakeOver, WriteRequest};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What to sync, and how.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Directory of the store.
+    pub store: PathBuf,
+    /// The job: its images are JOB/1 and so on.
+    pub job: String,
+    /// The job whose chain this one continues.
+    pub take_up: Option<String>,
+    /// The disks.
+    pub disks: Vec<DiskArg>,
+    /// For a new chain; the chain's own otherwise.
+    pub cluster_size: Option<ClusterSize>,
+    /// zstd level; 0 stores everything raw.
+    pub compress_level: i32,
+    /// How often what is stored is made durable.
+    pub checkpoint_every: Duration,
+    /// Sync a disk although it is not the one that the job knows.
+    pub accept_changed_disk: bool,
+    /// Whose the chain is to be.
+    pub owner: Option<Owner>,
+    /// Whose chain it may have been.
+    pub take_over: TakeOver,
+}
+
+impl Request {
+    /// An image of disks with these names to be begun.
+    pub fn to_write(&self, disks: Vec<String>) -> WriteRequest {
+        WriteRequest {
+            job: self.job.clone(),
+            take_up: self.take_up.clone(),
+            cluster_size: self.cluster_size,
+            disks,
+            owner: self.owner.clone(),
+            take_over: self.take_over.clone(),
+            may_shrink: self.accept_changed_disk,
+        }
+    }
+
+    /// Names of jobs of whose chain the images become a part: that of the first which the store has.
+    pub fn chain_jobs(&self) -> Vec<&str> {
+        let own = std::iter::once(self.job.as_str());
+        own.chain(self.take_up.as_deref()).collect()
+    }
+}
+
+/// What is known of an image when its sync begins.
+#[derive(Debug, Clone)]
+pub struct ImageBegun {
+    /// Its number in the chain.
+    pub sequence: u64,
+    /// How people will write it: `web01/7`.
+    pub label: String,
+    /// Bytes of all disks.
+    pub total_bytes: u64,
+    /// Bytes that an unfinished sync has stored of it; absent where none is resumed.
+    pub resumed_bytes: Option<u64>,
+}
+
+/// Gets notified of what a sync does, on the thread that runs it.
+pub trait Observer {
+    /// What lives as long as a disk is read, a progress bar for one. Several disks are read at the same time.
+    type Shown;
+
+    /// A phase begins.
+    fn phase(&self, phase: Phase);
+
+    /// The image has its number.
+    fn image(&self, image: &ImageBegun);
+
+    /// The sync begins to read a disk. `progress` counts from now on.
+    fn disk(&self, name: &str, size_bytes: u64, progress: &Arc<Progress>) -> Self::Shown;
+
+    /// Another process holds up the sync, or its checkpoints: `by` says which one, and what for. `None` when that is over.
+    fn held_up(&self, by: Option<&str>);
+
+    /// A warning for the user; the sync continues.
+    fn warn(&self, text: &str);
+}
+
+/// What all steps of one sync share.
+pub(super) struct Job<'a, O> {
+    pub store: &'a Store,
+    pub request: &'a Request,
+    pub disks: &'a [SourceDisk],
+    pub control: &'a Control,
+    pub observer: &'a O,
+}
