@@ -34,6 +34,17 @@ pub enum ErrorKind {
     Invalid,
 }
 
+/// What a bad sector ends as: from the block layer EIO, ENODATA (medium error), EILSEQ (a wrong check) or EREMOTEIO (the
+/// target's fault), from filesystems EUCLEAN or EBADMSG where they find that their own structures or checks are wrong.
+const MEDIUM_ERRORS: [i32; 6] = [
+    libc::EIO,
+    libc::ENODATA,
+    libc::EILSEQ,
+    libc::EREMOTEIO,
+    libc::EUCLEAN,
+    libc::EBADMSG,
+];
+
 /// What an error is about, as far as it is known.
 #[derive(Default)]
 struct Subject {
@@ -151,13 +162,22 @@ impl Error {
         self
     }
 
+    /// What the operating system said, if that is the cause.
+    fn os_error(&self) -> Option<&io::Error> {
+        self.source.as_deref()?.downcast_ref::<io::Error>()
+    }
+
     /// Whether something on the way that a path names is a file and no directory.
     pub(crate) fn is_not_a_directory(&self) -> bool {
-        let source = self
-            .source
-            .as_deref()
-            .and_then(|source| source.downcast_ref::<io::Error>());
-        source.is_some_and(|source| source.kind() == io::ErrorKind::NotADirectory)
+        self.os_error()
+            .is_some_and(|error| error.kind() == io::ErrorKind::NotADirectory)
+    }
+
+    /// Whether the medium, or the filesystem on it, says that it cannot read what is stored in a place. It says the same
+    /// while all of it is out of reach.
+    pub(crate) fn is_of_medium(&self) -> bool {
+        let errno = self.os_error().and_then(io::Error::raw_os_error);
+        errno.is_some_and(|errno| MEDIUM_ERRORS.contains(&errno))
     }
 
     /// Whether bytes of the store are not what was written there. What cannot be read for another reason (no permission,

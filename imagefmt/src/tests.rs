@@ -5,6 +5,7 @@
     reason = "what a test makes is small, and it runs on 64 bits"
 )]
 
+mod bad_sectors;
 mod chain;
 mod changed;
 pub(crate) mod counting;

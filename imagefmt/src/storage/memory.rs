@@ -13,6 +13,37 @@ use std::sync::{Arc, Mutex};
 
 type Files = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
 
+/// What of the medium fails.
+#[derive(Debug, Default)]
+pub(crate) struct Bad {
+    /// Bytes of files that cannot be read, and how often that is so.
+    pub places: Vec<(String, Range<u64>, u32)>,
+    /// Whether nothing can be read or written any more.
+    pub all: bool,
+    /// Reads that failed.
+    pub failed: u32,
+}
+
+impl Bad {
+    fn check(&mut self, path: &str, read: Range<u64>) -> Result<()> {
+        let mut hit = self.all;
+        for (of, place, times) in &mut self.places {
+            if of == path && place.start < read.end && read.start < place.end && *times > 0 {
+                *times -= 1;
+                hit = true;
+            }
+        }
+        if !hit {
+            return Ok(());
+        }
+        self.failed += 1;
+        Err(Error::io(
+            format!("read {path}"),
+            std::io::Error::from_raw_os_error(libc::EIO),
+        ))
+    }
+}
+
 /// Files and directories as maps; locks are always free.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct MemoryStorage {
@@ -20,6 +51,7 @@ pub(crate) struct MemoryStorage {
     /// What it says of freeing only whole writes.
     pub whole_writes: bool,
     pub dirs: Arc<Mutex<BTreeSet<String>>>,
+    pub bad: Arc<Mutex<Bad>>,
 }
 
 impl MemoryStorage {
@@ -34,6 +66,7 @@ impl MemoryStorage {
 
 impl Storage for MemoryStorage {
     fn read(&self, path: &str, _max_len: u64) -> Result<Vec<u8>> {
+        self.bad.lock().unwrap().check(path, 0..u64::MAX)?;
         self.files
             .lock()
             .unwrap()
@@ -66,6 +99,7 @@ impl Storage for MemoryStorage {
         if new { Ok(()) } else { Err(Self::exists(dir)) }
     }
     fn write(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        self.bad.lock().unwrap().check(path, 0..0)?;
         self.files.lock().unwrap().insert(path.to_owned(), bytes.to_vec());
         Ok(())
     }
@@ -92,6 +126,7 @@ impl Storage for MemoryStorage {
         }
         Ok(Box::new(MemoryLayer {
             files: self.files.clone(),
+            bad: self.bad.clone(),
             path: path.to_owned(),
         }))
     }
@@ -102,6 +137,7 @@ impl Storage for MemoryStorage {
         self.write(path, &[])?;
         Ok(Box::new(MemoryLayer {
             files: self.files.clone(),
+            bad: self.bad.clone(),
             path: path.to_owned(),
         }))
     }
@@ -137,11 +173,14 @@ impl Storage for MemoryStorage {
 #[derive(Debug)]
 struct MemoryLayer {
     files: Files,
+    bad: Arc<Mutex<Bad>>,
     path: String,
 }
 
 impl LayerRead for MemoryLayer {
     fn read_at(&self, offset: u64, target: &mut [u8]) -> Result<()> {
+        let read = offset..offset + target.len() as u64;
+        self.bad.lock().unwrap().check(&self.path, read)?;
         let files = self.files.lock().unwrap();
         let start = offset as usize;
         let bytes = files

@@ -6,6 +6,7 @@
 
 pub(crate) mod dir;
 pub(crate) mod holders;
+pub(crate) mod lasting;
 #[cfg(any(test, feature = "fuzzing"))]
 #[allow(clippy::unwrap_used, reason = "only tests and fuzzers have it")]
 pub(crate) mod memory;

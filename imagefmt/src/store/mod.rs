@@ -18,6 +18,7 @@ use crate::format::sealed;
 use crate::read::cache::{CACHE_BYTES, Caches, ChainFiles, Opening};
 use crate::read::image::Image;
 use crate::storage::dir::PROBE_FILES;
+use crate::storage::lasting::LastingErrors;
 use crate::storage::paths::{checkpoint_path, images_dir, sequence_of};
 use crate::storage::{Lock, Storage};
 use crate::store::copies::Chains;
@@ -145,6 +146,14 @@ impl Store {
 
     pub(crate) fn lock_wait(&self) -> &dyn LockWait {
         &*self.lock_wait
+    }
+
+    /// The same store for the writer of a chain: what the medium cannot read, in a store that answers, is damaged.
+    pub(crate) fn for_writer_of(&self, chain: &str) -> Self {
+        Self {
+            storage: Arc::new(LastingErrors::new(self.storage.clone(), chain)),
+            ..self.clone()
+        }
     }
 
     /// Refuses to change a store that needs features of writers which this smc does not know.

@@ -16,7 +16,7 @@ const CLUSTER: u64 = 16384;
 const SIZE: u64 = 599 * CLUSTER + 5000;
 
 /// A source in which two clusters of three hold something.
-fn source() -> Model {
+pub(super) fn source() -> Model {
     let mut model = Model::new(SIZE, ClusterSize::K16);
     for index in (0..model.cluster_count()).filter(|index| index % 3 != 0) {
         let len = model.cluster_len(index);
@@ -31,39 +31,39 @@ fn source() -> Model {
 }
 
 /// A source, and a store with one image of it.
-fn one_image() -> (MemoryStorage, Store, Model) {
+pub(super) fn one_image() -> (MemoryStorage, Store, Model) {
     let (storage, store) = memory_store();
     let model = source();
     sync(&store, &model).unwrap();
     (storage, store, model)
 }
 
-fn begin(store: &Store, model: &Model) -> Result<(ImageWriter, DiskId)> {
+pub(super) fn begin(store: &Store, model: &Model) -> Result<(ImageWriter, DiskId)> {
     let mut writer = store.begin("job", Some(ClusterSize::K16), &["vda".to_owned()])?;
     let disk = writer.disk(meta("vda", model.size))?;
     Ok((writer, disk))
 }
 
-fn sync(store: &Store, model: &Model) -> Result<Manifest> {
+pub(super) fn sync(store: &Store, model: &Model) -> Result<Manifest> {
     let (mut writer, disk) = begin(store, model)?;
     pass(&mut writer, disk, model);
     writer.commit(Consistency::Crash, "test")
 }
 
 /// Flips a bit in the middle of a stored piece.
-fn damage(storage: &MemoryStorage, place: &Place) {
+pub(super) fn damage(storage: &MemoryStorage, place: &Place) {
     let path = format!("job/layers/{:08x}.layer", place.layer);
     let at = place.offset as usize + place.len as usize / 2;
     storage.files.lock().unwrap().get_mut(&path).unwrap()[at] ^= 4;
 }
 
-fn cluster(store: &Store, sequence: u64, index: u64) -> Pointer {
+pub(super) fn cluster(store: &Store, sequence: u64, index: u64) -> Pointer {
     let image = open_image(store, "job", sequence).unwrap();
     image.disks()[0].tree().cluster(index).unwrap()
 }
 
 /// Where a node of an image is stored.
-fn node(store: &Store, sequence: u64, id: NodeId) -> Place {
+pub(super) fn node(store: &Store, sequence: u64, id: NodeId) -> Place {
     let image = open_image(store, "job", sequence).unwrap();
     let tree = image.disks()[0].tree();
     if id == tree.root_id() {
@@ -74,13 +74,13 @@ fn node(store: &Store, sequence: u64, id: NodeId) -> Place {
     tree.node(NodeId { level, index }).unwrap().child(id.index).place
 }
 
-fn leaf(index: u64) -> NodeId {
+pub(super) fn leaf(index: u64) -> NodeId {
     NodeId { level: 0, index }
 }
 
 /// An image is good, says so once it is verified, and holds what the source held.
 #[track_caller]
-fn assert_good(store: &Store, sequence: u64, model: &Model) {
+pub(super) fn assert_good(store: &Store, sequence: u64, model: &Model) {
     let image = open_image(store, "job", sequence).unwrap();
     assert!(known(store, &image).is_none(), "damage is not inherited");
     assert_eq!(findings(store, "job", sequence), NOTHING);
@@ -92,7 +92,7 @@ fn assert_good(store: &Store, sequence: u64, model: &Model) {
 
 /// A good image stays good when all others are deleted and whatever nothing needs is freed.
 #[track_caller]
-fn assert_survives(store: &Store, sequence: u64) {
+pub(super) fn assert_survives(store: &Store, sequence: u64) {
     for other in store.sequences("job").unwrap() {
         if other != sequence {
             store.delete(&store.image_id("job", other)).unwrap();
@@ -306,12 +306,12 @@ fn clusters_of_a_truncated_layer_are_stored_anew_once_verified() {
 }
 
 /// The layers of an unfinished sync.
-fn unfinished(store: &Store) -> Manifest {
+pub(super) fn unfinished(store: &Store) -> Manifest {
     store.unfinished("job").unwrap().unwrap()
 }
 
 /// Does a part of a sync, up to cluster `end`, and leaves a checkpoint of it.
-fn leave_unfinished(store: &Store, model: &Model, end: u64) -> Manifest {
+pub(super) fn leave_unfinished(store: &Store, model: &Model, end: u64) -> Manifest {
     let (mut writer, disk) = begin(store, model).unwrap();
     writer.begin_pass(disk, crate::Method::Scan, "test").unwrap();
     for index in differing(&writer, disk, model)

@@ -120,18 +120,19 @@ impl Store {
             chain::create_dirs(&*storage, chain).within(|| format!("create the chain of job {job}"))?;
         }
         let lock = self.lock_writer(chain, job)?;
-        self.check_writable(chain)?;
-        let found = ChainRecord::load(self, chain, request).within(|| format!("job {job}"))?;
+        let store = &self.for_writer_of(chain);
+        store.check_writable(chain)?;
+        let found = ChainRecord::load(store, chain, request).within(|| format!("job {job}"))?;
         let mut record = found.record;
         record.check(request)?;
         if found.unfit {
             tracing::warn!(
                 "what an unfinished first sync of job {job} stored, with other disks or another cluster size, is discarded"
             );
-            self.discard_checkpoint_of(chain)?;
+            store.discard_checkpoint_of(chain)?;
         }
         record.owner.clone_from(&request.owner);
-        ImageWriter::new(self, chain, request, record, lock)
+        ImageWriter::new(store, chain, request, record, lock)
     }
 
     /// What [`begin_write`](Self::begin_write) would find, without a lock and without writing anything: the image that
