@@ -4,6 +4,7 @@ use super::model::Model;
 use super::support::*;
 use crate::format::node::NodeId;
 use crate::format::pointer::Place;
+use crate::format::sealed;
 use crate::storage::memory::MemoryStorage;
 use crate::{
     ClusterSize, Codec, Consistency, DiskId, ErrorKind, ImageWriter, Manifest, Pointer, Result, Store,
@@ -535,4 +536,18 @@ fn content_of_equal_digest_that_is_held_otherwise_is_not_the_same() {
     ] {
         assert_eq!(pointer(held).holds(&digest, codec), same, "{held:?} {codec:?}");
     }
+}
+
+/// Of an image that was repaired as well: only what is not finished has yet to be counted.
+#[test]
+fn a_count_that_is_too_high_is_found_in_a_repaired_image() {
+    let (storage, store, model) = one_image();
+    damage(&storage, &node(&store, 1, leaf(0)));
+    let mut manifest = sync(&store, &model).unwrap();
+    assert_eq!(manifest.repaired_clusters(), 256);
+    manifest.layers[0].referenced += 4096;
+    sealed::replace(&storage, "job/images", "job/images/000002.json", &manifest).unwrap();
+    let found = findings(&store, "job", 2);
+    assert_eq!(found.len(), 1);
+    assert!(found[0].contains("the manifest counts"), "{found:?}");
 }

@@ -91,6 +91,8 @@ pub struct Verified {
 pub struct Verifier {
     /// The image of each chain and disk that was verified last.
     baselines: HashMap<(String, String), Baseline>,
+    /// Whether what is verified now is an unfinished sync.
+    unfinished: bool,
 }
 
 /// A disk that was verified.
@@ -174,6 +176,7 @@ impl Verifier {
                     start: before.next_cluster,
                     earlier: before.findings.iter().map(problem).collect(),
                     baseline: self.baselines.get(&key),
+                    unfinished: self.unfinished,
                 },
                 report,
             )
@@ -208,7 +211,9 @@ impl Verifier {
         };
         let (id, label) = (manifest.id, format!("{}/unfinished", manifest.job));
         let image = store.chain(chain)?.open(manifest.into(), Lock::new(()))?;
+        self.unfinished = true;
         let mut verified = self.verify(&image, plan, progress);
+        self.unfinished = false;
         // An image of the chain that is verified later is not to inherit what is no image's.
         self.baselines.retain(|(of, _), _| of != chain);
         if store.read_checkpoint(chain)?.is_none_or(|now| now.id != id) {

@@ -25,6 +25,8 @@ pub(super) struct Task<'a> {
     /// What was found before that one.
     pub earlier: Vec<Problem>,
     pub baseline: Option<&'a Baseline>,
+    /// Whether it is of an unfinished sync, whose counts may still be too high.
+    pub unfinished: bool,
 }
 
 /// The walk itself: hands what is to be read to workers, and keeps account of what it meets.
@@ -104,12 +106,12 @@ impl<'a> Walk<'a> {
             return;
         };
         let disk = self.task.disk;
-        // An unfinished sync that repaired a node does not know yet what that no longer points to.
+        // An unfinished sync that repaired a node does not know yet what that no longer points to. When it ends, it counts.
         let record = self.task.manifest.disk(disk.name());
-        let is_repaired = record.is_some_and(|record| record.repaired_clusters > 0);
+        let may_be_less = self.task.unfinished && record.is_some_and(|record| record.repaired_clusters > 0);
         for (id, entry) in disk.tree().layers().iter() {
             let found = referenced.remove(&id).unwrap_or(0);
-            if found != entry.referenced && !(is_repaired && found < entry.referenced) {
+            if found != entry.referenced && !(may_be_less && found < entry.referenced) {
                 let error = Error::damaged(format!(
                     "the manifest counts {} bytes in layer {id:08x}, but {found} are pointed to",
                     entry.referenced

@@ -6,6 +6,7 @@ use crate::format::clusters::ClusterSet;
 use crate::format::geometry::{FANOUT, parent_index};
 use crate::format::name::ImageId;
 use crate::format::node::Node;
+use crate::parallel;
 use crate::read::image::{Disk, Image};
 use crate::read::tree::Tree;
 use crate::storage::Lock;
@@ -39,13 +40,15 @@ impl KnownDamage {
     /// # Errors
     /// When the store cannot be read.
     pub fn of_chain(store: &Store, chain: &Chain, warnings: &mut Vec<String>) -> Result<Self> {
-        let mut images = Vec::new();
-        for name in store.storage().list(&images_dir(chain.name()))? {
-            let Some(sequence) = verified_of(&name) else {
-                continue;
-            };
+        let names = store.storage().list(&images_dir(chain.name()))?;
+        let verified: Vec<u64> = names.iter().filter_map(|name| verified_of(name)).collect();
+        let found = parallel::map(&verified, |&sequence| {
             let id = store.image_id(chain.name(), sequence);
-            match damage_of(store, chain, &id) {
+            (damage_of(store, chain, &id), id)
+        });
+        let mut images = Vec::new();
+        for (found, id) in found {
+            match found {
                 Ok(found) => images.extend(found),
                 Err(error) if error.is_lost() || error.kind() == ErrorKind::Unsupported => {
                     warnings.push(format!(
