@@ -3,6 +3,11 @@
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
+use std::thread;
+use std::time::Duration;
+
+/// Between two tries of a lock that another process holds.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A file with a `flock`(2) on it, released when this is dropped.
 ///
@@ -15,12 +20,19 @@ pub struct LockedFile(File);
 pub type LockResult = Result<LockedFile, (File, io::Error)>;
 
 impl LockedFile {
-    /// Waits for an exclusive lock.
+    /// Tries many times a second to take an exclusive lock, for as long as `is_wanted` says. The process that holds it may
+    /// be suspended, so nobody waits in the kernel, where nothing else could be done.
     ///
     /// # Errors
-    /// What the kernel says, and that a signal interrupted the wait.
-    pub fn lock(file: File) -> LockResult {
-        Self::locked(file, File::lock)
+    /// `WouldBlock` where another process still holds it when it is no longer wanted; what the kernel says.
+    pub fn lock_while(mut file: File, mut is_wanted: impl FnMut() -> bool) -> LockResult {
+        loop {
+            match Self::try_lock(file) {
+                Err((same, error)) if error.kind() == io::ErrorKind::WouldBlock && is_wanted() => file = same,
+                locked => return locked,
+            }
+            thread::sleep(PAUSE);
+        }
     }
 
     /// Takes an exclusive lock if nobody holds one.
@@ -84,10 +96,20 @@ mod tests {
         // A copy of the descriptor, as a forked child has it, does not keep the lock.
         let copy = shared.try_clone().unwrap();
         drop((shared, second));
-        let exclusive = LockedFile::lock(open(file.path())).unwrap();
+        let exclusive = LockedFile::lock_while(open(file.path()), || true).unwrap();
         let (_, error) = LockedFile::try_lock_shared(open(file.path())).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
-        drop((copy, exclusive));
+        // A wait ends when nobody wants the lock any more, and when it is there.
+        let mut tries = 0;
+        let wanted = || {
+            tries += 1;
+            tries < 3
+        };
+        let (_, error) = LockedFile::lock_while(open(file.path()), wanted).unwrap_err();
+        assert_eq!((error.kind(), tries), (ErrorKind::WouldBlock, 3));
+        let mut held = Some(exclusive);
+        LockedFile::lock_while(open(file.path()), || held.take().is_some()).unwrap();
+        drop(copy);
     }
 
     #[test]

@@ -214,7 +214,19 @@ impl Root {
             std::path::absolute(path).map_err(|source| Error::os("find the directory of", path, source))?;
         let mut links = 0;
         while self.metadata(&wanted)?.is_none() {
-            let followed = fs::read_link(self.join(&wanted)).ok();
+            let followed = match fs::read_link(self.join(&wanted)) {
+                Ok(target) => Some(target),
+                // It is not there at all.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput
+                    ) =>
+                {
+                    None
+                }
+                Err(error) => return Err(Error::os("read the link", self.join(&wanted), error)),
+            };
             wanted = match (followed, wanted.parent()) {
                 (Some(target), Some(parent)) if links < LINKS_MAX => {
                     links += 1;

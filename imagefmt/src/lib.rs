@@ -36,6 +36,7 @@ pub use read::image::{Disk, Extent, Image};
 pub use read::tree::Run;
 pub use reclaim::delete::Reclaimed;
 pub use storage::Lock;
+pub use storage::holders::of as lock_holders;
 pub use store::fallback::Fallback;
 pub use store::jobs::JobImages;
 pub use store::locks::LockWait;
@@ -56,7 +57,11 @@ pub(crate) use {
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use storage::dir::DirStorage;
+
+/// How long another process that makes a store in the same directory is waited for.
+const CREATION_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Opens the store in a directory. Never writes.
 pub fn open_store(path: &Path) -> Result<Store> {
@@ -66,6 +71,10 @@ pub fn open_store(path: &Path) -> Result<Store> {
 /// Opens the store in a directory, or makes an empty or missing directory one.
 ///
 /// On NFS, CIFS, FUSE and their like a new store is made only with `allow_network_fs`.
+///
+/// # Errors
+/// `NotAStore` for a directory that holds something else; `Busy`, with who it is, while another process makes a store there;
+/// otherwise when it cannot be read or written.
 pub fn open_or_create_store(path: &Path, allow_network_fs: bool) -> Result<Store> {
     match open_store(path) {
         Err(error) if error.kind() == ErrorKind::NotAStore => {
@@ -73,7 +82,7 @@ pub fn open_or_create_store(path: &Path, allow_network_fs: bool) -> Result<Store
             let storage = DirStorage::open_for_store(path, allow_network_fs)?;
             // Two that create it at once take turns, and the second finds it there.
             let _turn = storage
-                .lock_whole()
+                .lock_whole(CREATION_PATIENCE)
                 .map_err(|error| error.within(label.clone()))?;
             match open_store(path) {
                 Err(error) if error.kind() == ErrorKind::NotAStore => {}

@@ -1,8 +1,10 @@
 //! What every command is given: the store and how to answer.
 
 use crate::exit::Advise;
+use crate::waiting::Waiting;
 use imagefmt::{Disk, ErrorKind, Image, ImageRef, Store};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What was said before the command.
 #[derive(Debug)]
@@ -22,7 +24,7 @@ impl Context {
         if missing {
             return opened.advise("name the directory that smcd writes to, with --store DIR or SMC_STORE");
         }
-        opened
+        Ok(opened?.with_lock_wait(Arc::new(Waiting)))
     }
 
     /// Opens an image and locks it against deletion while it is open.

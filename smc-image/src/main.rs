@@ -19,6 +19,7 @@ mod mount;
 mod restore;
 mod selection;
 mod stdio;
+mod waiting;
 
 use std::process::ExitCode;
 

@@ -4,8 +4,10 @@
 
 mod common;
 
+use blockio::LockedFile;
 use common::{Fixture, MIB, disk_content, is_locked, noise};
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use testkit::program::{Running, tool, wait_for};
 
 /// Three images of 4 MiB; each differs from the one before it in its first MiB.
@@ -269,4 +271,29 @@ fn an_unfinished_sync_is_listed_and_can_be_dropped() {
         "{shown}"
     );
     fixture.run(&["verify"]).ok();
+}
+
+/// One of them may have been suspended.
+#[test]
+fn a_command_says_for_whom_it_waits() {
+    let (fixture, _) = three_images();
+    for command in [["pin", "web01/1"], ["rm", "web01/2"], ["gc", "web01"]] {
+        let lock = fixture.store().join("web01/reclaim.lock");
+        let held = LockedFile::try_lock(fs::File::open(lock).unwrap()).unwrap();
+        let mut waiting = Running::start(fixture.command().args(command));
+        let mut stderr = BufReader::new(waiting.0.stderr.take().unwrap());
+        let mut said = String::new();
+        stderr.read_line(&mut said).unwrap();
+        let pid = format!("(pid {})", std::process::id());
+        assert!(
+            said.contains("smc-image: waiting until") && said.contains(&pid),
+            "{said}"
+        );
+        drop(held);
+        assert!(waiting.0.wait().unwrap().success());
+        said.clear();
+        stderr.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "smc-image: the wait is over\n");
+    }
+    assert_eq!(listed(&fixture), ["web01/1", "web01/3"]);
 }

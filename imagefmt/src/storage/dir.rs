@@ -1,6 +1,7 @@
 //! The store on a real filesystem: layers are written by io_uring with O_DIRECT, all else is small.
 
 use crate::error::{Error, ErrorKind, Result, Within};
+use crate::storage::holders;
 use crate::storage::{BLOCK_LEN, LayerAppend, LayerRead, Lock, LockMode, Stamp, Storage};
 use blockio::{AlignedBuf, LockResult, LockedFile, SequentialWriter, WriteOptions};
 use nix::dir::Dir;
@@ -20,6 +21,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// A directory that holds a store.
 #[derive(Debug)]
@@ -99,11 +101,25 @@ impl DirStorage {
         }
     }
 
-    /// Locks the directory itself, waiting for whoever else holds it.
-    pub(crate) fn lock_whole(&self) -> Result<Lock> {
-        let held = LockedFile::lock(File::from(self.open_dir("")?));
-        held.map(Lock::new)
-            .map_err(|(_, error)| Error::io("lock directory", error))
+    /// Locks the directory itself. Another process that holds it is waited for so long: that is making a store here, which
+    /// takes a moment, or is suspended.
+    ///
+    /// # Errors
+    /// `Busy`, naming the process, when it still holds the directory then.
+    pub(crate) fn lock_whole(&self, patience: Duration) -> Result<Lock> {
+        let begun = Instant::now();
+        let held = LockedFile::lock_while(File::from(self.open_dir("")?), || begun.elapsed() < patience);
+        held.map(Lock::new).map_err(|(directory, error)| {
+            let error = Error::io("lock directory", error);
+            if error.kind() != ErrorKind::Busy {
+                return error;
+            }
+            let by = holders::of(&directory).join(", ");
+            let by = if by.is_empty() { "another process" } else { &by };
+            error.within(format!(
+                "a store is being made here by {by}: try again when that is done, or end that process"
+            ))
+        })
     }
 
     /// Tries locking, punching and renaming, on a file that is gone afterwards.
@@ -351,8 +367,7 @@ impl Storage for DirStorage {
 
     fn holders(&self, path: &str) -> Vec<String> {
         let file = self.open_file(path, OFlag::O_RDONLY);
-        file.map(|file| crate::storage::holders::of(&file))
-            .unwrap_or_default()
+        file.map(|file| holders::of(&file)).unwrap_or_default()
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 
 /// The processes that hold a lock on `file`, as "smc-image (pid 4711)"; those that cannot be seen are left out.
-pub(crate) fn of(file: &File) -> Vec<String> {
+pub fn of(file: &File) -> Vec<String> {
     let Ok(wanted) = file.metadata().map(|metadata| (metadata.dev(), metadata.ino())) else {
         return Vec::new();
     };

@@ -2,6 +2,7 @@
 
 use super::model::Model;
 use super::support::*;
+use crate::storage::dir::DirStorage;
 use crate::{ClusterSize, ErrorKind, Store, open_or_create_store, open_store};
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,6 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 use tempfile::TempDir;
 
 fn directory_store() -> (TempDir, Store) {
@@ -284,4 +286,21 @@ fn fill(model: &mut Model, seed: u64) {
 fn causes(error: &dyn std::error::Error) -> String {
     let rest = error.source().map(causes).unwrap_or_default();
     format!("{error}: {rest}")
+}
+
+/// Who makes a store may have been suspended while it did.
+#[test]
+fn whoever_makes_a_store_is_not_waited_for_without_end() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let storage = DirStorage::open(dir.path()).unwrap();
+    let held = storage.lock_whole(Duration::ZERO).unwrap();
+    let error = DirStorage::open(dir.path())
+        .unwrap()
+        .lock_whole(Duration::ZERO)
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    let pid = format!("pid {}", std::process::id());
+    assert!(error.to_string().contains(&pid), "{error:?}");
+    drop(held);
+    open_or_create_store(dir.path(), false).unwrap();
 }

@@ -63,7 +63,7 @@ pub struct Plan<'a> {
 
 /// Mounts it, or leaves everything as it was.
 pub fn mount(plan: &Plan<'_>, interrupt: &Interrupt) -> anyhow::Result<Record> {
-    let _lock = state::lock()?;
+    let _lock = state::lock(Some(interrupt))?;
     state::sweep()?;
     let mut setup = Setup::new(plan)?;
     let mut record = setup.start_server(plan)?;

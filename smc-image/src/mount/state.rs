@@ -1,8 +1,11 @@
 //! What is known about each mount, under `/run/smc/mounts`: a private directory and, beside it, a record.
 
 use super::DISK_FILE;
+use crate::exit::Advise;
+use crate::waiting;
 use anyhow::Context;
 use blockio::LockedFile;
+use cli::interrupt::Interrupt;
 use hostdev::{BlockDevice, MountTable, Root};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
@@ -60,17 +63,15 @@ fn stat(pid: i32) -> Option<(char, u64)> {
     Some((fields.first()?.chars().next()?, fields.get(19)?.parse().ok()?))
 }
 
-/// Holds everybody else off who mounts or unmounts.
-pub fn lock() -> anyhow::Result<LockedFile> {
+/// Holds everybody else off who mounts or unmounts. One of them that does so already is waited for.
+pub fn lock(interrupt: Option<&Interrupt>) -> anyhow::Result<LockedFile> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(ROOT)
         .with_context(|| format!("create {ROOT}"))?;
     let root = File::open(ROOT).with_context(|| format!("open {ROOT}"))?;
-    LockedFile::lock(root)
-        .map_err(|(_, error)| error)
-        .with_context(|| format!("lock {ROOT}"))
+    waiting::lock(root, interrupt).with_context(|| format!("lock {ROOT}"))
 }
 
 /// Makes the private directory of a new mount.
@@ -142,7 +143,8 @@ impl Record {
     }
 }
 
-/// Every mount: its private directory and, where one was written, its record.
+/// Every mount: its private directory and, where one was written, its record. One that cannot be read is an error: what is
+/// still mounted must not be taken for what a crash left.
 pub fn all() -> anyhow::Result<Vec<(PathBuf, Option<Record>)>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(ROOT).with_context(|| format!("read {ROOT}"))? {
@@ -152,13 +154,22 @@ pub fn all() -> anyhow::Result<Vec<(PathBuf, Option<Record>)>> {
             None if record_path(&path).exists() => continue,
             None => path,
         };
-        let record = match fs::read(record_path(&dir)) {
-            Ok(text) => serde_json::from_slice(&text).ok(),
-            Err(_) => None,
-        };
+        let record = read_record(&record_path(&dir))?;
         all.push((dir, record));
     }
     Ok(all)
+}
+
+fn read_record(path: &Path) -> anyhow::Result<Option<Record>> {
+    let text = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.with_context(|| format!("read {}", path.display()))?,
+    };
+    let parsed =
+        serde_json::from_slice(&text).with_context(|| format!("{} is not a mount's record", path.display()));
+    parsed
+        .map(Some)
+        .advise("remove the file if nothing of its mount is in use any more")
 }
 
 /// Takes the disk's file out of sight and removes what is left of a mount. Nothing of it need be there any more.
@@ -193,4 +204,24 @@ pub fn sweep() -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use testkit::guard::ScratchDir;
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_not_one_that_is_missing() {
+        let scratch = ScratchDir::new("smc-mount-record").unwrap();
+        assert!(read_record(&scratch.join("missing")).unwrap().is_none());
+        let torn = scratch.join("torn");
+        fs::write(&torn, "{\"dir\":").unwrap();
+        let error = read_record(&torn).unwrap_err();
+        assert!(
+            format!("{error:#}").contains("is not a mount's record"),
+            "{error:#}"
+        );
+        read_record(&scratch.join(".")).unwrap_err();
+    }
 }

@@ -23,7 +23,7 @@ pub struct Unmounted {
 
 /// Unmounts what `smc-image mount` mounted on `dir`, and waits until nothing of it is left.
 pub fn unmount(dir: &Path) -> anyhow::Result<Unmounted> {
-    let _lock = state::lock()?;
+    let _lock = state::lock(None)?;
     let (private, record) = find(dir)?;
     let complaints = fs::read_to_string(state::log_path(&private)).unwrap_or_default();
     if record.mounted_loop(&private)?.is_some() {
