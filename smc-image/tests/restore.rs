@@ -345,6 +345,78 @@ fn what_an_array_left_at_the_end_is_named_and_wiped() {
     assert!(found[20 * MIB..30 * MIB].iter().all(|&byte| byte == 0xaa));
 }
 
+/// What each RAID puts into the last sectors of a disk: the sector, counted from the end, and what libblkid calls it.
+fn at_the_end(size: usize) -> Vec<(usize, Vec<u8>, &'static str)> {
+    let mut adaptec = vec![0; 260];
+    adaptec[..4].copy_from_slice(&[0x37, 0xfc, 0x4d, 0x1e]);
+    adaptec[256..].copy_from_slice(b"DPTM");
+    let mut via = vec![0; 51];
+    via[..6].copy_from_slice(&[0x55, 0xaa, 1, 0, 0, 9]);
+    via[50] = via[..50].iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+    let mut silicon = vec![0u8; 512];
+    silicon[0x63] = 0x2f;
+    silicon[0x10c] = 1;
+    let words = silicon
+        .chunks(2)
+        .map(|word| u16::from_le_bytes([word[0], word[1]]));
+    let checksum = words.fold(0u16, u16::wrapping_add).wrapping_neg();
+    silicon[0x13e..0x140].copy_from_slice(&checksum.to_le_bytes());
+    let md090 = [0xa92b_4efcu32, 0, 90, 0, 0, 1, 2, 3]
+        .map(u32::to_le_bytes)
+        .concat();
+    let of_md090 = (size - (size / 0x1_0000 * 0x1_0000 - 0x1_0000)) / 512;
+    let ddf = b"\xde\x11\xde\x11\0\0\0\0GUIDGUIDGUIDGUIDGUIDGUID01.02.00";
+    let nvidia = b"NVIDIA  \x1e\0\0\0\0\0\0\0\x64\0";
+    vec![
+        (of_md090, md090, "linux_raid_member"),
+        (1, ddf.to_vec(), "ddf_raid_member"),
+        (2, b"Intel Raid ISM Cfg Sig. 1.0.00".to_vec(), "isw_raid_member"),
+        (1, b"$XIDE$".to_vec(), "lsi_mega_raid_member"),
+        (2, nvidia.to_vec(), "nvidia_raid_member"),
+        (
+            63,
+            b"Promise Technology, Inc.".to_vec(),
+            "promise_fasttrack_raid_member",
+        ),
+        (
+            3087,
+            b"Promise Technology, Inc.".to_vec(),
+            "promise_fasttrack_raid_member",
+        ),
+        (11, b"\xf3\x16\x78\x5a".to_vec(), "hpt45x_raid_member"),
+        (1, adaptec, "adaptec_raid_member"),
+        (1, b"JM\x01\x02".to_vec(), "jmicron_raid_member"),
+        (1, via, "via_raid_member"),
+        (1, silicon, "silicon_medley_raid_member"),
+    ]
+}
+
+#[test]
+fn all_that_libblkid_finds_at_the_end_of_a_disk_is_named_and_wiped() {
+    const SIZE: usize = 6 * MIB;
+    let fixture = Fixture::new();
+    let image = fixture.sparse_file("fs", 2 * MIB);
+    tool("mkfs.ext4", &["-q", path(&image)]);
+    fixture.sync("web01", &[("vda", &std::fs::read(&image).unwrap())]);
+    for (from_end, signature, kind) in at_the_end(SIZE) {
+        let mut old = vec![0; SIZE];
+        let at = SIZE - 512 * from_end;
+        old[at..at + signature.len()].copy_from_slice(&signature);
+        let target = fixture.file("target.raw", &old);
+        assert_eq!(type_of(&target), kind);
+        let restore = |more: &[&str]| {
+            let mut args = vec!["restore", "--yes", "--json", "web01/1", path(&target)];
+            args.extend(more);
+            fixture.run(&args)
+        };
+        let left = restore(&[]).json()["left_over"].clone();
+        assert_eq!(left[0]["offset"], at, "{kind}: {left}");
+        assert_eq!(left.as_array().unwrap().len(), 1, "{kind}: {left}");
+        assert_eq!(restore(&["--wipe"]).json()["left_over"], serde_json::json!([]));
+        assert_eq!(type_of(&target), "ext4", "{kind}");
+    }
+}
+
 /// A device with sectors of this size, on a new file.
 fn device_of(fixture: &Fixture, name: &str, content: &[u8], sector: u32) -> LoopDevice {
     LoopDevice::attach_with_blocks(&fixture.file(name, content), sector).unwrap()

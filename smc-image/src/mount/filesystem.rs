@@ -102,75 +102,76 @@ pub enum Journal {
     Unknown,
 }
 
-/// What a range of a disk turned out to hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Probe {
-    /// What it is.
-    pub content: Content,
-    /// Its journal.
-    pub journal: Journal,
-}
-
 /// Looks at what begins at byte `offset` and is `length` bytes long.
 ///
 /// # Errors
 /// What cannot be read.
-pub fn probe(source: &dyn Source, offset: u64, length: u64) -> anyhow::Result<Probe> {
-    let mut start = vec![0; usize::try_from(length.min(PROBED_BYTES))?];
-    source.read_at(offset, &mut start)?;
+pub fn probe(source: &dyn Source, offset: u64, length: u64) -> anyhow::Result<Content> {
+    let start = read_start(source, offset, length)?;
     let matches = |magic: &&Magic| {
         start
             .get(magic.offset..)
             .is_some_and(|rest| rest.starts_with(magic.bytes))
     };
     let found = MAGICS.iter().find(matches);
-    let (content, journal) = match found.map_or(Content::Unknown, |magic| magic.content) {
-        Content::Filesystem(filesystem) => examine(source, offset, length, &start, filesystem)?,
-        other => (other, Journal::Clean),
-    };
-    Ok(Probe { content, journal })
+    match found.map_or(Content::Unknown, |magic| magic.content) {
+        Content::Filesystem(filesystem) => examine(&start, filesystem),
+        other => Ok(other),
+    }
 }
 
-/// What else has to be known of a filesystem before it is mounted.
-fn examine(
+fn read_start(source: &dyn Source, offset: u64, length: u64) -> anyhow::Result<Vec<u8>> {
+    let mut start = vec![0; usize::try_from(length.min(PROBED_BYTES))?];
+    source.read_at(offset, &mut start)?;
+    Ok(start)
+}
+
+/// What a filesystem needs beside what is in its place.
+fn examine(start: &[u8], filesystem: Filesystem) -> anyhow::Result<Content> {
+    Ok(match filesystem.fstype {
+        "btrfs" if u64_at(start, BTRFS_NUM_DEVICES) > 1 => {
+            Content::OneOfSeveral(filesystem.fstype, u64_at(start, BTRFS_NUM_DEVICES))
+        }
+        "xfs" if superblock_of_xfs(start)?.has_external_log() => {
+            Content::Part("an xfs whose journal is on another device")
+        }
+        _ => Content::Filesystem(filesystem),
+    })
+}
+
+fn superblock_of_xfs(start: &[u8]) -> anyhow::Result<Superblock> {
+    Superblock::parse(start).context("read the superblock of xfs")
+}
+
+/// Looks at the journal of the filesystem that begins at byte `offset` and is `length` bytes long. The whole journal of an
+/// xfs is read for this.
+///
+/// # Errors
+/// A superblock that cannot be read.
+pub fn journal(
     source: &dyn Source,
     offset: u64,
     length: u64,
-    start: &[u8],
     filesystem: Filesystem,
-) -> anyhow::Result<(Content, Journal)> {
+) -> anyhow::Result<Journal> {
+    let start = read_start(source, offset, length)?;
     let dirty_if = |dirty| if dirty { Journal::Dirty } else { Journal::Clean };
-    let journal = match filesystem.fstype {
+    Ok(match filesystem.fstype {
         "ext4" => dirty_if(start.get(EXT4_INCOMPAT).copied().unwrap_or(0) & EXT4_NEEDS_RECOVERY != 0),
-        "btrfs" => {
-            let devices = u64_at(start, BTRFS_NUM_DEVICES);
-            if devices > 1 {
-                return Ok((Content::OneOfSeveral(filesystem.fstype, devices), Journal::Clean));
-            }
-            dirty_if(u64_at(start, BTRFS_LOG_ROOT) != 0)
-        }
+        "btrfs" => dirty_if(u64_at(&start, BTRFS_LOG_ROOT) != 0),
         "xfs" => {
-            let superblock = Superblock::parse(start).context("read the superblock of xfs")?;
-            if superblock.has_external_log() {
-                return Ok((
-                    Content::Part("an xfs whose journal is on another device"),
-                    Journal::Clean,
-                ));
-            }
+            let found = superblock_of_xfs(&start)?.journal(source, offset, length);
             // The filesystem is mounted without its log, so one that cannot be read is no obstacle.
-            superblock
-                .journal(source, offset, length)
-                .unwrap_or_else(|error| {
-                    output::complain(format_args!(
-                        "smc-image: the log of an xfs cannot be read: {error:#}"
-                    ));
-                    Journal::Dirty
-                })
+            found.unwrap_or_else(|error| {
+                output::complain(format_args!(
+                    "smc-image: the log of an xfs cannot be read: {error:#}"
+                ));
+                Journal::Dirty
+            })
         }
         "f2fs" | "ntfs3" => Journal::Unknown,
         _ => Journal::Clean,
-    };
-    Ok((Content::Filesystem(filesystem), journal))
+    })
 }
 
 #[cfg(test)]

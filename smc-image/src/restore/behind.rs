@@ -5,7 +5,7 @@
 //! smaller image does not reach.
 
 use crate::copy::zero::Zeroer;
-use crate::mount::partition::Source;
+use crate::mount::partition::{Source, u64_at};
 use anyhow::{Context, bail};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -25,20 +25,52 @@ struct Signature {
     offset: usize,
     bytes: &'static [u8],
     kind: &'static str,
+    /// Whether the sector is what it looks like; of a signature that is too short to say so alone.
+    holds: fn(&Sector<'_>) -> bool,
+}
+
+/// A sector of a disk.
+struct Sector<'a> {
+    bytes: &'a [u8],
+    offset: u64,
+    disk_bytes: u64,
+}
+
+impl Sector<'_> {
+    /// Its number, counted from the end of the disk: the last whole one is 1.
+    fn sectors_to_end(&self) -> u64 {
+        self.disk_bytes / SECTOR_BYTES - self.offset / SECTOR_BYTES
+    }
 }
 
 const fn signature(offset: usize, bytes: &'static [u8], kind: &'static str) -> Signature {
-    Signature { offset, bytes, kind }
+    checked(offset, bytes, kind, |_| true)
+}
+
+const fn checked(
+    offset: usize,
+    bytes: &'static [u8],
+    kind: &'static str,
+    holds: fn(&Sector<'_>) -> bool,
+) -> Signature {
+    Signature {
+        offset,
+        bytes,
+        kind,
+        holds,
+    }
 }
 
 const MD: &str = "member of an md RAID";
 const LVM: &str = "LVM physical volume";
 const ZFS: &str = "member of a ZFS pool";
 const DDF: &str = "member of a firmware RAID (DDF)";
+const HIGHPOINT: &str = "member of a firmware RAID (HighPoint)";
 const DRBD: &str = "DRBD metadata";
 
-/// Long enough each that other data does not look like it by chance.
-const SIGNATURES: [Signature; 16] = [
+/// Everything that libblkid takes a disk for because of what is at its end, and some that others do. Those that say nothing
+/// but two bytes count in their sector only, and with their checksum if they have one.
+const SIGNATURES: [Signature; 27] = [
     // md(4): the magic number, then version 1 with its feature map, or version 0.90 in either order of bytes.
     signature(0, b"\xfc\x4e\x2b\xa9\x01\0\0\0", MD),
     signature(0, b"\xfc\x4e\x2b\xa9\0\0\0\0\x5a\0\0\0", MD),
@@ -63,10 +95,61 @@ const SIGNATURES: [Signature; 16] = [
         b"Promise Technology, Inc.",
         "member of a firmware RAID (Promise)",
     ),
+    signature(0, b"\x37\xfc\x4d\x1e", "member of a firmware RAID (Adaptec)"),
+    checked(0, b"\xf3\x16\x78\x5a", HIGHPOINT, |sector| {
+        sector.sectors_to_end() == 11
+    }),
+    checked(0, b"\xfd\x16\x78\x5a", HIGHPOINT, |sector| {
+        sector.sectors_to_end() == 11
+    }),
+    checked(
+        96,
+        b"\0\0\0\x2f",
+        "member of a firmware RAID (Silicon Image)",
+        |sector| sector.sectors_to_end() == 1 && silicon_sums_up(sector.bytes),
+    ),
+    checked(0, b"\x55\xaa", "member of a firmware RAID (VIA)", |sector| {
+        sector.sectors_to_end() == 1 && via_sums_up(sector.bytes)
+    }),
+    checked(0, b"JM", "member of a firmware RAID (JMicron)", |sector| {
+        sector.sectors_to_end() == 1
+    }),
     signature(60, b"\x83\x74\x02\x6b", DRBD),
     signature(60, b"\x83\x74\x02\x6d", DRBD),
+    signature(
+        24,
+        b"\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef",
+        "copy of a bcachefs superblock",
+    ),
+    checked(6, b"\x34\x34", "copy of a nilfs2 superblock", |sector| {
+        sector.sectors_to_end() == 8 && u64_at(sector.bytes, 32) == sector.disk_bytes
+    }),
+    signature(3, b"NTFS    ", "copy of an NTFS boot sector"),
+    signature(0, b"PRIVHEAD", "member of a group of Windows' dynamic disks"),
+    checked(64, b"_BHRfS_M", "copy of a btrfs superblock", |sector| {
+        BTRFS_COPIES.contains(&sector.offset)
+    }),
     signature(0, b"EFI PART", "backup of another partition table (GPT)"),
 ];
+
+/// The words before the checksum, with it, add up to nothing.
+fn silicon_sums_up(sector: &[u8]) -> bool {
+    const WORDS_AND_CHECKSUM: usize = 0x140;
+    let words = sector[..WORDS_AND_CHECKSUM].chunks_exact(2);
+    let sum = words.fold(0u16, |sum, word| {
+        sum.wrapping_add(u16::from_le_bytes([word[0], word[1]]))
+    });
+    sum == 0
+}
+
+/// Behind a version, which is at most 2, and all else comes the sum of the bytes.
+fn via_sums_up(sector: &[u8]) -> bool {
+    const SUMMED: usize = 50;
+    let sum = sector[..SUMMED]
+        .iter()
+        .fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+    sector[2] <= 2 && sum == sector[SUMMED]
+}
 
 /// A signature that was found; of each kind, the first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -127,14 +210,16 @@ fn look_in(disk: &dyn Source, range: Range<u64>, found: &mut BTreeMap<&str, u64>
     disk.read_at(range.start, &mut bytes)
         .context("look at what is behind the image")?;
     let sectors = bytes.chunks_exact(512);
-    for (offset, sector) in (range.start..).step_by(512).zip(sectors) {
+    for (offset, bytes) in (range.start..).step_by(512).zip(sectors) {
+        let sector = Sector {
+            bytes,
+            offset,
+            disk_bytes: disk.size_bytes(),
+        };
         for signature in &SIGNATURES {
-            if sector[signature.offset..].starts_with(signature.bytes) {
+            if bytes[signature.offset..].starts_with(signature.bytes) && (signature.holds)(&sector) {
                 found.entry(signature.kind).or_insert(offset);
             }
-        }
-        if BTRFS_COPIES.contains(&offset) && sector[64..].starts_with(b"_BHRfS_M") {
-            found.entry("copy of a btrfs superblock").or_insert(offset);
         }
     }
     Ok(())
@@ -167,7 +252,16 @@ mod tests {
 
     #[test]
     fn each_signature_is_found_where_it_stands() {
-        for signature in &SIGNATURES {
+        let always = |signature: &&Signature| {
+            let anywhere = Sector {
+                bytes: &[0xff; 512],
+                offset: 0,
+                disk_bytes: 1 << 40,
+            };
+            (signature.holds)(&anywhere)
+        };
+        assert_eq!(SIGNATURES.iter().filter(always).count(), 20);
+        for signature in SIGNATURES.iter().filter(always) {
             let mut disk = Memory(vec![0xff; 8 << 20]);
             let at = (7 << 20) + 1024;
             disk.0[at + signature.offset..][..signature.bytes.len()].copy_from_slice(signature.bytes);
