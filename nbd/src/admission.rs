@@ -108,6 +108,24 @@ impl Admission {
         is_full.then(|| state.waiting.keys().next().copied()).flatten()
     }
 
+    /// A place for a client that need not show who it is: it takes none of those that others wait in. `None` if there is none.
+    pub(crate) fn admit_known(self: &Arc<Self>, client: &Client) -> Option<Place> {
+        let mut state = self.state();
+        if state.admitted >= self.connections {
+            drop(state);
+            self.refuse_full(client);
+            return None;
+        }
+        state.admitted += 1;
+        Some(self.place(0, true))
+    }
+
+    fn refuse_full(&self, client: &Client) {
+        let limit = self.connections;
+        let text = format_args!("refused, because the server has {limit} connections already");
+        self.notices.warn(client, text);
+    }
+
     /// A place beyond all bounds, for a client that the server's maker chose.
     pub(crate) fn admit_chosen(self: &Arc<Self>) -> Place {
         self.state().admitted += 1;
@@ -129,11 +147,7 @@ impl Place {
         if state.admitted >= self.admission.connections {
             // It keeps its place among those that wait until it has the answer.
             drop(state);
-            let limit = self.admission.connections;
-            self.warn(
-                client,
-                format_args!("refused, because the server has {limit} connections already"),
-            );
+            self.admission.refuse_full(client);
             return false;
         }
         state.admitted += 1;
@@ -267,6 +281,16 @@ mod tests {
         drop(first);
         let fourth = wait();
         assert!(fourth.admit(&at("192.0.2.1")));
+        // Those that need not show who they are come in by the same bound, and push nobody out who waits.
+        let mut waiting: Vec<_> = (1..=4)
+            .map(|last| admission.wait(&at(&format!("192.0.2.{last}"))))
+            .collect();
+        let process = Client::Process(1);
+        assert!(admission.admit_known(&process).is_none());
+        drop(second);
+        let second = admission.admit_known(&process).unwrap();
+        assert!(waiting.iter_mut().all(|(_, evicted)| !is_evicted(evicted)));
+        drop(waiting);
         // Those that were chosen come in beyond the bound, and count.
         let chosen = admission.admit_chosen();
         drop((second, fourth));

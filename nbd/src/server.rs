@@ -258,11 +258,14 @@ impl Door {
     }
 
     fn let_in(&mut self, accepted: Accepted) {
-        let (place, evicted) = self.admission.wait(&accepted.client);
-        // Who may connect to a Unix socket, its mode has said.
-        if matches!(accepted.socket, Socket::Unix(_)) && !place.admit(&accepted.client) {
-            return;
-        }
+        let (place, evicted) = match accepted.socket {
+            // Who may connect to a Unix socket, its mode has said.
+            Socket::Unix(_) => match self.admission.admit_known(&accepted.client) {
+                Some(place) => (place, oneshot::channel().1),
+                None => return,
+            },
+            _ => self.admission.wait(&accepted.client),
+        };
         self.workers.hand_over(Guest {
             accepted,
             place,
