@@ -645,14 +645,14 @@ impl World {
 }
 
 /// Waits until then, or until the child has ended.
-fn wait_for(child: &mut Child, until: Instant) -> Result<()> {
+pub(crate) fn wait_for(child: &mut Child, until: Instant) -> Result<()> {
     while Instant::now() < until && child.try_wait()?.is_none() {
         thread::sleep(Duration::from_micros(100));
     }
     Ok(())
 }
 
-fn tell(output: &Output) -> String {
+pub(crate) fn tell(output: &Output) -> String {
     let (out, err) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),

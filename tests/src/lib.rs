@@ -3,6 +3,7 @@
 //! Tests touch only devices that they made, each in a scratch directory of its own.
 
 pub mod crash;
+pub mod damage;
 pub mod lifecycle;
 pub mod service;
 

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use smc_tests::code;
 use smc_tests::crash::{Crash, Kind, World, rounds};
+use smc_tests::damage;
 use smc_tests::stderr;
 use std::fs;
 
@@ -31,6 +32,12 @@ fn kills_lose_no_image() -> Result<()> {
     for (seed, kind) in [(13, Kind::Ext4), (14, Kind::Xfs), (15, Kind::Btrfs)] {
         crash(kind, Crash::Kill, seed, 8)?;
     }
+    Ok(())
+}
+
+#[test]
+fn good_images_stay_good_and_the_next_sync_heals_whatever_is_damaged() -> Result<()> {
+    println!("{:?}", damage::live(1, 8 << 20, 25)?);
     Ok(())
 }
 

@@ -61,6 +61,11 @@ impl ChainRecord {
         let mut found = match (kept, newest) {
             // The caller finds out what is damaged: the record says all that it is asked for.
             (Some(record), Err(error)) if error.kind() == ErrorKind::Damaged => Found::fit(record),
+            (None, Err(error)) if error.kind() == ErrorKind::Damaged => {
+                return Err(error.within(
+                    "chain.json is missing and every image is damaged: put a copy of chain.json back, or delete the images",
+                ));
+            }
             (_, Err(error)) => return Err(error),
             (kept, Ok(None)) => Self::without_images(store, chain, kept, request)?,
             (Some(record), Ok(Some(newest))) => Found::fit(Self {

@@ -11,7 +11,9 @@ use crate::storage::memory::MemoryStorage;
 use crate::tests::model::Model;
 use crate::tests::sim::Random;
 use crate::tests::support::*;
-use crate::{ClusterSize, Consistency, Disk, Image, ImageWriter, Lock, Method, Store, VerdictState};
+use crate::{
+    ClusterSize, Consistency, Disk, Error, ErrorKind, Image, ImageWriter, Lock, Method, Store, VerdictState,
+};
 use std::collections::BTreeMap;
 
 const JOB: &str = "job";
@@ -49,6 +51,10 @@ struct Tally {
     proven: u64,
     /// Comparisons of an image that had to be good.
     compared: u64,
+    /// Times that chain.json was damaged, and removed by hand.
+    records_removed: u64,
+    /// Times that nothing of the chain could be read any more.
+    images_given_up: u64,
 }
 
 impl History {
@@ -126,9 +132,15 @@ impl History {
     /// Does a part of a sync, or all but the commit.
     fn begin(&mut self, stop_after: Option<u64>) -> (ImageWriter, bool) {
         let store = self.store();
-        let mut writer = store
-            .begin(JOB, Some(ClusterSize::K16), &NAMES.map(str::to_owned))
-            .unwrap();
+        let mut tries = 0;
+        let mut writer = loop {
+            match store.begin(JOB, Some(ClusterSize::K16), &NAMES.map(str::to_owned)) {
+                Ok(writer) => break writer,
+                Err(error) => self.put_right(&error),
+            }
+            tries += 1;
+            assert!(tries < 3, "nothing helps");
+        };
         self.tally.resumed += u64::from(writer.resumed().is_some());
         let mut pushed = 0;
         let mut has_checkpoint = false;
@@ -228,17 +240,33 @@ impl History {
         (count > 0).then(|| from[self.random.below(count) as usize].clone())
     }
 
-    /// A file of an image or of the unfinished sync; the chain's own record is repaired by hand.
+    /// A file of the chain.
     fn pick_file(&mut self, ending: &str) -> Option<String> {
         let found: Vec<String> = self.files(|files| {
             let all = files
                 .keys()
                 .filter(|path| path.starts_with(JOB) && path.ends_with(ending));
-            all.filter(|path| !path.ends_with("chain.json"))
-                .cloned()
-                .collect()
+            all.cloned().collect()
         });
         self.pick(&found)
+    }
+
+    /// Does what the error says that a sync ends with: a damaged chain.json is removed; and where it is gone, and every
+    /// manifest is damaged, so are the images.
+    fn put_right(&mut self, error: &Error) {
+        let said = error.to_string();
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+        if said.contains("remove the file") {
+            self.files(|files| files.remove(&format!("{JOB}/chain.json")))
+                .unwrap();
+            self.tally.records_removed += 1;
+            return;
+        }
+        assert!(said.contains("delete the images"), "{error:?}");
+        for sequence in self.images.keys().copied().collect::<Vec<_>>() {
+            self.delete(sequence).unwrap();
+        }
+        self.tally.images_given_up += 1;
     }
 
     fn flip(&mut self, path: &str, at: u64) {

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use smc_tests::crash::{Crash, Kind, World, rounds};
+use smc_tests::damage;
 use smc_tests::lifecycle::Lifecycle;
 
 /// Cut the power and kill smcd and smc-image at random moments, and check everything after each.
@@ -17,6 +18,9 @@ struct Options {
     /// Whole lifecycles of a job of the service, with about thirteen `kill -9` of smcd in each.
     #[arg(long, default_value_t = 8)]
     lifecycles: u64,
+    /// Rounds of a life of a store under damage and `kill -9`.
+    #[arg(long, default_value_t = 400)]
+    damaged: u64,
     /// Seed of the first run; each run adds one.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -42,6 +46,16 @@ fn main() -> Result<()> {
             cycle.in_sync,
             cycle.concluded()
         );
+    }
+    let mut left = options.damaged;
+    for seed in options.seed.. {
+        let now = left.min(100);
+        if now == 0 {
+            break;
+        }
+        let counts = damage::live(seed, 8 << 20, now)?;
+        println!("life under damage of seed {seed}, {now} rounds: {counts:?}");
+        left -= now;
     }
     let runs = [
         (Kind::Ext4, Crash::PowerCut, options.cuts),
