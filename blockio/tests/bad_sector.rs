@@ -9,11 +9,10 @@ use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use blockio::{AlignedBuf, Device, ErrorKind, ReadOptions, SequentialReader};
 use common::{LoopDevice, file_with, pattern, scratch, sparse_file};
+use testkit::process::wait_for;
 
 const DISK_BYTES: usize = 8 << 20;
 /// The fifth sector of the sixth MiB.
@@ -49,15 +48,9 @@ impl FailingFile {
     }
 
     fn wait_until_served(&self) {
-        let deadline = Instant::now() + Duration::from_secs(120);
-        while fs::metadata(&self.path).unwrap().len() != DISK_BYTES as u64 {
-            assert!(
-                Instant::now() < deadline,
-                "nbdfuse and nbdkit do not serve {}",
-                self.path.display()
-            );
-            thread::sleep(Duration::from_millis(20));
-        }
+        wait_for("nbdfuse and nbdkit to serve", || {
+            fs::metadata(&self.path).unwrap().len() == DISK_BYTES as u64
+        });
     }
 }
 

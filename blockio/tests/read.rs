@@ -5,18 +5,18 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
 use std::thread;
-use std::time::Duration;
 
 use blockio::{
     AlignedBuf, Buffers, Delivery, Device, ErrorKind, IoMethod, Ranges, ReadOptions, Reader, SequentialReader,
 };
 use common::{LoopDevice, Mount, file_with, pattern, run, scratch, sparse_file};
 use crossbeam_channel::unbounded;
+use testkit::process::wait_for;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -466,6 +466,17 @@ fn dropping_the_reader_early_stops_it_and_leaves_chunks_intact() {
     }
 }
 
+/// Whether every thread of this process that reads a disk sleeps at the moment; those of other tests are among them.
+fn all_readers_sleep() -> bool {
+    fs::read_dir("/proc/self/task").unwrap().all(|task| {
+        let stat = task.and_then(|task| fs::read_to_string(task.path().join("stat")));
+        // One that ends while it is looked at is no reader that waits.
+        let stat = stat.unwrap_or_default();
+        let reads = stat.contains("(blockio-read)");
+        !reads || stat.contains(") S ")
+    })
+}
+
 #[test]
 fn a_reader_that_waits_for_buffers_can_be_dropped_or_abandoned() {
     let scratch = scratch();
@@ -474,7 +485,7 @@ fn a_reader_that_waits_for_buffers_can_be_dropped_or_abandoned() {
         let mut reader = SequentialReader::new(&device, &options(MIB, 1, 1)).unwrap();
         let held = reader.next().unwrap().unwrap();
         let receiver = reader.receiver().clone();
-        thread::sleep(Duration::from_millis(20));
+        wait_for("the reader waits", all_readers_sleep);
         if abandon {
             reader.abandon()
         } else {

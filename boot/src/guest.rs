@@ -205,6 +205,7 @@ fn die_with_parent(command: &mut Command) {
 mod tests {
     use super::*;
     use crate::Accelerator;
+    use testkit::process::PATIENCE;
 
     #[test]
     fn a_guest_that_is_canceled_or_takes_too_long_is_killed() {
@@ -224,7 +225,7 @@ mod tests {
 
         let mut machine = Machine::new(Accelerator::Tcg, 16);
         machine.paused();
-        follow.timeout = Duration::from_secs(60);
+        follow.timeout = PATIENCE;
         follow.is_canceled = &|| true;
         let error = Guest::start(machine).unwrap().follow(&mut follow).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Canceled);
@@ -258,7 +259,7 @@ mod tests {
             serial: None,
         });
         let run = Guest::start(machine).unwrap().follow(&mut Follow {
-            timeout: Duration::from_secs(60),
+            timeout: PATIENCE,
             is_canceled: &|| false,
             on_line: &mut |line, _| {
                 if line == "hello" {
@@ -285,7 +286,7 @@ mod tests {
             serial: None,
         });
         let run = Guest::start(machine).unwrap().follow(&mut Follow {
-            timeout: Duration::from_secs(60),
+            timeout: PATIENCE,
             is_canceled: &|| false,
             on_line: &mut |_, _| Next::Continue,
         });

@@ -16,9 +16,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 use testkit::guard::ScratchDir;
-use testkit::process::wait_until;
+use testkit::process::{PATIENCE, wait_until};
 
 /// One at a time: they look at the whole process.
 static TURN: Mutex<()> = Mutex::new(());
@@ -131,7 +130,7 @@ fn no_thread_outlives_a_scan() {
             assert_eq!(scanned.is_ok(), end == "whole", "{scanned:?}");
             assert!(running >= 4, "three workers and a reader, and {running} are seen");
             // The kernel lets a thread that was joined be seen for a moment.
-            let gone = wait_until(Duration::from_secs(5), || threads("threads").is_empty());
+            let gone = wait_until(PATIENCE, || threads("threads").is_empty());
             assert!(gone.is_ok(), "{end} leaves {:?}", threads("threads"));
         }
     });
@@ -184,7 +183,7 @@ fn a_pipeline_runs_plans_over_disks_with_the_threads_it_was_made_with() {
         options.readers = 2;
         let mut pipeline = Pipeline::new(&options).unwrap();
         // A thread takes its name when it begins to run.
-        let begun = wait_until(Duration::from_secs(60), || pipeline_threads().len() == 4);
+        let begun = wait_until(PATIENCE, || pipeline_threads().len() == 4);
         begun.expect("two readers and two workers");
         let threads = pipeline_threads();
         let whole = Plan::scan(geometry, false);

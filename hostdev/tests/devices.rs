@@ -352,7 +352,7 @@ fn a_loop_device_is_attached_as_asked_and_detached_with_its_last_user() {
             .unwrap()
             .is_some_and(|now| now.file == status.file)
     };
-    testkit::process::wait_until(std::time::Duration::from_secs(10), || !is_ours()).unwrap();
+    testkit::process::wait_for("the device to be free", || !is_ours());
 }
 
 #[test]

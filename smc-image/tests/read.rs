@@ -8,7 +8,6 @@ use common::{Fixture, MIB, SMC_IMAGE, disk_content, noise};
 use imagefmt::ClusterSize;
 use serde_json::json;
 use std::process::Command;
-use std::time::Duration;
 use testkit::guard::LoopDevice;
 use testkit::process::Server;
 use testkit::program::run;
@@ -194,7 +193,7 @@ fn digest_is_the_same_wherever_the_content_is() {
         .arg(&socket)
         .arg(&file);
     let log = fixture.join("nbd.log");
-    let _server = Server::start_on_socket(&mut command, &socket, &log, Duration::from_secs(30)).unwrap();
+    let _server = Server::start_on_socket(&mut command, &socket, &log).unwrap();
     let uri = format!("nbd+unix:///?socket={}", socket.display());
     let digest = |args: &[&str]| {
         let said = fixture.run(&[&["digest"], args].concat()).ok();

@@ -11,9 +11,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, lchown, symlink};
 use std::path::Path;
 use std::process::Command;
-use std::thread;
-use std::time::Duration;
 use testkit::guard::{LoopDevice, Mount};
+use testkit::process::wait_for;
 use testkit::program::{Running, run, tool};
 
 fn path(path: &Path) -> &str {
@@ -237,19 +236,18 @@ fn interrupt_ends_it_and_says_so() {
     }
 }
 
+fn has_ended(running: &mut Running) -> bool {
+    running.0.try_wait().unwrap().is_some()
+}
+
 fn interrupt_by(signal: &str) {
     let fixture = image_of(&noise(96 * MIB, 5));
     let file = fixture.sparse_file("target.raw", 96 * MIB);
     let mut command = fixture.command();
     let mut running = Running::start(command.args(["restore", "--yes", "web01/1"]).arg(&file));
     let begun = || std::fs::metadata(&file).unwrap().blocks() > 0;
-    while !begun() {
-        assert!(
-            running.0.try_wait().unwrap().is_none(),
-            "it ended before it wrote anything"
-        );
-        thread::sleep(Duration::from_millis(1));
-    }
+    wait_for("the first bytes", || begun() || has_ended(&mut running));
+    assert!(begun(), "it ended before it wrote anything");
     let (code, said) = running.signal(signal);
     assert_eq!(code, Some(130), "{said}");
     assert!(
@@ -275,13 +273,9 @@ fn a_lost_connection_is_ignored_under_nohup() {
             .args(["restore", "--yes", "web01/1"])
             .arg(&file),
     );
-    while std::fs::metadata(&file).unwrap().blocks() == 0 {
-        assert!(
-            running.0.try_wait().unwrap().is_none(),
-            "it ended before it wrote anything"
-        );
-        thread::sleep(Duration::from_millis(1));
-    }
+    let begun = || std::fs::metadata(&file).unwrap().blocks() > 0;
+    wait_for("the first bytes", || begun() || has_ended(&mut running));
+    assert!(begun(), "it ended before it wrote anything");
     let (code, said) = running.signal("HUP");
     assert_eq!(code, Some(0), "{said}");
     assert!(std::fs::read(&file).unwrap() == content);

@@ -15,14 +15,15 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::process;
+use crate::process::{self, PATIENCE};
 
 /// Names the directory under which scratch directories are made; `/var/tmp` where it is not set.
 pub const SCRATCH_VARIABLE: &str = "SMC_SCRATCH";
 
 /// `LOOP_CLR_FD` of the kernel's include/uapi/linux/loop.h.
 const LOOP_CLR_FD: libc::Ioctl = 0x4c01;
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a guard that is dropped waits for others to let go: the test is over, and has said what it had to say.
+const DROP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A directory of its own that is removed with all its content.
 ///
@@ -189,7 +190,7 @@ impl LoopDevice {
     pub fn detach(mut self) -> Result<()> {
         let before = self.backing_file();
         drop(self.handle.take());
-        process::wait_until(RELEASE_TIMEOUT, || {
+        process::wait_until(PATIENCE, || {
             self.backing_file().is_none() || self.backing_file() != before
         })
         .map_err(|_| {
@@ -207,6 +208,44 @@ impl LoopDevice {
 
     fn sysfs(&self) -> PathBuf {
         Path::new("/sys/block").join(self.path.file_name().unwrap_or_default())
+    }
+}
+
+/// A filesystem in front of a directory that never answers, as one on a server that is down: whoever asks for anything
+/// in there waits, until the guard is dropped; then everything fails that waits, and the directory is there again.
+#[derive(Debug)]
+pub struct SilentMount {
+    target: PathBuf,
+    /// The other end, at which nobody listens. The kernel ends all that waits when it is closed.
+    kernel: Option<File>,
+}
+
+impl SilentMount {
+    /// Mounts it over the directory `target`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn over(target: &Path) -> Result<Self> {
+        let kernel = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .context(|| "open /dev/fuse")?;
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", kernel.as_raw_fd());
+        let (source, flags) = (Some("silent"), MsFlags::empty());
+        mount(source, target, Some("fuse"), flags, Some(options.as_str()))
+            .context(|| format!("mount a silent filesystem on {}", target.display()))?;
+        Ok(Self {
+            target: target.to_path_buf(),
+            kernel: Some(kernel),
+        })
+    }
+}
+
+impl Drop for SilentMount {
+    fn drop(&mut self) {
+        drop(self.kernel.take());
+        let _ = umount2(&self.target, MntFlags::MNT_DETACH);
     }
 }
 
@@ -253,12 +292,12 @@ impl Mount {
         &self.target
     }
 
-    /// Unmounts, waiting a little for whoever still has a file open.
+    /// Unmounts, and waits for whoever still has a file open.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] when it stays busy.
     pub fn unmount(mut self) -> Result<()> {
-        self.release().context(|| {
+        self.release(PATIENCE).context(|| {
             format!(
                 "unmount {}: a file on it may still be open",
                 self.target.display()
@@ -266,9 +305,9 @@ impl Mount {
         })
     }
 
-    fn release(&mut self) -> std::result::Result<(), Errno> {
+    fn release(&mut self, patience: Duration) -> std::result::Result<(), Errno> {
         let mut result = Ok(());
-        let _ = process::wait_until(RELEASE_TIMEOUT, || {
+        let _ = process::wait_until(patience, || {
             result = umount2(&self.target, MntFlags::empty());
             result != Err(Errno::EBUSY)
         });
@@ -279,7 +318,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        if self.mounted && self.release().is_err() {
+        if self.mounted && self.release(DROP_TIMEOUT).is_err() {
             // Out of sight at once, and out of the kernel when its last user goes.
             let _ = umount2(&self.target, MntFlags::MNT_DETACH);
         }

@@ -74,7 +74,7 @@ pub fn wait_until(timeout: Duration, mut done: impl FnMut() -> bool) -> Result<(
     Ok(())
 }
 
-/// How long [`wait_for`] waits: longer than anything may take on a busy machine.
+/// How long a test waits for anything: longer than it may take on a machine that is busy with other work.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Waits until `done` says yes.
@@ -265,22 +265,18 @@ impl Server {
     /// Starts `command` and waits until it accepts connections on the Unix socket `socket`.
     ///
     /// # Errors
-    /// [`ErrorKind::Command`] when it ends before that, [`ErrorKind::Timeout`] when it does not listen in time.
-    pub fn start_on_socket(
-        command: &mut Command,
-        socket: &Path,
-        log: &Path,
-        timeout: Duration,
-    ) -> Result<Self> {
+    /// [`ErrorKind::Command`] when it ends before that, [`ErrorKind::Timeout`] when it does not listen within
+    /// [`PATIENCE`].
+    pub fn start_on_socket(command: &mut Command, socket: &Path, log: &Path) -> Result<Self> {
         let mut server = Self::start(command, log)?;
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + PATIENCE;
         while UnixStream::connect(socket).is_err() {
             check_interrupt()?;
             if let Ok(Some(status)) = server.child.try_wait() {
                 return Err(server.error(ErrorKind::Command, &format!("ended early ({status})")));
             }
             if Instant::now() >= deadline {
-                let said = format!("does not listen on {} after {timeout:?}", socket.display());
+                let said = format!("does not listen on {} after {PATIENCE:?}", socket.display());
                 return Err(server.error(ErrorKind::Timeout, &said));
             }
             thread::sleep(LONGEST_NAP);

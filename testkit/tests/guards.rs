@@ -10,12 +10,11 @@ use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use nix::mount::MsFlags;
 use testkit::ErrorKind;
 use testkit::guard::{LoopDevice, Mount, ScratchDir};
-use testkit::process::{self, Server};
+use testkit::process::{self, PATIENCE, Server, wait_for};
 
 const MIB: u64 = 1 << 20;
 
@@ -33,7 +32,7 @@ fn is_attached(backing: &Path) -> bool {
 
 /// Not at once: udev opens every new block device for a moment.
 fn assert_soon_detached(backing: &Path) {
-    process::wait_until(Duration::from_secs(10), || !is_attached(backing)).unwrap();
+    wait_for("the device to be free", || !is_attached(backing));
 }
 
 fn is_mounted(target: &Path) -> bool {
@@ -100,9 +99,8 @@ fn a_server_that_ends_early_is_reported_with_its_log() {
     let scratch = ScratchDir::new("smc-guard-test").unwrap();
     let mut command = Command::new("sh");
     command.args(["-c", "echo cannot serve >&2; exit 1"]);
-    let timeout = Duration::from_secs(20);
-    let error = Server::start_on_socket(&mut command, &scratch.join("sock"), &scratch.join("log"), timeout)
-        .unwrap_err();
+    let error =
+        Server::start_on_socket(&mut command, &scratch.join("sock"), &scratch.join("log")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Command);
     assert!(error.to_string().contains("cannot serve"), "{error}");
 }
@@ -122,7 +120,7 @@ fn a_server_ends_when_dropped() {
             .trim()
             .to_owned()
     };
-    process::wait_until(Duration::from_secs(20), || !pid().is_empty()).unwrap();
+    wait_for("the process to write its pid", || !pid().is_empty());
     let process_dir = Path::new("/proc").join(pid());
     assert!(process_dir.exists());
     drop(server);
@@ -141,7 +139,7 @@ fn a_kill_detaches_the_loop_device() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let attached = process::wait_until(Duration::from_secs(20), || file.with_extension("ready").exists());
+    let attached = process::wait_until(PATIENCE, || file.with_extension("ready").exists());
     let was_attached = is_attached(&file);
     child.kill().unwrap();
     child.wait().unwrap();
@@ -161,5 +159,6 @@ fn holder() {
     };
     let _device = LoopDevice::attach(&file).unwrap();
     fs::write(file.with_extension("ready"), "").unwrap();
-    std::thread::sleep(Duration::from_secs(60));
+    // Until it is killed, or its test has given up.
+    std::thread::sleep(2 * PATIENCE);
 }

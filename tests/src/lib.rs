@@ -14,7 +14,6 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
 use testkit::guard::{LoopDevice, ScratchDir};
 use testkit::process::Server;
 
@@ -127,7 +126,7 @@ impl Bench {
             .arg("--socket")
             .arg(socket);
         let log = socket.with_extension("log");
-        Server::start_on_socket(&mut command, socket, &log, Duration::from_secs(30)).map_err(Into::into)
+        Server::start_on_socket(&mut command, socket, &log).map_err(Into::into)
     }
 }
 

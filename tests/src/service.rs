@@ -139,6 +139,31 @@ impl Service {
         Ok(())
     }
 
+    /// Lets time pass, and waits until the scheduler has looked at all jobs since. What shows that is another job, which
+    /// starts then: because of its name, the scheduler looks at it last.
+    pub fn pass_and_look(&mut self, seconds: u64) -> Result<()> {
+        let until = self.elapsed_seconds + seconds;
+        let witness = format!("zz-witness-{until}");
+        let disk = self.dir.join(&witness);
+        fs::write(&disk, [7; 4096])?;
+        let (disk, start) = (disk.display().to_string(), format!("+{until}s"));
+        // smcctl's clock is the machine's, and smcd's is ahead by what has passed.
+        self.ask(&[
+            "job",
+            "create",
+            &witness,
+            "--disk",
+            &disk,
+            "--once",
+            "--start-at",
+            &start,
+        ])?;
+        ensure!(self.job(&witness)?["status"] == "Ready", "it starts later");
+        self.pass(seconds)?;
+        self.wait_status(&witness, "Finished")?;
+        Ok(())
+    }
+
     /// Runs `smcctl`.
     pub fn ctl(&self, args: &[&str]) -> Result<Output> {
         Command::new(program("smcctl"))

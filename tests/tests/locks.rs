@@ -7,8 +7,7 @@ use smc_tests::{Bench, Disk, assert_same_bytes, code, program, stderr};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
-use testkit::process::{Server, run, wait_until};
+use testkit::process::{PATIENCE, Server, run, wait_until};
 
 const MIB: u64 = 1 << 20;
 
@@ -20,7 +19,7 @@ impl Stopped {
     fn at(command: &mut Command, there: impl FnMut() -> bool) -> Result<Self> {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let stopped = Self(Some(command.spawn()?));
-        wait_until(Duration::from_secs(60), there)?;
+        wait_until(PATIENCE, there)?;
         stopped.signal(Signal::SIGSTOP)?;
         Ok(stopped)
     }
@@ -236,12 +235,7 @@ fn an_image_that_is_served_stays_until_it_is_not() -> Result<()> {
         .arg(bench.store())
         .args(["serve", "web01/1", "--socket"])
         .arg(&socket);
-    let server = Server::start_on_socket(
-        &mut command,
-        &socket,
-        Path::new(&socket.with_extension("log")),
-        Duration::from_secs(30),
-    )?;
+    let server = Server::start_on_socket(&mut command, &socket, Path::new(&socket.with_extension("log")))?;
     expect(
         &bench.image(&["rm", "web01/1"])?,
         1,

@@ -5,9 +5,9 @@ use smc_tests::{Bench, code, program, stderr};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use testkit::guard::{LoopDevice, Mount};
-use testkit::process::run;
+use testkit::process::{PATIENCE, run, wait_until};
 
 const MIB: u64 = 1 << 20;
 
@@ -357,6 +357,20 @@ fn a_newest_image_that_is_locked_is_no_reason_to_start_anew() -> Result<()> {
     Ok(())
 }
 
+/// What the layers of web01 take in the store; nothing where there are none yet.
+fn stored_bytes(bench: &Bench) -> u64 {
+    let layers = fs::read_dir(bench.store().join("web01/layers"));
+    let sizes = layers.into_iter().flatten().flatten();
+    sizes
+        .filter_map(|layer| layer.metadata().ok())
+        .map(|layer| layer.len())
+        .sum()
+}
+
+fn has_ended(child: &mut Child) -> bool {
+    !matches!(child.try_wait(), Ok(None))
+}
+
 #[test]
 fn a_first_sync_that_failed_binds_nobody() -> Result<()> {
     let bench = Bench::new("unbound")?;
@@ -370,7 +384,8 @@ fn a_first_sync_that_failed_binds_nobody() -> Result<()> {
         .stderr(Stdio::null())
         .stdout(Stdio::null())
         .spawn()?;
-    std::thread::sleep(std::time::Duration::from_millis(60));
+    wait_until(PATIENCE, || stored_bytes(&bench) > 4096 || has_ended(&mut child))?;
+    ensure!(!has_ended(&mut child), "it was too fast to be killed");
     child.kill()?;
     child.wait()?;
     let output = bench.sync_with(&[("root", disk.path())], &["--cluster-size", "16KiB"])?;
@@ -522,7 +537,10 @@ fn a_killed_sync_leaves_the_store_as_it_was() -> Result<()> {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        std::thread::sleep(std::time::Duration::from_millis(20 + round * 60));
+        // From before its first byte to its commit.
+        let before = stored_bytes(&bench);
+        let enough = || stored_bytes(&bench) >= before + round * 28 * MIB;
+        wait_until(PATIENCE, || enough() || has_ended(&mut child))?;
         child.kill()?;
         child.wait()?;
         assert_eq!(code(&bench.image(&["verify"])?), 0);

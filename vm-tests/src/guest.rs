@@ -55,7 +55,8 @@ impl Default for BootOptions {
     fn default() -> Self {
         Self {
             memory_mib: 192,
-            timeout: Duration::from_secs(180),
+            // Translated, beside other work.
+            timeout: Duration::from_secs(600),
             accelerator: None,
         }
     }

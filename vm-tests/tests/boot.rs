@@ -31,13 +31,7 @@ fn qemu_nbd(scratch: &ScratchDir, device: &Path) -> (Server, String) {
         "--export-name=web01/1:vda",
     ]);
     command.arg(format!("--socket={}", socket.display())).arg(device);
-    let server = Server::start_on_socket(
-        &mut command,
-        &socket,
-        &scratch.join("nbd.log"),
-        Duration::from_secs(20),
-    )
-    .unwrap();
+    let server = Server::start_on_socket(&mut command, &socket, &scratch.join("nbd.log")).unwrap();
     (server, nbd_uri(&socket, "web01/1:vda"))
 }
 
@@ -128,7 +122,7 @@ fn a_disk_without_a_system_is_an_error_and_not_a_report() {
     assert_eq!(boot(&uri, &options).unwrap_err().kind(), ErrorKind::Timeout);
 
     let absent = nbd_uri(&scratch.join("nbd.sock"), "web01/9:vda");
-    let error = boot(&absent, &options).unwrap_err();
+    let error = boot(&absent, &BootOptions::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Guest);
     assert!(error.to_string().contains("web01/9:vda"), "{error}");
 }

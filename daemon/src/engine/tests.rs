@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 use testkit::guard::ScratchDir;
 use testkit::noise;
-use testkit::process::wait_until;
+use testkit::process::{PATIENCE, wait_until};
 
 const MIB: usize = 1 << 20;
 
@@ -114,7 +114,7 @@ fn a_stop_in_the_middle_leaves_a_checkpoint_of_all_disks() {
                 let begun = |progress: &Progress| progress.compared_bytes.load(Ordering::Relaxed) > 0;
                 disks.len() == 2 && disks.iter().all(|(_, progress)| begun(progress))
             };
-            let begun = wait_until(Duration::from_secs(120), both);
+            let begun = wait_until(PATIENCE, both);
             control.stop();
             begun.unwrap();
         });
@@ -180,7 +180,7 @@ impl Blocked {
         let disks = open_all(&request.disks, &request.store).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| {
-                let waits = wait_until(Duration::from_secs(120), || {
+                let waits = wait_until(PATIENCE, || {
                     let held_up = self.noted.held_up.lock().unwrap();
                     let pid = format!("(pid {})", std::process::id());
                     let waits = |by: &String| by.starts_with("waiting until") && by.contains(&pid);

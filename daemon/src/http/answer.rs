@@ -98,7 +98,8 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalB
 
 /// How long the body of a request may take.
 const BODY_PATIENCE: Duration = if cfg!(test) {
-    Duration::from_millis(200)
+    // It is waited for, and long enough for a body that comes, on a busy machine.
+    Duration::from_secs(3)
 } else {
     Duration::from_secs(30)
 };

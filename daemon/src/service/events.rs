@@ -91,8 +91,7 @@ impl Listener {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const PATIENCE: Duration = Duration::from_secs(60);
+    use testkit::process::PATIENCE;
 
     #[test]
     fn every_listener_sees_every_event_in_order() {

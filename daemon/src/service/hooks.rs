@@ -269,6 +269,7 @@ mod tests {
     use crate::config::Config;
     use crate::job::{ResolvedInput, new_record};
     use std::io::Write;
+    use testkit::process::wait_for;
 
     fn job(dir: &Path) -> JobRecord {
         let request = api::CreateJob {
@@ -381,14 +382,7 @@ mod tests {
         assert!(format!("{error:#}").contains("killed after 1 s"));
         let group = fs::read_to_string(dir.path().join("pid")).unwrap();
         let group = Pid::from_raw(group.trim().parse().unwrap());
-        let begun = Instant::now();
-        while killpg(group, None).is_ok() {
-            assert!(
-                begun.elapsed() < Duration::from_secs(20),
-                "its group is still there"
-            );
-            std::thread::sleep(POLL_INTERVAL);
-        }
+        wait_for("its group is gone", || killpg(group, None).is_err());
     }
 
     #[test]

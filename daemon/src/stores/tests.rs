@@ -1,6 +1,7 @@
 use super::*;
 use std::collections::BTreeSet;
 use std::sync::Condvar;
+use testkit::process::PATIENCE;
 
 /// Stores some of which hang until they are released.
 #[derive(Debug, Clone, Default)]
@@ -46,8 +47,6 @@ fn store(dir: &Path, name: &str) -> PathBuf {
     imagefmt::open_or_create_store(&path, false).unwrap();
     path
 }
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_store_is_opened_once_until_another_one_is_there() {

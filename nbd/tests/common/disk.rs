@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub struct WritableDisk {
     pub full_from: Option<u64>,
     /// Writing this byte panics.
     pub panics: Option<u64>,
+    /// How many writes have begun.
+    pub begun: AtomicUsize,
     /// How long a write takes.
     pub slow: Duration,
     pub flush_fails: bool,
@@ -98,6 +101,7 @@ impl Export for WritableDisk {
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), ExportError> {
         let range = self.check(offset, data.len() as u64)?;
+        self.begun.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(self.slow);
         self.bytes.lock().unwrap()[range].copy_from_slice(data);
         self.note(format!("write {offset}+{}", data.len()));

@@ -6,14 +6,15 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nbd::{Access, Catalog, Client, ErrorKind, Export, ExportError, ExportInfo, Extent, Limits, ServeError};
 use nbd::{Server, ShutdownHandle, Tls};
 use testkit::Random;
+use testkit::process::PATIENCE;
 use testkit::program::{Run, run_within};
 
 pub mod certificates;
@@ -34,9 +35,33 @@ pub struct MemoryDisk {
     pub panics: Option<u64>,
     /// Reads from this byte on take that long.
     pub slow: Option<(u64, Duration)>,
+    /// Reads from this byte on wait until the gate is opened.
+    pub gate: Option<(u64, Arc<Gate>)>,
     /// How many reads have begun.
     pub begun: Arc<AtomicUsize>,
     pub at_once: Arc<AtOnce>,
+}
+
+/// Holds up whoever passes until it is opened.
+#[derive(Default)]
+pub struct Gate {
+    open: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Gate {
+    pub fn open(&self) {
+        *self.open.lock().unwrap() = true;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        drop(
+            self.changed
+                .wait_while(self.open.lock().unwrap(), |open| !*open)
+                .unwrap(),
+        );
+    }
 }
 
 /// How many reads run at the same time.
@@ -82,6 +107,7 @@ impl MemoryDisk {
             damaged: None,
             panics: None,
             slow: None,
+            gate: None,
             begun: Arc::default(),
             at_once: Arc::default(),
         }
@@ -116,6 +142,9 @@ impl Export for MemoryDisk {
         self.begun.fetch_add(1, Ordering::SeqCst);
         if let Some((_, delay)) = self.slow.filter(|(from, _)| offset >= *from) {
             self.at_once.during(|| std::thread::sleep(delay));
+        }
+        if let Some((_, gate)) = self.gate.as_ref().filter(|(from, _)| offset >= *from) {
+            self.at_once.during(|| gate.pass());
         }
         let range = offset..offset + buf.len() as u64;
         assert!(
@@ -272,13 +301,11 @@ impl Drop for Running {
     }
 }
 
-/// The longest run of a client: a server that stalls fails the test and does not stop it.
-const LONGEST: Duration = Duration::from_secs(60);
-
-/// Runs a client under a time limit. A missing one is a failure that says what to install.
+/// Runs a client under a time limit: a server that stalls fails the test and does not stop it. A missing client is a failure
+/// that says what to install.
 #[track_caller]
 pub fn client(program: &str, args: &[&str]) -> Run {
-    run_within(LONGEST, Command::new(program).args(args))
+    run_within(PATIENCE, Command::new(program).args(args))
 }
 
 /// Runs a client that must succeed, and returns what it printed.

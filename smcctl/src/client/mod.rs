@@ -143,6 +143,7 @@ mod tests {
     use std::os::fd::{AsRawFd, OwnedFd};
     use std::os::unix::net::UnixListener;
     use std::path::Path;
+    use std::sync::mpsc::channel;
     use std::thread;
     use testkit::guard::ScratchDir;
 
@@ -189,8 +190,11 @@ mod tests {
         let waiting = fill(&path);
         assert!(!waiting.is_empty());
         let client = client(&path);
+        let (tell, tried) = channel();
+        // Runs as soon as the client, on the same thread, has tried and waits.
+        client.runtime.spawn(async move { tell.send(()) });
         let serving = thread::spawn(move || {
-            thread::sleep(Duration::from_millis(200));
+            tried.recv().unwrap();
             for _ in &waiting {
                 listener.accept().unwrap();
             }

@@ -9,10 +9,8 @@ use anyhow::Result;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
-use testkit::process::{Server, wait_until};
+use testkit::process::{PATIENCE, Server, wait_until};
 
-const CAPTURE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Name of an export that nobody has: once a client's wish for it is in the capture, so is all that was before it.
 const LAST: &str = "smc-end-of-the-capture";
 const REQUEST: &str = "0x25609513";
@@ -39,13 +37,13 @@ impl Capture {
         command.args(["dumpcap", "-q", "-i", "lo", "-s", "0", "-B", "64"]);
         command.args(["-f", &format!("tcp port {port}"), "-w", text(&file)]);
         let dumpcap = Server::start(&mut command, &log)?;
-        wait_until(CAPTURE_TIMEOUT, || dumpcap.log().contains("File:"))?;
+        wait_until(PATIENCE, || dumpcap.log().contains("File:"))?;
         Ok(Self { dumpcap, file, log })
     }
 
     /// The file, once the packet with [`LAST`] is in it; none may have been lost.
     fn finish(self) -> Result<PathBuf> {
-        wait_until(CAPTURE_TIMEOUT, || {
+        wait_until(PATIENCE, || {
             let captured = fs::read(&self.file).unwrap_or_default();
             captured.windows(LAST.len()).any(|bytes| bytes == LAST.as_bytes())
         })?;

@@ -6,7 +6,6 @@ use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 use testkit::process::run;
 use vm_tests::guest::{BootOptions, run_initramfs};
 use vm_tests::initramfs::{Extra, build_with};
@@ -63,7 +62,6 @@ fn the_kernels_client_reads_an_image_and_writes_to_an_overlay() -> Result<()> {
     let archive = build_with(&kernel.modules(&DRIVERS)?, INIT, &nbd_client()?)?;
     let options = BootOptions {
         memory_mib: 256,
-        timeout: Duration::from_secs(120),
         ..BootOptions::default()
     };
     // Nothing but the init's words on the console, lest the kernel's get between them.

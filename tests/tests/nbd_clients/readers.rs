@@ -8,7 +8,6 @@ use serde_json::Value;
 use smc_tests::assert_same_bytes;
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
 use testkit::process::Server;
 
 /// Offsets and lengths of the extents that `nbdinfo --map --json` gave this type.
@@ -155,7 +154,7 @@ fn nbdcopy_qemu_img_and_nbdkit_copy_every_byte() -> Result<()> {
         .arg("shared=true");
     println!("in front of it: {}", testkit::process::display(&nbdkit));
     let log = store.path("nbdkit.log");
-    let _nbdkit = Server::start_on_socket(&mut nbdkit, &plugin, &log, Duration::from_secs(20))?;
+    let _nbdkit = Server::start_on_socket(&mut nbdkit, &plugin, &log)?;
     let through = nbd_uri(&plugin, "");
     run_client("nbdcopy", &["--connections=4", &through, text(&copy)]);
     assert_same_bytes(&copy, &store.truth[1])?;

@@ -2,13 +2,9 @@
 
 use std::ffi::OsStr;
 use std::process::Command;
-use std::time::Duration;
-use testkit::process::display;
+use testkit::process::{PATIENCE, display};
 use testkit::program::{Run, run_within};
 use vm_tests::kernel::cache_dir;
-
-/// Longest run of one client: a server that stalls fails the test and does not stop it.
-const LONGEST: Duration = Duration::from_secs(120);
 
 /// Runs a client of this machine's release, which must succeed.
 pub fn run_client<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Run {
@@ -44,7 +40,7 @@ pub fn runner() -> std::path::PathBuf {
 
 /// Runs `command`, which is shown as `shown`.
 pub fn ends(code: i32, shown: &str, command: &Command) -> Run {
-    let run = run_within(LONGEST, command);
+    let run = run_within(PATIENCE, command);
     println!("exit {:?}: {shown}", run.code);
     assert_eq!(run.code, Some(code), "{shown}\n{}{}", run.stdout, run.stderr);
     run

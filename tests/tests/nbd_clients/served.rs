@@ -6,9 +6,8 @@ use smc_tests::{Bench, Disk, program};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 use testkit::noise;
-use testkit::process::{Server, run, wait_until};
+use testkit::process::{PATIENCE, Server, run, wait_until};
 
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
@@ -22,8 +21,6 @@ pub const NOISE: (u64, u64) = (20 * MIB, 8 * MIB);
 pub const TEXT: (u64, u64) = (32 * MIB, 6 * MIB);
 /// Clusters by their offset that image 2 has changed: within the noise, to zero within the text, and one that was zero.
 pub const CHANGED: [u64; 3] = [24 * MIB, 36 * MIB, 50 * MIB];
-
-const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The store; `web01/1` and `web01/2` have one disk each, `vda`.
 #[derive(Debug)]
@@ -87,14 +84,14 @@ impl Store {
         let (socket, log) = (self.socket(), self.path("serve.log"));
         let mut command = self.command(args);
         command.arg("--socket").arg(&socket);
-        Server::start_on_socket(&mut command, &socket, &log, START_TIMEOUT).map_err(Into::into)
+        Server::start_on_socket(&mut command, &socket, &log).map_err(Into::into)
     }
 
     /// Serves on a free port of 127.0.0.1 too, and tells which.
     pub fn serve_tcp(&self, args: &[&str]) -> Result<(Server, u16)> {
         let server = self.serve(&[&["--listen", "127.0.0.1:0"], args].concat())?;
         let mut port = None;
-        wait_until(START_TIMEOUT, || {
+        wait_until(PATIENCE, || {
             port = port_of(&server.log());
             port.is_some()
         })?;

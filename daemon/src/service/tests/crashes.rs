@@ -8,22 +8,14 @@ use crate::state::State;
 use api::{ModifyJob, RunType, Status};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use testkit::process::wait_for;
 
 /// Waits until the note of a job in a store says what is wanted.
 pub fn wait_for_note(store: &Path, name: &str, wanted: impl Fn(&Value) -> bool) {
-    let begun = Instant::now();
-    loop {
+    wait_for(&format!("the note of {name}"), || {
         let note = imagefmt::open_store(store).and_then(|store| store.note::<Value>(name));
-        if note.is_ok_and(|note| wanted(&note)) {
-            return;
-        }
-        assert!(
-            begun.elapsed() < Duration::from_secs(120),
-            "the note of {name} is not written"
-        );
-        std::thread::sleep(Duration::from_millis(5));
-    }
+        note.is_ok_and(|note| wanted(&note))
+    });
 }
 
 /// A job that has one image and waits, and its store.

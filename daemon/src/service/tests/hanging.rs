@@ -8,13 +8,14 @@ use api::{Action, CreateJob, Status};
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::time::Duration;
+use testkit::process::PATIENCE;
 
 /// Fails if something is held up by a store that never answers.
 fn in_time<T: Send>(what: &str, work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let (done, waits) = channel();
         scope.spawn(move || done.send(work()));
-        match waits.recv_timeout(Duration::from_secs(50)) {
+        match waits.recv_timeout(PATIENCE) {
             Ok(done) => done,
             // The thread that hangs would be waited for.
             Err(_) => {

@@ -14,7 +14,8 @@ use crate::stores::tests::Gate;
 use api::{Action, CompleteJob, CreateJob, ErrorKind, ModifyJob, RunType, Status, rules};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use testkit::process::wait_for;
 
 use super::run_begun;
 
@@ -110,13 +111,9 @@ impl House {
         assert!(self.warns(words), "{words}: {warnings:?}");
     }
 
+    #[track_caller]
     fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
-        let changes = self.parts.listen();
-        let begun = Instant::now();
-        while !done() {
-            assert!(begun.elapsed() < Duration::from_secs(60), "{what}: not yet");
-            changes.wait(Duration::from_millis(5));
-        }
+        wait_for(what, done);
     }
 
     fn request(&self, name: &str) -> CreateJob {

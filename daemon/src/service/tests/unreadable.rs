@@ -10,7 +10,7 @@ use api::{Action, CreateJob, ErrorKind, ModifyJob, Status};
 use rusqlite::{Connection, params};
 use serde_json::{Value, json};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use testkit::process::wait_for;
 
 fn database(house: &House) -> Connection {
     Connection::open(house.dir.path().join("state.db")).unwrap()
@@ -209,11 +209,7 @@ fn a_damaged_note_keeps_its_name_until_the_job_is_deleted() {
     assert!(view::show(&house.parts, "web01").unwrap().error.is_some());
     assert_eq!(std::fs::read(&path).unwrap(), damaged);
     assert_eq!(deleting::delete(&house.parts, "web01", false), Ok(true));
-    let begun = Instant::now();
-    while path.exists() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "the note stays");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_for("the note is gone", || !path.exists());
     let house = house.restart();
     assert_eq!(
         view::show(&house.parts, "web01").unwrap_err().kind,

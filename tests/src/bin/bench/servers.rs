@@ -9,10 +9,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 use testkit::process::Server;
 
-const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Seconds after which a client is killed: a server that hangs must not hang the bench.
 const CLIENT_SECONDS: &str = "600";
 
@@ -147,7 +145,7 @@ impl Forms {
         remove_stale(&socket)?;
         let log = socket.with_extension("log");
         let mut command = self.command(contender, &socket);
-        let server = Server::start_on_socket(&mut command, &socket, &log, START_TIMEOUT)?;
+        let server = Server::start_on_socket(&mut command, &socket, &log)?;
         Ok(Serving {
             contender,
             uri: nbd_uri(&socket, ""),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ::boot::{Accelerator, nbd_uri};
 use anyhow::{Context, Result, ensure};
@@ -21,7 +21,6 @@ const DISK_BYTES: u64 = 1 << 30;
 const PAYLOAD_BYTES: u64 = 64 << 20;
 const MONDAY: &str = "monday 09:00";
 const TUESDAY: &str = "tuesday 09:00";
-const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A source server's disk, and where its images go.
 struct Source {
@@ -206,7 +205,7 @@ fn boot_both(
     steps.next("Serve both images over NBD.");
     let socket = scratch.join("nbd.sock");
     let mut serve = tools.serve(&source.store, &socket, &syncs.map(|sync| sync.image.as_str()));
-    let _server = Server::start_on_socket(&mut serve, &socket, &scratch.join("serve.log"), SERVE_TIMEOUT)?;
+    let _server = Server::start_on_socket(&mut serve, &socket, &scratch.join("serve.log"))?;
     report::result(&format!("Listening on {}.", socket.display()));
 
     steps.next("Choose how guests run: KVM if a small guest works on it, otherwise translated (TCG).");

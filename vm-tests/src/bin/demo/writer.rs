@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use testkit::process;
+use testkit::process::{self, PATIENCE};
 
 const CHUNK_BYTES: usize = 64 << 10;
 const PAUSE: Duration = Duration::from_millis(5);
@@ -41,8 +41,7 @@ impl Writer {
             shared,
             thread: Some(thread),
         };
-        process::wait_until(Duration::from_secs(30), || writer.written_bytes() > 0)
-            .context("the writer wrote nothing")?;
+        process::wait_until(PATIENCE, || writer.written_bytes() > 0).context("the writer wrote nothing")?;
         Ok(writer)
     }
 
