@@ -379,7 +379,6 @@ fn a_store_that_never_answers_holds_up_neither_the_start_nor_other_jobs() -> Res
         ],
     )?;
     ensure!(refusal.contains("did not answer"), "{refusal}");
-    service.ask(&["job", "stop", "web01"])?;
     service.terminate()?;
 
     service.start()?;
@@ -387,8 +386,11 @@ fn a_store_that_never_answers_holds_up_neither_the_start_nor_other_jobs() -> Res
     service.kill()?;
     service.start()?;
     others_go_on(&service, 4)?;
-    drop(silent);
+    service.ask(&["job", "stop", "web01"])?;
+    service.terminate()?;
+    service.start()?;
     service.wait_status("web01", "Stopped")?;
+    drop(silent);
     service.ask(&["job", "start", "web01", "--wait"])?;
     service.wait_status("web01", "Waiting")?;
     service.terminate()
