@@ -17,7 +17,7 @@ SOURCE=$(cd "$(dirname "$0")/.." && pwd)
 
 # dpkg-dev finds out what the Debian package depends on.
 BUILD_PACKAGES=(gcc libc6-dev pkg-config make dpkg-dev)
-# The tracker's eBPF programs are C, compiled for the bpf target by changetrack's build script.
+# The tracker's eBPF programs are C, compiled for the bpf target by the build script of tracker/.
 BPF_PACKAGES=(clang libbpf-dev)
 FILESYSTEM_PACKAGES=(util-linux mount e2fsprogs xfsprogs btrfs-progs fuse3 gdisk)
 NBD_PACKAGES=(libnbd-bin nbdkit python3-libnbd fio)
