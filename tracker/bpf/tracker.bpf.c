@@ -1,0 +1,481 @@
+// Marks what is written to disks: a bit for each cluster, in a map of its disk. docs/tracking.md explains how.
+#include "kernel.h"
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+
+#include "layout.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(map_flags, BPF_F_MMAPABLE);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, struct control);
+} control SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(map_flags, BPF_F_MMAPABLE);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, struct devices);
+} devices SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(map_flags, BPF_F_MMAPABLE);
+    __uint(max_entries, SLOTS + WINDOW);
+    __type(key, __u32);
+    __type(value, struct disk);
+} disks SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+    __uint(max_entries, SLOTS + WINDOW);
+    __type(key, __u32);
+    __type(value, struct stats);
+} stats SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, struct processor);
+} processors SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, BIOS);
+    __type(key, __u64);
+    __type(value, struct record);
+} bios SEC(".maps");
+
+// A word of 64 clusters each. The maps in it have as many words as their disk needs.
+struct words {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(map_flags, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, __u64);
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+    __uint(max_entries, SLOTS + WINDOW);
+    __type(key, __u32);
+    __array(values, struct words);
+} live SEC(".maps");
+
+// The kernel's operations (enum req_op). Before 5.18, 7 was WRITE_SAME.
+enum {
+    OP_READ = 0,
+    OP_WRITE = 1,
+    OP_FLUSH = 2,
+    OP_DISCARD = 3,
+    OP_SECURE_ERASE = 5,
+    OP_APPEND_OR_SAME = 7,
+    OP_WRITE_ZEROES = 9,
+    OP_SCSI_IN = 32,
+    OP_SCSI_OUT = 33,
+    OP_DRIVER_IN = 34,
+    OP_DRIVER_OUT = 35,
+};
+
+enum effect { NOTHING, RANGE, ZONE, UNKNOWN };
+
+// What an operation does to a disk. A command of a driver that brings data in reads; one that transfers nothing may
+// be a format or a sanitize.
+static __always_inline enum effect effect_of(__u32 op, __u32 bytes)
+{
+    switch (op) {
+    case OP_READ:
+    case OP_FLUSH:
+        return NOTHING;
+    case OP_WRITE:
+    case OP_DISCARD:
+    case OP_SECURE_ERASE:
+    case OP_WRITE_ZEROES:
+        return RANGE;
+    case OP_SCSI_IN:
+    case OP_DRIVER_IN:
+        return bytes ? NOTHING : UNKNOWN;
+    case OP_SCSI_OUT:
+    case OP_DRIVER_OUT:
+        return UNKNOWN;
+    default:
+        return ZONE;
+    }
+}
+
+// Most words that one call marks, and how often it is called: an event covers at most 4 GiB.
+#define WORDS_PER_CALL 256
+#define CALLS 17
+
+// Sets bits first to last, which lie in at most WORDS_PER_CALL words. Not static, so that the verifier looks at it once
+// and not at every call. 1: could not.
+__noinline int mark_words(__u32 slot, __u64 first, __u64 last)
+{
+    void *words = bpf_map_lookup_elem(&live, &slot);
+    if (!words)
+        return 1;
+    __u32 word = first >> 6;
+    __u32 last_word = last >> 6;
+    __u64 mask = ~0ULL << (first & 63);
+#pragma clang loop unroll(disable)
+    for (int i = 0; i < WORDS_PER_CALL; i++) {
+        __u64 *place = bpf_map_lookup_elem(words, &word);
+        if (!place)
+            return 1;
+        if (word == last_word)
+            mask &= ~0ULL >> (63 - (last & 63));
+        // Unconditionally: the locked operation is a barrier too, and a bit seen set may just be taken.
+        __sync_fetch_and_or(place, mask);
+        if (word == last_word)
+            return 0;
+        mask = ~0ULL;
+        word++;
+    }
+    return 1;
+}
+
+// Marks a range of the whole disk in one watch.
+__noinline int mark(__u32 slot, __u64 sector, __u64 sectors)
+{
+    struct disk *disk = bpf_map_lookup_elem(&disks, &slot);
+    if (!disk)
+        return 0;
+    __u64 end = sector + sectors;
+    if (end < sector || end > disk->disk_sectors) {
+        __sync_fetch_and_add(&disk->outside, 1);
+        end = disk->disk_sectors;
+    }
+    if (sector < disk->start)
+        sector = disk->start;
+    if (end > disk->end)
+        end = disk->end;
+    if (sector >= end)
+        return 0;
+    __u32 shift = disk->cluster_shift & 63;
+    __u64 first = (sector - disk->start) >> shift;
+    __u64 last = (end - 1 - disk->start) >> shift;
+#pragma clang loop unroll(disable)
+    for (int i = 0; i < CALLS; i++) {
+        __u64 until = (first | 63) + (WORDS_PER_CALL - 1) * 64;
+        if (until > last)
+            until = last;
+        if (mark_words(slot, first, until))
+            break;
+        if (until == last)
+            return 0;
+        first = until + 1;
+    }
+    __sync_fetch_and_add(&disk->unmarked, 1);
+    return 0;
+}
+
+// Where the slots of a device begin. src/shared.rs does the same.
+static __always_inline __u32 first_slot(__u32 device)
+{
+    return (device * 2654435761U) >> 23 & (SLOTS - 1);
+}
+
+// Without a branch: WINDOW of them are 65536 paths that the verifier would follow.
+static __always_inline __u32 is_zero(__u32 value)
+{
+    __u32 below = value - 1;
+    asm volatile("" : "+r"(below));
+    return (below & ~value) >> 31;
+}
+
+// The watches of a device among the WINDOW slots from first_slot on, a bit each.
+static __always_inline __u32 watches_of(__u32 device)
+{
+    __u32 zero = 0;
+    struct devices *table = bpf_map_lookup_elem(&devices, &zero);
+    __u32 first = first_slot(device);
+    __u32 found = 0;
+    if (!table || !device)
+        return 0;
+#pragma unroll
+    for (int i = 0; i < WINDOW; i++)
+        found |= is_zero(table->device[first + i] ^ device) << i;
+    return found;
+}
+
+static __always_inline __u32 device_of(struct gendisk *disk)
+{
+    return disk ? (__u32)disk->major << 20 | (__u32)disk->first_minor : 0;
+}
+
+// Marks a range in all watches of a device, which are among the WINDOW slots from first on.
+__noinline int mark_all(__u32 first, __u32 watches, __u64 sector, __u64 sectors)
+{
+#pragma clang loop unroll(disable)
+    for (__u32 i = 0; i < WINDOW; i++)
+        if (watches >> i & 1)
+            mark(first + i, sector, sectors);
+    return 0;
+}
+
+static __always_inline void count_unknown(__u32 slot, enum effect effect)
+{
+    struct disk *disk = bpf_map_lookup_elem(&disks, &slot);
+    if (disk)
+        __sync_fetch_and_add(effect == ZONE ? &disk->zone : &disk->passthrough, 1);
+}
+
+static __always_inline void count_completed(__u32 slot, __u32 copy, __u64 sectors)
+{
+    struct stats *count = bpf_map_lookup_elem(&stats, &slot);
+    if (!count)
+        return;
+    count->completed[copy & COPY_MASK] += sectors;
+    count->events[copy & COPY_MASK] += 1;
+}
+
+// Counts a completion in all watches of a device.
+__noinline int count_all(__u32 first, __u32 watches, __u32 copy, __u32 effect, __u64 sectors)
+{
+#pragma clang loop unroll(disable)
+    for (__u32 i = 0; i < WINDOW; i++) {
+        if (!(watches >> i & 1))
+            continue;
+        if (effect == RANGE)
+            count_completed(first + i, copy, sectors);
+        else
+            count_unknown(first + i, effect);
+    }
+    return 0;
+}
+
+static __always_inline __u64 sectors_of(__u32 bytes)
+{
+    return ((__u64)bytes + 511) >> 9;
+}
+
+static __always_inline int are_bios_remembered(void)
+{
+    __u32 zero = 0;
+    struct control *all = bpf_map_lookup_elem(&control, &zero);
+    return all && all->bio_disks;
+}
+
+static __always_inline void count_chain(void)
+{
+    __u32 zero = 0;
+    struct control *all = bpf_map_lookup_elem(&control, &zero);
+    if (all)
+        __sync_fetch_and_add(&all->chain, 1);
+}
+
+// The address of a structure as a number: functions that the verifier looks at once get no pointers.
+static __always_inline __u64 address_of(const void *pointer)
+{
+    __u64 address = 0;
+    bpf_probe_read_kernel(&address, sizeof(address), &pointer);
+    return address;
+}
+
+// A bio that was remembered has completed.
+__noinline int forget(__u64 bio, __u32 copy)
+{
+    struct record *record = bpf_map_lookup_elem(&bios, &bio);
+    if (!record)
+        return 0;
+    __u32 device = record->device;
+    __u32 first = first_slot(device);
+    __u32 watches = watches_of(device);
+    __u64 sectors = record->sectors;
+    if (watches) {
+        mark_all(first, watches, record->sector, sectors);
+        count_all(first, watches, copy, RANGE, sectors);
+    }
+    // What stays here, because the table is busy, is marked again when its address is used again.
+    bpf_map_delete_elem(&bios, &bio);
+    return 0;
+}
+
+// Bios in one request that are looked at.
+#define CHAIN 256
+
+// Bios of a bio-based disk that complete as part of a request of a disk below: of an NVMe multipath head, and of md
+// where it passes a bio on.
+__noinline int forget_chain(__u64 bio, __u32 bytes, __u32 copy)
+{
+#pragma clang loop unroll(disable)
+    for (int i = 0; i < CHAIN; i++) {
+        if (!bio)
+            return 0;
+        struct bio *here = (void *)bio;
+        __u32 size = BPF_CORE_READ(here, bi_iter.bi_size);
+        if (size > bytes)
+            return 0;
+        bytes -= size;
+        forget(bio, copy);
+        bio = (__u64)BPF_CORE_READ(here, bi_next);
+    }
+    if (bio)
+        count_chain();
+    return 0;
+}
+
+// A discard may be made of several bios, anywhere on the disk.
+__noinline int mark_chain(__u64 bio, __u32 first, __u32 watches)
+{
+#pragma clang loop unroll(disable)
+    for (int i = 0; i < CHAIN; i++) {
+        if (!bio)
+            return 0;
+        struct bio *here = (void *)bio;
+        mark_all(first, watches, BPF_CORE_READ(here, bi_iter.bi_sector), sectors_of(BPF_CORE_READ(here, bi_iter.bi_size)));
+        bio = (__u64)BPF_CORE_READ(here, bi_next);
+    }
+    if (bio)
+        count_chain();
+    return 0;
+}
+
+static __always_inline struct gendisk *disk_of(struct request *rq)
+{
+    struct request___before_5_16 *old = (void *)rq;
+    if (bpf_core_field_exists(old->rq_disk))
+        return old->rq_disk;
+    return rq->q->disk;
+}
+
+static __always_inline int request_completed(struct request *rq, __u32 bytes, __u32 copy)
+{
+    __u32 zero = 0;
+    __u32 op = rq->cmd_flags & 0xff;
+    enum effect effect = effect_of(op, bytes);
+    if (effect == NOTHING)
+        return 0;
+    struct processor *here = bpf_map_lookup_elem(&processors, &zero);
+    if (!here)
+        return 0;
+    here->entered[copy] += 1;
+    // Copies after the first work only if the one before them was skipped, because it was interrupted just then.
+    if (copy > 0 && here->request == (__u64)rq)
+        return 0;
+    here->request = 0;
+    if (are_bios_remembered())
+        forget_chain(address_of(rq->bio), bytes, copy);
+
+    __u32 device = device_of(disk_of(rq));
+    __u32 watches = watches_of(device);
+    if (watches) {
+        here->found[copy] += 1;
+        __u32 first = first_slot(device);
+        __u64 sectors = sectors_of(bytes);
+        struct bio *bio = rq->bio;
+        if (op == OP_DISCARD && bio && bio->bi_next)
+            mark_chain(address_of(bio), first, watches);
+        else if (effect == RANGE && sectors)
+            mark_all(first, watches, rq->__sector, sectors);
+        count_all(first, watches, copy, effect, sectors);
+    }
+    here->request = (__u64)rq;
+    return 0;
+}
+
+static __always_inline void count_queued(__u32 slot, __u32 copy, __u64 sectors)
+{
+    struct stats *count = bpf_map_lookup_elem(&stats, &slot);
+    if (count)
+        count->queued[copy] += sectors;
+}
+
+static __always_inline void count_bio(int full)
+{
+    __u32 zero = 0;
+    struct control *all = bpf_map_lookup_elem(&control, &zero);
+    if (all)
+        __sync_fetch_and_add(full ? &all->bios_full : &all->bios_stale, 1);
+}
+
+// Remembers a bio. 1: it was not known before.
+static __always_inline int remember(struct bio *pointer, struct record *new, __u32 copy)
+{
+    __u64 bio = address_of(pointer);
+    struct record *old = bpf_map_lookup_elem(&bios, &bio);
+    if (old && old->sector == new->sector && old->sectors == new->sectors && old->device == new->device)
+        return 0;
+    if (old) {
+        // Its address is used again, so it was completed, and nobody said so.
+        count_bio(0);
+        forget(bio, copy);
+    }
+    if (bpf_map_update_elem(&bios, &bio, new, BPF_ANY))
+        count_bio(1);
+    return 1;
+}
+
+static __always_inline int bio_queued(struct bio *bio, __u32 copy)
+{
+    __u32 zero = 0;
+    __u32 size = bio->bi_iter.bi_size;
+    enum effect effect = effect_of(bio->bi_opf & 0xff, size);
+    if (effect == NOTHING || (effect == RANGE && !size))
+        return 0;
+    struct processor *here = bpf_map_lookup_elem(&processors, &zero);
+    if (!here || (copy > 0 && here->bio == (__u64)bio))
+        return 0;
+    here->bio = 0;
+    struct record record = {
+        .sector = bio->bi_iter.bi_sector,
+        .sectors = sectors_of(size),
+        .device = device_of(bio->bi_bdev->bd_disk),
+    };
+    __u32 watches = watches_of(record.device);
+    __u32 first = first_slot(record.device);
+    __u32 is_remembered = 0;
+    __u32 is_new = 1;
+#pragma clang loop unroll(disable)
+    for (__u32 i = 0; i < WINDOW; i++) {
+        if (!(watches >> i & 1))
+            continue;
+        __u32 slot = first + i;
+        struct disk *disk = bpf_map_lookup_elem(&disks, &slot);
+        if (!disk)
+            continue;
+        if (disk->flags & DISK_BIO_BASED && effect != RANGE) {
+            count_unknown(slot, effect);
+            continue;
+        }
+        if (disk->flags & DISK_BIO_BASED && !is_remembered) {
+            is_remembered = 1;
+            is_new = remember(bio, &record, copy);
+        }
+        if (is_new)
+            count_queued(slot, copy, record.sectors);
+    }
+    here->bio = (__u64)bio;
+    return 0;
+}
+
+// Three copies of each: the kernel skips a program that interrupts itself, and not its copies. Completions come from
+// tasks, soft and hard interrupts, so that at most two copies can be running when an event arrives.
+#define COPY(n)                                                                                                        \
+    SEC("tp_btf/block_rq_complete")                                                                                    \
+    int BPF_PROG(request_##n, struct request *rq, int error, unsigned int bytes)                                       \
+    {                                                                                                                  \
+        return request_completed(rq, bytes, n);                                                                        \
+    }                                                                                                                  \
+    SEC("tp_btf/block_bio_complete")                                                                                   \
+    int BPF_PROG(bio_##n, struct request_queue *queue, struct bio *bio)                                                \
+    {                                                                                                                  \
+        return are_bios_remembered() ? forget(address_of(bio), n) : 0;                                                      \
+    }                                                                                                                  \
+    SEC("tp_btf/block_bio_queue")                                                                                      \
+    int BPF_PROG(queue_##n, struct bio *bio)                                                                           \
+    {                                                                                                                  \
+        return bio_queued(bio, n);                                                                                     \
+    }
+
+COPY(0)
+COPY(1)
+COPY(2)

@@ -1,0 +1,201 @@
+//! One sync's use of a watch.
+
+use std::fs::File;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::layout::{Books, Evidence, LAYOUT, REASON_BYTES};
+use crate::watch::Watch;
+use crate::{Bitmap, Distrust, Error, ErrorKind, ImageMark, Result, evidence};
+
+/// One sync's use of a watch, from before its first read until its image exists.
+///
+/// Dropped without [`commit`](Tracking::commit) or [`abandon`](Tracking::abandon), as by a kill, it leaves the mark of
+/// a sync that was interrupted.
+#[derive(Debug)]
+pub struct Tracking {
+    watch: Watch,
+    /// Held until the sync has ended.
+    _lock: File,
+    dirty: Bitmap,
+    began: std::result::Result<Evidence, Distrust>,
+    books: Books,
+    /// A sync before this one was killed.
+    was_interrupted: bool,
+}
+
+/// What the bits say after writes that were in flight have completed.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    bits: Bitmap,
+    is_settled: bool,
+}
+
+impl Settled {
+    /// Whether a cluster is known to be written to: `None` if its bit is clear, but a write may still be in flight.
+    pub fn contains(&self, cluster: u64) -> Option<bool> {
+        let is_set = self.bits.contains(cluster);
+        (is_set || self.is_settled).then_some(is_set)
+    }
+
+    /// Whether all writes that were in flight have completed.
+    pub fn is_settled(&self) -> bool {
+        self.is_settled
+    }
+}
+
+impl Tracking {
+    pub(crate) fn begin(watch: &Watch) -> Result<Tracking> {
+        watch.shared.check_current()?;
+        let lock = watch.lock()?;
+        let header = watch.maps.header()?;
+        let flag = watch.maps.under_way()?;
+        let was_interrupted = flag.swap(1, Ordering::SeqCst) != 0;
+        let books = watch.ledger()?.open(Some(header.books))?;
+        let began = watch
+            .target
+            .again(&watch.shared.root)
+            .map_err(|error| Distrust::unreadable(&error))
+            .and_then(|target| evidence::gather(&watch.shared, &watch.maps, &target));
+        watch.maps.take(header.clusters);
+        Ok(Tracking {
+            dirty: watch.maps.pending(header.clusters),
+            watch: watch.clone(),
+            _lock: lock,
+            began,
+            books,
+            was_interrupted,
+        })
+    }
+
+    /// The watch.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// Whether the bits can be believed to hold everything that changed since the image `parent`.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn trust(&self, parent: &ImageMark) -> std::result::Result<(), Distrust> {
+        let header = self
+            .watch
+            .maps
+            .header()
+            .map_err(|error| Distrust::unreadable(&error))?;
+        if header.layout != LAYOUT {
+            return Err(Distrust::OtherVersion);
+        }
+        if self.was_interrupted {
+            return Err(Distrust::Interrupted);
+        }
+        if header.has_image == 1 && header.image != parent.0 {
+            return Err(Distrust::OtherImage);
+        }
+        self.watch.distrust(&header)?;
+        self.began.clone().map(drop)
+    }
+
+    /// The clusters to read: everything that was written since the image, as of the last take.
+    pub fn dirty(&self) -> &Bitmap {
+        &self.dirty
+    }
+
+    /// Takes again: what was written since the last take, for a further pass. It joins [`dirty`](Tracking::dirty).
+    ///
+    /// # Errors
+    /// None yet; the maps are memory.
+    pub fn take_more(&mut self) -> Result<Bitmap> {
+        let taken = self.watch.maps.take(self.dirty.clusters());
+        self.dirty.union(&taken);
+        Ok(taken)
+    }
+
+    /// Waits until every write that is in flight has completed, at most for `deadline`, and says which bits are set
+    /// then, live or pending. For the audit.
+    ///
+    /// # Errors
+    /// `NotFound` when the disk is gone; `Io`.
+    pub fn settle(&self, deadline: Duration) -> Result<Settled> {
+        let is_settled = self.watch.ledger()?.settle(&self.books, deadline)?;
+        Ok(Settled {
+            bits: self.watch.maps.dirty(self.dirty.clusters()),
+            is_settled,
+        })
+    }
+
+    /// The checks of [`trust`](Tracking::trust) once more, after the last read: nothing moved since the beginning.
+    ///
+    /// # Errors
+    /// What did.
+    pub fn still_trusted(&self) -> std::result::Result<(), Distrust> {
+        let header = self
+            .watch
+            .maps
+            .header()
+            .map_err(|error| Distrust::unreadable(&error))?;
+        if header.reason_bytes != 0 {
+            return self.watch.distrust(&header);
+        }
+        let began = self.began.as_ref().map_err(Clone::clone)?;
+        self.watch.compare(began, &self.books)
+    }
+
+    /// Records that the tracker missed a write: it is not trusted until a scan has been committed.
+    ///
+    /// # Errors
+    /// `Incomplete` when the header is gone.
+    pub fn fail(&self, reason: &str) -> Result<()> {
+        let mut header = self.watch.maps.header()?;
+        let mut length = reason.len().clamp(1, REASON_BYTES);
+        while length < reason.len() && !reason.is_char_boundary(length) {
+            length -= 1;
+        }
+        header.reason = [0; REASON_BYTES];
+        let text = reason.as_bytes().get(..length).unwrap_or(b"?");
+        header.reason[..text.len()].copy_from_slice(text);
+        header.reason_bytes = u64::try_from(text.len()).unwrap_or(1);
+        self.watch.maps.header.store(0, header);
+        Ok(())
+    }
+
+    /// The image exists: from now on the bits are relative to it. What was taken is cleared, and what
+    /// [`begin`](Watch::begin) noted is what is compared with from now on. After a scan too.
+    ///
+    /// # Errors
+    /// `Incomplete` when the header is gone, or when the tracker was replaced while the sync ran: then the next sync
+    /// is a scan.
+    pub fn commit(self, image: &ImageMark) -> Result<()> {
+        let mut header = self.watch.maps.header()?;
+        let baseline = self.began.clone().map_err(|distrust| {
+            Error::new(
+                ErrorKind::Incomplete,
+                format!("the tracker cannot be used for the next sync: {distrust}"),
+            )
+        })?;
+        header.has_image = 1;
+        header.image = image.0;
+        header.baseline = baseline;
+        header.books = self.books;
+        header.reason_bytes = 0;
+        header.anew = 0;
+        header.under_way = 1;
+        // A kill before the last of these three leaves the mark of an interrupted sync.
+        self.watch.maps.header.store(0, header);
+        self.watch.maps.clear_pending(&self.dirty);
+        self.watch.maps.under_way()?.store(0, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// The sync failed in an orderly way: the bits stay, relative to the same image as before.
+    ///
+    /// # Errors
+    /// `Incomplete` when the header is gone.
+    pub fn abandon(self) -> Result<()> {
+        // What an earlier sync left undone stays to be found.
+        if !self.was_interrupted {
+            self.watch.maps.under_way()?.store(0, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,69 @@
+//! Watching a loop device: what is marked, what a sync takes, what it commits.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{BLKZEROOUT, CLUSTER, Ground, mark};
+use tracker::{Distrust, Support, Tracker, support};
+
+#[test]
+fn this_machine_can_track() {
+    let ground = Ground::new("tracker-support");
+    assert_eq!(support(&ground.pins()), Support::Available);
+    assert!(
+        Tracker::find(&ground.pins()).unwrap().is_none(),
+        "nothing is left attached"
+    );
+}
+
+#[test]
+fn a_tracked_sync_reads_exactly_what_was_written_since_the_image() {
+    let ground = Ground::new("tracker-basics");
+    let disk = ground.disk("disk", 64 << 20);
+    let tracker = ground.start();
+    let watch = tracker.watch(&disk.target()).unwrap();
+    disk.write(0, 4096, 1);
+
+    let first = watch.begin().unwrap();
+    assert_eq!(first.trust(&mark(1)), Err(Distrust::NoImage));
+    assert_eq!(first.still_trusted(), Ok(()));
+    first.commit(&mark(1)).unwrap();
+
+    disk.write(5 * u64::from(CLUSTER) - 4096, 8192, 2);
+    disk.blank(BLKZEROOUT, 100 * u64::from(CLUSTER), 4096).unwrap();
+    let mut second = watch.begin().unwrap();
+    assert_eq!(second.trust(&mark(1)), Ok(()));
+    assert_eq!(second.trust(&mark(2)), Err(Distrust::OtherImage));
+    assert_eq!(second.dirty().ranges(0).collect::<Vec<_>>(), [4..6, 100..101]);
+    disk.write(7 * u64::from(CLUSTER), 4096, 3);
+    let settled = second.settle(Duration::from_secs(60)).unwrap();
+    assert_eq!(
+        [4, 7, 8].map(|cluster| settled.contains(cluster)),
+        [Some(true), Some(true), Some(false)]
+    );
+    assert!(second.take_more().unwrap().ranges(0).eq(std::iter::once(7..8)));
+    assert_eq!(second.still_trusted(), Ok(()));
+    second.commit(&mark(2)).unwrap();
+
+    let third = watch.begin().unwrap();
+    assert_eq!(third.trust(&mark(2)), Ok(()));
+    assert!(third.dirty().is_empty());
+    third.abandon().unwrap();
+}
+
+#[test]
+fn an_abandoned_sync_keeps_the_bits_and_the_image() {
+    let ground = Ground::new("tracker-abandon");
+    let disk = ground.disk("disk", 16 << 20);
+    let watch = ground.start().watch(&disk.target()).unwrap();
+    watch.begin().unwrap().commit(&mark(1)).unwrap();
+    disk.write(0, 4096, 1);
+    watch.begin().unwrap().abandon().unwrap();
+    disk.write(1 << 20, 4096, 1);
+    let again = watch.begin().unwrap();
+    assert_eq!(again.trust(&mark(1)), Ok(()));
+    assert_eq!(again.dirty().ranges(0).collect::<Vec<_>>(), [0..1, 16..17]);
+}
