@@ -358,10 +358,15 @@ static __always_inline int request_completed(struct request *rq, __u32 bytes, __
     if (!here)
         return 0;
     here->entered[copy] += 1;
-    // Copies after the first work only if the one before them was skipped, because it was interrupted just then.
-    if (copy > 0 && here->request == (__u64)rq)
-        return 0;
+    // Copies after the first work only if the one before them was skipped, because it was interrupted just then. The
+    // last one clears the note, so that none is left of an earlier request at the same address.
+    int is_marked = copy > 0 && here->request == (__u64)rq;
     here->request = 0;
+    if (is_marked) {
+        if (copy < COPIES - 1)
+            here->request = (__u64)rq;
+        return 0;
+    }
     if (are_bios_remembered())
         forget_chain(address_of(rq->bio), bytes, copy);
 
@@ -378,7 +383,8 @@ static __always_inline int request_completed(struct request *rq, __u32 bytes, __
             mark_all(first, watches, rq->__sector, sectors);
         count_all(first, watches, copy, effect, sectors);
     }
-    here->request = (__u64)rq;
+    if (copy < COPIES - 1)
+        here->request = (__u64)rq;
     return 0;
 }
 
@@ -422,9 +428,15 @@ static __always_inline int bio_queued(struct bio *bio, __u32 copy)
     if (effect == NOTHING || (effect == RANGE && !size))
         return 0;
     struct processor *here = bpf_map_lookup_elem(&processors, &zero);
-    if (!here || (copy > 0 && here->bio == (__u64)bio))
+    if (!here)
         return 0;
+    int is_known = copy > 0 && here->bio == (__u64)bio;
     here->bio = 0;
+    if (is_known) {
+        if (copy < COPIES - 1)
+            here->bio = (__u64)bio;
+        return 0;
+    }
     struct record record = {
         .sector = bio->bi_iter.bi_sector,
         .sectors = sectors_of(size),
@@ -453,7 +465,8 @@ static __always_inline int bio_queued(struct bio *bio, __u32 copy)
         if (is_new)
             count_queued(slot, copy, record.sectors);
     }
-    here->bio = (__u64)bio;
+    if (copy < COPIES - 1)
+        here->bio = (__u64)bio;
     return 0;
 }
 

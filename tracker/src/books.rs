@@ -126,7 +126,8 @@ impl<'a> Ledger<'a> {
             .disk
             .is_counting()
             .map_err(|error| Distrust::unreadable(&error))?;
-        if counting == Some(false) {
+        // A driver that gets bios may count although its queue says that it does not: zram does.
+        if counting == Some(false) && !self.is_bio_based {
             return Err(Distrust::NotCounting);
         }
         if books.is_balanced == 0 && self.is_bio_based {

@@ -169,3 +169,38 @@ pub fn scribble(disk: &Disk, seed: u64, operations: usize) {
         }
     }
 }
+
+/// A zram device of its own; gone with the guard.
+pub struct Zram {
+    id: String,
+}
+
+impl Zram {
+    pub fn new(size_bytes: u64) -> Zram {
+        let id = fs::read_to_string("/sys/class/zram-control/hot_add").unwrap();
+        let zram = Zram {
+            id: id.trim().to_owned(),
+        };
+        fs::write(zram.attribute("disksize"), size_bytes.to_string()).unwrap();
+        testkit::process::wait_for("the node of the zram device", || zram.path().exists());
+        zram
+    }
+
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/dev/zram{}", self.id))
+    }
+
+    fn attribute(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/sys/block/zram{}/{name}", self.id))
+    }
+}
+
+impl Drop for Zram {
+    fn drop(&mut self) {
+        // Whoever has it open is a moment from closing it.
+        let _ = testkit::process::wait_until(std::time::Duration::from_secs(10), || {
+            fs::write(self.attribute("reset"), "1").is_ok()
+        });
+        let _ = fs::write("/sys/class/zram-control/hot_remove", &self.id);
+    }
+}
