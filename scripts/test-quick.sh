@@ -8,7 +8,7 @@ CARGO=${CARGO:-cargo}
 # Of these crates everything is quick.
 whole=(api boot cli daemon imagefmt nbd smcctl)
 # Of the others the unit tests (testkit's own too), and these files.
-units=(blockio changetrack hostdev machine testkit tracker)
+units=(blockio changetrack hostdev machine testkit)
 files=(
     changetrack:disks changetrack:process
     hostdev:trees

@@ -11,6 +11,10 @@
 //! **Invariants.** A tracker that might be wrong is never believed. No bit is cleared before the image that holds
 //! what it stands for exists. This crate knows nothing of images and jobs.
 
+// The helpers of the tests name this crate as other crates do.
+#[cfg(test)]
+extern crate self as tracker;
+
 mod bitmap;
 mod books;
 mod distrust;
@@ -18,20 +22,24 @@ mod error;
 mod evidence;
 mod layout;
 mod mapping;
+mod pinned;
 mod pins;
 mod programs;
 mod shared;
 mod sys;
 mod target;
-mod tracker;
 mod tracking;
 mod watch;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;
 
 pub use bitmap::{Bitmap, Ranges};
 pub use distrust::Distrust;
 pub use error::{Error, ErrorKind, Result};
+pub use pinned::{PIN_DIRECTORY, Status, Support, Tracker, support};
 pub use target::Target;
-pub use tracker::{PIN_DIRECTORY, Status, Support, Tracker, support};
 pub use tracking::{Settled, Tracking};
 pub use watch::{Watch, WatchStatus};
 

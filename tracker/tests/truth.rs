@@ -150,6 +150,15 @@ fn writes_through_a_filesystem_are_seen() {
     });
 }
 
+/// Another set of programs, attached to the same tracepoints and detached again.
+fn come_and_go() {
+    let ground = Ground::new("tracker-others");
+    let disk = ground.disk("disk", 1 << 20);
+    ground.start().watch(&disk.target()).unwrap();
+    disk.write(0, 4096, 1);
+    Tracker::remove(&ground.pins()).unwrap();
+}
+
 /// Keeps the machine busy as the suite does: sets of programs that come and go, and processors without rest.
 fn under_load(work: impl FnOnce()) {
     let stop = AtomicBool::new(false);
@@ -161,15 +170,13 @@ fn under_load(work: impl FnOnce()) {
                 }
             });
         }
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                let ground = Ground::new("tracker-others");
-                let disk = ground.disk("disk", 1 << 20);
-                ground.start().watch(&disk.target()).unwrap();
-                disk.write(0, 4096, 1);
-                Tracker::remove(&ground.pins()).unwrap();
-            }
-        });
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    come_and_go()
+                }
+            });
+        }
         work();
         stop.store(true, Ordering::Relaxed);
     });

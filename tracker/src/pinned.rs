@@ -199,7 +199,9 @@ impl Tracker {
     }
 
     fn lock(&self) -> Result<fs::File> {
+        self.shared.check_current()?;
         let lock = self.shared.pins.lock()?;
+        // Another process may have removed it while we waited.
         self.shared.check_current()?;
         Ok(lock)
     }
