@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use blockio::LockedFile;
 use hostdev::DeviceNumber;
 
 use crate::pins::{self, Pins};
@@ -198,7 +199,7 @@ impl Tracker {
         pins::remove_all(directory)
     }
 
-    fn lock(&self) -> Result<fs::File> {
+    fn lock(&self) -> Result<LockedFile> {
         self.shared.check_current()?;
         let lock = self.shared.pins.lock()?;
         // Another process may have removed it while we waited.

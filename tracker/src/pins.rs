@@ -5,6 +5,9 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use blockio::LockedFile;
 
 use crate::layout::{PROGRAMS, SHARED_MAPS};
 use crate::{Error, ErrorKind, Result, sys};
@@ -32,6 +35,9 @@ pub(crate) const TRACEPOINTS: [(&str, &str); PROGRAMS] = [
     ("queue_1", "block_bio_queue"),
     ("queue_2", "block_bio_queue"),
 ];
+
+/// How long others are waited for: to load and attach all programs takes a second.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
@@ -109,11 +115,11 @@ impl Pins {
     }
 
     /// Waits until nobody else begins, ends or looks for watches.
-    pub(crate) fn lock(&self) -> Result<File> {
+    pub(crate) fn lock(&self) -> Result<LockedFile> {
         let fail = |error| Error::os(format_args!("lock {}", self.directory.display()), error);
         let file = File::open(&self.directory).map_err(fail)?;
-        file.lock().map_err(fail)?;
-        Ok(file)
+        let end = Instant::now() + PATIENCE;
+        LockedFile::lock_while(file, || Instant::now() < end).map_err(|(_, error)| fail(error))
     }
 }
 

@@ -1,8 +1,9 @@
 //! One sync's use of a watch.
 
-use std::fs::File;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+use blockio::LockedFile;
 
 use crate::layout::{Books, Evidence, LAYOUT, REASON_BYTES};
 use crate::watch::Watch;
@@ -16,7 +17,7 @@ use crate::{Bitmap, Distrust, Error, ErrorKind, ImageMark, Result, evidence};
 pub struct Tracking {
     watch: Watch,
     /// Held until the sync has ended.
-    _lock: File,
+    _lock: LockedFile,
     dirty: Bitmap,
     began: std::result::Result<Evidence, Distrust>,
     books: Books,

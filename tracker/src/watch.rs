@@ -5,8 +5,9 @@ use std::mem::offset_of;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use blockio::LockedFile;
 use hostdev::DeviceNumber;
 
 use crate::books::Ledger;
@@ -27,6 +28,9 @@ pub(crate) struct WatchMaps {
     pub(crate) pending: Mapping<u64>,
     pub(crate) header: Mapping<Header>,
 }
+
+/// How long another user of a watch is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 const NAMES: [&str; 3] = ["live", "pending", "header"];
 
@@ -188,7 +192,7 @@ impl Watch {
         let mut status = described(&self.shared, &self.maps, &header)?;
         status.name = Some(self.target.name.clone());
         status.distrust = match header.under_way {
-            1 if self.lock().is_ok() => Some(Distrust::Interrupted),
+            1 if !self.is_in_use() => Some(Distrust::Interrupted),
             _ => self.distrust(&header).err(),
         };
         Ok(status)
@@ -238,25 +242,31 @@ impl Watch {
         Ledger::of(&self.shared, self.maps.slot, &self.target)
     }
 
+    /// Whether a sync uses it now.
+    fn is_in_use(&self) -> bool {
+        let file = File::open(self.shared.pins.watch(self.maps.slot));
+        file.is_ok_and(|file| LockedFile::try_lock_shared(file).is_err())
+    }
+
     /// The lock of one sync at a time.
-    pub(crate) fn lock(&self) -> Result<File> {
+    pub(crate) fn lock(&self) -> Result<LockedFile> {
         lock(&self.shared, self.maps.slot)
     }
 }
 
 /// Takes the lock of the sync that uses a watch.
-pub(crate) fn lock(shared: &Shared, slot: u32) -> Result<File> {
+pub(crate) fn lock(shared: &Shared, slot: u32) -> Result<LockedFile> {
     let path = shared.pins.watch(slot);
     let file =
         File::open(&path).map_err(|error| Error::os(format_args!("open {}", path.display()), error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(Error::new(
-            ErrorKind::Busy,
-            "another sync uses the tracker of this disk",
-        )),
-        Err(fs::TryLockError::Error(error)) => Err(Error::os(format_args!("lock {}", path.display()), error)),
-    }
+    // Whoever only looks whether it is in use is gone at once.
+    let end = Instant::now() + PATIENCE;
+    LockedFile::lock_while(file, || Instant::now() < end).map_err(|(_, error)| match error.kind() {
+        std::io::ErrorKind::WouldBlock => {
+            Error::new(ErrorKind::Busy, "another sync uses the tracker of this disk")
+        }
+        _ => Error::os(format_args!("lock {}", path.display()), error),
+    })
 }
 
 /// How a watch stands, of a device that may be gone.

@@ -159,9 +159,18 @@ fn come_and_go() {
     Tracker::remove(&ground.pins()).unwrap();
 }
 
+/// Ends what runs beside a test, also when the test fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Keeps the machine busy as the suite does: sets of programs that come and go, and processors without rest.
 fn under_load(work: impl FnOnce()) {
-    let stop = AtomicBool::new(false);
+    let stop = &AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -177,8 +186,8 @@ fn under_load(work: impl FnOnce()) {
                 }
             });
         }
+        let _stop = Stop(stop);
         work();
-        stop.store(true, Ordering::Relaxed);
     });
 }
 

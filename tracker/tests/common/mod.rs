@@ -16,24 +16,28 @@ use tracker::{ImageMark, Target, Tracker};
 
 pub const CLUSTER: u32 = 64 << 10;
 
-/// A bpffs, and a scratch directory. Everything that is pinned is gone with it.
+/// A bpffs, and a scratch directory. Everything that is pinned is gone with it, after a kill too: the filesystem is
+/// mounted nowhere, and only this process has it open.
 pub struct Ground {
-    _mount: Mount,
+    filesystem: File,
     pub scratch: ScratchDir,
 }
 
 impl Ground {
     pub fn new(name: &str) -> Ground {
         let scratch = ScratchDir::new(name).unwrap();
-        let mount = Mount::new(Path::new("bpf"), &scratch.join("bpf"), "bpf", MsFlags::empty()).unwrap();
-        Ground {
-            _mount: mount,
-            scratch,
-        }
+        let at = scratch.join("bpf");
+        let mount = Mount::new(Path::new("bpf"), &at, "bpf", MsFlags::empty()).unwrap();
+        let filesystem = File::open(&at).unwrap();
+        nix::mount::umount2(&at, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        drop(mount);
+        Ground { filesystem, scratch }
     }
 
+    /// Where pins go; other processes see it too.
     pub fn pins(&self) -> PathBuf {
-        self.scratch.join("bpf/smc")
+        let descriptor = self.filesystem.as_raw_fd();
+        PathBuf::from(format!("/proc/{}/fd/{descriptor}/smc", std::process::id()))
     }
 
     pub fn start(&self) -> Tracker {
