@@ -8,11 +8,11 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build deb dist demo test test-quick test-loaded test-times lint bench sweep crash fuzz clean
+.PHONY: help setup build deb dist demo test test-quick test-dist test-storage test-loaded test-times lint bench sweep crash fuzz clean
 .NOTPARALLEL:
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install the needed packages with apt-get, and unpack the kernel for the guests
 	@bash scripts/setup.sh
@@ -41,6 +41,15 @@ test-quick: ## run the tests that need neither root nor guests (docs/testing.md:
 
 test-loaded: setup ## the suite five times beside four busy loops, until something fails (hours; ROUNDS=N, LOOPS=N)
 	@bash scripts/test-loaded.sh
+
+test-dist: ## the archive on old and new servers, with what their kernels lack (docs/kernels.md)
+	@bash scripts/setup.sh dist older
+	archive=$$(bash scripts/dist.sh) && SMC_ARCHIVE=$$archive \
+		$(CARGO) test --locked --workspace --test servers -- --ignored --nocapture
+
+test-storage: setup ## writes while syncing, on all kinds of disks and layers, in guests (half an hour; ROUNDS=N)
+	$(CARGO) build --locked --workspace --all-targets
+	SMC_ROUNDS=$${ROUNDS:-3} $(CARGO) test --locked --workspace --test storage -- --ignored --nocapture
 
 test-times: setup ## the suite, and how long each part of it took
 	@bash scripts/test-times.sh

@@ -20,5 +20,5 @@ mod probe;
 pub use accelerator::Accelerator;
 pub use error::{Error, ErrorKind, Result};
 pub use guest::{Follow, Guest, Next, Run};
-pub use machine::{Disk, Machine, QEMU, nbd_uri};
+pub use machine::{Bus, Disk, Machine, QEMU, nbd_uri};
 pub use probe::Probe;

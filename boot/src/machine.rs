@@ -26,9 +26,23 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 #[derive(Debug)]
 pub struct Machine {
     command: Command,
+    has_scsi: bool,
 }
 
-/// A virtio disk.
+/// What a disk is attached to, which decides what the guest's kernel does with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bus {
+    /// `vda` and so on.
+    VirtioBlk,
+    /// `sda` and so on.
+    VirtioScsi,
+    /// A namespace of an NVMe controller of its own.
+    Nvme,
+    /// A namespace that two controllers of one NVMe subsystem share: the kernel puts a disk over both paths to it.
+    NvmeMultipath,
+}
+
+/// A disk.
 #[derive(Debug, Clone, Copy)]
 pub struct Disk<'a> {
     /// A file, a device or a URI, such as [`nbd_uri`] makes.
@@ -46,28 +60,60 @@ impl Machine {
     pub fn new(accelerator: Accelerator, memory_mib: u32) -> Self {
         let mut command = Command::new(QEMU);
         command.args(["-no-user-config", "-nodefaults", "-display", "none"]);
-        command.args(["-monitor", "none", "-serial", "stdio", "-no-reboot", "-smp", "1"]);
+        command.args(["-monitor", "none", "-serial", "stdio", "-no-reboot"]);
         command.arg("-m").arg(memory_mib.to_string());
         command.args(accelerator.arguments());
-        Self { command }
+        Self {
+            command,
+            has_scsi: false,
+        }
     }
 
-    /// Adds a disk. The first one is what the machine boots from, unless it has a kernel.
+    /// Gives it so many processors instead of one.
+    pub fn processors(&mut self, count: u32) -> &mut Self {
+        self.command.arg("-smp").arg(count.to_string());
+        self
+    }
+
+    /// Adds a virtio disk. The first one is what the machine boots from, unless it has a kernel.
     pub fn disk(&mut self, disk: &Disk<'_>) -> &mut Self {
-        // A comma would end the option's value; doubled it stands for itself.
-        let mut drive = format!("file={},format={}", disk.source.replace(',', ",,"), disk.format);
-        if disk.snapshot {
-            drive += ",snapshot=on";
-        }
         match disk.serial {
-            None => self.command.arg("-drive").arg(drive + ",if=virtio"),
-            Some(serial) => self
-                .command
-                .arg("-drive")
-                .arg(format!("{drive},if=none,id={serial}"))
-                .arg("-device")
-                .arg(format!("virtio-blk-pci,drive={serial},serial={serial}")),
-        };
+            None => self.option("-drive", &(drive(disk) + ",if=virtio")),
+            Some(serial) => self.disk_on(Bus::VirtioBlk, disk, serial),
+        }
+    }
+
+    /// Adds a disk with this serial number to this bus. What the guest discards reads as zeros afterwards.
+    pub fn disk_on(&mut self, bus: Bus, disk: &Disk<'_>, serial: &str) -> &mut Self {
+        self.option("-drive", &format!("{},if=none,id={serial}", drive(disk)));
+        match bus {
+            Bus::VirtioBlk => self.device(&format!("virtio-blk-pci,drive={serial},serial={serial}")),
+            Bus::VirtioScsi => {
+                if !self.has_scsi {
+                    self.device("virtio-scsi-pci,id=scsi");
+                    self.has_scsi = true;
+                }
+                self.device(&format!("scsi-hd,bus=scsi.0,drive={serial},serial={serial}"))
+            }
+            Bus::Nvme => self.device(&format!("nvme,drive={serial},serial={serial}")),
+            Bus::NvmeMultipath => {
+                self.device(&format!("nvme-subsys,id={serial}-subsystem,nqn={serial}"));
+                for path in ["a", "b"] {
+                    self.device(&format!(
+                        "nvme,serial={serial},id={serial}-{path},subsys={serial}-subsystem"
+                    ));
+                }
+                self.device(&format!("nvme-ns,drive={serial},bus={serial}-a,nsid=1,shared=on"))
+            }
+        }
+    }
+
+    fn device(&mut self, device: &str) -> &mut Self {
+        self.option("-device", device)
+    }
+
+    fn option(&mut self, name: &str, value: &str) -> &mut Self {
+        self.command.arg(name).arg(value);
         self
     }
 
@@ -114,6 +160,14 @@ impl Machine {
     }
 }
 
+/// The value of QEMU's option `-drive` without what it is attached to.
+fn drive(disk: &Disk<'_>) -> String {
+    // A comma would end the option's value; doubled it stands for itself.
+    let source = disk.source.replace(',', ",,");
+    let snapshot = if disk.snapshot { ",snapshot=on" } else { "" };
+    format!("file={source},format={}{snapshot},discard=unmap", disk.format)
+}
+
 /// The address of an export on a Unix socket, as QEMU and libnbd read it.
 pub fn nbd_uri(socket: &Path, export: &str) -> String {
     format!(
@@ -152,9 +206,28 @@ mod tests {
             serial: Some("root"),
         });
         let arguments = arguments(&machine);
-        let wanted = "file=/srv/a,,readonly=off,format=raw,snapshot=on,if=none,id=root";
+        let wanted = "file=/srv/a,,readonly=off,format=raw,snapshot=on,discard=unmap,if=none,id=root";
         assert!(arguments.contains(&wanted.to_owned()), "{arguments:?}");
         assert!(arguments.contains(&"virtio-blk-pci,drive=root,serial=root".to_owned()));
+    }
+
+    #[test]
+    fn disks_share_one_scsi_controller_and_two_nvme_controllers_share_a_disk() {
+        let mut machine = Machine::new(Accelerator::Tcg, 64);
+        let disk = Disk {
+            source: "/srv/a",
+            format: "raw",
+            snapshot: false,
+            serial: None,
+        };
+        machine.disk_on(Bus::VirtioScsi, &disk, "one");
+        machine.disk_on(Bus::VirtioScsi, &disk, "two");
+        machine.disk_on(Bus::NvmeMultipath, &disk, "three");
+        let line = arguments(&machine).join(" ");
+        assert_eq!(line.matches("virtio-scsi-pci").count(), 1, "{line}");
+        assert_eq!(line.matches("scsi-hd").count(), 2, "{line}");
+        assert_eq!(line.matches("-device nvme,").count(), 2, "{line}");
+        assert_eq!(line.matches("-device nvme-ns,").count(), 1, "{line}");
     }
 
     #[test]

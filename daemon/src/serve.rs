@@ -34,7 +34,8 @@ pub fn run(config: Config) -> Result<()> {
     serve(&service, listener)?;
     tell(&[NotifyState::Ready, NotifyState::Status("watching jobs")]);
     let io = blockio::io_method();
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), %io, "smcd is ready");
+    // In the text too: journalctl shows no fields unless it is asked to.
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), %io, "smcd is ready; disks are read and written by {io}");
     watch(&service, &stop);
     tell(&[NotifyState::Stopping]);
     end(&service, stop_timeout);

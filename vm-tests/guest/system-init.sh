@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # PID 1 of the initramfs of a whole system: mounts its root and the payload, adds a unit that runs the payload's script
-# with smc.phase=PHASE as its argument, and hands over to systemd. The script's output is the first serial line.
+# with smc.phase=PHASE as its argument, and hands over to systemd; with smc.init=script, to the script itself. The script's
+# output is the first serial line.
 bb=/bin/busybox
 
 fail() {
@@ -24,9 +25,11 @@ $bb mount -t sysfs sysfs /sys
 $bb mount -t devtmpfs devtmpfs /dev
 
 phase=
+init=systemd
 for word in $($bb cat /proc/cmdline); do
     case $word in
         smc.phase=*) phase=${word#smc.phase=} ;;
+        smc.init=*) init=${word#smc.init=} ;;
     esac
 done
 
@@ -59,5 +62,6 @@ $bb mount -o move /dev /root/dev
 $bb mount -o move /proc /root/proc
 $bb mount -o move /sys /root/sys
 $bb mount -o move /run /root/run
+if [ $init = script ]; then exec $bb switch_root -c /dev/ttyS0 /root /bin/sh /mnt/run "$phase"; fi
 exec $bb switch_root /root /sbin/init
 fail "switch_root"

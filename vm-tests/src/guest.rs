@@ -45,6 +45,8 @@ pub fn accelerator() -> Result<Accelerator> {
 pub struct BootOptions {
     /// The guest's memory in MiB.
     pub memory_mib: u32,
+    /// Its processors, where it is a whole [system](crate::system).
+    pub processors: u32,
     /// From start to power-off; the guest is killed then.
     pub timeout: Duration,
     /// `None`: [`accelerator`].
@@ -55,6 +57,7 @@ impl Default for BootOptions {
     fn default() -> Self {
         Self {
             memory_mib: 192,
+            processors: 1,
             // Translated, beside other work.
             timeout: Duration::from_secs(600),
             accelerator: None,

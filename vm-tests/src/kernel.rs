@@ -38,12 +38,19 @@ pub struct Module {
 }
 
 impl Kernel {
-    /// The kernel in the cache directory.
+    /// The kernel of this machine's release, in the cache directory.
     ///
     /// # Errors
     /// [`ErrorKind::Setup`] where there is none.
     pub fn cached() -> Result<Self> {
-        let root = cache_dir().join("kernel");
+        Self::unpacked(cache_dir().join("kernel"))
+    }
+
+    /// A kernel that `scripts/setup.sh` has unpacked into this directory.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setup`] where there is none.
+    pub fn unpacked(root: PathBuf) -> Result<Self> {
         let version = fs::read_to_string(root.join("VERSION")).map_err(|source| {
             Error::io(
                 format!("no guest kernel in {}: run 'make setup'", root.display()),

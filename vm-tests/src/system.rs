@@ -1,7 +1,7 @@
-//! A freshly installed Debian or Ubuntu with systemd, which runs a script of ours, boot after boot.
+//! A freshly installed Debian or Ubuntu, which runs a script of ours, boot after boot.
 //!
-//! Its root is an overlay over the disk that `scripts/setup.sh` made with debootstrap, its kernel the cached one. What
-//! the guest writes stays for the next boot and goes with the [`System`].
+//! Its root is an overlay over a disk that `scripts/setup.sh` made with debootstrap, its kernel one of those that it
+//! unpacked. What the guest writes stays for the next boot and goes with the [`System`].
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::process::Command;
 use crate::guest::{self, BootOptions};
 use crate::initramfs;
 use crate::kernel::{self, Kernel};
-use boot::{Machine, Next};
+use boot::{Bus, Machine, Next};
 use testkit::error::IoContext;
 use testkit::guard::ScratchDir;
 use testkit::process;
@@ -27,6 +27,7 @@ const LOG_TAIL_LINES: usize = 40;
 pub struct System {
     scratch: ScratchDir,
     kernel: Kernel,
+    parameters: String,
     disks: Vec<Disk>,
 }
 
@@ -35,6 +36,19 @@ struct Disk {
     file: PathBuf,
     format: &'static str,
     serial: String,
+    bus: Bus,
+}
+
+/// A release of the distribution, as a system that is installed and as a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// That of this machine.
+    Own,
+    /// A newer one, where there is one: Debian 13 on Debian 12. Its system has programs that make disks out of disks (LVM,
+    /// mdadm and so on), and boots with the kernel of this machine's release too.
+    Newer,
+    /// An older one that servers still run: Debian 11 on Debian 12. Only `scripts/setup.sh older` makes it.
+    Older,
 }
 
 /// When a boot ends.
@@ -54,38 +68,85 @@ pub struct Said {
 }
 
 impl System {
-    /// A system as it is right after its installation. The guest sees the directory `payload` read-only as `/mnt`, and
-    /// runs `/mnt/run PHASE` with `sh` at the end of each boot, with its output going to the host.
+    /// A system of this machine's release with its kernel, as it is right after its installation. The guest sees the
+    /// directory `payload` read-only as `/mnt`, and runs `/mnt/run PHASE` with `sh` at the end of each boot, with its
+    /// output going to the host.
     ///
     /// # Errors
     /// [`ErrorKind::Setup`] where `scripts/setup.sh` has not been run.
     pub fn new(payload: &Path) -> Result<Self> {
+        Self::of(Release::Own, Release::Own, payload)
+    }
+
+    /// As [`new`](Self::new), of this release with the kernel of that one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setup`] where `scripts/setup.sh` has not been run, or without the argument that this release needs.
+    pub fn of(release: Release, kernel: Release, payload: &Path) -> Result<Self> {
         let scratch = ScratchDir::new("smc-system")?;
         let root = scratch.join("root.qcow2");
-        make_overlay(&root)?;
+        make_overlay(&release.disk()?, &root)?;
         let payload_disk = scratch.join("payload.img");
         make_payload_disk(payload, &payload_disk)?;
         let mut system = Self {
-            kernel: Kernel::cached()?,
+            kernel: Kernel::unpacked(kernel.kernel())?,
             scratch,
+            parameters: String::new(),
             disks: Vec::new(),
         };
-        system.add(&root, "qcow2", "root");
-        system.add(&payload_disk, "raw", "payload");
+        system.add(&root, "qcow2", "root", Bus::VirtioBlk);
+        system.add(&payload_disk, "raw", "payload", Bus::VirtioBlk);
         Ok(system)
+    }
+
+    /// The release that `uname -r` shows in it.
+    pub fn kernel(&self) -> &str {
+        self.kernel.version()
+    }
+
+    /// Runs the script instead of systemd: boots in seconds, and nothing else runs. When the script ends, so does the boot.
+    pub fn without_systemd(&mut self) {
+        self.parameters += " smc.init=script";
     }
 
     /// Gives it one more disk, which the guest finds as `/dev/disk/by-id/virtio-SERIAL`.
     pub fn attach(&mut self, file: &Path, serial: &str) {
-        self.add(file, "raw", serial);
+        self.attach_to(Bus::VirtioBlk, file, serial);
     }
 
-    fn add(&mut self, file: &Path, format: &'static str, serial: &str) {
+    /// Gives it one more disk on this bus, which the guest finds by its serial number.
+    pub fn attach_to(&mut self, bus: Bus, file: &Path, serial: &str) {
+        self.add(file, "raw", serial, bus);
+    }
+
+    fn add(&mut self, file: &Path, format: &'static str, serial: &str, bus: Bus) {
         self.disks.push(Disk {
             file: file.to_path_buf(),
             format,
             serial: serial.to_owned(),
+            bus,
         });
+    }
+
+    fn machine(&self, phase: &str, console: &Path, options: &BootOptions) -> Result<Machine> {
+        let archive = initramfs::build_with(&self.kernel.modules(&DRIVERS)?, INIT, &[])?;
+        let initramfs = guest::write_initramfs(&self.scratch, &archive)?;
+        let mut machine = Machine::new(options.accelerator()?, options.memory_mib);
+        machine.processors(options.processors);
+        // The second serial line, a file: the kernel's and systemd's messages, apart from the script's.
+        machine.serial_file(console);
+        for disk in &self.disks {
+            let described = boot::Disk {
+                source: &disk.file.display().to_string(),
+                format: disk.format,
+                snapshot: false,
+                serial: Some(&disk.serial),
+            };
+            machine.disk_on(disk.bus, &described, &disk.serial);
+        }
+        let parameters = format!("smc.phase={phase}{}", self.parameters);
+        machine.kernel(&self.kernel.image(), &initramfs, "ttyS1", &parameters);
+        Ok(machine)
     }
 
     /// Boots once and follows the script's output.
@@ -95,21 +156,7 @@ impl System {
     /// written at which the power was to be cut. Both carry the ends of the output and of the console.
     pub fn boot(&self, phase: &str, until: Until<'_>, options: &BootOptions) -> Result<Said> {
         let console = self.scratch.join("console.log");
-        let archive = initramfs::build_with(&self.kernel.modules(&DRIVERS)?, INIT, &[])?;
-        let initramfs = guest::write_initramfs(&self.scratch, &archive)?;
-        let mut machine = Machine::new(options.accelerator()?, options.memory_mib);
-        // The second serial line, a file: the kernel's and systemd's messages, apart from the script's.
-        machine.serial_file(&console);
-        for disk in &self.disks {
-            machine.disk(&boot::Disk {
-                source: &disk.file.display().to_string(),
-                format: disk.format,
-                snapshot: false,
-                serial: Some(&disk.serial),
-            });
-        }
-        let parameters = format!("smc.phase={phase}");
-        machine.kernel(&self.kernel.image(), &initramfs, "ttyS1", &parameters);
+        let machine = self.machine(phase, &console, options)?;
         let run = guest::follow(machine, options.timeout, &mut |line, _| until.next(line));
         let log = fs::read(&console).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let log = log.unwrap_or_default();
@@ -170,13 +217,33 @@ impl Said {
     }
 }
 
-/// An empty overlay over the cached root, which is never written to.
-fn make_overlay(file: &Path) -> Result<()> {
-    let root = kernel::cache_dir().join("debian/root.img");
-    if !root.is_file() {
-        let said = format!("no {}: run 'make setup'", root.display());
-        return Err(Error::new(ErrorKind::Setup, said));
+impl Release {
+    fn kernel(self) -> PathBuf {
+        let cache = kernel::cache_dir();
+        match self {
+            Self::Own => cache.join("kernel"),
+            Self::Newer => cache.join("newer-system/kernel"),
+            Self::Older => cache.join("older-system/kernel"),
+        }
     }
+
+    fn disk(self) -> Result<PathBuf> {
+        let (directory, setup) = match self {
+            Self::Own => ("debian", "make setup"),
+            Self::Newer => ("newer-system/disk", "make setup"),
+            Self::Older => ("older-system/disk", "scripts/setup.sh older"),
+        };
+        let disk = kernel::cache_dir().join(directory).join("root.img");
+        if disk.is_file() {
+            return Ok(disk);
+        }
+        let said = format!("no {}: run '{setup}'", disk.display());
+        Err(Error::new(ErrorKind::Setup, said))
+    }
+}
+
+/// An empty overlay over the cached root, which is never written to.
+fn make_overlay(root: &Path, file: &Path) -> Result<()> {
     let mut command = Command::new("qemu-img");
     command.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]);
     process::run(command.arg(root).arg(file)).map(drop)
