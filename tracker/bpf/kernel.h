@@ -43,7 +43,12 @@ struct bvec_iter {
     unsigned int bi_size;
 };
 
+typedef struct {
+    int counter;
+} atomic_t;
+
 struct bio {
+    atomic_t __bi_remaining;
     struct bio *bi_next;
     struct block_device *bi_bdev;
     unsigned int bi_opf;

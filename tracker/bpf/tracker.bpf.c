@@ -280,8 +280,9 @@ static __always_inline __u64 address_of(const void *pointer)
     return address;
 }
 
-// A bio that was remembered has completed.
-__noinline int forget(__u64 bio, __u32 copy)
+// A bio that was remembered has completed: in part only where others that were split off from it have not. 1: it was
+// remembered.
+__noinline int forget(__u64 bio, __u32 copy, __u32 in_part)
 {
     struct record *record = bpf_map_lookup_elem(&bios, &bio);
     if (!record)
@@ -290,13 +291,16 @@ __noinline int forget(__u64 bio, __u32 copy)
     __u32 first = first_slot(device);
     __u32 watches = watches_of(device);
     __u64 sectors = record->sectors;
-    if (watches) {
+    if (watches)
         mark_all(first, watches, record->sector, sectors);
+    // Nobody says when its other parts have completed: the books will not balance, and the disk is scanned.
+    if (in_part)
+        return 1;
+    if (watches)
         count_all(first, watches, copy, RANGE, sectors);
-    }
     // What stays here, because the table is busy, is marked again when its address is used again.
     bpf_map_delete_elem(&bios, &bio);
-    return 0;
+    return 1;
 }
 
 // Bios in one request that are looked at.
@@ -315,7 +319,7 @@ __noinline int forget_chain(__u64 bio, __u32 bytes, __u32 copy)
         if (size > bytes)
             return 0;
         bytes -= size;
-        forget(bio, copy);
+        forget(bio, copy, BPF_CORE_READ(here, __bi_remaining.counter) > 1);
         bio = (__u64)BPF_CORE_READ(here, bi_next);
     }
     if (bio)
@@ -413,7 +417,7 @@ static __always_inline int remember(struct bio *pointer, struct record *new, __u
     if (old) {
         // Its address is used again, so it was completed, and nobody said so.
         count_bio(0);
-        forget(bio, copy);
+        forget(bio, copy, 0);
     }
     if (bpf_map_update_elem(&bios, &bio, new, BPF_ANY))
         count_bio(1);
@@ -470,6 +474,33 @@ static __always_inline int bio_queued(struct bio *bio, __u32 copy)
     return 0;
 }
 
+// Counts bios of disks that get requests.
+__noinline int count_refused(__u32 first, __u32 watches, __u64 sectors)
+{
+#pragma clang loop unroll(disable)
+    for (__u32 i = 0; i < WINDOW; i++) {
+        __u32 slot = first + i;
+        struct disk *disk = bpf_map_lookup_elem(&disks, &slot);
+        if (watches >> i & 1 && disk && !(disk->flags & DISK_BIO_BASED))
+            count_completed(slot, 0, sectors);
+    }
+    return 0;
+}
+
+// A bio has completed that was no part of a request. On a disk that gets requests it never became one: it did not want
+// to wait for a free place, and is tried again. Nothing was written, but it was counted as queued.
+static __always_inline int bio_completed(struct bio *bio, __u32 copy)
+{
+    __u32 size = bio->bi_iter.bi_size;
+    if (are_bios_remembered() && forget(address_of(bio), copy, 0))
+        return 0;
+    if (copy > 0 || !size || effect_of(bio->bi_opf & 0xff, size) != RANGE || !bio->bi_bdev)
+        return 0;
+    __u32 device = device_of(bio->bi_bdev->bd_disk);
+    __u32 watches = watches_of(device);
+    return watches ? count_refused(first_slot(device), watches, sectors_of(size)) : 0;
+}
+
 // Three copies of each: the kernel skips a program that interrupts itself, and not its copies. Completions come from
 // tasks, soft and hard interrupts, so that at most two copies can be running when an event arrives.
 #define COPY(n)                                                                                                        \
@@ -481,7 +512,7 @@ static __always_inline int bio_queued(struct bio *bio, __u32 copy)
     SEC("tp_btf/block_bio_complete")                                                                                   \
     int BPF_PROG(bio_##n, struct request_queue *queue, struct bio *bio)                                                \
     {                                                                                                                  \
-        return are_bios_remembered() ? forget(address_of(bio), n) : 0;                                                      \
+        return bio_completed(bio, n);                                                                                \
     }                                                                                                                  \
     SEC("tp_btf/block_bio_queue")                                                                                      \
     int BPF_PROG(queue_##n, struct bio *bio)                                                                           \

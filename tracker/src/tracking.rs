@@ -50,14 +50,13 @@ impl Tracking {
         watch.shared.check_current()?;
         let lock = watch.lock()?;
         let header = watch.maps.header()?;
-        let flag = watch.maps.under_way()?;
-        let was_interrupted = flag.swap(1, Ordering::SeqCst) != 0;
         let books = watch.ledger()?.open(Some(header.books))?;
         let began = watch
             .target
             .again(&watch.shared.root)
             .map_err(|error| Distrust::unreadable(&error))
             .and_then(|target| evidence::gather(&watch.shared, &watch.maps, &target));
+        let was_interrupted = watch.maps.under_way()?.swap(1, Ordering::SeqCst) != 0;
         watch.maps.take(header.clusters);
         Ok(Tracking {
             dirty: watch.maps.pending(header.clusters),

@@ -32,6 +32,9 @@ pub(crate) struct WatchMaps {
 /// How long another user of a watch is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long a bio may be on its way to its driver, which counts it as in flight.
+const ON_THE_WAY: Duration = Duration::from_millis(50);
+
 const NAMES: [&str; 3] = ["live", "pending", "header"];
 
 impl WatchMaps {
@@ -201,6 +204,9 @@ impl Watch {
     /// Opens the books of a new watch, so that the first sync knows of a quiet moment before it.
     pub(crate) fn open_books(&self) -> Result<()> {
         let mut header = self.maps.header()?;
+        if self.target.is_bio_based {
+            std::thread::sleep(ON_THE_WAY);
+        }
         header.books = self.ledger()?.open(None)?;
         self.maps.header.store(0, header);
         Ok(())

@@ -86,6 +86,40 @@ fn scribble_twice(disk: &Disk, seed: u64, operations: usize) {
     });
 }
 
+/// More writes at once than the disk has tags, each of which refuses to wait for one and is tried again.
+fn fio_that_does_not_wait(disk: &Disk) {
+    let mut command = Command::new("fio");
+    command
+        .arg(format!("--filename={}", disk.path.display()))
+        .args([
+            "--name=nowait",
+            "--direct=1",
+            "--bs=4k",
+            "--iodepth=512",
+            "--minimal",
+            "--ioengine=io_uring",
+        ])
+        .args([
+            "--rw=randwrite",
+            "--io_size=8m",
+            "--nowait=1",
+            "--ignore_error=,EAGAIN",
+            "--continue_on_error=write",
+        ]);
+    testkit::program::run(&mut command).ok();
+}
+
+#[test]
+fn a_write_that_is_refused_and_tried_again_is_counted_once() {
+    let ground = Ground::new("tracker-nowait");
+    let disk = ground.disk("disk", 16 << 20);
+    let tracker = ground.start();
+    let mut truth = Truth::new(&tracker, &disk);
+    for _ in 0..3 {
+        truth.round(|| fio_that_does_not_wait(&disk));
+    }
+}
+
 /// fio with many writes and discards in flight at once.
 fn fio(disk: &Disk, seed: u64, megabytes: u64) {
     let trims = disk.path.to_string_lossy().contains("loop");
