@@ -44,14 +44,26 @@ pub fn former_owner(
 /// # Errors
 /// When the store cannot be read, or a newer smc wrote the note. A damaged one says nothing.
 pub fn other_owner(store: &Store, name: &str, ours: Option<&Owner>) -> Result<Option<Owner>> {
-    let note = match store.note::<StoredNote>(name) {
-        Ok(note) => note,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => return Ok(None),
-        Err(error) => return Err(error),
-    };
+    Ok(note(store, name)?.and_then(|note| other_writer(&note, ours)))
+}
+
+/// The note of a name in a store; a damaged one says nothing.
+///
+/// # Errors
+/// When the store cannot be read, or a newer smc wrote the note.
+pub fn note(store: &Store, name: &str) -> Result<Option<StoredNote>> {
+    match store.note::<StoredNote>(name) {
+        Ok(note) => Ok(Some(note)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Who wrote a note, if that is a job of another machine that is not over.
+pub fn other_writer(note: &StoredNote, ours: Option<&Owner>) -> Option<Owner> {
     let is_ours = |owner: &Owner| ours.is_some_and(|ours| ours.machine == owner.machine);
     let owner = note.owner.clone().filter(|owner| !is_ours(owner));
-    Ok(owner.filter(|owner| owner.job_id.and_then(|id| note.job_is_over(id)) != Some(true)))
+    owner.filter(|owner| owner.job_id.and_then(|id| note.job_is_over(id)) != Some(true))
 }
 
 /// Whether a job is over, as its note in the store says; `None` if there is no note of this very job.

@@ -78,7 +78,9 @@ fn jobs_and_runs_are_tables() {
         &[with_everything("web01"), in_error("web02"), waiting("db")],
     );
     let failed = in_error("web02").last_run.unwrap();
-    smcd.on("GET /v1/jobs/web02/runs", 200, &[failed, succeeded("web02", 7)]);
+    let mut whole = succeeded("web02", 7);
+    whole.disks[0].repaired_clusters = 0;
+    smcd.on("GET /v1/jobs/web02/runs", 200, &[failed.clone(), whole]);
     let jobs = "\
 NAME   STATUS                  NEXT                IMAGES  LAST-SYNC                   DISKS     SIZE
 web01  Running, Comparing 50%  ends in 24 s             3  2026-11-24 10:00:00             2  140 GiB
@@ -95,6 +97,11 @@ RUN  STARTED                    TOOK  TYPE      OUTCOME    IMAGE    METHOD  CLAS
   7  2026-11-24 09:58:30  1 min 30 s  schedule  succeeded  web02/7  scan    fuzzy   140 GiB    3 GiB  900 MiB  2 GiB/s
 ";
     assert_eq!(smcd.say("job history web02").ok(), runs);
+    smcd.on("GET /v1/jobs/web03/runs", 200, &[failed, succeeded("web02", 7)]);
+    let said = smcd.say("job history web03").ok();
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].ends_with("     RATE  REPAIRED"), "{said}");
+    assert!(lines[3].ends_with("  2 GiB/s         2"), "{said}");
     smcd.on("GET /v1/jobs/new/runs", 200, &json!([]));
     assert_eq!(smcd.say("job history new").ok(), "no runs yet\n");
 }

@@ -228,11 +228,12 @@ const SAMPLES: u32 = 48;
 /// So few tell nothing.
 const SAMPLES_MIN: u32 = 4;
 
-/// Refuses disks that nothing tells apart and that have changed places: their content is that of each other in the image.
+/// Looks at the content of disks that nothing else tells from others. Returns warnings of those that hold nearly nothing of
+/// what the image has of them.
 ///
 /// # Errors
-/// `Refused`, with what to do.
-pub(super) fn refuse_exchanged(image: &Image, disks: &[SourceDisk]) -> Result<()> {
+/// `Refused`, with what to do, if such disks have changed places: their content is that of each other in the image.
+pub(super) fn check_content(image: &Image, disks: &[SourceDisk]) -> Result<Vec<String>> {
     let from = KnownFrom::Image(image.id().to_string());
     let known = known_disks(image.manifest());
     let unknown: Vec<&SourceDisk> = disks
@@ -242,12 +243,9 @@ pub(super) fn refuse_exchanged(image: &Image, disks: &[SourceDisk]) -> Result<()
             own.is_some_and(|own| compare(own.identity, &disk.meta.identity) == Likeness::Unknown)
         })
         .collect();
-    if unknown.len() < 2 {
-        return Ok(());
-    }
     let base = |name: &str| image.disks().iter().find(|base| base.name() == name);
     let holds = |disk: &SourceDisk, name: &str| base(name).and_then(|base| same_share(base, &disk.device));
-    let mut exchanged = Vec::new();
+    let (mut exchanged, mut warnings) = (Vec::new(), Vec::new());
     for disk in &unknown {
         if holds(disk, &disk.meta.name).is_none_or(|own| own > 0.1) {
             continue;
@@ -255,8 +253,16 @@ pub(super) fn refuse_exchanged(image: &Image, disks: &[SourceDisk]) -> Result<()
         let mut others = unknown.iter().map(|other| other.meta.name.as_str());
         let other = others.find(|name| *name != disk.meta.name && holds(disk, name) > Some(0.5));
         exchanged.extend(other.map(|name| (disk.given(), name)));
+        warnings.push(format!(
+            "nearly nothing on disk {} ({}) is as in {}, and nothing else tells it from other disks: check that it is the \
+             right device, and stop the sync if it is not",
+            disk.meta.name,
+            disk.device.path().display(),
+            image.id()
+        ));
     }
-    refuse_moved(&from, &exchanged)
+    refuse_moved(&from, &exchanged)?;
+    Ok(warnings)
 }
 
 /// The share of sampled clusters of an image's disk that a device has in the same place, 0 to 1; `None` if there are too

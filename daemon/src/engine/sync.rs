@@ -97,7 +97,9 @@ impl<O: Observer> Job<'_, O> {
         let from = KnownFrom::Image(known.id().to_string());
         let warnings = identity::check_known(&from, &records, &given, self.request.accept_changed_disk)?;
         warnings.iter().for_each(|warning| self.observer.warn(warning));
-        identity::refuse_exchanged(known, self.disks)
+        let warnings = identity::check_content(known, self.disks)?;
+        warnings.iter().for_each(|warning| self.observer.warn(warning));
+        Ok(())
     }
 
     fn make_image(&self, mut image: ImageWriter) -> Result<Manifest> {

@@ -472,6 +472,27 @@ fn the_right_disk_is_accepted_again_after_a_larger_wrong_one() {
 }
 
 #[test]
+fn a_disk_that_nothing_identifies_and_that_holds_other_things_is_warned_of() {
+    let fixture = Fixture::new();
+    fixture.synced(|_| {});
+    let (_, warnings) = fixture.attempt(|_| {});
+    assert_eq!(warnings, [""; 0]);
+    fs::write(fixture.path("vda"), noise(24 * MIB, 9)).unwrap();
+    let (synced, warnings) = fixture.attempt(|_| {});
+    // Before anything is read, and after the image was made.
+    assert!(
+        warnings[0].starts_with("nearly nothing on disk vda"),
+        "{warnings:?}"
+    );
+    assert!(
+        warnings[0].contains("web01/2") && warnings[0].contains("stop the sync"),
+        "{warnings:?}"
+    );
+    assert!(warnings[1].contains("delete web01/3"), "{warnings:?}");
+    assert_eq!((synced.unwrap().manifest.sequence, warnings.len()), (3, 2));
+}
+
+#[test]
 fn a_disk_without_a_name_is_the_one_that_the_image_knows() {
     let fixture = Fixture::new();
     fixture.label("vda", [1; 4]);

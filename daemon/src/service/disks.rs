@@ -4,7 +4,7 @@ use super::parts::Parts;
 use crate::engine::{self, DiskArg, SourceDisk};
 use crate::job::{DiskRecord, Refusal, Refused};
 use crate::stores::Stores;
-use crate::stores::{ACTION_PATIENCE, Unanswered, VIEW_PATIENCE};
+use crate::stores::{ACTION_PATIENCE, Unanswered};
 use api::{DiskList, DiskRequest, limits};
 use hostdev::{ErrorKind, Node, Root};
 use imagefmt::Manifest;
@@ -24,8 +24,9 @@ pub fn list(parts: &Arc<Parts>, store: Option<&Path>) -> Refused<DiskList> {
     parts.within(&store, ACTION_PATIENCE, &what, move |_| all_disks(&path))
 }
 
-/// The whole disks at these paths, as far as that is known at once. A path that is gone, or is on a filesystem that does
-/// not answer, is known by its name.
+/// The whole disks at these paths. A path that is gone, or is on a filesystem that does not answer, is known by its name:
+/// the paths of devices are in /dev, which always answers, and a file on a server that is down must not keep other disks
+/// from being given to jobs.
 ///
 /// # Errors
 /// When the kernel does not say what a path leads to.
@@ -41,7 +42,7 @@ pub fn locate(stores: &Arc<Stores>, paths: BTreeSet<PathBuf>) -> Refused<Located
     let begun = Instant::now();
     let mut located = Located::default();
     for (path, question) in asked {
-        let found = match question.wait(VIEW_PATIENCE.saturating_sub(begun.elapsed())) {
+        let found = match question.wait(ACTION_PATIENCE.saturating_sub(begun.elapsed())) {
             Ok(found) => found.map_err(|error| Refusal::failed(&error.into()))?,
             Err(Unanswered::Late(_)) => None,
             Err(error) => return Err(Refusal::conflict(error.full_message())),

@@ -64,17 +64,18 @@ pub fn estimate(parts: &Arc<Parts>, request: &EstimateRequest) -> Refused<Estima
     }
     let what = format!("the store {} or a disk", store.display());
     let (named, all, path) = (request.disks.clone(), request.all_disks, store.clone());
-    let chosen = parts.within(&store, ACTION_PATIENCE, &what, move |_| {
-        disks::chosen(&named, all, &path)
+    // A store or a disk that does not answer is told at once, and not after the time that trying them takes.
+    let opened = parts.within(&store, ACTION_PATIENCE, &what, move |_| {
+        disks::store_disks(&path)?;
+        let chosen = disks::chosen(&named, all, &path)?;
+        engine::open_all(&chosen, &path).map_err(|error| Refusal::invalid(error.full_message()))
     })?;
     let time = Duration::from_secs(tried.into());
-    let devices = u32::try_from(chosen.len() + 1).unwrap_or(u32::MAX);
+    let devices = u32::try_from(opened.len() + 1).unwrap_or(u32::MAX);
     // What is compressed, and waiting for the store in the end, come on top.
     let patience = time.saturating_mul(devices).saturating_mul(3) + CREATE_PATIENCE;
     let path = store.clone();
     parts.within(&store, patience, &what, move |_| {
-        let opened =
-            engine::open_all(&chosen, &path).map_err(|error| Refusal::invalid(error.full_message()))?;
         let measured = measure(&opened, &path, level, time).map_err(|error| Refusal::failed(&error))?;
         Ok(conclude(&opened, &measured))
     })

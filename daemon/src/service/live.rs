@@ -37,6 +37,10 @@ struct Seen {
     disks: Vec<ReadDisk>,
     compare: Span,
     samples: VecDeque<(Instant, Counts)>,
+    /// When something was last read or stored, or the sync had other things to do.
+    moved: (Instant, Counts),
+    /// Whether it has been told that nothing is.
+    is_stuck: bool,
 }
 
 /// A disk, and how far it is.
@@ -64,6 +68,10 @@ struct Counts {
 /// Rates are told over about this many seconds.
 const WINDOW: Duration = Duration::from_secs(5);
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
+/// How long nothing may be read or stored before this is told.
+const STUCK_AFTER: Duration = Duration::from_secs(30);
+/// So much may have been read at once by all readers, and is paid off before the next read.
+const PAUSED_FOR_BYTES: u64 = 64 << 20;
 
 impl LiveRun {
     /// A run that begins now.
@@ -83,6 +91,8 @@ impl LiveRun {
                 disks: Vec::new(),
                 compare: Span::default(),
                 samples: VecDeque::new(),
+                moved: (Instant::now(), Counts::default()),
+                is_stuck: false,
             }),
         }
     }
@@ -136,6 +146,7 @@ impl LiveRun {
             return;
         }
         let counts = seen.counts();
+        self.watch(&mut seen, now, counts);
         seen.samples.push_back((now, counts));
         while seen
             .samples
@@ -144,6 +155,30 @@ impl LiveRun {
         {
             seen.samples.pop_front();
         }
+    }
+
+    /// Notices that nothing is read or stored any more, and says so once.
+    fn watch(&self, seen: &mut Seen, now: Instant, counts: Counts) {
+        let reads = matches!(seen.phase, Phase::Comparing | Phase::Transferring);
+        if !reads || seen.held_up.is_some() || seen.moved.1 != counts {
+            if seen.is_stuck {
+                tracing::info!(job = self.job, "the sync goes on");
+            }
+            seen.moved = (now, counts);
+            seen.is_stuck = false;
+        } else if !seen.is_stuck && now.saturating_duration_since(seen.moved.0) >= self.patience() {
+            seen.is_stuck = true;
+            tracing::warn!(job = self.job, "the sync is held up: {}", seen.stuck(now));
+        }
+    }
+
+    /// How long a sync may read and store nothing. A limit of its rate makes it pause.
+    fn patience(&self) -> Duration {
+        let pause = match self.control.pace().limit() {
+            0 => 0,
+            limit => PAUSED_FOR_BYTES / limit,
+        };
+        STUCK_AFTER + Duration::from_secs(pause)
     }
 
     /// What is told of it now.
@@ -168,7 +203,7 @@ impl LiveRun {
             store_rate_bytes: store_rate,
             eta_seconds: (reading && compare_rate > 0).then(|| left.div_ceil(compare_rate)),
             resumed: seen.resumed,
-            held_up: seen.held_up.clone(),
+            held_up: seen.held_up_by(),
         }
     }
 
@@ -192,6 +227,21 @@ impl LockWait for LiveRun {
 }
 
 impl Seen {
+    /// What the sync waits for.
+    fn held_up_by(&self) -> Option<String> {
+        let stuck = || self.is_stuck.then(|| self.stuck(Instant::now()));
+        self.held_up.clone().or_else(stuck)
+    }
+
+    /// Where the sync waits cannot be seen: for a read of a disk, or for the store that takes what was read.
+    fn stuck(&self, now: Instant) -> String {
+        format!(
+            "nothing was read or stored for {} s: {} or the store does not answer",
+            now.saturating_duration_since(self.moved.0).as_secs(),
+            self.being_read().unwrap_or_else(|| "a disk".to_owned())
+        )
+    }
+
     fn counts(&self) -> Counts {
         self.disks.iter().fold(Counts::default(), |sum, disk| Counts {
             compared: sum.compared + disk.progress.compared_bytes.load(Ordering::Relaxed),
@@ -328,6 +378,31 @@ mod tests {
         progress.dirty_bytes.store(dirty, Ordering::Relaxed);
         progress.stored_bytes.store(stored, Ordering::Relaxed);
         Arc::new(progress)
+    }
+
+    #[test]
+    fn a_sync_that_reads_nothing_any_more_says_so_until_it_goes_on() {
+        let live = LiveRun::new("web01", 1, Timestamp::UNIX_EPOCH, 0);
+        live.phase(Phase::Comparing);
+        let disk = progress(10, 0, 0);
+        live.disk("vda", 100, &disk);
+        let look = |after: Duration| {
+            let (mut seen, now) = (live.seen(), live.begun + after);
+            let counts = seen.counts();
+            live.watch(&mut seen, now, counts);
+            seen.held_up_by()
+        };
+        assert_eq!(look(Duration::ZERO), None);
+        assert_eq!(look(STUCK_AFTER / 2), None);
+        let said = look(STUCK_AFTER).unwrap();
+        assert!(said.ends_with("s: vda or the store does not answer"), "{said}");
+        disk.compared_bytes.store(20, Ordering::Relaxed);
+        assert_eq!(look(STUCK_AFTER), None);
+        live.control.pace().set_limit(1 << 20);
+        assert_eq!(look(2 * STUCK_AFTER), None, "it pauses for its limit");
+        assert!(look(10 * STUCK_AFTER).is_some());
+        live.phase(Phase::Processing);
+        assert_eq!(look(11 * STUCK_AFTER), None, "it has other things to do");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use super::owners;
 use super::parts::Parts;
 use crate::owner;
-use crate::state::StoredNote;
+use crate::ownership;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -45,14 +45,14 @@ fn write_note(parts: &Parts, store: &Path, name: &str) -> anyhow::Result<()> {
         (table.note(store, name)?, table.jobs().get(name).cloned())
     };
     let opened = parts.stores.get(store)?;
-    if let Some(other) = owners::strange_note(&parts.machine, &opened, name, job.as_ref())? {
+    let before = ownership::note(&opened, name)?;
+    if let Some(other) = owners::strange_note(&parts.machine, &opened, name, job.as_ref(), before.as_ref())? {
         anyhow::bail!("the store has the copy of {other} under this name, which is not changed");
     }
     let Some(note) = note else {
         return Ok(opened.remove_note(name)?);
     };
     let owner = owner::owner(&parts.machine, name, job.and_then(|job| job.id));
-    let before = opened.note::<StoredNote>(name).ok();
     opened.put_note(name, &note.of(owner).replacing(before))?;
     Ok(())
 }

@@ -6,6 +6,7 @@ use crate::engine::Request;
 use crate::job::JobRecord;
 use crate::owner;
 use crate::ownership;
+use crate::state::StoredNote;
 use hostdev::Machine;
 use imagefmt::{Error, Owner, Result, Store, TakeOver};
 
@@ -52,9 +53,10 @@ pub fn strange_note(
     store: &Store,
     name: &str,
     job: Option<&JobRecord>,
+    note: Option<&StoredNote>,
 ) -> Result<Option<Owner>> {
     let ours = owner::owner(machine, name, job.and_then(|job| job.id));
-    let other = ownership::other_owner(store, name, ours.as_ref())?;
+    let other = note.and_then(|note| ownership::other_writer(note, ours.as_ref()));
     if other.is_none() || job.is_some_and(|job| job.take_over) {
         return Ok(None);
     }

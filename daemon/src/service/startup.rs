@@ -9,12 +9,12 @@ use super::table::JobTable;
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::job::JobRecord;
-use crate::state::{KnownStores, Opened, State};
+use crate::state::{FoundJob, KnownStores, Opened, State, salvage};
 use crate::stores::{Directories, Stores};
 use anyhow::Result;
 use api::Status;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Opens the state, or has it looked for in the stores, and resumes whatever was going on.
@@ -34,11 +34,12 @@ pub(super) fn start_with(config: Config, clock: Arc<dyn Clock>, stores: Arc<Stor
         Opened::Found => {}
         Opened::New => state.fill(&[], &all_stores(&config))?,
         Opened::Damaged(kept, why) => {
-            warnings.push(format!(
-                "the state database was damaged ({why}) and was moved to {}",
-                kept.display()
-            ));
-            state.fill(&[], &all_stores(&config))?;
+            let found = salvage(&kept).unwrap_or_else(|error| {
+                tracing::warn!("no job can be read in the damaged state database: {error:#}");
+                Vec::new()
+            });
+            warnings.push(damaged_notice(&kept, &why, &found));
+            state.fill(&found, &all_stores(&config))?;
         }
     }
     let mut jobs = state.jobs()?;
@@ -68,6 +69,22 @@ pub(super) fn start_with(config: Config, clock: Arc<dyn Clock>, stores: Arc<Stor
     looking::look_for_jobs(&parts);
     resume_all(&parts);
     Ok(parts)
+}
+
+fn damaged_notice(kept: &Path, why: &str, found: &[FoundJob]) -> String {
+    let names: Vec<&str> = found.iter().map(|found| found.job.name.as_str()).collect();
+    let read = if names.is_empty() {
+        String::new()
+    } else {
+        format!(
+            "; {} could be read in it, others are restored from their stores",
+            names.join(", ")
+        )
+    };
+    format!(
+        "the state database was damaged ({why}) and was moved to {}{read}",
+        kept.display()
+    )
 }
 
 /// Where jobs may have kept their notes.

@@ -274,7 +274,8 @@ impl State {
     /// # Errors
     /// When the database cannot be read.
     pub fn is_of_another_host(&self) -> Result<bool> {
-        Ok(self.host()?.is_some_and(|known| known != super::host()))
+        let host = super::host()?;
+        Ok(self.host()?.is_some_and(|known| known != host))
     }
 
     /// The state is this machine's from now on. Jobs whose record cannot be read are remembered as another machine's, so
@@ -372,7 +373,7 @@ impl State {
                 newest.extend(serde_json::from_slice(record).ok());
             }
         }
-        let note = StoredNote::new(super::host(), record, newest);
+        let note = StoredNote::new(super::host()?, record, newest);
         Ok(Some(note.sealed_by(&self.key)))
     }
 }
@@ -419,20 +420,20 @@ fn schema_version(connection: &Connection, user_version: u32) -> Result<u32> {
 }
 
 /// A column as it is: a record that was damaged need not be text any more.
-fn bytes<'a>(row: &'a Row<'_>, column: usize) -> Result<&'a [u8]> {
+pub(super) fn bytes<'a>(row: &'a Row<'_>, column: usize) -> Result<&'a [u8]> {
     Ok(match row.get_ref(column)? {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes,
         _ => &[],
     })
 }
 
-fn text(row: &Row<'_>, column: usize) -> Result<String> {
+pub(super) fn text(row: &Row<'_>, column: usize) -> Result<String> {
     Ok(String::from_utf8_lossy(bytes(row, column)?).into_owned())
 }
 
 fn put_host(transaction: &Transaction<'_>) -> Result<()> {
     transaction.execute("DELETE FROM host", [])?;
-    transaction.execute("INSERT INTO host (id) VALUES (?1)", [super::host()])?;
+    transaction.execute("INSERT INTO host (id) VALUES (?1)", [super::host()?])?;
     Ok(())
 }
 
@@ -457,7 +458,7 @@ impl Stored {
 }
 
 /// A record with its digest, as what it is; or why it cannot be read.
-fn read<T: DeserializeOwned + Checked>(record: &[u8], digest: &[u8]) -> Result<T, String> {
+pub(super) fn read<T: DeserializeOwned + Checked>(record: &[u8], digest: &[u8]) -> Result<T, String> {
     is_as_written(record, digest)?;
     parse(record)
 }

@@ -4,10 +4,12 @@ mod database;
 mod known;
 mod rebuild;
 mod records;
+mod salvage;
 mod seal;
 
 pub use database::{Jobs, Opened, Runs, State};
 pub use known::KnownStores;
 pub use rebuild::{FoundJob, NOTE_RUNS, Rebuilt, host, rebuild};
 pub use records::{StoredNote, Unreadable};
+pub use salvage::salvage;
 pub use seal::NoteKey;

@@ -12,6 +12,8 @@ use api::Status;
 use imagefmt::{ErrorKind, Store};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,16 +48,29 @@ pub struct Rebuilt {
 }
 
 /// What tells this machine from others, and from copies of it that were started elsewhere.
-pub fn host() -> String {
-    let read = |path: &str| {
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.trim().to_owned()
-    };
-    format!(
-        "{}/{}",
-        read("/etc/machine-id"),
-        read("/sys/class/dmi/id/product_uuid")
+///
+/// # Errors
+/// When it is there and cannot be read: this machine must not be taken for another one then.
+pub fn host() -> io::Result<String> {
+    host_of(
+        Path::new("/etc/machine-id"),
+        Path::new("/sys/class/dmi/id/product_uuid"),
     )
+}
+
+fn host_of(installed: &Path, firmware: &Path) -> io::Result<String> {
+    let read = |path: &Path| match fs::read_to_string(path) {
+        Ok(text) => Ok(text.trim().to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(io::Error::new(
+            error.kind(),
+            format!(
+                "which machine this is cannot be read from {}: {error}",
+                path.display()
+            ),
+        )),
+    };
+    Ok(format!("{}/{}", read(installed)?, read(firmware)?))
 }
 
 /// Reads the notes of all stores at the same time, and waits for each as long as [`PATIENCE`]. Of two jobs of one name,
@@ -154,7 +169,11 @@ fn read_note(store: &Store, path: &Path, key: &NoteKey, name: &str) -> Note {
         Ok(note) => note,
         Err(error) => return unreadable(error.full_message(), &[]),
     };
-    if note.host != host() {
+    let host = match host() {
+        Ok(host) => host,
+        Err(error) => return unreadable(error.to_string(), &[]),
+    };
+    if note.host != host {
         return Note::LeftAlone(format!(
             "job {name} in {} belongs to another machine and was skipped. A new job can continue its images: --take-up {name}",
             path.display()
@@ -223,4 +242,27 @@ fn distrust(job: &mut JobRecord) {
     job.completing = false;
     job.run = None;
     job.purge = false;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_cannot_be_read_makes_no_other_machine() {
+        let dir = tempfile::tempdir().unwrap();
+        let (installed, firmware) = (dir.path().join("machine-id"), dir.path().join("uuid"));
+        fs::write(&installed, "0123\n").unwrap();
+        assert_eq!(host_of(&installed, &firmware).unwrap(), "0123/");
+        fs::write(&firmware, "4567\n").unwrap();
+        assert_eq!(host_of(&installed, &firmware).unwrap(), "0123/4567");
+        // A directory stands for whatever is there and cannot be read.
+        fs::remove_file(&firmware).unwrap();
+        fs::create_dir(&firmware).unwrap();
+        let error = host_of(&installed, &firmware).unwrap_err().to_string();
+        assert!(
+            error.starts_with("which machine this is cannot be read from"),
+            "{error}"
+        );
+    }
 }

@@ -7,7 +7,7 @@ use cli::table::Align::{Left, Right};
 use cli::table::{Align, Cell, Table};
 use cli::units::{local_time, measured, rate, size};
 
-const COLUMNS: [(&str, Align); 12] = [
+const COLUMNS: [(&str, Align); 13] = [
     ("RUN", Right),
     ("STARTED", Left),
     ("TOOK", Right),
@@ -20,6 +20,8 @@ const COLUMNS: [(&str, Align); 12] = [
     ("CHANGED", Right),
     ("STORED", Right),
     ("RATE", Right),
+    // Damaged clusters that were stored anew; the column is not shown where there were none.
+    ("REPAIRED", Right),
 ];
 
 /// A row a run, in the order they come in; what went wrong stands below.
@@ -27,15 +29,17 @@ pub fn table(paint: Paint, runs: &[RunView]) -> Vec<String> {
     if runs.is_empty() {
         return vec!["no runs yet".to_owned()];
     }
-    let mut table = Table::new(&COLUMNS);
+    let is_shown = runs.iter().any(|run| repaired_clusters(run) > 0);
+    let count = COLUMNS.len() - usize::from(!is_shown);
+    let mut table = Table::new(&COLUMNS[..count]);
     for run in runs {
-        table.row(row(run));
+        table.row(row(run).into_iter().take(count));
         complaints(run).for_each(|text| table.note(format!("  {text}")));
     }
     table.lines(paint)
 }
 
-fn row(run: &RunView) -> [Cell; 12] {
+fn row(run: &RunView) -> [Cell; 13] {
     let or_dash = |text: &Option<String>| Cell::from(text.clone().unwrap_or_else(|| "-".to_owned()));
     [
         run.number.to_string().into(),
@@ -50,7 +54,12 @@ fn row(run: &RunView) -> [Cell; 12] {
         size(run.dirty_bytes).into(),
         size(run.stored_bytes).into(),
         rate(run.compare_rate_bytes).into(),
+        repaired_clusters(run).to_string().into(),
     ]
+}
+
+fn repaired_clusters(run: &RunView) -> u64 {
+    run.disks.iter().map(|disk| disk.repaired_clusters).sum()
 }
 
 fn complaints(run: &RunView) -> impl Iterator<Item = String> {

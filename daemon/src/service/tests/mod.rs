@@ -568,6 +568,33 @@ fn a_lost_or_damaged_state_is_found_again_in_the_stores() {
     }
 }
 
+/// A page of the state's database that holds this text is overwritten.
+fn damage_page_with(house: &House, text: &str) {
+    const PAGE: usize = 4096;
+    let path = house.dir.path().join("state.db");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(text.len()).position(|part| part == text.as_bytes());
+    bytes[at.unwrap() / PAGE * PAGE..][..PAGE].fill(0x5a);
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn of_a_damaged_database_every_job_is_kept_that_can_be_read() {
+    let house = House::new();
+    let names: Vec<String> = (10..40).map(|number| format!("job{number}")).collect();
+    names.iter().for_each(|name| house.job_in(name, Status::Stopped));
+    // Only the database has these: they have no notes.
+    let before: Vec<JobRecord> = names.iter().map(|name| house.job(name)).collect();
+    damage_page_with(&house, "\"name\":\"job25\"");
+    let house = house.restart();
+    house.assert_warns("the state database was damaged");
+    house.assert_warns("job10, job11");
+    let after = house.parts.table.lock().jobs().clone();
+    let lost = before.iter().filter(|job| after.get(&job.name) != Some(*job));
+    let lost: Vec<&str> = lost.map(|job| job.name.as_str()).collect();
+    assert!(lost.contains(&"job25") && lost.len() < 5, "{lost:?}");
+}
+
 #[test]
 fn deleting_keeps_images_and_purging_does_not() {
     let house = House::new();
