@@ -12,6 +12,7 @@ use crate::storage::paths::{chain_path, image_file, images_dir, layer_of, layers
 use crate::store::Store;
 use crate::write::sync::WriteRequest;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// chain.json. Readers do not need it.
@@ -270,26 +271,26 @@ impl Store {
         }
     }
 
-    /// Refuses to change a chain that needs features of writers which this smc does not know. They are in chain.json, and
-    /// as that may be lost, in every manifest too.
+    /// Refuses to change a chain that needs features of writers which this smc does not know. They are in chain.json, which
+    /// may be lost, or an old copy, and in every manifest: what either says counts.
     ///
     /// # Errors
     /// `Unsupported`, with their names; otherwise when this cannot be found out.
     pub(crate) fn check_writable(&self, chain: &str) -> Result<()> {
         self.check_store_writable()?;
-        let needed = match sealed::read::<Features>(&**self.storage(), &chain_path(chain)) {
-            Ok(features) => features.read_only_compatible,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => {
-                match newest_manifest(self, chain) {
-                    Ok(newest) => newest.map_or_else(Vec::new, |newest| newest.read_only_compatible.clone()),
-                    Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => {
-                        Vec::new()
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
+        let kept = match sealed::read::<Features>(&**self.storage(), &chain_path(chain)) {
+            Ok(features) => Some(features.read_only_compatible),
+            Err(error) if is_absent_or_lost(&error) => None,
             Err(error) => return Err(error),
         };
+        let listed = match newest_manifest(self, chain) {
+            Ok(newest) => newest.map_or_else(Vec::new, |newest| newest.read_only_compatible.clone()),
+            // An image whose manifest cannot be read must be deletable: then chain.json is believed.
+            Err(error) if kept.is_some() || is_absent_or_lost(&error) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let needed: BTreeSet<String> = kept.into_iter().chain([listed]).flatten().collect();
+        let needed = Vec::from_iter(needed);
         sealed::check_writable(&needed).within(|| format!("chain {chain}"))
     }
 
@@ -331,6 +332,10 @@ impl Store {
             .or_else(|| newest.and_then(|newest| newest.owner.clone()))
             .or_else(|| unfinished.and_then(|unfinished| unfinished.owner)))
     }
+}
+
+fn is_absent_or_lost(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged)
 }
 
 /// Nothing of what is damaged.

@@ -239,23 +239,25 @@ fn set(storage: &MemoryStorage, path: &str, field: &str, value: Value) {
 #[test]
 fn features_of_writers_keep_every_writer_off_and_no_reader() {
     let words = || json!(["sparse-layers"]);
-    let cases: [&[&str]; 3] = [
-        &["store.json"],
-        &["job/chain.json"],
-        // chain.json is lost: every manifest repeats them.
-        &[
-            "job/images/000001.json",
-            "job/images/000002.json",
-            "job/images/000003.json",
-        ],
+    let manifests: &[&str] = &[
+        "job/images/000001.json",
+        "job/images/000002.json",
+        "job/images/000003.json",
     ];
-    for paths in cases {
+    let cases: [(&[&str], bool); 4] = [
+        (&["store.json"], false),
+        (&["job/chain.json"], false),
+        // chain.json is an old copy, or lost: every manifest repeats them.
+        (manifests, false),
+        (manifests, true),
+    ];
+    for (paths, is_lost) in cases {
         let (storage, store) = store_with_everything();
         drop(store);
         for path in paths {
             set(&storage, path, "read_only_compatible", words());
         }
-        if paths.len() > 1 {
+        if is_lost {
             storage.files.lock().unwrap().remove("job/chain.json");
         }
         let before = storage.files.lock().unwrap().clone();
