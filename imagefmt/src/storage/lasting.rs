@@ -61,7 +61,8 @@ impl State {
         }
         match read() {
             Err(error) if error.is_of_medium() => {
-                tracing::warn!("{path} cannot be read in places: {}", error.full_message());
+                // The sync says how many clusters it stored anew; a verification says where the places are.
+                tracing::debug!(path, error = %error.full_message(), "the medium cannot read it again");
                 self.damaged().insert(place);
                 Err(Error::damaged("the medium cannot read it").caused_by(error))
             }

@@ -29,6 +29,9 @@ use std::{fs, io};
 ///
 /// The file is readable by its owner only. It appears under its name when it is complete and durable; until then it
 /// is in the directory FILE.part.
+///
+/// The disk in a vhd, vhdx or vmdk always has sectors of 512 bytes. Of a disk with larger ones, which is warned of, the
+/// partitions are not found there: export it as raw or qcow2, and attach that as a disk with such sectors.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The image, with :DISK where it has several disks
