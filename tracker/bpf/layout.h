@@ -50,8 +50,9 @@ struct stats {
 
 // Per processor, for all disks.
 struct processor {
-    __u64 request; // that the first copy that ran has marked last
-    __u64 bio;
+    __u64 request; // that a copy has marked, until the last copy has seen it
+    __u64 bio; // the same of a bio that was queued
+    __u64 ended; // the same of a bio that completed
     __u64 entered[COPY_PLACES]; // completions of writes of any disk that a copy saw
     __u64 found[COPY_PLACES]; // of these, of disks that are watched
 };

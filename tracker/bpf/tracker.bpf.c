@@ -351,6 +351,24 @@ static __always_inline struct gendisk *disk_of(struct request *rq)
     return rq->q->disk;
 }
 
+// A note that a copy has done the work for an event. The last copy leaves none, so that there is none of an earlier
+// event at the same address.
+static __always_inline void note_done(__u64 *note, __u64 event, __u32 copy)
+{
+    *note = copy < COPIES - 1 ? event : 0;
+}
+
+// Whether a copy before this one has done the work: it has not if it was skipped, because it was interrupted just then.
+static __always_inline int is_done(__u64 *note, __u64 event, __u32 copy)
+{
+    if (copy > 0 && *note == event) {
+        note_done(note, event, copy);
+        return 1;
+    }
+    *note = 0;
+    return 0;
+}
+
 static __always_inline int request_completed(struct request *rq, __u32 bytes, __u32 copy)
 {
     __u32 zero = 0;
@@ -362,15 +380,8 @@ static __always_inline int request_completed(struct request *rq, __u32 bytes, __
     if (!here)
         return 0;
     here->entered[copy] += 1;
-    // Copies after the first work only if the one before them was skipped, because it was interrupted just then. The
-    // last one clears the note, so that none is left of an earlier request at the same address.
-    int is_marked = copy > 0 && here->request == (__u64)rq;
-    here->request = 0;
-    if (is_marked) {
-        if (copy < COPIES - 1)
-            here->request = (__u64)rq;
+    if (is_done(&here->request, (__u64)rq, copy))
         return 0;
-    }
     if (are_bios_remembered())
         forget_chain(address_of(rq->bio), bytes, copy);
 
@@ -387,8 +398,7 @@ static __always_inline int request_completed(struct request *rq, __u32 bytes, __
             mark_all(first, watches, rq->__sector, sectors);
         count_all(first, watches, copy, effect, sectors);
     }
-    if (copy < COPIES - 1)
-        here->request = (__u64)rq;
+    note_done(&here->request, (__u64)rq, copy);
     return 0;
 }
 
@@ -434,13 +444,8 @@ static __always_inline int bio_queued(struct bio *bio, __u32 copy)
     struct processor *here = bpf_map_lookup_elem(&processors, &zero);
     if (!here)
         return 0;
-    int is_known = copy > 0 && here->bio == (__u64)bio;
-    here->bio = 0;
-    if (is_known) {
-        if (copy < COPIES - 1)
-            here->bio = (__u64)bio;
+    if (is_done(&here->bio, (__u64)bio, copy))
         return 0;
-    }
     struct record record = {
         .sector = bio->bi_iter.bi_sector,
         .sectors = sectors_of(size),
@@ -469,8 +474,7 @@ static __always_inline int bio_queued(struct bio *bio, __u32 copy)
         if (is_new)
             count_queued(slot, copy, record.sectors);
     }
-    if (copy < COPIES - 1)
-        here->bio = (__u64)bio;
+    note_done(&here->bio, (__u64)bio, copy);
     return 0;
 }
 
@@ -491,10 +495,17 @@ __noinline int count_refused(__u32 first, __u32 watches, __u64 sectors)
 // to wait for a free place, and is tried again. Nothing was written, but it was counted as queued.
 static __always_inline int bio_completed(struct bio *bio, __u32 copy)
 {
+    __u32 zero = 0;
+    // Drivers use up the size, so that it may be 0 by now.
     __u32 size = bio->bi_iter.bi_size;
-    if (are_bios_remembered() && forget(address_of(bio), copy, 0))
+    if (effect_of(bio->bi_opf & 0xff, 1) != RANGE)
         return 0;
-    if (copy > 0 || !size || effect_of(bio->bi_opf & 0xff, size) != RANGE || !bio->bi_bdev)
+    struct processor *here = bpf_map_lookup_elem(&processors, &zero);
+    if (!here || is_done(&here->ended, (__u64)bio, copy))
+        return 0;
+    int found = are_bios_remembered() && forget(address_of(bio), copy, 0);
+    note_done(&here->ended, (__u64)bio, copy);
+    if (found || copy > 0 || !size || !bio->bi_bdev)
         return 0;
     __u32 device = device_of(bio->bi_bdev->bd_disk);
     __u32 watches = watches_of(device);

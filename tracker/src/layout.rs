@@ -16,7 +16,7 @@ pub(crate) const DISK_BIO_BASED: u32 = 1;
 /// "smc trac" in ASCII.
 pub(crate) const MAGIC: u64 = 0x736d_6320_7472_6163;
 /// Raised with every change of a structure in this file or in bpf/layout.h, and of their meaning.
-pub(crate) const LAYOUT: u64 = 1;
+pub(crate) const LAYOUT: u64 = 2;
 
 /// Values in maps that are memory of both sides: all zero bytes and any bytes are a value.
 ///
@@ -89,10 +89,11 @@ plain!(Stats, 96);
 pub(crate) struct Processor {
     pub request: u64,
     pub bio: u64,
+    pub ended: u64,
     pub entered: [u64; COPY_PLACES],
     pub found: [u64; COPY_PLACES],
 }
-plain!(Processor, 80);
+plain!(Processor, 88);
 
 /// Programs that are attached.
 pub(crate) const PROGRAMS: usize = 9;
