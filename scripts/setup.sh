@@ -32,6 +32,8 @@ STORAGE_PACKAGES=(lvm2 thin-provisioning-tools mdadm cryptsetup-bin nvme-cli sg3
 # The compiler and linker for an older glibc, and what makes cargo use it (scripts/dist.sh).
 ZIG_VERSION=0.17.1
 ZIGBUILD_VERSION=0.24.1
+# What a disk that UEFI boots is made of, and the firmware that boots it.
+UEFI_PACKAGES=(ovmf systemd-boot-efi mtools)
 # These two share a version, so that one does not conflict with the other's helper packages.
 QEMU_PACKAGES=(qemu-system-x86 qemu-utils)
 
@@ -105,7 +107,7 @@ common_qemu_version() {
 install_packages() {
     local wanted=() version package
     mapfile -t wanted < <(missing_packages "${BUILD_PACKAGES[@]}" "${BPF_PACKAGES[@]}" \
-        "${FILESYSTEM_PACKAGES[@]}" "${NBD_PACKAGES[@]}" "${GUEST_PACKAGES[@]}")
+        "${FILESYSTEM_PACKAGES[@]}" "${NBD_PACKAGES[@]}" "${GUEST_PACKAGES[@]}" "${UEFI_PACKAGES[@]}")
     if ! qemu_is_ready; then
         refresh_lists
         version=$(common_qemu_version) ||

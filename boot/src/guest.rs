@@ -185,7 +185,7 @@ impl Drop for Guest {
 }
 
 /// QEMU's own messages, as far as they are kept; reads on, so that QEMU never waits.
-fn read_messages(mut pipe: impl Read) -> String {
+pub(crate) fn read_messages(mut pipe: impl Read) -> String {
     let mut bytes = Vec::new();
     // A read error ends the messages early; the exit status still tells success from failure.
     let _ = pipe.by_ref().take(STDERR_BYTES).read_to_end(&mut bytes);

@@ -6,19 +6,33 @@
 //!   lines, a network.
 //! - [`Guest`]: a running machine. [`Guest::follow`] reads its console until it powers off, and kills it when it takes
 //!   too long.
+//! - [`Pc`]: the machine that a whole server starts on, and [`Running`], the same when it runs: console both ways, pictures
+//!   of the screen, nothing in any directory. [`Transcript`] and [`Findings`] read the console.
 //!
 //! What a guest writes to a disk may go to an overlay that QEMU throws away ([`Disk::snapshot`]): so an image that is
 //! served is started without being changed. Nothing here knows images or the NBD server.
 
 mod accelerator;
 mod console;
+pub mod diagnosis;
 mod error;
+mod firmware;
 mod guest;
 mod machine;
+mod pc;
 mod probe;
+mod qmp;
+mod running;
+mod sector;
+mod transcript;
 
 pub use accelerator::Accelerator;
+pub use diagnosis::{Diagnosis, Findings, Problem};
 pub use error::{Error, ErrorKind, Result};
+pub use firmware::Ovmf;
 pub use guest::{Follow, Guest, Next, Run};
 pub use machine::{Bus, Disk, Machine, QEMU, nbd_uri};
+pub use pc::{DiskBus, Firmware, Forward, Network, Pc, PcDisk, Source};
 pub use probe::Probe;
+pub use running::{Running, Said};
+pub use transcript::Transcript;

@@ -68,7 +68,7 @@ impl Accelerator {
     }
 }
 
-fn opens_kvm() -> bool {
+pub(crate) fn opens_kvm() -> bool {
     let mut options = fs::OpenOptions::new();
     options.read(true).write(true).open("/dev/kvm").is_ok()
 }

@@ -42,6 +42,7 @@ pub use store::jobs::JobImages;
 pub use store::locks::LockWait;
 pub use store::pins::{PIN_NAME, Pin};
 pub use store::{Readers, Store};
+pub use verify::boot::{BootMachine, BootProblem, BootResult, BootVerdict};
 pub use verify::verdict::{Against, Span, Verdict, VerdictState};
 pub use verify::{Finding, Inspection, Scope, Verified, Verifier, VerifyPlan, VerifyProgress};
 pub use write::base::Base;

@@ -1,7 +1,8 @@
 //! The command line: what can be asked, and who answers.
 
 use crate::commands::{
-    diff, digest, export, gc, info, ls, map, mount, pin, restore, rm, serve, tls_init, umount, verify,
+    boot, diff, digest, export, gc, info, ls, map, mount, pin, restore, rm, serve, tls_init, umount, verdict,
+    verify,
 };
 use crate::context::Context;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -48,6 +49,8 @@ enum Command {
     Restore(restore::Args),
     Mount(mount::Args),
     Umount(umount::Args),
+    Boot(boot::Args),
+    Verdict(verdict::Args),
     Rm(rm::Args),
     Pin(pin::Args),
     Unpin(pin::UnpinArgs),
@@ -84,6 +87,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Restore(args) => restore::run(context, args),
         Command::Mount(args) => mount::run(context, args),
         Command::Umount(args) => umount::run(context, args),
+        Command::Boot(args) => boot::run(context, args),
+        Command::Verdict(args) => verdict::run(context, args),
         Command::Rm(args) => rm::run(context, args),
         Command::Pin(args) => pin::run(context, args),
         Command::Unpin(args) => pin::run_unpin(context, args),

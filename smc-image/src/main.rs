@@ -15,6 +15,7 @@ mod confine;
 mod context;
 mod copy;
 mod exit;
+mod guest;
 mod mount;
 mod restore;
 mod selection;

@@ -26,7 +26,7 @@ fn ls_shows_every_image() {
     let lines: Vec<&str> = listed.lines().collect();
     assert_eq!(lines.len(), 4, "{listed}");
     assert!(
-        lines[0].starts_with("IMAGE ") && lines[0].ends_with("VERIFIED"),
+        lines[0].starts_with("IMAGE ") && lines[0].ends_with("BOOTED"),
         "{listed}"
     );
     assert!(lines[1].starts_with("db/1 "), "{listed}");

@@ -1,9 +1,16 @@
 #!/bin/busybox sh
-# /sbin/init of the disk: says which point in time this disk is, proves its files, and powers off.
+# /sbin/init of the disk: says which point in time this disk is, proves its files, and powers off; with smc.login on
+# the kernel's command line it shows a login prompt instead.
 bb=/bin/busybox
 manifest=/etc/smc/manifest
 
 cd /
+case " $($bb cat /proc/cmdline) " in
+    *" smc.login "*)
+        $bb hostname -F /etc/hostname
+        while :; do $bb setsid $bb getty -L 115200 ttyS0 vt100; done
+        ;;
+esac
 echo "SMC-BOOT-OK point=$($bb cat /etc/point-in-time) kernel=$($bb uname -r)"
 
 count=$($bb wc -l <"$manifest")

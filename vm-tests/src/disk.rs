@@ -30,8 +30,8 @@ const ROOT_INIT: &str = include_str!("../guest/root-init.sh");
 const EXT4_FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,flex_bg,\
     sparse_super,large_file,huge_file,dir_nlink,extra_isize";
 
-const LOADER_CONFIG: &str = "SERIAL 0 115200\nDEFAULT smc\nPROMPT 0\nLABEL smc\n  LINUX /boot/vmlinuz\n  \
-    INITRD /boot/initramfs\n  APPEND smc.root=LABEL=smc-root console=ttyS0 loglevel=4 panic=-1\n";
+/// What the kernel is told unless a test says otherwise.
+const PARAMETERS: &str = "smc.root=LABEL=smc-root console=ttyS0 loglevel=4 panic=-1";
 
 /// A bootable disk on a block device.
 #[derive(Debug)]
@@ -183,6 +183,19 @@ impl MountedRoot {
         self.write(POINT_IN_TIME, &format!("{point}\n"), 0o644)
     }
 
+    /// Gives the kernel these parameters. With `smc.login` the disk shows a login prompt instead of reporting and powering
+    /// off.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn set_kernel_parameters(&self, parameters: &str) -> Result<()> {
+        let config = format!(
+            "SERIAL 0 115200\nDEFAULT smc\nPROMPT 0\nLABEL smc\n  LINUX /boot/vmlinuz\n  \
+             INITRD /boot/initramfs\n  APPEND {parameters}\n"
+        );
+        self.write("boot/syslinux/syslinux.cfg", &config, 0o644)
+    }
+
     /// Records the checksums of all files, which the guest checks after booting; returns how many.
     ///
     /// # Errors
@@ -253,7 +266,7 @@ impl MountedRoot {
 
     fn install_boot_loader(&self) -> Result<()> {
         let directory = self.path().join("boot/syslinux");
-        self.write("boot/syslinux/syslinux.cfg", LOADER_CONFIG, 0o644)?;
+        self.set_kernel_parameters(PARAMETERS)?;
         process::run(Command::new("extlinux").arg("--install").arg(&directory)).map(drop)
     }
 }

@@ -7,6 +7,7 @@ mod beside {
     pub const DELETING: &str = "deleting";
     pub const PINS: &str = "pins";
     pub const VERIFIED: &str = "verified";
+    pub const BOOT: &str = "boot";
 }
 
 /// What a file beside a manifest is.
@@ -16,6 +17,7 @@ pub(crate) enum Beside {
     Deleting,
     Pins,
     Verified,
+    Boot,
     /// Of a newer version. It goes with its image all the same.
     Unknown,
 }
@@ -27,6 +29,7 @@ pub(crate) fn beside_of(extension: &str) -> Beside {
         beside::DELETING => Beside::Deleting,
         beside::PINS => Beside::Pins,
         beside::VERIFIED => Beside::Verified,
+        beside::BOOT => Beside::Boot,
         _ => Beside::Unknown,
     }
 }
@@ -62,6 +65,11 @@ pub(crate) fn pins_path(chain: &str, sequence: u64) -> String {
 /// What verifications of an image have come to.
 pub(crate) fn verified_path(chain: &str, sequence: u64) -> String {
     beside_image(chain, sequence, beside::VERIFIED)
+}
+
+/// What booting an image came to.
+pub(crate) fn boot_path(chain: &str, sequence: u64) -> String {
+    beside_image(chain, sequence, beside::BOOT)
 }
 
 fn beside_image(chain: &str, sequence: u64, extension: &str) -> String {

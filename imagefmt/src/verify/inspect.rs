@@ -204,9 +204,13 @@ impl Store {
                     let image = self.image_id(chain, sequence);
                     found.note(self.verdict(&image, manifest));
                 }
+                (Beside::Boot, Some(manifest)) => {
+                    let image = self.image_id(chain, sequence);
+                    found.note(self.boot_verdict(&image, manifest));
+                }
                 (Beside::Unknown, _) => found.unknown(&dir, name),
                 // Without its manifest, a record cannot be told from another image's.
-                (Beside::Manifest | Beside::Deleting | Beside::Verified, _) => {}
+                (Beside::Manifest | Beside::Deleting | Beside::Verified | Beside::Boot, _) => {}
             }
         }
     }

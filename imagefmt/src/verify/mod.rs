@@ -1,5 +1,6 @@
 //! Reads what images hold and says what is not as it was written.
 
+pub(crate) mod boot;
 mod finding;
 mod inspect;
 mod reading;

@@ -2,6 +2,7 @@
 
 mod attached;
 mod changes;
+mod guest;
 mod images;
 mod kept;
 mod overlays;
@@ -9,6 +10,7 @@ mod reporting;
 mod served;
 mod single;
 
+pub use guest::GuestDisks;
 pub use reporting::{ReadFailures, ReportingDisk};
 pub use single::SingleDisk;
 

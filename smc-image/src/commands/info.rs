@@ -1,11 +1,15 @@
 //! `smc-image info`: all that is recorded about an image.
 
+use crate::commands::verdict as boot_verdict;
 use crate::context::Context;
+use crate::exit;
 use anyhow::Context as _;
 use cli::output;
 use cli::text;
 use cli::units;
-use imagefmt::{Codec, Disk, DiskIdentity, DiskRecord, Image, ImageId, ImageRef, Manifest, Run, Store};
+use imagefmt::{
+    BootVerdict, Codec, Disk, DiskIdentity, DiskRecord, Image, ImageId, ImageRef, Manifest, Run, Store,
+};
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
@@ -35,6 +39,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
         Some(name) => vec![image.disk(Some(name))?],
         None => image.disks().iter().collect(),
     };
+    let boot = store.boot_verdict(image.id(), image.manifest());
     let mut shown = Vec::new();
     for disk in disks {
         let record = image
@@ -49,17 +54,39 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
             .iter()
             .map(|(disk, record, found)| disk_object(disk, record, found))
             .collect();
-        output::json(&image_object(&image, &parent, &disks))?;
-        return Ok(ExitCode::SUCCESS);
+        let mut object = image_object(&image, &parent, &disks);
+        object["boot"] = match &boot {
+            Ok(Some(verdict)) => boot_verdict::object(verdict)?,
+            _ => Value::Null,
+        };
+        output::json(&object)?;
+        return judge(boot);
     }
     print_image(&image, &parent)?;
+    print_boot(&boot)?;
     for (disk, record, unreadable) in &shown {
         print_disk(disk, record)?;
         if let Some(unreadable) = unreadable {
             print_unreadable(unreadable)?;
         }
     }
-    Ok(ExitCode::SUCCESS)
+    judge(boot)
+}
+
+/// What is beside the image counts for the exit code alone: the image itself has been shown.
+fn judge(boot: imagefmt::Result<Option<BootVerdict>>) -> anyhow::Result<ExitCode> {
+    match boot {
+        Ok(_) => Ok(ExitCode::SUCCESS),
+        Err(error) => Ok(exit::report(&error.into())),
+    }
+}
+
+fn print_boot(boot: &imagefmt::Result<Option<BootVerdict>>) -> anyhow::Result<()> {
+    match boot {
+        Ok(None) => field("booted", "never checked"),
+        Ok(Some(verdict)) => field("booted", boot_verdict::in_short(verdict)),
+        Err(_) => field("booted", "the boot verdict cannot be read"),
+    }
 }
 
 /// The clusters that hold unreadable sectors, neighbours joined.

@@ -1,12 +1,13 @@
 //! `smc-image ls`: what images there are.
 
+use crate::commands::verdict as boot_verdict;
 use crate::context::Context;
 use crate::exit;
 use crate::selection::{self, Selected};
 use cli::output;
 use cli::table::{Align, Table};
 use cli::units;
-use imagefmt::{DiskRecord, Error, ImageId, Manifest, Pin, Store, Verdict, VerdictState};
+use imagefmt::{BootVerdict, DiskRecord, Error, ImageId, Manifest, Pin, Store, Verdict, VerdictState};
 use serde_json::json;
 use std::collections::HashSet;
 use std::process::ExitCode;
@@ -62,6 +63,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
 /// What was said of an image since it was made.
 struct Said {
     verdict: Option<Verdict>,
+    boot: Option<BootVerdict>,
     pins: Vec<Pin>,
 }
 
@@ -73,11 +75,21 @@ impl Said {
             unread.push(("result of its verification", error));
             None
         });
+        let boot = store.boot_verdict(image, manifest).unwrap_or_else(|error| {
+            unread.push(("boot verdict", error));
+            None
+        });
         let pins = store.pins(image).unwrap_or_else(|error| {
             unread.push(("pins", error));
             Vec::new()
         });
-        (Self { verdict, pins }, unread)
+        (Self { verdict, boot, pins }, unread)
+    }
+
+    fn booted(&self) -> String {
+        self.boot
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), boot_verdict::in_short)
     }
 
     fn verified(&self) -> String {
@@ -107,7 +119,7 @@ impl List {
         let left =
             ["IMAGE", "CREATED", "KIND", "METHOD", "CONSISTENCY"].map(|heading| (heading, Align::Left));
         let right = ["DISKS", "SIZE", "DIRTY", "STORED"].map(|heading| (heading, Align::Right));
-        let last = [("VERIFIED", Align::Left)];
+        let last = [("VERIFIED", Align::Left), ("BOOTED", Align::Left)];
         let table = Table::new(&[left.as_slice(), &right, &last].concat());
         Self {
             json,
@@ -128,7 +140,7 @@ impl List {
             manifest,
             methods(manifest).join("+"),
             consistency,
-            said.verified(),
+            [said.verified(), said.booted()],
         );
         if !said.pins.is_empty() {
             let names: Vec<&str> = said.pins.iter().map(|pin| pin.name.as_str()).collect();
@@ -157,7 +169,7 @@ impl List {
             manifest,
             "-".to_owned(),
             "unfinished".to_owned(),
-            "-".to_owned(),
+            ["-".to_owned(), "-".to_owned()],
         );
         Ok(())
     }
@@ -168,7 +180,7 @@ impl List {
         manifest: &Manifest,
         method: String,
         consistency: String,
-        verified: String,
+        [verified, booted]: [String; 2],
     ) {
         self.table.row([
             label,
@@ -181,6 +193,7 @@ impl List {
             units::size(sum(manifest, |disk| disk.dirty_bytes)),
             units::size(sum(manifest, |disk| disk.stored_bytes)),
             verified,
+            booted,
         ]);
     }
 
@@ -287,6 +300,7 @@ fn object(manifest: &Manifest, said: &Said) -> serde_json::Value {
         "dirty_bytes": sum(manifest, |disk| disk.dirty_bytes),
         "stored_bytes": sum(manifest, |disk| disk.stored_bytes),
         "verified": said.verdict,
+        "booted": said.boot.as_ref().map(|verdict| verdict.booted),
         "pins": said.pins,
     })
 }

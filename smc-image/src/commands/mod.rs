@@ -1,5 +1,6 @@
 //! One module per command: its arguments, and what it does.
 
+pub mod boot;
 pub mod diff;
 pub mod digest;
 pub mod export;
@@ -14,4 +15,5 @@ pub mod rm;
 pub mod serve;
 pub mod tls_init;
 pub mod umount;
+pub mod verdict;
 pub mod verify;

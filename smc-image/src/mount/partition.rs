@@ -19,6 +19,9 @@ const GPT_TABLE_BYTES_MAX: u64 = 1 << 20;
 const GPT_ENTRY_BYTES_MIN: u64 = 128;
 const LOGICAL_MAX: u32 = 128;
 
+/// The kind of a partition from which UEFI starts.
+pub const EFI_SYSTEM: &str = "EFI system";
+
 pub const TYPE_PROTECTIVE: u8 = 0xee;
 const TYPES_EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
 
@@ -312,7 +315,7 @@ const GPT_TYPES: [(&str, &str); 9] = [
     ("0657fd6d-a4ab-43c4-84e5-0933c84b4f4f", "Linux swap"),
     ("e6d6d379-f507-44c2-a23c-238f2a3df928", "Linux LVM"),
     ("a19d880f-05fc-4d3b-a006-743f0f84911e", "Linux RAID"),
-    ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "EFI system"),
+    ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", EFI_SYSTEM),
     ("21686148-6449-6e6f-744e-656564454649", "BIOS boot"),
     ("ebd0a0a2-b9e5-4433-87c0-68b6b72699c7", "Microsoft basic data"),
 ];
@@ -323,7 +326,7 @@ fn mbr_type(kind: u8) -> String {
         0x82 => "Linux swap",
         0x8e => "Linux LVM",
         0xfd => "Linux RAID",
-        0xef => "EFI system",
+        0xef => EFI_SYSTEM,
         0x07 => "NTFS or exFAT",
         0x01 | 0x04 | 0x06 | 0x0b | 0x0c | 0x0e => "FAT",
         _ => return format!("type 0x{kind:02x}"),

@@ -1,0 +1,6 @@
+//! An image as a guest in QEMU: what starts it, the machine, its console, and what is waited for.
+
+pub mod firmware;
+pub mod machine;
+pub mod terminal;
+pub mod watch;
