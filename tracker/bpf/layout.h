@@ -4,7 +4,9 @@
 // Watches at the same time, and how many places behind its hash a disk's watches may take.
 #define SLOTS 512
 #define WINDOW 16
+// Bios on their way, and how many places behind its hash one may take.
 #define BIOS 65536
+#define BIO_WINDOW 16
 #define COPIES 3
 // Places for counts of a copy: a power of two, so that a number can be masked to be one.
 #define COPY_PLACES 4
@@ -59,6 +61,7 @@ struct processor {
 
 // A bio on its way, by its address.
 struct record {
+    __u64 bio; // 0: the place is free
     __u64 sector;
     __u32 sectors;
     __u32 device;

@@ -16,7 +16,7 @@ pub(crate) const DISK_BIO_BASED: u32 = 1;
 /// "smc trac" in ASCII.
 pub(crate) const MAGIC: u64 = 0x736d_6320_7472_6163;
 /// Raised with every change of a structure in this file or in bpf/layout.h, and of their meaning.
-pub(crate) const LAYOUT: u64 = 2;
+pub(crate) const LAYOUT: u64 = 3;
 
 /// Values in maps that are memory of both sides: all zero bytes and any bytes are a value.
 ///
