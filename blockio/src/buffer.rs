@@ -244,3 +244,13 @@ impl DerefMut for Slot {
         unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.arena.slot_bytes) }
     }
 }
+
+/// Whether every byte is zero. Data shows within the first bytes, so this costs nothing there.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let mut blocks = bytes.chunks_exact(128);
+    // An OR over a fixed block becomes a few vector instructions.
+    let zero_blocks = blocks
+        .by_ref()
+        .all(|block| block.iter().fold(0, |all, byte| all | byte) == 0);
+    zero_blocks && blocks.remainder().iter().all(|&byte| byte == 0)
+}

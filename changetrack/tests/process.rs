@@ -257,7 +257,7 @@ fn memory_of_a_sync_of_eight_disks_stays_within_its_bound() {
     watched("eight-disks", || {
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let scratch = ScratchDir::new("smc-scan").unwrap();
-        let store = imagefmt::open_or_create_store(&scratch.join("store"), false).unwrap();
+        let store = imagefmt::Store::open_or_create(&scratch.join("store"), false).unwrap();
         let names: Vec<String> = (0..8).map(|i| format!("vd{i}")).collect();
         let size = 48 * MIB as u64;
         for name in &names {

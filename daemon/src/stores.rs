@@ -67,7 +67,7 @@ impl Reach for Directories {
     }
 
     fn open(&self, path: &Path) -> imagefmt::Result<Store> {
-        imagefmt::open_store(path)
+        imagefmt::Store::open(path)
     }
 }
 

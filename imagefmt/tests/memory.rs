@@ -9,7 +9,7 @@
     reason = "what a test makes is small, it runs on 64 bits, and helpers of tests may panic"
 )]
 
-use imagefmt::{ErrorKind, Image, ImageRef, Result, open_store};
+use imagefmt::{ErrorKind, Image, ImageRef, Result, Store};
 use serde_json::{Value, json};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
@@ -157,7 +157,7 @@ fn filled(field: &str, entry: impl Fn(usize) -> String) -> String {
 }
 
 fn open(dir: &Path, sequence: u64) -> Result<Image> {
-    open_store(dir)?.image(&format!("job/{sequence}").parse::<ImageRef>()?)
+    Store::open(dir)?.image(&format!("job/{sequence}").parse::<ImageRef>()?)
 }
 
 /// A layer's record, shorter than a writer makes it.
@@ -378,7 +378,7 @@ fn read_a_byte_of_each(image: &Image) {
 fn bombs(dir: &Path) {
     Bomb::new(1, 16384).write(dir, true);
     Bomb::new(2, 262_144).write(dir, false);
-    let store = open_store(dir).unwrap().with_cache_bytes(CACHE_BYTES);
+    let store = Store::open(dir).unwrap().with_cache_bytes(CACHE_BYTES);
     let readers = store.readers();
     let images = store.job("job").unwrap();
     let open = |sequence| readers.open(&images.get(sequence).unwrap()).unwrap();

@@ -30,7 +30,7 @@ fn refuse_in_a_store(directory: &File) -> anyhow::Result<()> {
     loop {
         let place = format!("/proc/self/fd/{}", directory.as_raw_fd());
         let place = Path::new(&place);
-        let found = imagefmt::open_store(place).map_err(|error| error.kind());
+        let found = imagefmt::Store::open(place).map_err(|error| error.kind());
         if !matches!(found, Err(ErrorKind::NotAStore | ErrorKind::NotFound)) {
             let shown = fs::read_link(place).unwrap_or_default();
             bail!("it lies in the store {}, where only smc writes", shown.display());
@@ -89,7 +89,7 @@ mod tests {
     fn a_store_is_found_above_and_through_links() {
         let scratch = ScratchDir::new("smc-apart").unwrap();
         let store = scratch.join("store");
-        imagefmt::open_or_create_store(&store, false).unwrap();
+        imagefmt::Store::open_or_create(&store, false).unwrap();
         let inside = store.join("web01/layers");
         fs::create_dir_all(&inside).unwrap();
         symlink(&inside, scratch.join("link")).unwrap();

@@ -18,7 +18,7 @@ pub struct Context {
 impl Context {
     /// Opens the store, which must exist.
     pub fn open_store(&self) -> anyhow::Result<Store> {
-        let opened = imagefmt::open_store(&self.store);
+        let opened = imagefmt::Store::open(&self.store);
         let missing = matches!(&opened, Err(error) if is_missing(error.kind()));
         let opened = opened.map_err(anyhow::Error::from);
         if missing {

@@ -277,7 +277,7 @@ fn a_store_is_never_written_to() {
     let before = fs::read(&layer).unwrap();
     let other = fixture.join("other/store");
     fs::create_dir_all(&other).unwrap();
-    imagefmt::open_or_create_store(&other, false).unwrap();
+    imagefmt::Store::open_or_create(&other, false).unwrap();
     symlink(fixture.store().join("web"), fixture.join("link")).unwrap();
     let places: [PathBuf; 5] = [
         layer.clone(),

@@ -7,7 +7,7 @@ use blockio::Device;
 use changetrack::{Error, Pass, Pipeline, PipelineOptions, Plan, Sink};
 use imagefmt::{
     Base, ClusterSize, ClusterUpdate, Codec, Consistency, Digest, DiskIdentity, DiskMeta, Geometry,
-    ImageWriter, Manifest, Store, cluster_digest,
+    ImageWriter, Manifest, Store,
 };
 use std::fs;
 use std::ops::Deref;
@@ -164,7 +164,7 @@ impl Bench {
     /// An empty store, and a disk with this content.
     pub fn new(cluster_size: ClusterSize, content: &[u8]) -> Self {
         let dir = ScratchDir::new("smc-scan").unwrap();
-        imagefmt::open_or_create_store(&dir.join("store"), false).unwrap();
+        imagefmt::Store::open_or_create(&dir.join("store"), false).unwrap();
         let disk = dir.join("disk.raw");
         fs::write(&disk, content).unwrap();
         Self {
@@ -190,7 +190,7 @@ impl Bench {
 
     /// The store, with nothing remembered of what was read from it before.
     pub fn store(&self) -> Store {
-        imagefmt::open_store(&self.dir.join("store")).unwrap()
+        imagefmt::Store::open(&self.dir.join("store")).unwrap()
     }
 
     pub fn begin(&self) -> ImageWriter {
@@ -312,7 +312,7 @@ pub fn assert_pushed(
         let start = usize::try_from(pushed.index).unwrap() * cluster_size.byte_len();
         let plain = &now[start..now.len().min(start + cluster_size.byte_len())];
         dirty += plain.len() as u64;
-        assert_eq!(pushed.digest, cluster_digest(plain));
+        assert_eq!(pushed.digest, Digest::of_cluster(plain));
         match pushed.codec {
             Codec::Null => assert!(plain.iter().all(|&byte| byte == 0) && pushed.stored_len == 0),
             Codec::Raw => assert_eq!(pushed.stored_len, plain.len()),

@@ -8,7 +8,7 @@ use super::disks::{Given, SourceDisk, refuse_same_name};
 use super::error::{Result, refused};
 use super::request::Request;
 use blockio::{AlignedBuf, Device};
-use imagefmt::{Base, Disk, DiskIdentity, ErrorKind, Image, Manifest, Store, cluster_digest};
+use imagefmt::{Base, Digest, Disk, DiskIdentity, ErrorKind, Image, Manifest, Store};
 use std::fmt;
 use std::sync::Arc;
 
@@ -279,7 +279,7 @@ fn same_share(disk: &Disk, device: &Device) -> Option<f64> {
         if !digest.is_null() && offset + len as u64 <= device.size_bytes() {
             let mut bytes = AlignedBuf::new(len);
             device.read_at(offset, &mut bytes).ok()?;
-            same += u32::from(cluster_digest(&bytes) == digest);
+            same += u32::from(Digest::of_cluster(&bytes) == digest);
             of += 1;
         }
         index += step;

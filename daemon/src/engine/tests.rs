@@ -68,7 +68,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let scratch = ScratchDir::new("smc-engine").unwrap();
-        let store = imagefmt::open_or_create_store(&scratch.join("store"), true).unwrap();
+        let store = imagefmt::Store::open_or_create(&scratch.join("store"), true).unwrap();
         for (name, seed) in [("vda", 1), ("vdb", 2)] {
             fs::write(scratch.join(name), noise(24 * MIB, seed)).unwrap();
         }

@@ -31,7 +31,7 @@ pub fn run(args: &SyncArgs) -> engine::Result<()> {
     let begun = Instant::now();
     imagefmt::check_name("job", &args.job)?;
     let disks = engine::open_all(&args.disks, &args.store)?;
-    let store = imagefmt::open_or_create_store(&args.store, args.allow_network_fs)?;
+    let store = imagefmt::Store::open_or_create(&args.store, args.allow_network_fs)?;
     let control = Arc::new(Control::new(args.bandwidth_limit.unwrap_or(0)));
     stop_on_signals(&control).map_err(engine::Error::other)?;
     let store = store.with_lock_wait(Arc::new(Waiting(control.clone())));

@@ -108,7 +108,7 @@ fn continued(stores: &Arc<Stores>, from: &str, store: &Path) -> Refused<Option<A
 fn check_store(parts: &Arc<Parts>, record: &JobRecord, allow_network_fs: bool) -> Refused<()> {
     let (shared, new) = (parts.clone(), record.clone());
     let checked = parts.stores.run(&record.store, move || {
-        let store = imagefmt::open_or_create_store(&new.store, allow_network_fs)?;
+        let store = imagefmt::Store::open_or_create(&new.store, allow_network_fs)?;
         Ok(check_images(&store, &new).and_then(|()| check_first_sync(&shared, &store, &new)))
     });
     let checked = checked.wait(CREATE_PATIENCE);

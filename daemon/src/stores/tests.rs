@@ -44,7 +44,7 @@ impl Reach for Gate {
 
 fn store(dir: &Path, name: &str) -> PathBuf {
     let path = dir.join(name);
-    imagefmt::open_or_create_store(&path, false).unwrap();
+    imagefmt::Store::open_or_create(&path, false).unwrap();
     path
 }
 

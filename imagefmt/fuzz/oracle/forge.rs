@@ -2,7 +2,7 @@
 
 use super::input::Input;
 use crate::format::codec::decompress;
-use crate::format::digest::{DIGEST_LEN, cluster_digest, frame_check, header_check, node_digest};
+use crate::format::digest::{DIGEST_LEN, frame_check, header_check, node_digest};
 use crate::format::geometry::{ClusterSize, FANOUT, Geometry, child_index};
 use crate::format::layer::HEADER_LEN;
 use crate::format::node::{NODE_PLAIN_LEN, NodeId, closing_check};
@@ -355,7 +355,7 @@ impl TreeEdit<'_> {
         }
         let check = frame_check(&frame);
         frame.extend_from_slice(&check);
-        self.append(cluster_digest(&plain), 2, &frame)
+        self.append(Digest::of_cluster(&plain), 2, &frame)
     }
 }
 
@@ -364,7 +364,7 @@ const WHOLE_MAX: u64 = 8 << 20;
 
 /// Does everything with a store that a user can do without changing it, and then begins a sync.
 pub(super) fn examine(storage: &MemoryStorage, chain: &str) {
-    let Ok(store) = Store::open(Arc::new(storage.clone()), "fuzzed") else {
+    let Ok(store) = Store::open_on(Arc::new(storage.clone()), "fuzzed") else {
         return;
     };
     assert!(store.chains().unwrap().names.iter().all(|found| found == chain));
@@ -456,7 +456,7 @@ fn read_cluster(disk: &Disk, offset: u64) -> (Option<Digest>, bool) {
         {
             (None, true)
         }
-        Ok(()) => (Some(cluster_digest(&bytes)), true),
+        Ok(()) => (Some(Digest::of_cluster(&bytes)), true),
         Err(error) => {
             expected_kind(error.kind());
             (None, error.kind() == ErrorKind::Unreadable)

@@ -16,9 +16,7 @@ mod input;
 
 use crate::Digest;
 use crate::format::codec::{cluster_len_fits, decode_cluster, decompress};
-use crate::format::digest::{
-    DIGEST_LEN, cluster_digest, damaged_digest, frame_check, header_check, seal_check,
-};
+use crate::format::digest::{DIGEST_LEN, damaged_digest, frame_check, header_check, seal_check};
 use crate::format::geometry::{ClusterSize, Geometry};
 use crate::format::id::Uuid;
 use crate::format::layer::{HEADER_LEN, LayerEntry, LayerIdentity, LayerTable};
@@ -217,11 +215,11 @@ pub fn cluster(data: &[u8]) {
             stored.extend_from_slice(&frame_check(bytes));
             decompress(bytes, plain_len).map_or(Digest([1; DIGEST_LEN]), |plain| {
                 assert_eq!(plain.len(), plain_len);
-                cluster_digest(&plain)
+                Digest::of_cluster(&plain)
             })
         }
         Codec::Damaged => damaged_digest(bytes),
-        _ => cluster_digest(bytes),
+        _ => Digest::of_cluster(bytes),
     };
     // Readers look at the length before they read, so nothing else ever gets here.
     if !cluster_len_fits(codec, stored.len(), plain_len) {
@@ -243,11 +241,11 @@ fn round_trip(plain: &[u8], level: i32) {
     } else {
         packed
     };
-    if plain.is_empty() || cluster_digest(plain).is_null() {
+    if plain.is_empty() || Digest::of_cluster(plain).is_null() {
         return;
     }
     assert!(cluster_len_fits(codec, stored.len(), plain.len()));
-    let content = decode_cluster(codec, stored, plain.len(), cluster_digest(plain)).unwrap();
+    let content = decode_cluster(codec, stored, plain.len(), Digest::of_cluster(plain)).unwrap();
     assert_eq!(content.readable(0..plain.len()).unwrap(), plain);
 }
 

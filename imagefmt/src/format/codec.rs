@@ -1,7 +1,7 @@
 //! From a cluster's plain bytes to its stored ones, and back.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::digest::{Digest, FRAME_CHECK_LEN, cluster_digest, damaged_digest, frame_check};
+use crate::format::digest::{Digest, FRAME_CHECK_LEN, damaged_digest, frame_check};
 use crate::format::pointer::Codec;
 use std::cell::RefCell;
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, ResetDirective, get_frame_content_size};
@@ -149,7 +149,7 @@ pub(crate) fn decompress_cluster_into(stored: &[u8], digest: Digest, target: &mu
 
 /// Checks the plain bytes of a cluster.
 pub(crate) fn check_plain(plain: &[u8], digest: Digest) -> Result<()> {
-    if cluster_digest(plain) == digest {
+    if Digest::of_cluster(plain) == digest {
         Ok(())
     } else {
         Err(Error::damaged("content does not match its digest"))
@@ -221,8 +221,8 @@ pub fn encode_damaged(plain: &[u8], unreadable: &[u8]) -> (Digest, Vec<u8>) {
 pub(crate) fn check_cluster(codec: Codec, stored: &[u8], plain_len: usize, digest: Digest) -> Result<()> {
     let found = match codec {
         Codec::Null => Digest::NULL,
-        Codec::Raw => cluster_digest(stored),
-        Codec::Zstd => cluster_digest(&decompress(check_frame(stored)?, plain_len)?),
+        Codec::Raw => Digest::of_cluster(stored),
+        Codec::Zstd => Digest::of_cluster(&decompress(check_frame(stored)?, plain_len)?),
         Codec::Damaged => damaged_digest(stored),
     };
     if found == digest {
@@ -247,7 +247,7 @@ pub(crate) fn decode_cluster(
             } else {
                 decompress(check_frame(&stored)?, plain_len)?
             };
-            let found = cluster_digest(&plain);
+            let found = Digest::of_cluster(&plain);
             (Content::Plain(plain), found)
         }
         Codec::Damaged => {

@@ -3,6 +3,7 @@
 
 use crate::format::geometry::{ClusterSize, FANOUT, Geometry};
 use blake3::Hasher;
+use blockio::is_zero;
 use std::fmt;
 use std::sync::LazyLock;
 
@@ -16,6 +17,15 @@ pub const DIGEST_LEN: usize = 32;
 impl Digest {
     /// The digest of an all-zero cluster, and of a node of nothing but nulls.
     pub const NULL: Self = Self([0; DIGEST_LEN]);
+
+    /// Digest of a cluster's plain bytes, at its true length; null if they are all zero.
+    pub fn of_cluster(bytes: &[u8]) -> Self {
+        if is_zero(bytes) {
+            Self::NULL
+        } else {
+            hash(&CLUSTER, &[bytes])
+        }
+    }
 
     /// Whether this stands for all zeros.
     pub fn is_null(&self) -> bool {
@@ -63,15 +73,6 @@ fn hash(context: &Hasher, parts: &[&[u8]]) -> Digest {
         hasher.update(part);
     }
     Digest(hasher.finalize().into())
-}
-
-/// Digest of a cluster's plain bytes, at its true length; null if they are all zero.
-pub fn cluster_digest(bytes: &[u8]) -> Digest {
-    if is_zero(bytes) {
-        Digest::NULL
-    } else {
-        hash(&CLUSTER, &[bytes])
-    }
 }
 
 /// Digest of a cluster that was partly unreadable: its bytes and its sector bitmap.
@@ -209,16 +210,6 @@ impl DiskHasher {
     }
 }
 
-/// Whether every byte is zero. Data shows within the first bytes, so this costs nothing there.
-pub fn is_zero(bytes: &[u8]) -> bool {
-    let mut blocks = bytes.chunks_exact(128);
-    // An OR over a fixed block becomes a few vector instructions.
-    let zero_blocks = blocks
-        .by_ref()
-        .all(|block| block.iter().fold(0, |all, byte| all | byte) == 0);
-    zero_blocks && blocks.remainder().iter().all(|&byte| byte == 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,11 +218,11 @@ mod tests {
     fn one_bit_makes_a_cluster_other_than_zero() {
         for len in [1, 127, 128, 129, 65536, 65537 - 512] {
             let mut bytes = vec![0; len];
-            assert!(cluster_digest(&bytes).is_null());
+            assert!(Digest::of_cluster(&bytes).is_null());
             for at in [0, len / 2, len - 1] {
                 bytes[at] = 1;
                 assert!(
-                    !cluster_digest(&bytes).is_null(),
+                    !Digest::of_cluster(&bytes).is_null(),
                     "near-zero cluster of {len} taken for zero"
                 );
                 bytes[at] = 0;
@@ -242,7 +233,7 @@ mod tests {
     #[test]
     fn digests_are_what_the_document_says() {
         // docs/format.md gives these values so that others can check their own code.
-        let abc = cluster_digest(b"abc");
+        let abc = Digest::of_cluster(b"abc");
         assert_eq!(
             abc,
             Digest(blake3::derive_key("smc 2026-11 cluster digest", b"abc"))

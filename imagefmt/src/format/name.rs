@@ -111,9 +111,39 @@ pub struct ImageRef {
     /// The job.
     pub job: String,
     /// Which of its images.
-    pub which: Which,
+    pub(crate) which: Which,
     /// One disk of it.
     pub disk: Option<String>,
+}
+
+impl ImageRef {
+    /// The newest image of a job.
+    pub fn latest(job: &str) -> Self {
+        Self {
+            job: job.to_owned(),
+            which: Which::Latest,
+            disk: None,
+        }
+    }
+
+    /// Whether it names the newest image, whichever that is.
+    pub fn is_latest(&self) -> bool {
+        self.which == Which::Latest
+    }
+
+    /// Whether both name the same image, or one disk of it.
+    pub fn is_same_image(&self, other: &Self) -> bool {
+        self.job == other.job && self.which == other.which
+    }
+
+    /// The same image, and one disk of it or none.
+    #[must_use]
+    pub fn with_disk(&self, disk: Option<&str>) -> Self {
+        Self {
+            disk: disk.map(str::to_owned),
+            ..self.clone()
+        }
+    }
 }
 
 impl fmt::Display for ImageRef {

@@ -2,8 +2,8 @@
 //! have it open and share a [`Readers`](crate::Readers): clusters stored raw once, after which they are read in part and
 //! without hashing; compressed ones whenever they are expanded.
 
-use crate::error::{Error, Result};
-use crate::format::codec::{check_plain, decompress_cluster_into};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::codec::{SECTOR_LEN, check_plain, decompress_cluster_into};
 use crate::format::geometry::{FANOUT, parent_index, slot};
 use crate::format::int::to_usize;
 use crate::format::pointer::{Codec, Place, Pointer};
@@ -44,6 +44,28 @@ impl Disk {
             )));
         }
         self.fill(offset, target).map_err(|error| self.name_in(error))
+    }
+
+    /// The same; an error comes with the first byte that cannot be read. What is before it is in `target` then.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at).
+    pub fn read_until_bad(&self, offset: u64, target: &mut [u8]) -> std::result::Result<(), (u64, Error)> {
+        if self.read_at(offset, target).is_ok() {
+            return Ok(());
+        }
+        let cluster_bytes = u64::from(self.geometry().cluster_size().bytes());
+        in_steps(offset, cluster_bytes, target, |at, cluster| {
+            match self.read_at(at, cluster) {
+                // Sectors that the source could read are kept beside those that it could not.
+                Err(error) if error.kind() == ErrorKind::Unreadable => {
+                    in_steps(at, SECTOR_LEN as u64, cluster, |at, sector| {
+                        self.read_at(at, sector).map_err(|error| (at, error))
+                    })
+                }
+                read => read.map_err(|error| (at, error)),
+            }
+        })
     }
 
     fn holds(&self, offset: u64, len: usize) -> bool {
@@ -143,6 +165,23 @@ impl Disk {
         }
         Leaf::new(self.tree(), &leaf, index).verify_raw(index, &mut |_| {})
     }
+}
+
+/// Gives `target`, which begins at byte `offset`, to `work` in pieces that end at multiples of `unit`.
+fn in_steps<E>(
+    offset: u64,
+    unit: u64,
+    target: &mut [u8],
+    mut work: impl FnMut(u64, &mut [u8]) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    let mut done = 0;
+    while done < target.len() {
+        let at = offset + done as u64;
+        let len = to_usize(unit - at % unit).min(target.len() - done);
+        work(at, &mut target[done..done + len])?;
+        done += len;
+    }
+    Ok(())
 }
 
 /// A leaf that clusters are read by.

@@ -19,6 +19,25 @@ pub struct Change {
 }
 
 impl Disk {
+    /// Calls `visit` with the byte ranges of clusters whose content is not the same in both disks, in ascending order, until
+    /// it breaks. The last range may end behind the larger disk, whose last cluster may be short.
+    ///
+    /// # Errors
+    /// `Invalid` for disks of different cluster sizes; `Damaged` and `Io` where a map cannot be read.
+    pub fn each_difference(
+        &self,
+        other: &Self,
+        visit: &mut dyn FnMut(Range<u64>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let cluster_bytes = u64::from(self.geometry().cluster_size().bytes());
+        let mut visit = |clusters: Range<u64>| {
+            visit(clusters.start * cluster_bytes..clusters.end.saturating_mul(cluster_bytes))
+        };
+        let compared = self.tree().diff_within(other.tree(), 0..u64::MAX, &mut visit);
+        let _stopped = compared.within(|| format!("compare {} with {}", self.label(), other.label()))?;
+        Ok(())
+    }
+
     /// Which of `length` bytes from `offset` on lie in clusters whose content is another than in `other`: at
     /// most `max` consecutive pieces from `offset` on, which may end early.
     ///
@@ -82,20 +101,14 @@ impl Changes {
 }
 
 impl Tree {
-    /// Clusters whose content differs between `self` and `other`, as ascending ranges.
+    /// Clusters of `range` whose content differs between `self` and `other`, as ascending ranges, until `visit` breaks; says
+    /// whether it did.
     ///
     /// Descends only where digests differ, so the cost follows the difference. Clusters beyond the end of
     /// the smaller disk differ where they are not zero.
-    pub fn diff(&self, other: &Self, visit: &mut dyn FnMut(Range<u64>)) -> Result<()> {
-        let all = 0..u64::MAX;
-        let mut go_on = |clusters| {
-            visit(clusters);
-            ControlFlow::Continue(())
-        };
-        self.diff_within(other, all, &mut go_on).map(drop)
-    }
-
-    /// As [`diff`](Self::diff), of the clusters `range` only and until `visit` breaks; says whether it did.
+    ///
+    /// # Errors
+    /// `Invalid` where the cluster sizes differ; `Damaged` and `Io` where a node cannot be read.
     pub fn diff_within(
         &self,
         other: &Self,
@@ -120,6 +133,16 @@ impl Tree {
             visit,
         }
         .descend(top, sides, &range)
+    }
+
+    /// The same of all clusters.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn diff(&self, other: &Self, visit: &mut dyn FnMut(Range<u64>)) -> Result<()> {
+        let mut each = |clusters| {
+            visit(clusters);
+            ControlFlow::Continue(())
+        };
+        self.diff_within(other, 0..u64::MAX, &mut each).map(drop)
     }
 
     fn check_comparable(&self, other: &Self) -> Result<()> {

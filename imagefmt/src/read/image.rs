@@ -5,10 +5,11 @@ use crate::format::digest::DiskDigest;
 use crate::format::geometry::Geometry;
 use crate::format::manifest::{DiskRecord, Manifest};
 use crate::format::name::ImageId;
+use crate::format::pointer::{Codec, Pointer};
 use crate::read::cache::{ChainFiles, Opening};
 use crate::read::tree::{Run, Tree};
 use crate::storage::Lock;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 /// An image, opened and locked against deletion for as long as it or one of its disks lives.
@@ -150,13 +151,53 @@ impl Disk {
     }
 
     /// The disk's tree.
-    pub fn tree(&self) -> &Tree {
+    pub(crate) fn tree(&self) -> &Tree {
         &self.tree
     }
 
     /// Digest of the disk's content, as its root gives it.
     pub fn digest(&self) -> DiskDigest {
         self.tree.digest()
+    }
+
+    /// How many layers the disk's content is stored in, and how many bytes of them are its own.
+    pub fn layers(&self) -> (usize, u64) {
+        let layers = self.tree.layers();
+        let referenced = layers.iter().map(|(_, layer)| layer.referenced);
+        (layers.iter().count(), referenced.sum())
+    }
+
+    /// Byte ranges of clusters in which the source had unreadable sectors, as the disk's map shows them: the first `max`,
+    /// neighbours joined.
+    ///
+    /// # Errors
+    /// `Damaged` and `Io` where a node of the map cannot be read.
+    pub fn unreadable_at_source(&self, max: usize) -> Result<Vec<Range<u64>>> {
+        let geometry = self.geometry();
+        let mut found: Vec<Range<u64>> = Vec::new();
+        let walked = self.tree.walk(0..geometry.cluster_count(), &mut |run| {
+            let Run::Data(
+                index,
+                Pointer {
+                    codec: Codec::Damaged,
+                    ..
+                },
+            ) = run
+            else {
+                return ControlFlow::Continue(());
+            };
+            let start = geometry.cluster_offset(index);
+            let end = start + geometry.cluster_len(index) as u64;
+            let full = found.len() == max;
+            match found.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ if full => return ControlFlow::Break(()),
+                _ => found.push(start..end),
+            }
+            ControlFlow::Continue(())
+        });
+        walked.map_err(|error| self.name_in(error))?;
+        Ok(found)
     }
 
     /// What lies in `length` bytes from `offset` on: at most `max` extents, which may end early.

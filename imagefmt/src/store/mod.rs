@@ -17,6 +17,7 @@ use crate::format::name::{ImageId, ImageRef, check_name};
 use crate::format::sealed;
 use crate::read::cache::{CACHE_BYTES, Caches, ChainFiles, Opening};
 use crate::read::image::Image;
+use crate::storage::dir::DirStorage;
 use crate::storage::dir::PROBE_FILES;
 use crate::storage::lasting::LastingErrors;
 use crate::storage::paths::{checkpoint_path, images_dir, sequence_of};
@@ -26,7 +27,9 @@ use crate::store::locks::{LockWait, WaitAndLog};
 use crate::store::manifests::Manifests;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 pub(crate) const STORE_FILE: &str = "store.json";
 /// Left by a creation that was killed.
@@ -63,12 +66,15 @@ struct StoreRecord {
 }
 sealed::sealed_record!(StoreRecord);
 
+/// How long another process that makes a store in the same directory is waited for.
+const CREATION_PATIENCE: Duration = Duration::from_secs(10);
+
 impl Store {
     /// Makes an empty directory a store. `label` is how messages name it.
     ///
     /// # Errors
     /// `NotAStore` for a directory that holds something else.
-    pub fn create(storage: Arc<dyn Storage>, label: &str) -> Result<Self> {
+    pub(crate) fn create(storage: Arc<dyn Storage>, label: &str) -> Result<Self> {
         Self::check_empty(&*storage, label)?;
         let record = StoreRecord {
             format: 1,
@@ -109,11 +115,47 @@ impl Store {
         }
     }
 
-    /// Opens a store.
+    /// Opens the store in a directory. Never writes.
     ///
     /// # Errors
     /// `NotAStore` where there is none, `Unsupported` for one of a newer version.
-    pub fn open(storage: Arc<dyn Storage>, label: &str) -> Result<Self> {
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::open_on(Arc::new(DirStorage::open(path)?), &path.display().to_string())
+    }
+
+    /// Opens the store in a directory, or makes an empty or missing directory one.
+    ///
+    /// On NFS, CIFS, FUSE and their like a new store is made only with `allow_network_fs`.
+    ///
+    /// # Errors
+    /// `NotAStore` for a directory that holds something else; `Busy`, with who it is, while another process makes a store
+    /// there; `Unsupported` on a filesystem that cannot hold a store; otherwise when it cannot be read or written.
+    pub fn open_or_create(path: &Path, allow_network_fs: bool) -> Result<Self> {
+        match Self::open(path) {
+            Err(error) if error.kind() == ErrorKind::NotAStore => {
+                let label = path.display().to_string();
+                let storage = DirStorage::open_for_store(path, allow_network_fs)?;
+                // Two that create it at once take turns, and the second finds it there.
+                let _turn = storage
+                    .lock_whole(CREATION_PATIENCE)
+                    .map_err(|error| error.within(label.clone()))?;
+                match Self::open(path) {
+                    Err(error) if error.kind() == ErrorKind::NotAStore => {}
+                    opened => return opened,
+                }
+                Self::check_empty(&storage, &label)?;
+                storage.probe().map_err(|error| error.within(label.clone()))?;
+                Self::create(Arc::new(storage), &label)
+            }
+            opened => opened,
+        }
+    }
+
+    /// Opens the store that a storage holds. `label` is how messages name it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn open_on(storage: Arc<dyn Storage>, label: &str) -> Result<Self> {
         let record = match sealed::read::<StoreRecord>(&*storage, STORE_FILE) {
             Ok(record) => record,
             Err(error) if error.kind() == ErrorKind::NotFound => {

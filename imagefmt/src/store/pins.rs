@@ -33,8 +33,10 @@ pub(crate) struct PinsRecord {
 
 sealed::sealed_record!(PinsRecord);
 
-/// The name of a pin where nobody gives one.
-pub const PIN_NAME: &str = "pinned";
+impl Pin {
+    /// The name of a pin where nobody gives one.
+    pub const DEFAULT_NAME: &str = "pinned";
+}
 
 impl Store {
     /// The pins of an image; none for an image that does not exist.

@@ -3,9 +3,7 @@
 use super::model::Model;
 use super::support::*;
 use crate::storage::memory::MemoryStorage;
-use crate::{
-    ClusterSize, Consistency, Disk, DiskHasher, Image, Kind, Manifest, Store, Verifier, cluster_digest,
-};
+use crate::{ClusterSize, Consistency, Digest, Disk, DiskHasher, Image, Kind, Manifest, Store, Verifier};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use std::collections::{BTreeMap, BTreeSet};
@@ -231,7 +229,7 @@ fn check_disk(disk: &Disk, model: &Model) {
     check_extents(disk, model);
     if model.cluster_count() <= 3000 {
         let mut hasher = DiskHasher::new(disk.geometry());
-        (0..model.cluster_count()).for_each(|index| hasher.push(cluster_digest(&model.get(index))));
+        (0..model.cluster_count()).for_each(|index| hasher.push(Digest::of_cluster(&model.get(index))));
         assert_eq!(
             hasher.finish(),
             Some(disk.digest()),

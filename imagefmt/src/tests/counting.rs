@@ -2,8 +2,9 @@
 
 use super::model::Model;
 use super::support::*;
+use crate::storage::dir::DirStorage;
 use crate::storage::{LayerAppend, LayerRead, Lock, LockMode, Stamp, Storage};
-use crate::{ClusterSize, Consistency, DirStorage, Result, Store};
+use crate::{ClusterSize, Consistency, Result, Store};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -104,7 +105,7 @@ fn reads_of(images: u64) -> [(&'static str, usize, usize); 4] {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let (storage, _) = CountingStorage::store_with_images(dir.path(), images);
     let count = |what, work: &dyn Fn(&Store)| {
-        let store = Store::open(Arc::new(storage.clone()), "counting").unwrap();
+        let store = Store::open_on(Arc::new(storage.clone()), "counting").unwrap();
         let before = (storage.reads(), storage.layers());
         work(&store);
         (what, storage.reads() - before.0, storage.layers() - before.1)

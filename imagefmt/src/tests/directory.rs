@@ -3,7 +3,7 @@
 use super::model::Model;
 use super::support::*;
 use crate::storage::dir::DirStorage;
-use crate::{ClusterSize, ErrorKind, Store, open_or_create_store, open_store};
+use crate::{ClusterSize, ErrorKind, Store};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 fn directory_store() -> (TempDir, Store) {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-    let store = open_or_create_store(dir.path(), false).unwrap();
+    let store = Store::open_or_create(dir.path(), false).unwrap();
     (dir, store)
 }
 
@@ -53,7 +53,7 @@ fn a_chain_in_a_directory_reads_as_its_models() {
         history.push(model.clone());
     }
     drop(store);
-    let store = open_store(dir.path()).unwrap();
+    let store = Store::open(dir.path()).unwrap();
     assert_eq!(store.chains().unwrap().names, ["job"]);
     for (sequence, model) in (1..).zip(&history) {
         check(&store, sequence, model);
@@ -136,7 +136,7 @@ fn only_regular_files_below_the_store_are_opened() {
         let (dir, store) = directory_store();
         write_image(&store, "job", &[("vda", &model())]).unwrap();
         let whole = || {
-            let store = open_store(dir.path())?;
+            let store = Store::open(dir.path())?;
             let image = open_image(&store, "job", 1)?;
             read_all(&image.disks()[0])
         };
@@ -182,18 +182,18 @@ fn a_chain_behind_a_symlink_is_not_followed() {
 #[test]
 fn only_an_empty_or_missing_directory_becomes_a_store() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-    assert_eq!(open_store(dir.path()).unwrap_err().kind(), ErrorKind::NotAStore);
+    assert_eq!(Store::open(dir.path()).unwrap_err().kind(), ErrorKind::NotAStore);
     fs::write(dir.path().join("holiday.jpg"), "x").unwrap();
-    let error = open_or_create_store(dir.path(), false).unwrap_err();
+    let error = Store::open_or_create(dir.path(), false).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotAStore);
     assert!(error.to_string().contains("holiday.jpg"), "{error}");
     let missing = dir.path().join("new");
-    assert_eq!(open_store(&missing).unwrap_err().kind(), ErrorKind::NotAStore);
-    open_or_create_store(&missing, false).unwrap();
-    open_store(&missing).unwrap();
-    open_or_create_store(&missing, false).unwrap();
+    assert_eq!(Store::open(&missing).unwrap_err().kind(), ErrorKind::NotAStore);
+    Store::open_or_create(&missing, false).unwrap();
+    Store::open(&missing).unwrap();
+    Store::open_or_create(&missing, false).unwrap();
     assert_eq!(
-        open_store(&dir.path().join("holiday.jpg")).unwrap_err().kind(),
+        Store::open(&dir.path().join("holiday.jpg")).unwrap_err().kind(),
         ErrorKind::NotAStore
     );
 }
@@ -252,7 +252,7 @@ fn layer_count(store: &Path) -> usize {
 fn a_full_filesystem_costs_no_earlier_image() {
     let filesystem = SmallFilesystem::new(24 << 20);
     let path = filesystem.path();
-    let store = open_or_create_store(&path, false).unwrap();
+    let store = Store::open_or_create(&path, false).unwrap();
     let mut model = model();
     write_image(&store, "job", &[("vda", &model)]).unwrap();
     let first = model.clone();
@@ -302,5 +302,5 @@ fn whoever_makes_a_store_is_not_waited_for_without_end() {
     let pid = format!("pid {}", std::process::id());
     assert!(error.to_string().contains(&pid), "{error:?}");
     drop(held);
-    open_or_create_store(dir.path(), false).unwrap();
+    Store::open_or_create(dir.path(), false).unwrap();
 }

@@ -5,7 +5,7 @@ use crate::format::digest::{FRAME_CHECK_LEN, frame_check, node_digest, seal_chec
 use crate::format::layer::{HEADER_LEN, LayerIdentity, RawHeader};
 use crate::format::node::{NODE_PLAIN_LEN, NODE_STORED_MAX, Node, closing_check};
 use crate::format::pointer::{POINTER_LEN, Place, RawPointer};
-use crate::{ClusterSize, Codec, NodeId, Pointer, Uuid, cluster_digest};
+use crate::{ClusterSize, Codec, Digest, NodeId, Pointer, Uuid};
 use std::mem::offset_of;
 use zerocopy::IntoBytes;
 
@@ -118,7 +118,7 @@ fn sample_pointer() -> Pointer {
         len: 3,
     };
     Pointer {
-        digest: cluster_digest(b"abc"),
+        digest: Digest::of_cluster(b"abc"),
         codec: Codec::Raw,
         place,
     }
@@ -139,7 +139,7 @@ fn vectors() -> Vec<(&'static str, String)> {
     let mut abc = Model::new(3, ClusterSize::K64);
     abc.set(0, b"abc".to_vec());
     let mut children = [0; 8192];
-    children[..32].copy_from_slice(&cluster_digest(b"abc").0);
+    children[..32].copy_from_slice(&Digest::of_cluster(b"abc").0);
     let header = sample_layer().to_raw();
     let mut node = Node::null();
     *node.child_mut(0) = sample_pointer();
@@ -155,7 +155,7 @@ fn vectors() -> Vec<(&'static str, String)> {
         NodeId { level: 0, index: 0 },
     );
     vec![
-        ("cluster", cluster_digest(b"abc").to_string()),
+        ("cluster", Digest::of_cluster(b"abc").to_string()),
         ("node", node_digest(&children).to_string()),
         ("disk abc", abc.digest()),
         ("disk zero", Model::new(1 << 20, ClusterSize::K16).digest()),

@@ -3,9 +3,8 @@
 use super::model::Model;
 use super::support::*;
 use crate::{
-    ClusterEncoder, ClusterSize, ClusterUpdate, Codec, Consistency, Disk, Error, ErrorKind, Extent,
-    SECTOR_LEN, Span, Store, Verdict, VerdictState, Verifier, VerifyPlan, cluster_digest,
-    open_or_create_store, open_store,
+    ClusterEncoder, ClusterSize, ClusterUpdate, Codec, Consistency, Digest, Disk, Error, ErrorKind, Extent,
+    SECTOR_LEN, Span, Store, Verdict, VerdictState, Verifier, VerifyPlan,
 };
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -200,7 +199,7 @@ fn write_log(store: &Store, expected: &mut Value) {
         let plain = unfinished_cluster();
         pass.push(&ClusterUpdate {
             index: 1,
-            digest: cluster_digest(&plain),
+            digest: Digest::of_cluster(&plain),
             codec: Codec::Raw,
             stored: &plain,
         })?;
@@ -222,7 +221,7 @@ fn write_the_fixture() {
     if path.exists() {
         fs::remove_dir_all(&path).unwrap();
     }
-    let store = open_or_create_store(&path, true).unwrap();
+    let store = Store::open_or_create(&path, true).unwrap();
     let mut expected = json!({});
     write_web(&store, &mut expected);
     write_db(&store, &mut expected);
@@ -279,7 +278,7 @@ fn found(disk: &Disk) -> Value {
 fn the_fixture_of_version_1_is_read_as_it_was_written() {
     let path = fixture().join("store");
     let before = state(&path);
-    let store = open_store(&path).unwrap();
+    let store = Store::open(&path).unwrap();
     let mut all = json!({});
     for chain in store.chains().unwrap().names {
         for sequence in store.sequences(&chain).unwrap() {
@@ -306,7 +305,7 @@ fn the_fixture_of_version_1_is_read_as_it_was_written() {
 /// The fixture is worth something only if it holds every way of storing, and little only if it is small.
 #[test]
 fn the_fixture_holds_every_codec_and_is_small() {
-    let store = open_store(&fixture().join("store")).unwrap();
+    let store = Store::open(&fixture().join("store")).unwrap();
     let mut codecs = BTreeSet::new();
     let mut heights = BTreeSet::new();
     for chain in store.chains().unwrap().names {
@@ -327,7 +326,7 @@ fn the_fixture_holds_every_codec_and_is_small() {
 
 #[test]
 fn what_is_said_beside_images_and_an_unfinished_sync_are_read() {
-    let store = open_store(&fixture().join("store")).unwrap();
+    let store = Store::open(&fixture().join("store")).unwrap();
     assert_eq!(store.sequences("log").unwrap(), [1, 3], "image 2 is deleted");
     let pins = store.pins(&store.image_id("log", 3)).unwrap();
     assert_eq!(

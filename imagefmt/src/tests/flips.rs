@@ -48,7 +48,7 @@ fn small_store() -> Small {
 
 impl Small {
     fn store(&self) -> crate::Result<Store> {
-        Store::open(Arc::new(self.storage.clone()), "flipped")
+        Store::open_on(Arc::new(self.storage.clone()), "flipped")
     }
 
     fn paths(&self) -> Vec<String> {

@@ -2,7 +2,6 @@
 
 use super::model::Model;
 use super::support::*;
-use crate::cluster_digest;
 use crate::format::codec::compress_cluster;
 use crate::format::layer::HEADER_LEN;
 use crate::format::node::{Node, closing_check};
@@ -323,7 +322,7 @@ fn a_cluster_of_another_length_is_refused_from_the_cache_too() {
     let mut packed = Vec::new();
     assert_eq!(compress_cluster(&plain, 1, &mut packed), Codec::Zstd);
     let place = forge.append(&packed);
-    let child = pointer(place, Codec::Zstd, cluster_digest(&plain)).to_raw();
+    let child = pointer(place, Codec::Zstd, Digest::of_cluster(&plain)).to_raw();
     forge.set_raw_root(SIZE, &[(0, child), (3, child)]);
     let image = forge.open().unwrap();
     let mut bytes = vec![0; 1000];

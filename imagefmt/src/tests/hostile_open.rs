@@ -331,7 +331,7 @@ fn garbage_behind_a_sealed_file_is_refused_by_name() {
             let (storage, store, model) = small();
             let whole = file(&storage, path);
             put(&storage, path, [&whole, garbage].concat());
-            let error = Store::open(std::sync::Arc::new(storage.clone()), "store")
+            let error = Store::open_on(std::sync::Arc::new(storage.clone()), "store")
                 .and_then(|_| open_image(&store, "job", 1))
                 .and_then(|_| write_image(&store, "job", &[("vda", &model)]))
                 .unwrap_err();

@@ -3,7 +3,7 @@
 
 use super::model::Model;
 use super::support::*;
-use crate::{ClusterSize, Error, ErrorKind, Result, Store, open_or_create_store, open_store};
+use crate::{ClusterSize, Error, ErrorKind, Result, Store};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use std::fs;
 use std::os::unix::fs::{FileExt, symlink};
@@ -25,13 +25,13 @@ fn model() -> Model {
 
 fn written() -> (TempDir, Store) {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-    let store = open_or_create_store(dir.path(), false).unwrap();
+    let store = Store::open_or_create(dir.path(), false).unwrap();
     write_image(&store, "job", &[("vda", &model())]).unwrap();
     (dir, store)
 }
 
 fn read(dir: &Path) -> Result<()> {
-    let store = open_store(dir)?;
+    let store = Store::open(dir)?;
     let image = open_image(&store, "job", 1)?;
     let bytes = read_all(&image.disks()[0])?;
     assert!(bytes == model().read(0, bytes.len()), "wrong bytes");
@@ -41,7 +41,7 @@ fn read(dir: &Path) -> Result<()> {
 fn sync(dir: &Path) -> Result<()> {
     let mut changed = model();
     changed.set(5, random_bytes(5, 16384));
-    write_image(&open_store(dir)?, "job", &[("vda", &changed)]).map(drop)
+    write_image(&Store::open(dir)?, "job", &[("vda", &changed)]).map(drop)
 }
 
 /// Puts one thing in the place of a file or directory; what was there lies in `aside` meanwhile.

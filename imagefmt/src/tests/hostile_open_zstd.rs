@@ -4,7 +4,7 @@ use super::hostile::{Forge, SIZE, pointer};
 use super::support::*;
 use crate::format::codec::decompress;
 use crate::format::digest::frame_check;
-use crate::{Codec, ErrorKind, cluster_digest};
+use crate::{Codec, Digest, ErrorKind};
 
 const MAGIC: [u8; 4] = 0xfd2f_b528u32.to_le_bytes();
 /// Content size in 8 bytes, and no window descriptor.
@@ -175,7 +175,7 @@ fn hostile_frames_as_clusters_are_refused() {
         let stored = [&hostile[..], &frame_check(&hostile)].concat();
         assert!(stored.len() < 16384, "{what}");
         let place = forge.append(&stored);
-        let child = pointer(place, Codec::Zstd, cluster_digest(&plain)).to_raw();
+        let child = pointer(place, Codec::Zstd, Digest::of_cluster(&plain)).to_raw();
         forge.set_raw_root(SIZE, &[(1, child)]);
         let image = forge.open().unwrap();
         let error = image.disks()[0].read_at(16384, &mut [0; 10]).unwrap_err();

@@ -51,7 +51,7 @@ fn store_with_everything() -> (MemoryStorage, Store) {
 
 /// All that a verification of the whole store says: what is wrong, and what is only remarked.
 fn said(storage: &MemoryStorage) -> (Vec<String>, Vec<String>) {
-    let store = match Store::open(Arc::new(storage.clone()), "memory") {
+    let store = match Store::open_on(Arc::new(storage.clone()), "memory") {
         Ok(store) => store,
         Err(error) => return (vec![error.full_message()], Vec::new()),
     };
@@ -261,7 +261,7 @@ fn features_of_writers_keep_every_writer_off_and_no_reader() {
             storage.files.lock().unwrap().remove("job/chain.json");
         }
         let before = storage.files.lock().unwrap().clone();
-        let store = Store::open(Arc::new(storage.clone()), "memory").unwrap();
+        let store = Store::open_on(Arc::new(storage.clone()), "memory").unwrap();
         let image = store.image_id(JOB, 1);
         let refusals: [(&str, Result<()>); 6] = [
             ("rm", store.delete(&store.image_id(JOB, 2)).map(drop)),
@@ -358,13 +358,13 @@ fn what_is_freed_is_decided_by_places_and_not_by_digests() {
                 scramble(&all, disk);
             }
             *storage.files.lock().unwrap() = all.files.lock().unwrap().clone();
-            let store = Store::open(Arc::new(storage.clone()), "memory").unwrap();
+            let store = Store::open_on(Arc::new(storage.clone()), "memory").unwrap();
             assert!(
                 !findings(&store, JOB, 4).is_empty(),
                 "readers see that digests are wrong"
             );
         }
-        let store = Store::open(Arc::new(storage.clone()), "memory").unwrap();
+        let store = Store::open_on(Arc::new(storage.clone()), "memory").unwrap();
         let mut found = Vec::new();
         for sequence in [2, 1] {
             let reclaimed = store.delete(&store.image_id(JOB, sequence)).unwrap();
@@ -404,7 +404,7 @@ fn a_layer_that_claims_to_be_longer_than_any_is_refused() {
     let mut layers = record["layers"].clone();
     layers[0]["length"] = (1u64 << 62).into();
     set(&storage, path, "layers", layers);
-    let store = Store::open(Arc::new(storage.clone()), "memory").unwrap();
+    let store = Store::open_on(Arc::new(storage.clone()), "memory").unwrap();
     let error = open_image(&store, JOB, 1).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged);
     assert!(error.full_message().contains("impossible length"), "{error:?}");

@@ -2,7 +2,6 @@
 
 use super::model::Model;
 use super::support::*;
-use crate::cluster_digest;
 use crate::storage::memory::MemoryStorage;
 use crate::{
     ClusterSize, ClusterUpdate, Codec, Consistency, Digest, Error, ErrorKind, ImageWriter, Result, Store,
@@ -43,7 +42,7 @@ fn push_all(updates: &[ClusterUpdate<'_>]) -> Result<()> {
 fn raw(index: u64, plain: &[u8]) -> ClusterUpdate<'_> {
     ClusterUpdate {
         index,
-        digest: cluster_digest(plain),
+        digest: Digest::of_cluster(plain),
         codec: Codec::Raw,
         stored: plain,
     }
@@ -69,7 +68,7 @@ fn clusters_must_ascend_and_lie_on_the_disk() {
 #[test]
 fn stored_bytes_must_fit_codec_and_digest() {
     let plain = random_bytes(2, 16384);
-    let digest = cluster_digest(&plain);
+    let digest = Digest::of_cluster(&plain);
     let update = |index, digest, codec, stored| ClusterUpdate {
         index,
         digest,

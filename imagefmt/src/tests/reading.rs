@@ -5,7 +5,6 @@ use super::support::*;
 use crate::storage::memory::MemoryStorage;
 use crate::{
     ClusterEncoder, ClusterSize, Codec, Consistency, Disk, Error, ErrorKind, Readers, Store, TryRead,
-    open_or_create_store,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -336,7 +335,7 @@ fn what_was_verified_for_readers_that_left_is_verified_again() {
 #[test]
 fn layers_are_closed_when_no_image_of_their_chain_is_open() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-    let store = open_or_create_store(dir.path(), false).unwrap();
+    let store = Store::open_or_create(dir.path(), false).unwrap();
     write_image(&store, "job", &[("vda", &mixed_model(20, STEP))]).unwrap();
     let readers = store.readers();
     let open_layers = || {
@@ -372,7 +371,7 @@ fn raw_clusters_take_no_room_in_the_cluster_cache() {
 #[test]
 fn a_verified_raw_cluster_is_read_from_the_page_cache() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-    let store = open_or_create_store(dir.path(), false).unwrap();
+    let store = Store::open_or_create(dir.path(), false).unwrap();
     let model = mixed_model(39, 5000);
     write_image(&store, "job", &[("vda", &model)]).unwrap();
     let disk = disk(&store, 1);

@@ -521,7 +521,7 @@ fn a_chain_of_which_no_image_can_be_opened_goes_on_with_a_full_one() {
 
 #[test]
 fn content_of_equal_digest_that_is_held_otherwise_is_not_the_same() {
-    let digest = crate::cluster_digest(b"content");
+    let digest = crate::Digest::of_cluster(b"content");
     let pointer = |codec| Pointer {
         digest,
         codec,

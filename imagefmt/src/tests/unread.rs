@@ -157,7 +157,7 @@ fn ask(
     fault: impl FnOnce(usize) -> Option<Fault>,
 ) -> (SimDisk, Result<Answer>) {
     let disk = disk.fork();
-    let store = Store::open(Arc::new(disk.clone()), "sim").unwrap();
+    let store = Store::open_on(Arc::new(disk.clone()), "sim").unwrap();
     let first = disk.ops().len();
     disk.fail(fault(first));
     let answer = question.1(&store);
@@ -210,7 +210,7 @@ fn a_failing_read_changes_no_answer_silently() {
 #[test]
 fn a_chain_that_cannot_be_listed_is_told_and_hides_no_other() {
     let disk = disk();
-    let store = Store::open(Arc::new(disk.clone()), "sim").unwrap();
+    let store = Store::open_on(Arc::new(disk.clone()), "sim").unwrap();
     let ops_before = disk.ops().len();
     store.jobs().unwrap();
     let ops = disk.ops();

@@ -122,12 +122,8 @@ fn samples_together_find_what_is_damaged_wherever_it_is() {
         let mut found = 0;
         let mut read = 0;
         for slice in 0..5 {
-            let sample = verdict.next_sample(5);
-            assert_eq!(sample, Sample::new(slice, 5).unwrap());
-            let plan = VerifyPlan {
-                scope: Scope::Sample(sample),
-                resume: None,
-            };
+            let plan = verdict.next(Some(5));
+            assert_eq!(plan.scope, Scope::Sample(Sample::new(slice, 5).unwrap()));
             let verified = verify(&image, &plan, usize::MAX);
             assert!(verified.stopped.is_none());
             read += verified.progress.checked_bytes;

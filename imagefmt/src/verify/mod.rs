@@ -51,7 +51,7 @@ impl std::ops::Add for VerifyProgress {
 #[derive(Debug, Clone, Default)]
 pub struct VerifyPlan {
     /// Which clusters are read.
-    pub scope: Scope,
+    pub(crate) scope: Scope,
     /// Where an earlier verification of the same scope was stopped.
     pub resume: Option<Resume>,
 }
@@ -74,6 +74,21 @@ pub struct Position {
     pub disk: String,
     /// The first cluster that is not verified; the number of its clusters when the disk is done.
     pub next_cluster: u64,
+}
+
+impl VerifyPlan {
+    /// To verify everything, or the first of `samples` that make up the whole.
+    pub fn first(samples: Option<u32>) -> Self {
+        Self {
+            scope: Scope::slice(0, samples),
+            resume: None,
+        }
+    }
+
+    /// How many bytes of a disk of `size_bytes` are to be verified.
+    pub fn bytes_of(&self, size_bytes: u64) -> u64 {
+        self.scope.bytes_of(size_bytes)
+    }
 }
 
 /// What a verification came to.

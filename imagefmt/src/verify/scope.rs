@@ -64,6 +64,14 @@ impl Sample {
 }
 
 impl Scope {
+    /// Slice `number`, from 0, where `samples` make up the whole; everything where there is only one, or none.
+    pub(crate) fn slice(number: u32, samples: Option<u32>) -> Self {
+        match samples {
+            Some(of) if of > 1 => Self::Sample(Sample::new(number, of).unwrap_or(Sample::WHOLE)),
+            _ => Self::All,
+        }
+    }
+
     /// Whether it has the cluster that begins at byte `offset`.
     pub(crate) fn has(self, offset: u64) -> bool {
         match self {

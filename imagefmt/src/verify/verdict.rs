@@ -246,16 +246,13 @@ impl Verdict {
         }
     }
 
-    /// The sample to take next, if there are to be `of` in all; at least one is taken.
-    pub fn next_sample(&self, of: u32) -> Sample {
-        let taken = self.samples.as_ref().filter(|samples| samples.of == of);
-        let slice = taken.map_or(0, |samples| samples.done);
-        Sample::new(slice, of).unwrap_or(Sample::WHOLE)
-    }
-
-    /// The first sample where `of` make up the whole.
-    pub fn first_sample(of: u32) -> Sample {
-        Sample::new(0, of).unwrap_or(Sample::WHOLE)
+    /// What to verify next: everything, or the next of `samples` that make up the whole.
+    pub fn next(&self, samples: Option<u32>) -> VerifyPlan {
+        let taken = self.samples.as_ref().filter(|taken| Some(taken.of) == samples);
+        VerifyPlan {
+            scope: Scope::slice(taken.map_or(0, |taken| taken.done), samples),
+            resume: None,
+        }
     }
 
     /// What is left to do of the verification that was stopped.

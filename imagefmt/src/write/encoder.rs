@@ -1,7 +1,7 @@
 //! From a cluster's plain bytes to what is stored for it.
 
 use crate::format::codec::{compress_cluster, encode_damaged};
-use crate::format::digest::{Digest, cluster_digest};
+use crate::format::digest::Digest;
 use crate::format::pointer::Codec;
 use crate::write::builder::ClusterUpdate;
 
@@ -27,7 +27,7 @@ impl ClusterEncoder {
 
     /// The digest of a cluster's content; null for zeros.
     pub fn digest(&self, plain: &[u8]) -> Digest {
-        cluster_digest(plain)
+        Digest::of_cluster(plain)
     }
 
     /// What to store for cluster `index`, whose content has `digest`.
@@ -79,7 +79,7 @@ mod tests {
         ];
         for (plain, codec) in contents {
             let digest = encoder.digest(&plain);
-            assert_eq!(digest, cluster_digest(&plain));
+            assert_eq!(digest, Digest::of_cluster(&plain));
             let update = encoder.encode(3, digest, &plain);
             assert_eq!((update.index, update.digest, update.codec), (3, digest, codec));
             match codec {

@@ -16,7 +16,7 @@ pub use single::SingleDisk;
 
 use attached::{Attached, Bound, Follower};
 use blockio::IoMethod;
-use imagefmt::{DiskRecord, ErrorKind, ImageId, ImageRef, Lock, Manifest, Store, Which};
+use imagefmt::{DiskRecord, ErrorKind, ImageId, ImageRef, Lock, Manifest, Store};
 use images::Images;
 use kept::{Kept, Use};
 use nbd::{Access, Catalog, Client, Export, ExportInfo, Limits, ServeError};
@@ -72,7 +72,7 @@ struct Asked {
 
 impl Asked {
     fn follows_latest(&self) -> bool {
-        self.image.which == Which::Latest
+        self.image.is_latest()
     }
 }
 
@@ -180,7 +180,7 @@ impl StoreCatalog {
         }
         let with_images = jobs.values().filter(|images| images.latest().is_some());
         let names = offers.iter().filter_map(|offer| offer.name.parse().ok());
-        let mut latest = names.filter(|name: &ImageRef| name.which == Which::Latest && name.disk.is_some());
+        let mut latest = names.filter(|name: &ImageRef| name.is_latest() && name.disk.is_some());
         // One whose image cannot be read now is not offered; it is a job all the same.
         Ok(match (with_images.count(), latest.next(), latest.next()) {
             (1, only, None) => only,
@@ -195,14 +195,9 @@ impl StoreCatalog {
             tracing::warn!("not served: {}", chain_text(error));
         }
         for (job, images) in jobs {
-            let numbers = images.ids().map(|id| (Which::Sequence(id.sequence()), id));
-            let latest = images.latest().map(|id| (Which::Latest, id));
-            for (which, id) in numbers.chain(latest) {
-                let image = ImageRef {
-                    job: job.clone(),
-                    which,
-                    disk: None,
-                };
+            let numbers = images.ids().map(|id| (id.reference(None), id));
+            let latest = images.latest().map(|id| (ImageRef::latest(&job), id));
+            for (image, id) in numbers.chain(latest) {
                 match self.offer_of(&image, &id) {
                     Ok(of_image) => offers.extend(of_image),
                     Err(error) => tracing::warn!("not served: {}", chain_text(&error)),
@@ -226,16 +221,10 @@ impl StoreCatalog {
         let mut offers = Vec::new();
         let wanted = |name: &str| image.disk.as_deref().is_none_or(|only| only == name);
         for disk in manifest.disks.iter().filter(|disk| wanted(&disk.name)) {
-            let full = ImageRef {
-                disk: Some(disk.name.clone()),
-                ..image.clone()
-            };
+            let full = image.with_disk(Some(&disk.name));
             offers.push(offer(full.to_string(), id, &manifest, disk));
             if manifest.disks.len() == 1 {
-                let short = ImageRef {
-                    disk: None,
-                    ..image.clone()
-                };
+                let short = image.with_disk(None);
                 offers.push(offer(short.to_string(), id, &manifest, disk));
             }
         }
@@ -245,7 +234,7 @@ impl StoreCatalog {
     fn is_chosen(&self, image: &ImageRef) -> bool {
         let covers = |chosen: &ImageRef| {
             let same_disk = chosen.disk.is_none() || image.disk.is_none() || chosen.disk == image.disk;
-            chosen.job == image.job && chosen.which == image.which && same_disk
+            chosen.is_same_image(image) && same_disk
         };
         self.chosen
             .as_ref()
@@ -430,10 +419,7 @@ fn follower(image: &ImageRef, client: &Client) -> Follower {
 
 fn no_disk(image: &ImageRef, name: &str, manifest: &Manifest) -> imagefmt::Error {
     let known: Vec<&str> = manifest.disks.iter().map(|disk| disk.name.as_str()).collect();
-    let image = ImageRef {
-        disk: None,
-        ..image.clone()
-    };
+    let image = image.with_disk(None);
     let what = format!("image {image} has no disk {name}; it has {}", known.join(", "));
     imagefmt::Error::new(ErrorKind::NotFound, what)
 }

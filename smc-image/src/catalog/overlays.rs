@@ -101,10 +101,7 @@ impl Overlays {
 
 /// An overlay as it is listed: by the full name of what was asked for first.
 fn listed(image: &ImageRef, name: &str, disk: &Offer) -> Offer {
-    let image = ImageRef {
-        disk: Some(disk.disk.clone()),
-        ..image.clone()
-    };
+    let image = image.with_disk(Some(&disk.disk));
     Offer {
         name: format!("{image}@{name}"),
         ..disk.clone()

@@ -1,7 +1,7 @@
 //! Reading disks so that a failure names what is damaged, once.
 
 use super::{chain_text, locked};
-use imagefmt::{Disk, ErrorKind, SECTOR_LEN};
+use imagefmt::Disk;
 use nbd::ExportError;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -34,46 +34,10 @@ impl ReportingDisk {
 
     /// Fills `target` from byte `offset`; a failure names the first byte that cannot be read.
     pub fn read(&self, offset: u64, target: &mut [u8]) -> Result<(), ExportError> {
-        if self.disk.read_at(offset, target).is_ok() {
-            return Ok(());
-        }
-        read_in_steps(&self.disk, offset, target).map_err(|(at, error)| self.failures.report(at, error))
+        self.disk
+            .read_until_bad(offset, target)
+            .map_err(|(at, error)| self.failures.report(at, error))
     }
-}
-
-/// Reads cluster by cluster, and sector by sector where the source could not be read, to find the first bad byte.
-fn read_in_steps(disk: &Disk, offset: u64, target: &mut [u8]) -> Result<(), (u64, imagefmt::Error)> {
-    let cluster_bytes = u64::from(disk.geometry().cluster_size().bytes());
-    let mut done = 0;
-    while done < target.len() {
-        let at = offset + done as u64;
-        let part = step(at, cluster_bytes, &mut target[done..]);
-        done += part.len();
-        match disk.read_at(at, part) {
-            Err(error) if error.kind() == ErrorKind::Unreadable => read_sectors(disk, at, part)?,
-            read => read.map_err(|error| (at, error))?,
-        }
-    }
-    Ok(())
-}
-
-fn read_sectors(disk: &Disk, offset: u64, target: &mut [u8]) -> Result<(), (u64, imagefmt::Error)> {
-    let mut done = 0;
-    while done < target.len() {
-        let at = offset + done as u64;
-        let part = step(at, SECTOR_LEN as u64, &mut target[done..]);
-        done += part.len();
-        disk.read_at(at, part).map_err(|error| (at, error))?;
-    }
-    Ok(())
-}
-
-/// What of `target`, which begins at byte `at`, lies before the next multiple of `unit`.
-fn step(at: u64, unit: u64, target: &mut [u8]) -> &mut [u8] {
-    let len = usize::try_from(unit - at % unit)
-        .unwrap_or(usize::MAX)
-        .min(target.len());
-    &mut target[..len]
 }
 
 /// What could not be read so far.

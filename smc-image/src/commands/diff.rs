@@ -68,18 +68,16 @@ fn compare(json: bool, a: &Disk, b: &Disk) -> anyhow::Result<()> {
         count: 0,
         bytes: 0,
     };
-    let cluster_size = u64::from(a.geometry().cluster_size().bytes());
     let mut printed = Ok(());
-    let all = 0..u64::MAX;
-    let compared = a.tree().diff_within(b.tree(), all, &mut |clusters| {
-        printed = ranges.add(clusters.start * cluster_size..clusters.end.saturating_mul(cluster_size));
+    let compared = a.each_difference(b, &mut |range| {
+        printed = ranges.add(range);
         if printed.is_ok() {
             ControlFlow::Continue(())
         } else {
             ControlFlow::Break(())
         }
     });
-    let _stopped = compared.map_err(|error| error.within(pair(a, b)))?;
+    compared?;
     printed?;
     ranges.flush()?;
     unless_closed(summary(json, a, b, &ranges))

@@ -7,11 +7,9 @@ use anyhow::Context as _;
 use cli::output;
 use cli::text;
 use cli::units;
-use imagefmt::{
-    BootVerdict, Codec, Disk, DiskIdentity, DiskRecord, Image, ImageId, ImageRef, Manifest, Run, Store,
-};
+use imagefmt::{BootVerdict, Disk, DiskIdentity, DiskRecord, Image, ImageId, ImageRef, Manifest};
 use serde_json::{Value, json};
-use std::ops::ControlFlow;
+use std::ops::Range;
 use std::process::ExitCode;
 
 /// Show all that is recorded about an image
@@ -24,17 +22,11 @@ pub struct Args {
     unreadable: bool,
 }
 
-/// A piece of a disk that holds sectors which could not be read at the source.
-struct Unreadable {
-    offset: u64,
-    length: u64,
-}
-
 /// Shows the manifest, and what follows from it.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
     let image = store.image(&args.image)?;
-    let parent = Parent::of(&store, &image);
+    let parent = store.parent(image.id());
     let disks: Vec<&Disk> = match &args.image.disk {
         Some(name) => vec![image.disk(Some(name))?],
         None => image.disks().iter().collect(),
@@ -46,7 +38,10 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
             .manifest()
             .disk(disk.name())
             .context("a disk without a record")?;
-        let unreadable = args.unreadable.then(|| unreadable(disk)).transpose()?;
+        let unreadable = args
+            .unreadable
+            .then(|| disk.unreadable_at_source(usize::MAX))
+            .transpose()?;
         shown.push((disk, record, unreadable));
     }
     if context.json {
@@ -89,33 +84,6 @@ fn print_boot(boot: &imagefmt::Result<Option<BootVerdict>>) -> anyhow::Result<()
     }
 }
 
-/// The clusters that hold unreadable sectors, neighbours joined.
-fn unreadable(disk: &Disk) -> imagefmt::Result<Vec<Unreadable>> {
-    let geometry = disk.geometry();
-    let mut found: Vec<Unreadable> = Vec::new();
-    disk.tree().walk(0..geometry.cluster_count(), &mut |run| {
-        if let Run::Data(index, pointer) = run {
-            let (offset, length) = (geometry.cluster_offset(index), geometry.cluster_len(index) as u64);
-            match found.last_mut() {
-                _ if pointer.codec != Codec::Damaged => {}
-                Some(last) if last.offset + last.length == offset => last.length += length,
-                _ => found.push(Unreadable { offset, length }),
-            }
-        }
-        ControlFlow::Continue(())
-    })?;
-    Ok(found)
-}
-
-/// Number of layers that a disk points into, and the bytes that it references there.
-fn layers(disk: &Disk) -> (usize, u64) {
-    let layers = disk.tree().layers();
-    (
-        layers.iter().count(),
-        layers.iter().map(|(_, layer)| layer.referenced).sum(),
-    )
-}
-
 fn field(name: &str, value: impl std::fmt::Display) -> anyhow::Result<()> {
     output::line(format_args!("{name:<14}{value}"))
 }
@@ -133,42 +101,8 @@ fn with_reason(choice: impl std::fmt::Display, reason: &str) -> String {
     }
 }
 
-/// The image that another was made from.
-enum Parent {
-    None,
-    /// It was deleted.
-    Deleted,
-    Found(ImageId),
-    /// An image of its number is there, but cannot be read.
-    Unread(imagefmt::Error),
-}
-
-impl Parent {
-    fn of(store: &Store, image: &Image) -> Self {
-        match (image.manifest().parent.is_some(), store.parent(image.id())) {
-            (_, Ok(Some(parent))) => Self::Found(parent),
-            (false, Ok(None)) => Self::None,
-            (true, Ok(None)) => Self::Deleted,
-            (_, Err(error)) => Self::Unread(error),
-        }
-    }
-
-    /// The image, where it is known.
-    fn image(&self) -> Option<String> {
-        match self {
-            Self::Found(parent) => Some(parent.to_string()),
-            Self::None | Self::Deleted | Self::Unread(_) => None,
-        }
-    }
-
-    /// Why the image is not known.
-    fn error(&self) -> Option<String> {
-        match self {
-            Self::Unread(error) => Some(error.full_message()),
-            Self::None | Self::Deleted | Self::Found(_) => None,
-        }
-    }
-}
+/// What the store says of the image that another was made from; `None` where there is none, or it was deleted.
+type Parent = imagefmt::Result<Option<ImageId>>;
 
 fn print_image(image: &Image, parent: &Parent) -> anyhow::Result<()> {
     let manifest = image.manifest();
@@ -178,18 +112,7 @@ fn print_image(image: &Image, parent: &Parent) -> anyhow::Result<()> {
         "chain",
         format_args!("{} ({})", image.id().chain(), manifest.chain),
     )?;
-    let (number, id) = manifest.parent.as_ref().map_or_else(Default::default, |record| {
-        (record.sequence, record.id.to_string())
-    });
-    match parent {
-        Parent::None => field("parent", "none")?,
-        Parent::Deleted => field("parent", format_args!("number {number}, deleted ({id})"))?,
-        Parent::Found(parent) => field("parent", format_args!("{parent} ({id})"))?,
-        Parent::Unread(error) => field(
-            "parent",
-            format_args!("number {number} ({id}); cannot be read: {}", error.full_message()),
-        )?,
-    }
+    field("parent", parent_text(image, parent))?;
     if let Some(owner) = &manifest.owner {
         field("owner", owner)?;
     }
@@ -218,8 +141,20 @@ fn features(manifest: &Manifest) -> String {
     }
 }
 
+fn parent_text(image: &Image, parent: &Parent) -> String {
+    let Some(record) = &image.manifest().parent else {
+        return "none".to_owned();
+    };
+    let (number, id) = (record.sequence, record.id);
+    match parent {
+        Ok(Some(parent)) => format!("{parent} ({id})"),
+        Ok(None) => format!("number {number}, deleted ({id})"),
+        Err(error) => format!("number {number} ({id}); cannot be read: {}", error.full_message()),
+    }
+}
+
 fn print_disk(disk: &Disk, record: &DiskRecord) -> anyhow::Result<()> {
-    let (count, referenced) = layers(disk);
+    let (count, referenced) = disk.layers();
     output::line("")?;
     output::line(disk.label())?;
     disk_field(
@@ -273,12 +208,12 @@ fn identity(identity: &DiskIdentity) -> Vec<(&'static str, String)> {
         .collect()
 }
 
-fn print_unreadable(unreadable: &[Unreadable]) -> anyhow::Result<()> {
+fn print_unreadable(unreadable: &[Range<u64>]) -> anyhow::Result<()> {
     if unreadable.is_empty() {
         return disk_field("unreadable", "nothing");
     }
-    unreadable.iter().try_for_each(|extent| {
-        let (offset, length) = (extent.offset, units::size(extent.length));
+    unreadable.iter().try_for_each(|range| {
+        let (offset, length) = (range.start, units::size(range.end - range.start));
         disk_field(
             "unreadable",
             format_args!("sectors within {length} from byte {offset} on"),
@@ -296,8 +231,8 @@ fn image_object(image: &Image, parent: &Parent, disks: &[Value]) -> Value {
         "id": manifest.id,
         "chain": { "name": image.id().chain(), "id": manifest.chain },
         "parent": manifest.parent,
-        "parent_image": parent.image(),
-        "parent_error": parent.error(),
+        "parent_image": parent.as_ref().ok().and_then(Option::as_ref).map(ToString::to_string),
+        "parent_error": parent.as_ref().err().map(imagefmt::Error::full_message),
         "started": manifest.started,
         "finished": manifest.finished,
         "kind": manifest.kind,
@@ -311,8 +246,8 @@ fn image_object(image: &Image, parent: &Parent, disks: &[Value]) -> Value {
     })
 }
 
-fn disk_object(disk: &Disk, record: &DiskRecord, unreadable: &Option<Vec<Unreadable>>) -> Value {
-    let (count, referenced) = layers(disk);
+fn disk_object(disk: &Disk, record: &DiskRecord, unreadable: &Option<Vec<Range<u64>>>) -> Value {
+    let (count, referenced) = disk.layers();
     let mut object = json!({
         "name": record.name,
         "size_bytes": record.size_bytes,
@@ -329,7 +264,7 @@ fn disk_object(disk: &Disk, record: &DiskRecord, unreadable: &Option<Vec<Unreada
         "referenced_bytes": referenced,
     });
     if let Some(unreadable) = unreadable {
-        let extent = |extent: &Unreadable| json!({ "start": extent.offset, "length": extent.length });
+        let extent = |range: &Range<u64>| json!({ "start": range.start, "length": range.end - range.start });
         object["unreadable"] = unreadable.iter().map(extent).collect();
     }
     object

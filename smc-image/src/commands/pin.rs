@@ -3,7 +3,7 @@
 use crate::context::Context;
 use cli::output;
 use cli::text;
-use imagefmt::{ImageRef, PIN_NAME};
+use imagefmt::{ImageRef, Pin};
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -13,7 +13,7 @@ pub struct Args {
     /// The image
     image: ImageRef,
     /// What the pin is known by: whoever needs the image for a while sets one of its own
-    #[arg(long, value_name = "NAME", default_value = PIN_NAME)]
+    #[arg(long, value_name = "NAME", default_value = Pin::DEFAULT_NAME)]
     name: String,
 }
 

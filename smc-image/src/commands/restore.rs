@@ -12,9 +12,8 @@ use anyhow::{Context as _, bail};
 use cli::interrupt::Interrupt;
 use cli::progress::Progress;
 use cli::{ask, output, units};
-use imagefmt::{Codec, Disk, Error, ErrorKind, Image, ImageRef, Run};
+use imagefmt::{Disk, Error, ErrorKind, Image, ImageRef};
 use serde_json::json;
-use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -150,26 +149,18 @@ fn warn_of(behind: &Behind, target: &Target) {
 
 /// Refuses an image that cannot be written whole, as far as its map shows it, before anything is written.
 fn check_readable(disk: &Disk) -> anyhow::Result<()> {
-    let geometry = disk.geometry();
-    let mut unreadable = None;
-    let walked = disk
-        .tree()
-        .walk(0..geometry.cluster_count(), &mut |run| match run {
-            Run::Data(index, pointer) if pointer.codec == Codec::Damaged => {
-                unreadable = Some(index);
-                ControlFlow::Break(())
-            }
-            _ => ControlFlow::Continue(()),
-        });
-    walked
-        .map_err(|error| error.within(disk.label()))
+    let unreadable = disk
+        .unreadable_at_source(1)
         .map_err(anyhow::Error::from)
         .advise("nothing was written; `smc-image verify` shows all that is damaged")?;
-    let Some(index) = unreadable else { return Ok(()) };
+    let Some(first) = unreadable.first() else {
+        return Ok(());
+    };
     let what = format!(
-        "{}: cluster {index} (byte {}) was unreadable at the source",
+        "{}: cluster {} (byte {}) was unreadable at the source",
         disk.label(),
-        geometry.cluster_offset(index)
+        disk.geometry().cluster_at(first.start),
+        first.start
     );
     Err(Error::new(ErrorKind::Unreadable, what).into())
         .advise("nothing was written: the image lacks part of the disk; restore an older or newer one")

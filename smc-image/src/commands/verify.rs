@@ -13,7 +13,7 @@ use cli::progress::Progress;
 use cli::text;
 use cli::units;
 use imagefmt::{
-    Error, ErrorKind, Finding, Image, ImageId, Inspection, JobImages, Readers, Scope, Span, Store, Verdict,
+    Error, ErrorKind, Finding, Image, ImageId, Inspection, JobImages, Readers, Span, Store, Verdict,
     Verified, Verifier, VerifyPlan, VerifyProgress,
 };
 use jiff::Timestamp;
@@ -229,13 +229,7 @@ impl<'a> Verification<'a> {
 
     /// Verifies the content that an unfinished sync has stored; what it came to is not kept.
     fn unfinished(&mut self, chain: &str) -> anyhow::Result<()> {
-        let plan = VerifyPlan {
-            scope: match self.args.sample {
-                Some(of) if of > 1 => Scope::Sample(Verdict::first_sample(of)),
-                _ => Scope::All,
-            },
-            resume: None,
-        };
+        let plan = VerifyPlan::first(self.args.sample);
         let (throttle, interrupt) = (&mut self.throttle, &self.interrupt);
         throttle.next_image();
         let mut wait = |now: VerifyProgress| throttle.wait(now.read_bytes, interrupt);
@@ -293,7 +287,7 @@ impl<'a> Verification<'a> {
         let sizes: Vec<u64> = image.disks().iter().map(imagefmt::Disk::size_bytes).collect();
         let total = sizes
             .iter()
-            .map(|&size| plan.scope.bytes_of(size))
+            .map(|&size| plan.bytes_of(size))
             .fold(0, u64::saturating_add);
         let bar = Progress::bytes(total, format!("verify {label}"));
         let started = Timestamp::now();
@@ -350,13 +344,7 @@ impl<'a> Verification<'a> {
 
     fn plan(&self, verdict: &Verdict) -> VerifyPlan {
         let left = verdict.resume().filter(|_| self.args.resume);
-        left.unwrap_or_else(|| VerifyPlan {
-            scope: match self.args.sample {
-                Some(of) if of > 1 => Scope::Sample(verdict.next_sample(of)),
-                _ => Scope::All,
-            },
-            resume: None,
-        })
+        left.unwrap_or_else(|| verdict.next(self.args.sample))
     }
 
     /// An image that was done before the interruption: what it shares with the next need not be read again.

@@ -6,7 +6,7 @@ use anyhow::Context;
 use blockio::{Device, ReadOptions, SequentialReader};
 use cli::interrupt::Interrupt;
 use cli::progress::Progress;
-use imagefmt::{Digest, Disk, DiskDigest, DiskHasher, Geometry, cluster_digest};
+use imagefmt::{Digest, Disk, DiskDigest, DiskHasher, Geometry};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::ops::Range;
@@ -103,7 +103,7 @@ type Hashed = (Vec<Digest>, usize);
 
 fn clusters_of(geometry: Geometry, chunk: &[u8]) -> Hashed {
     let clusters = chunk.chunks(geometry.cluster_size().byte_len());
-    (clusters.map(cluster_digest).collect(), chunk.len())
+    (clusters.map(Digest::of_cluster).collect(), chunk.len())
 }
 
 /// Takes the chunks' digests in order.
@@ -145,7 +145,7 @@ mod tests {
         let mut hasher = DiskHasher::new(geometry);
         bytes
             .chunks(geometry.cluster_size().byte_len())
-            .for_each(|cluster| hasher.push(cluster_digest(cluster)));
+            .for_each(|cluster| hasher.push(Digest::of_cluster(cluster)));
         hasher.finish().unwrap()
     }
 

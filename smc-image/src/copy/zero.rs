@@ -2,8 +2,8 @@
 
 use anyhow::Context;
 use blockio::AlignedBuf;
+use blockio::is_zero;
 use hostdev::{BlockDevice, DeviceNumber, Root};
-use imagefmt::is_zero;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;

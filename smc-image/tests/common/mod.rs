@@ -28,7 +28,7 @@ impl Fixture {
     /// An empty store.
     pub fn new() -> Self {
         let dir = ScratchDir::new("smc-image").unwrap();
-        imagefmt::open_or_create_store(&dir.join("store"), false).unwrap();
+        imagefmt::Store::open_or_create(&dir.join("store"), false).unwrap();
         Self { dir }
     }
 
@@ -77,14 +77,14 @@ impl Fixture {
         sector: u32,
         disks: &[(&str, &[u8])],
     ) -> Manifest {
-        let store = imagefmt::open_store(&self.store()).unwrap();
+        let store = imagefmt::Store::open(&self.store()).unwrap();
         let image = store.begin(job, Some(cluster_size), &names(disks)).unwrap();
         self.write(image, cluster_size, sector, disks)
     }
 
     /// Syncs `job`, which continues the chain of the job `from`, with these disks, of 64 KiB clusters.
     pub fn take_up(&self, job: &str, from: &str, disks: &[(&str, &[u8])]) -> Manifest {
-        let store = imagefmt::open_store(&self.store()).unwrap();
+        let store = imagefmt::Store::open(&self.store()).unwrap();
         let image = store.take_up(job, from, &names(disks)).unwrap();
         self.write(image, ClusterSize::K64, 512, disks)
     }

@@ -13,7 +13,7 @@ use testkit::process::wait_for;
 /// Waits until the note of a job in a store says what is wanted.
 pub fn wait_for_note(store: &Path, name: &str, wanted: impl Fn(&Value) -> bool) {
     wait_for(&format!("the note of {name}"), || {
-        let note = imagefmt::open_store(store).and_then(|store| store.note::<Value>(name));
+        let note = imagefmt::Store::open(store).and_then(|store| store.note::<Value>(name));
         note.is_ok_and(|note| wanted(&note))
     });
 }
@@ -73,7 +73,7 @@ fn an_order_to_end_that_was_answered_counts_after_a_kill() {
             _ => actions::stop(&house.parts, "web01").unwrap(),
         }
         std::fs::create_dir(house.dir.path().join("store")).unwrap();
-        imagefmt::open_or_create_store(&house.dir.path().join("store"), false).unwrap();
+        imagefmt::Store::open_or_create(&house.dir.path().join("store"), false).unwrap();
         let house = house.restart();
         house.wait_idle();
         assert_eq!(house.job("web01").status, status);
@@ -143,7 +143,7 @@ fn a_rebuild_that_was_cut_short_is_begun_again() {
 fn the_jobs_of_another_machine_are_left_alone() {
     let house = House::new();
     let store = waiting(&house, "web01");
-    let opened = imagefmt::open_store(&store).unwrap();
+    let opened = imagefmt::Store::open(&store).unwrap();
     let mut note: Value = opened.note("web01").unwrap();
     note["host"] = "another machine".into();
     opened.put_note("web01", &note).unwrap();
@@ -161,7 +161,7 @@ fn a_stale_look_at_a_job_deletes_nothing_of_a_later_one_of_its_name() {
     stale.status = Status::Deleting;
     deleting::purge_in_background(&house.parts, stale);
     house.wait_idle();
-    let images = imagefmt::open_store(&store).unwrap().job("web01").unwrap();
+    let images = imagefmt::Store::open(&store).unwrap().job("web01").unwrap();
     assert_eq!(images.sequences(), [1]);
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 fn edit_note(store: &Path, name: &str, change: impl FnOnce(&mut Value)) {
-    let store = imagefmt::open_store(store).unwrap();
+    let store = imagefmt::Store::open(store).unwrap();
     let mut note: Value = store.note(name).unwrap();
     change(&mut note);
     store.put_note(name, &note).unwrap();
@@ -118,9 +118,9 @@ fn a_note_of_a_lost_key_or_of_another_store_is_confirmed_by_root() {
     // A store that root uses, into which somebody copies a note of another one.
     let house = House::new();
     let store = waiting(&house, "web01");
-    let note: Value = imagefmt::open_store(&store).unwrap().note("web01").unwrap();
+    let note: Value = imagefmt::Store::open(&store).unwrap().note("web01").unwrap();
     let other = house.dir.path().join("other");
-    imagefmt::open_or_create_store(&other, false).unwrap();
+    imagefmt::Store::open_or_create(&other, false).unwrap();
     let request = api::CreateJob {
         store: Some(other.display().to_string()),
         ..house.request("db")
@@ -129,9 +129,9 @@ fn a_note_of_a_lost_key_or_of_another_store_is_confirmed_by_root() {
     wait_for_note(&other, "db", |_| true);
     deleting::delete(&house.parts, "web01", false).unwrap();
     house.wait_until("its note is gone", || {
-        imagefmt::open_store(&store).unwrap().notes().unwrap().is_empty()
+        imagefmt::Store::open(&store).unwrap().notes().unwrap().is_empty()
     });
-    imagefmt::open_store(&other)
+    imagefmt::Store::open(&other)
         .unwrap()
         .put_note("web01", &note)
         .unwrap();
@@ -152,7 +152,7 @@ fn a_note_that_is_not_ours_deletes_nothing() {
     lose_state(&house);
     let house = house.restart();
     is_unconfirmed(&house, "web01");
-    let images = imagefmt::open_store(&store).unwrap().job("web01").unwrap();
+    let images = imagefmt::Store::open(&store).unwrap().job("web01").unwrap();
     assert_eq!(images.sequences(), [1]);
 }
 

@@ -163,7 +163,7 @@ fn images_that_others_delete_are_gone_from_the_list_after_a_minute() {
     actions::sync(&house.parts, "db").unwrap();
     house.wait_idle();
     assert_eq!(house.job("db").images, [1, 2]);
-    let store = imagefmt::open_store(&house.dir.path().join("store")).unwrap();
+    let store = imagefmt::Store::open(&house.dir.path().join("store")).unwrap();
     let first = store.job("db").unwrap().get(1).unwrap();
     store.delete(&first).unwrap();
     assert_eq!(view::show(&house.parts, "db").unwrap().images, ["db/2"]);

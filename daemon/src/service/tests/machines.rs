@@ -55,7 +55,7 @@ fn refused(house: &House, request: &CreateJob, words: &[&str]) {
 }
 
 fn sequences(store: &Path, job: &str) -> Vec<u64> {
-    let store = imagefmt::open_store(store).unwrap();
+    let store = imagefmt::Store::open(store).unwrap();
     store.job(job).unwrap().sequences().to_vec()
 }
 

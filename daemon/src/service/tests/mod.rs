@@ -602,7 +602,7 @@ fn deleting_keeps_images_and_purging_does_not() {
     actions::start(&house.parts, "web01").unwrap();
     house.wait_idle();
     assert_eq!(deleting::delete(&house.parts, "web01", false), Ok(true));
-    let store = imagefmt::open_store(&house.dir.path().join("store")).unwrap();
+    let store = imagefmt::Store::open(&house.dir.path().join("store")).unwrap();
     assert_eq!(store.job("web01").unwrap().sequences(), [1]);
     let again = house.request("web01");
     let refusal = create::create(&house.parts, &again).unwrap_err();

@@ -34,7 +34,7 @@ fn edit(house: &House, name: &str, change: impl FnOnce(&mut Value)) {
 /// Changes the job's note as smcd would write it: its seal fits.
 fn edit_note(store: &Path, name: &str, change: impl FnOnce(&mut Value)) {
     let (key, _) = NoteKey::open(store.parent().unwrap()).unwrap();
-    let store = imagefmt::open_store(store).unwrap();
+    let store = imagefmt::Store::open(store).unwrap();
     let mut note: Value = store.note(name).unwrap();
     change(&mut note);
     note["seal"] = key.seal(note["host"].as_str().unwrap(), &note["job"]).into();
@@ -133,7 +133,7 @@ fn a_job_of_a_newer_version_does_nothing_and_keeps_what_is_its_own() {
     house.wait_idle();
     assert_eq!(house.job("db").status, Status::Expired);
     assert_eq!(record(&house, "web01"), before);
-    let images = imagefmt::open_store(&store).unwrap().job("web01").unwrap();
+    let images = imagefmt::Store::open(&store).unwrap().job("web01").unwrap();
     assert_eq!(images.sequences(), [1]);
 
     // The version that knows it finds it as it was.
@@ -159,7 +159,7 @@ fn a_job_that_cannot_be_read_can_be_forgotten_and_its_images_taken_up() {
     create::create(&house.parts, &successor).unwrap();
     actions::start(&house.parts, "web01").unwrap();
     house.wait_idle();
-    let images = imagefmt::open_store(&store).unwrap().job("web01").unwrap();
+    let images = imagefmt::Store::open(&store).unwrap().job("web01").unwrap();
     assert_eq!(images.sequences(), [1, 2]);
 }
 

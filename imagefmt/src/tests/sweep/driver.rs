@@ -6,8 +6,8 @@ use crate::tests::model::Model;
 use crate::tests::sim::{Alone, SimDisk};
 use crate::tests::support::{Pass, meta, pass_over, read_all};
 use crate::{
-    ClusterSize, Consistency, Disk, Error, ErrorKind, ImageWriter, Manifest, Pointer, Reclaimed, Store,
-    cluster_digest,
+    ClusterSize, Consistency, Digest, Disk, Error, ErrorKind, ImageWriter, Manifest, Pointer, Reclaimed,
+    Store,
 };
 use std::sync::Arc;
 
@@ -81,7 +81,7 @@ impl<'a> Driver<'a> {
     }
 
     pub fn store(&self) -> crate::Result<Store> {
-        let store = Store::open(Arc::new(self.disk.clone()), "sim")?;
+        let store = Store::open_on(Arc::new(self.disk.clone()), "sim")?;
         Ok(store.with_lock_wait(Arc::new(Alone)))
     }
 
@@ -219,7 +219,7 @@ impl<'a> Driver<'a> {
             for index in 0..disk.model.cluster_count() {
                 let held = held(base.as_ref(), index)?;
                 let plain = disk.model.get(index);
-                let digest = cluster_digest(&plain);
+                let digest = Digest::of_cluster(&plain);
                 if held.digest == digest {
                     progress.held.push((disk.name.clone(), index, held));
                     continue;

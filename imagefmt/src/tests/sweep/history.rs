@@ -74,7 +74,7 @@ impl History {
 
     /// The store as a program that begins now sees it.
     fn store(&self) -> Store {
-        Store::open(std::sync::Arc::new(self.storage.clone()), "memory").unwrap()
+        Store::open_on(std::sync::Arc::new(self.storage.clone()), "memory").unwrap()
     }
 
     fn one_in(&mut self, count: u64) -> bool {

@@ -31,7 +31,7 @@ pub fn check(disk: &SimDisk, world: &mut World, since: Since) -> Result<(), Stri
 }
 
 fn check_store(disk: &SimDisk, world: &mut World, since: Since) -> Result<(), String> {
-    let store = match Store::open(Arc::new(disk.clone()), "sim") {
+    let store = match Store::open_on(Arc::new(disk.clone()), "sim") {
         Ok(store) => store,
         Err(error) if error.kind() == ErrorKind::NotAStore && !world.created => return Ok(()),
         Err(error) => return Err(format!("the store cannot be opened: {error:?}")),
@@ -151,7 +151,7 @@ fn check_unfinished(store: &Store, name: &str, job: &mut Job, since: Since) -> R
 
 /// Nothing takes space but what an image or the unfinished sync of a job holds.
 pub fn check_no_leaks(disk: &SimDisk) -> Result<(), String> {
-    let store = Store::open(Arc::new(disk.clone()), "sim").map_err(|error| format!("{error:?}"))?;
+    let store = Store::open_on(Arc::new(disk.clone()), "sim").map_err(|error| format!("{error:?}"))?;
     for chain in store.chains().map_err(|error| format!("{error:?}"))?.names {
         no_leaks(disk, &store, &chain).map_err(|leak| format!("after gc, chain {chain}: {leak}"))?;
     }
