@@ -3,14 +3,13 @@
 //! Nothing here trusts the disk: every field is looked for within the bytes that were read, and an id counts only
 //! behind its magic number. Of a filesystem on several devices, the id is the device's.
 
-use std::fmt::Write;
+use crate::gpt::{gpt_header, guid_text, uuid_text};
 
 /// How much from the beginning of a disk or partition has to be read.
 pub const HEAD_BYTES: usize = 68 << 10;
 
 /// Bytes of a boot record.
 const MBR_BYTES: usize = 512;
-const GPT_HEADER_BYTES: usize = 92;
 const TYPE_PROTECTIVE: u8 = 0xee;
 
 /// How an id is stored.
@@ -74,23 +73,11 @@ pub fn table_id(head: &[u8], block_bytes: usize) -> Option<String> {
     (id != 0).then(|| format!("dos:{id:08x}"))
 }
 
-/// The disk's GUID in a GPT header (UEFI specification 2.10, 5.3.2).
+/// The disk's GUID in a GPT header.
 fn gpt_id(block: &[u8]) -> Option<String> {
-    if !block.starts_with(b"EFI PART") {
-        return None;
-    }
-    let len = usize::try_from(number_at(block, 12, 4)?).ok()?;
-    let mut header = block.get(..len).filter(|_| len >= GPT_HEADER_BYTES)?.to_vec();
-    let checksum = number_at(&header, 16, 4)?;
-    header[16..20].fill(0);
-    if u64::from(crc32fast::hash(&header)) != checksum {
-        return None;
-    }
-    let guid: [u8; 16] = header.get(56..)?.first_chunk().copied()?;
-    // Its first three numbers are little-endian.
-    let [a, b, c, d, e, f, g, h, rest @ ..] = guid;
-    let ordered = [[d, c, b, a, f, e, h, g], rest].concat();
-    Some(format!("gpt:{}", uuid(&ordered)?))
+    let header = gpt_header(block).ok()?;
+    let guid: &[u8; 16] = header.get(56..)?.first_chunk()?;
+    (*guid != [0; 16]).then(|| format!("gpt:{}", guid_text(guid)))
 }
 
 /// The id of what lies in a disk or partition that begins with `head`, after its type: `xfs:` and a UUID. `None` where
@@ -114,16 +101,7 @@ pub fn filesystem_id(head: &[u8]) -> Option<String> {
 
 /// A UUID as people write it; none of zeros.
 fn uuid(bytes: &[u8]) -> Option<String> {
-    if bytes.iter().all(|&byte| byte == 0) {
-        return None;
-    }
-    let mut text = String::new();
-    for (index, byte) in bytes.iter().enumerate() {
-        let dash = if matches!(index, 4 | 6 | 8 | 10) { "-" } else { "" };
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{dash}{byte:02x}");
-    }
-    Some(text)
+    bytes.iter().any(|&byte| byte != 0).then(|| uuid_text(bytes))
 }
 
 /// Text up to the first NUL byte, of the characters that ids consist of.
@@ -138,7 +116,7 @@ fn text(bytes: &[u8]) -> Option<String> {
 }
 
 /// The little-endian number of at most 8 bytes at `at`.
-fn number_at(bytes: &[u8], at: usize, len: usize) -> Option<u64> {
+pub(crate) fn number_at(bytes: &[u8], at: usize, len: usize) -> Option<u64> {
     let mut number = [0; 8];
     number
         .get_mut(..len)?

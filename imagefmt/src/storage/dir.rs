@@ -49,6 +49,9 @@ const DIR_MODE: Mode = Mode::from_bits_truncate(0o700);
 
 impl DirStorage {
     /// Opens an existing directory.
+    ///
+    /// # Errors
+    /// `NotAStore` where there is no directory of this name; `Io` from the kernel.
     pub fn open(path: &Path) -> Result<Self> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let root = nix::fcntl::open(path, flags, Mode::empty()).map_err(|errno| match errno {
@@ -66,6 +69,10 @@ impl DirStorage {
 
     /// Opens a directory for a new store, creating it where only the last part of its path is missing, and
     /// tries what a store needs of its filesystem: locks, punching holes, renaming.
+    ///
+    /// # Errors
+    /// `Unsupported` on a filesystem that cannot hold a store, or that is not local where that is not allowed; `Io`
+    /// where the directory cannot be created.
     pub fn open_for_store(path: &Path, allow_network_fs: bool) -> Result<Self> {
         match std::fs::create_dir(path) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -123,6 +130,9 @@ impl DirStorage {
     }
 
     /// Tries locking, punching and renaming, on a file that is gone afterwards.
+    ///
+    /// # Errors
+    /// `Unsupported` for what the filesystem cannot do; `Io` and `NoSpace` from the kernel.
     pub fn probe(&self) -> Result<()> {
         let [name, renamed] = PROBE_FILES;
         self.write(name, &[1; 8192])?;

@@ -37,14 +37,32 @@ pub(crate) fn beside_of(extension: &str) -> Beside {
 /// What the name of a file ends in until it has its final one.
 pub(crate) const TEMPORARY: &str = ".tmp";
 
+const IMAGES_DIR: &str = "images";
+const LAYERS_DIR: &str = "layers";
+/// The chain's record.
+pub(crate) const CHAIN_FILE: &str = "chain.json";
+const CHECKPOINT_FILE: &str = "checkpoint.json";
+const WRITER_LOCK: &str = "writer.lock";
+const RECLAIM_LOCK: &str = "reclaim.lock";
+
+/// What a chain's directory holds as long as nothing is begun and not ended.
+pub(crate) const OF_CHAIN: [&str; 6] = [
+    IMAGES_DIR,
+    LAYERS_DIR,
+    CHAIN_FILE,
+    CHECKPOINT_FILE,
+    WRITER_LOCK,
+    RECLAIM_LOCK,
+];
+
 /// The directory of a chain's images.
 pub(crate) fn images_dir(chain: &str) -> String {
-    format!("{chain}/images")
+    format!("{chain}/{IMAGES_DIR}")
 }
 
 /// The directory of a chain's layers.
 pub(crate) fn layers_dir(chain: &str) -> String {
-    format!("{chain}/layers")
+    format!("{chain}/{LAYERS_DIR}")
 }
 
 /// The manifest: an image exists when this does.
@@ -73,22 +91,22 @@ pub(crate) fn boot_path(chain: &str, sequence: u64) -> String {
 }
 
 fn beside_image(chain: &str, sequence: u64, extension: &str) -> String {
-    format!("{chain}/images/{sequence:06}.{extension}")
+    format!("{chain}/{IMAGES_DIR}/{sequence:06}.{extension}")
 }
 
 /// A layer.
 pub(crate) fn layer_path(chain: &str, id: u32) -> String {
-    format!("{chain}/layers/{id:08x}.layer")
+    format!("{chain}/{LAYERS_DIR}/{id:08x}.layer")
 }
 
 /// What the chain's next writer needs.
 pub(crate) fn chain_path(chain: &str) -> String {
-    format!("{chain}/chain.json")
+    format!("{chain}/{CHAIN_FILE}")
 }
 
 /// The unfinished sync.
 pub(crate) fn checkpoint_path(chain: &str) -> String {
-    format!("{chain}/checkpoint.json")
+    format!("{chain}/{CHECKPOINT_FILE}")
 }
 
 /// File name of the unfinished sync that is being dropped.
@@ -101,12 +119,12 @@ pub(crate) fn dropped_checkpoint_path(chain: &str) -> String {
 
 /// Whoever writes to the chain holds it.
 pub(crate) fn writer_lock_path(chain: &str) -> String {
-    format!("{chain}/writer.lock")
+    format!("{chain}/{WRITER_LOCK}")
 }
 
 /// Whoever changes the set of roots, or frees what none of them points to, holds it.
 pub(crate) fn reclaim_lock_path(chain: &str) -> String {
-    format!("{chain}/reclaim.lock")
+    format!("{chain}/{RECLAIM_LOCK}")
 }
 
 /// The image that a file of `images/` is about, and which of its files it is; `None` for every other name.

@@ -31,6 +31,9 @@ impl<T: DeserializeOwned> Sealed for Envelope<T> {
 
 impl Store {
     /// Keeps a note, in place of what had its name. When this returns, it survives a power cut.
+    ///
+    /// # Errors
+    /// `Invalid` for a name that a note cannot have; `NoSpace` and `Io` from the storage.
     pub fn put_note<T: Serialize>(&self, name: &str, note: &T) -> Result<()> {
         check_name("note", name)?;
         let storage = self.storage();
@@ -60,6 +63,9 @@ impl Store {
     }
 
     /// Names of all notes, ascending.
+    ///
+    /// # Errors
+    /// `Io` from the storage.
     pub fn notes(&self) -> Result<Vec<String>> {
         let names = match self.storage().list(NOTES_DIR) {
             Ok(names) => names,
@@ -68,8 +74,7 @@ impl Store {
         };
         let mut notes: Vec<String> = names
             .iter()
-            .filter_map(|name| name.strip_suffix(EXTENSION))
-            .filter(|name| check_name("note", name).is_ok())
+            .filter_map(|name| note_of(name))
             .map(str::to_owned)
             .collect();
         notes.sort();
@@ -77,6 +82,9 @@ impl Store {
     }
 
     /// Removes a note; one that is not there is gone already.
+    ///
+    /// # Errors
+    /// `Invalid` for a name that a note cannot have; `Io` from the storage.
     pub fn remove_note(&self, name: &str) -> Result<()> {
         check_name("note", name)?;
         match self.storage().remove(&path(name)) {
@@ -85,6 +93,12 @@ impl Store {
             Err(error) => Err(error.within(format!("remove note {name}"))),
         }
     }
+}
+
+/// The name of the note that a file of this name holds.
+pub(crate) fn note_of(file: &str) -> Option<&str> {
+    let name = file.strip_suffix(EXTENSION)?;
+    check_name("note", name).is_ok().then_some(name)
 }
 
 fn path(name: &str) -> String {

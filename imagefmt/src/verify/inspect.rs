@@ -6,10 +6,10 @@ use crate::format::name::{SHOWN_MAX, check_name, printable};
 use crate::format::sealed;
 use crate::parallel;
 use crate::storage::paths::{
-    Beside, DROPPED_CHECKPOINT, TEMPORARY, beside_of, chain_path, image_file, images_dir, is_manifest,
-    layer_of, layer_path, layers_dir, pins_path, sequence_of, writer_lock_path,
+    Beside, CHAIN_FILE, DROPPED_CHECKPOINT, OF_CHAIN, TEMPORARY, beside_of, chain_path, image_file,
+    images_dir, is_manifest, layer_of, layer_path, layers_dir, pins_path, sequence_of, writer_lock_path,
 };
-use crate::store::notes::NOTES_DIR;
+use crate::store::notes::{NOTES_DIR, note_of};
 use crate::store::pins::PinsRecord;
 use crate::store::{STORE_FILE, Store};
 use serde::de::IgnoredAny;
@@ -87,12 +87,8 @@ impl Store {
         for note in found.note(self.notes()).unwrap_or_default() {
             found.note(self.note::<IgnoredAny>(&note));
         }
-        let is_note = |name: &&String| {
-            let note = name.strip_suffix(".json");
-            note.is_some_and(|note| check_name("note", note).is_ok())
-        };
         let dir = format!("{NOTES_DIR}/");
-        for name in names.iter().filter(|name| !is_note(name)) {
+        for name in names.iter().filter(|name| note_of(name).is_none()) {
             if name.ends_with(TEMPORARY) {
                 found.left_over(&dir, name);
             } else {
@@ -158,9 +154,9 @@ impl Store {
         let newest = manifests.values().rev().flatten().next();
         match (self.chain_id(chain), newest) {
             (Err(error), _) => found.errors.push(error),
-            (Ok(None), Some(_)) => {
-                found.remark("chain.json is missing: the next sync makes it anew from the images")
-            }
+            (Ok(None), Some(_)) => found.remark(format!(
+                "{CHAIN_FILE} is missing: the next sync makes it anew from the images"
+            )),
             (Ok(Some(id)), Some(newest)) if id != newest.chain => {
                 let what = format!(
                     "field id is {id}, but the newest image is of chain {}",
@@ -243,15 +239,7 @@ impl Store {
             }
         }
         let of_chain = found.note(self.storage().list(chain)).unwrap_or_default();
-        let known = [
-            "images",
-            "layers",
-            "chain.json",
-            "checkpoint.json",
-            "writer.lock",
-            "reclaim.lock",
-        ];
-        for name in of_chain.iter().filter(|name| !known.contains(&name.as_str())) {
+        for name in of_chain.iter().filter(|name| !OF_CHAIN.contains(&name.as_str())) {
             match name.as_str() {
                 DROPPED_CHECKPOINT => found.remark(
                     "an unfinished sync is discarded, but its space is not free yet: the next sync or gc continues",

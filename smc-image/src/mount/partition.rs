@@ -3,7 +3,6 @@
 //! Nothing here trusts the disk: offsets are checked, tables are bounded, chains that loop end.
 
 use anyhow::{Context, bail, ensure};
-use std::fmt;
 
 /// The first bytes that decide are in this much.
 const MBR_BYTES: usize = 512;
@@ -12,8 +11,6 @@ const MBR_BYTES: usize = 512;
 /// except where the disk's logical blocks are larger.
 pub const SECTOR_BYTES: u64 = 512;
 
-const GPT_SIGNATURE: &[u8] = b"EFI PART";
-const GPT_HEADER_BYTES: usize = 92;
 /// The specification reserves 16 KiB for entries; this is room for far stranger disks.
 const GPT_TABLE_BYTES_MAX: u64 = 1 << 20;
 const GPT_ENTRY_BYTES_MIN: u64 = 128;
@@ -50,6 +47,9 @@ pub struct Partition {
 /// The partitions of a disk, in ascending order of number; `None` where it has no partition table.
 ///
 /// `block_bytes` is the disk's logical block size. Fails where a table is there and damaged.
+///
+/// # Errors
+/// A table that is damaged, and a disk that cannot be read.
 pub fn read_table(source: &dyn Source, block_bytes: u64) -> anyhow::Result<Option<Vec<Partition>>> {
     let Some(mbr) = Mbr::read(source, 0)? else {
         return Ok(None);
@@ -203,6 +203,9 @@ fn read_gpt_at(source: &dyn Source, block_bytes: u64, block: u64) -> anyhow::Res
 }
 
 /// The checked entries that a header points to, and the length of one.
+///
+/// # Errors
+/// A table that is too large, lies beyond the disk, or does not match its checksum; a disk that cannot be read.
 pub fn read_gpt_table(
     source: &dyn Source,
     block_bytes: u64,
@@ -231,21 +234,12 @@ pub fn read_gpt_table(
 }
 
 /// The checked header in `block`, without what follows it in the block, and with zeros for its checksum.
+///
+/// # Errors
+/// A block without a valid header, and a disk that cannot be read.
 pub fn read_gpt_header(source: &dyn Source, block_bytes: u64, block: u64) -> anyhow::Result<Vec<u8>> {
-    let mut header = read_range(source, block.checked_mul(block_bytes), block_bytes)?;
-    ensure!(header.starts_with(GPT_SIGNATURE), "no signature in block {block}");
-    let len = usize::try_from(u32_at(&header, 12))?;
-    ensure!(
-        (GPT_HEADER_BYTES..=header.len()).contains(&len),
-        "a header of {len} bytes"
-    );
-    let checksum = u32_at(&header, 16);
-    header.truncate(len);
-    header[16..20].fill(0);
-    ensure!(
-        crc32fast::hash(&header) == checksum,
-        "the header in block {block} does not match its checksum"
-    );
+    let bytes = read_range(source, block.checked_mul(block_bytes), block_bytes)?;
+    let header = hostdev::gpt_header(&bytes).with_context(|| format!("the header in block {block}"))?;
     ensure!(
         u64_at(&header, 24) == block,
         "the header in block {block} belongs to another block"
@@ -254,6 +248,9 @@ pub fn read_gpt_header(source: &dyn Source, block_bytes: u64, block: u64) -> any
 }
 
 /// A range of the disk; an error where it lies beyond.
+///
+/// # Errors
+/// A range that lies beyond the disk, or cannot be read.
 pub fn read_range(source: &dyn Source, offset: Option<u64>, length: u64) -> anyhow::Result<Vec<u8>> {
     let inside = |offset: &u64| {
         offset
@@ -279,33 +276,15 @@ fn gpt_partition(number: u32, entry: &[u8], block_bytes: u64, size_bytes: u64) -
         number,
         offset,
         length,
-        kind: Guid(kind).to_string(),
+        kind: gpt_type(&kind),
     })
 }
 
-/// A GUID; well-known partition types are shown by name.
-struct Guid([u8; 16]);
-
-impl fmt::Display for Guid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let b = &self.0;
-        let text = format!(
-            "{:08x}-{:04x}-{:04x}-{:02x}{:02x}-{:02x}{:02x}{:02x}{:02x}{:02x}{:02x}",
-            u32_at(b, 0),
-            u16::from_le_bytes([b[4], b[5]]),
-            u16::from_le_bytes([b[6], b[7]]),
-            b[8],
-            b[9],
-            b[10],
-            b[11],
-            b[12],
-            b[13],
-            b[14],
-            b[15],
-        );
-        let known = GPT_TYPES.iter().find(|(guid, _)| *guid == text);
-        f.write_str(known.map_or(&text, |(_, name)| name))
-    }
+/// What a partition is for, by its type.
+fn gpt_type(kind: &[u8; 16]) -> String {
+    let text = hostdev::guid_text(kind);
+    let known = GPT_TYPES.iter().find(|(guid, _)| *guid == text);
+    known.map_or(text.clone(), |(_, name)| (*name).to_owned())
 }
 
 const GPT_TYPES: [(&str, &str); 9] = [

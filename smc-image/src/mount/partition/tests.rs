@@ -47,7 +47,7 @@ fn gpt(block: usize) -> Vec<u8> {
     let table_blocks = table.len() / block;
     for (own, entries) in [(1, 2), (last, last - table_blocks)] {
         let mut header = vec![0u8; 92];
-        header[..8].copy_from_slice(GPT_SIGNATURE);
+        header[..8].copy_from_slice(b"EFI PART");
         header[8..12].copy_from_slice(&0x0001_0000u32.to_le_bytes());
         header[12..16].copy_from_slice(&92u32.to_le_bytes());
         header[24..32].copy_from_slice(&(own as u64).to_le_bytes());
