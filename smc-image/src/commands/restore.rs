@@ -233,6 +233,7 @@ fn report(json: bool, disk: &Disk, target: &Target, written: Written, behind: &B
             "size_bytes": disk.size_bytes(),
             "data_bytes": written.data_bytes,
             "zero_bytes": written.zero_bytes,
+            "write_seconds": written.took.as_secs_f64(),
             "left_alone_bytes": left_alone,
             "wiped_bytes": behind.wiped_bytes,
             "left_over": behind.left_over,

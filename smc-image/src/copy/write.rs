@@ -8,15 +8,19 @@ use blockio::AlignedBuf;
 use cli::interrupt::Interrupt;
 use cli::progress::Progress;
 use imagefmt::{Disk, Extent};
+use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Bytes written at a time.
 const DATA_BYTES_MAX: u64 = 1 << 20;
 /// Bytes zeroed at a time: a request that nobody can interrupt, should the device be slow at it.
 const ZERO_BYTES_MAX: u64 = 64 << 20;
+/// Longer extents are allocated before they are written.
+const RESERVED_BYTES_MIN: u64 = 4 << 20;
 /// Threads that write: enough for a device to have something queued while clusters are decompressed.
 const WRITERS: usize = 8;
 
@@ -27,6 +31,8 @@ pub struct Written {
     pub data_bytes: u64,
     /// Bytes of zeros.
     pub zero_bytes: u64,
+    /// How long that took, until it was durable.
+    pub took: Duration,
 }
 
 /// A file or device that a disk is written to.
@@ -59,10 +65,14 @@ pub fn write_disk(
     interrupt: &Interrupt,
     progress: &Progress,
 ) -> anyhow::Result<Written> {
+    let begun = Instant::now();
     let size = disk.size_bytes();
     let aligned_end = size - size % target.alignment;
     let writer = Writer::new(disk, target)?;
-    let pieces = extents(disk).flat_map(|extent| pieces_of(extent, aligned_end));
+    let reserve = |extent: &anyhow::Result<Extent>| extent.iter().for_each(|extent| writer.reserve(extent));
+    let pieces = extents(disk)
+        .inspect(reserve)
+        .flat_map(|extent| pieces_of(extent, aligned_end));
     let worker = || {
         let mut buffer = AlignedBuf::new(usize::try_from(DATA_BYTES_MAX).unwrap_or(usize::MAX));
         let writer = &writer;
@@ -82,6 +92,7 @@ pub fn write_disk(
     writer.tail(aligned_end..size)?;
     written.data_bytes += size - aligned_end;
     target.file.sync_all().context("flush the target")?;
+    written.took = begun.elapsed();
     Ok(written)
 }
 
@@ -104,6 +115,8 @@ struct Writer<'a> {
     disk: &'a Disk,
     target: Target<'a>,
     zeroer: Zeroer<'a>,
+    /// Whether a filesystem allocates what is written.
+    is_file: bool,
 }
 
 impl<'a> Writer<'a> {
@@ -112,7 +125,24 @@ impl<'a> Writer<'a> {
             disk,
             target,
             zeroer: Zeroer::new(target.file)?,
+            is_file: target.file.metadata().context("examine the target")?.is_file(),
         })
+    }
+
+    /// Lets the filesystem allocate at once what a long extent is written to. A write with O_DIRECT that has to allocate
+    /// holds up the other threads' writes to the file; one to allocated space does not.
+    fn reserve(&self, extent: &Extent) {
+        if !self.is_file || !extent.data || extent.length < RESERVED_BYTES_MIN {
+            return;
+        }
+        let (Ok(offset), Ok(length)) = (i64::try_from(extent.offset), i64::try_from(extent.length)) else {
+            return;
+        };
+        let kept = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        // Not every filesystem can; what is lacking then, space above all, is found by the write.
+        if let Err(error) = fallocate(self.target.file, kept, offset, length) {
+            tracing::debug!("cannot allocate {} bytes ahead: {error}", extent.length);
+        }
     }
 
     fn piece(&self, piece: &Piece, buffer: &mut AlignedBuf) -> anyhow::Result<()> {

@@ -7,6 +7,7 @@
 
 mod aging;
 mod chains;
+mod copies;
 mod deletes;
 mod fill;
 mod measure;
@@ -17,6 +18,7 @@ mod syncs;
 use anyhow::{Context, Result};
 use clap::Parser;
 use comfy_table::{Cell, Table, presets::ASCII_MARKDOWN};
+use copies::Content;
 use measure::Comparison;
 use smc_tests::Bench;
 use smc_tests::crash::Kind;
@@ -58,7 +60,10 @@ struct Options {
     /// Images of the long chain.
     #[arg(long, default_value_t = 1000)]
     chain_images: u64,
-    /// Measure only these: scan, two-disks, incompressible, compressible, nbd, delete,
+    /// Size of the image that is exported, restored and verified, in MiB.
+    #[arg(long, default_value_t = 1024)]
+    copy_mib: u64,
+    /// Measure only these: scan, two-disks, incompressible, compressible, copies, nbd, delete,
     /// long-chain, aging-ext4, aging-xfs, aging-btrfs.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -96,6 +101,16 @@ fn main() -> Result<()> {
             options.full_mib << 20,
             options.rounds,
         )?);
+    }
+    if wanted("copies") {
+        for content in [Content::Noise, Content::Files] {
+            comparisons.extend(copies::copies(
+                Bench::new("bench-copies")?,
+                content,
+                options.copy_mib << 20,
+                options.rounds,
+            )?);
+        }
     }
     if !comparisons.is_empty() {
         print(&comparisons).context("print the table")?;
