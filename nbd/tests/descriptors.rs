@@ -10,24 +10,18 @@ use std::net::TcpStream;
 
 use common::raw::{CMD_READ, Raw};
 use common::{MemoryDisk, Running};
-use testkit::process::wait_for;
+use testkit::process::{resident_bytes, wait_for};
 
 const CONNECTIONS: usize = 10_000;
 /// What an allocator may keep for later of what ten thousand connections had in turn.
-const SLACK_KIB: usize = 16 << 10;
+const SLACK_KIB: u64 = 16 << 10;
 
 fn open_descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Resident memory, in KiB.
-fn resident() -> usize {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
+fn resident_kib() -> u64 {
+    resident_bytes(std::process::id()).unwrap() >> 10
 }
 
 #[test]
@@ -54,13 +48,13 @@ fn ten_thousand_connections_of_every_kind_leave_neither_descriptors_nor_memory_b
     };
     // Some first, so that what is made once is made.
     many(500);
-    let (descriptors, memory) = (open_descriptors(), resident());
+    let (descriptors, memory) = (open_descriptors(), resident_kib());
     many(CONNECTIONS);
     println!(
         "{CONNECTIONS} connections: descriptors {descriptors} before, {} after; resident {memory} KiB before, {} after",
         open_descriptors(),
-        resident()
+        resident_kib()
     );
     wait_for("all descriptors are closed", || open_descriptors() <= descriptors);
-    wait_for("the memory is released", || resident() <= memory + SLACK_KIB);
+    wait_for("the memory is released", || resident_kib() <= memory + SLACK_KIB);
 }

@@ -6,12 +6,13 @@
 
 mod common;
 
-use common::{CLUSTER, Disks, MIB, MemoryDisk, Running, expect};
+use common::{CLUSTER, Disks, MIB, MemoryDisk, Running};
 use nbd::Limits;
+use testkit::program::run;
 
-/// Runs `nbdsh` by the system's Python, which has its module; another one may come first in PATH.
+/// Runs `nbdsh`.
 fn nbdsh(args: &[&str]) {
-    expect("/usr/bin/python3", &[&["-m", "nbd"], args].concat());
+    run(testkit::program::nbdsh().args(args)).ok();
 }
 
 /// Runs a script on a connected handle `h`; its asserts decide.

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use testkit::program::{Running, tool};
 
 /// Serves an image on a socket in a directory of its own, and reads it once.
-fn serving(fixture: &Fixture, args: &[&str]) -> (Running, PathBuf) {
+fn serving_one(fixture: &Fixture, args: &[&str]) -> (Running, PathBuf) {
     fixture.sync("web", &[("vda", &disk(1))]);
     let socket = fixture.join("run/nbd.sock");
     fs::create_dir(fixture.join("run")).unwrap();
@@ -50,7 +50,7 @@ fn status(running: &Running, name: &str) -> Vec<String> {
 #[test]
 fn a_server_gives_up_what_it_does_not_need() {
     let fixture = Fixture::new();
-    let (running, socket) = serving(&fixture, &[]);
+    let (running, socket) = serving_one(&fixture, &[]);
     assert_eq!(status(&running, "NoNewPrivs"), ["1"]);
     assert_eq!(status(&running, "Seccomp"), ["2"]);
     assert_eq!(status(&running, "Uid"), ["0"; 4]);
@@ -71,7 +71,7 @@ fn a_server_gives_up_what_it_does_not_need() {
 fn a_server_becomes_another_user() {
     let fixture = Fixture::new();
     let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
-    let (running, socket) = serving(&fixture, &["--user", "nobody"]);
+    let (running, socket) = serving_one(&fixture, &["--user", "nobody"]);
     assert_eq!(status(&running, "Uid"), vec![nobody.uid.to_string(); 4]);
     assert_eq!(status(&running, "Gid"), vec![nobody.gid.to_string(); 4]);
     assert!(status(&running, "Groups").is_empty());
@@ -106,7 +106,7 @@ fn a_socket_in_a_directory_of_another_user_is_removed() {
 #[test]
 fn confinement_can_be_left_out() {
     let fixture = Fixture::new();
-    let (running, _) = serving(&fixture, &["--no-confine"]);
+    let (running, _) = serving_one(&fixture, &["--no-confine"]);
     assert_eq!(status(&running, "NoNewPrivs"), ["0"]);
     assert_eq!(status(&running, "Seccomp"), ["0"]);
     assert_eq!(running.signal("TERM").0, Some(0));

@@ -7,22 +7,10 @@
 
 mod common;
 
-use common::{CLUSTER, Fixture, disk, is_locked};
+use common::{CLUSTER, Fixture, disk, is_locked, serving, uri};
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use testkit::program::{Running, nbdsh, run, tool, wait_for};
-
-fn serving(fixture: &Fixture, args: &[&str], lines: usize) -> (Running, Vec<String>) {
-    let mut command = fixture.command();
-    command
-        .arg("serve")
-        .args(args)
-        .arg("--socket")
-        .arg(fixture.join("nbd.sock"));
-    let mut running = Running::start(&mut command);
-    let lines = running.lines(lines);
-    (running, lines)
-}
 
 fn path(path: &std::path::Path) -> &str {
     path.to_str().unwrap()
@@ -30,13 +18,6 @@ fn path(path: &std::path::Path) -> &str {
 
 fn first_word(line: &str) -> String {
     line.split_whitespace().next().unwrap().to_owned()
-}
-
-fn uri(fixture: &Fixture, export: &str) -> String {
-    format!(
-        "nbd+unix:///{export}?socket={}",
-        fixture.join("nbd.sock").display()
-    )
 }
 
 fn exports(fixture: &Fixture) -> Vec<String> {

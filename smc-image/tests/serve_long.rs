@@ -7,13 +7,13 @@
 
 mod common;
 
-use common::{CLUSTER, Fixture, MIB, disk};
+use common::{CLUSTER, Fixture, MIB, disk, script, uri};
 use std::process::Command;
 use testkit::program::{Running, nbdsh, run, tool, wait_for};
 use testkit::{noise, process};
 
 /// A server on a Unix socket and, in the clear, on a TCP port. Returns how its URI on TCP begins.
-fn serving(fixture: &Fixture, args: &[&str]) -> (Running, String) {
+fn serving_on_tcp(fixture: &Fixture, args: &[&str]) -> (Running, String) {
     let mut command = Command::new("setsid");
     let server = fixture.command();
     command.arg(server.get_program()).args(server.get_args());
@@ -21,7 +21,7 @@ fn serving(fixture: &Fixture, args: &[&str]) -> (Running, String) {
         .arg("serve")
         .args(args)
         .arg("--socket")
-        .arg(socket(fixture));
+        .arg(fixture.socket());
     command.args(["--listen", "127.0.0.1:0", "--no-tls", "--json"]);
     let mut running = Running::start(&mut command);
     let is_tcp = |line: &String| line.contains("nbd://127.0.0.1");
@@ -33,19 +33,6 @@ fn serving(fixture: &Fixture, args: &[&str]) -> (Running, String) {
     let (uri, export) = (line["uri"].as_str().unwrap(), line["export"].as_str().unwrap());
     let start = uri.strip_suffix(export).unwrap().to_owned();
     (running, start)
-}
-
-fn socket(fixture: &Fixture) -> std::path::PathBuf {
-    fixture.join("nbd.sock")
-}
-
-fn uri(fixture: &Fixture, export: &str) -> String {
-    format!("nbd+unix:///{export}?socket={}", socket(fixture).display())
-}
-
-/// Runs lines of libnbd's shell, connected to `uri`.
-fn script(uri: &str, lines: &str) -> String {
-    run(nbdsh().args(["--uri", uri, "-c", lines])).ok()
 }
 
 /// Bytes that compress.
@@ -62,7 +49,7 @@ fn one_cache_bounds_the_memory_of_the_server() {
     for (seed, job) in (1..).zip(jobs) {
         fixture.sync(job, &[("vda", &text(24 * MIB, seed))]);
     }
-    let (running, _) = serving(&fixture, &["--cache", "16MiB"]);
+    let (running, _) = serving_on_tcp(&fixture, &["--cache", "16MiB"]);
     // Parts of clusters: these are what is kept.
     let read = format!(
         "for at in range(0, h.get_size(), {CLUSTER}):
@@ -83,7 +70,7 @@ h.shutdown()"
 fn connections_in_turn_leave_nothing_in_memory() {
     let fixture = Fixture::new();
     fixture.sync("web", &[("vda", &disk(1))]);
-    let (running, _) = serving(&fixture, &[]);
+    let (running, _) = serving_on_tcp(&fixture, &[]);
     let uri = uri(&fixture, "web/latest");
     let come_and_go = |times: u32| {
         let lines = format!(
@@ -108,7 +95,7 @@ fn signals_that_mean_nothing_change_nothing_and_others_end_the_server_in_order()
     let fixture = Fixture::new();
     fixture.sync("web", &[("vda", &disk(1))]);
     for end in ["TERM", "INT", "QUIT"] {
-        let (running, _) = serving(&fixture, &[]);
+        let (running, _) = serving_on_tcp(&fixture, &[]);
         let pid = running.0.id().to_string();
         // The server has no terminal, so that nobody has hung up.
         for signal in [
@@ -122,7 +109,7 @@ fn signals_that_mean_nothing_change_nothing_and_others_end_the_server_in_order()
             );
         }
         assert_eq!(running.signal(end).0, Some(0), "SIG{end}");
-        assert!(!socket(&fixture).exists(), "SIG{end} left the socket's file");
+        assert!(!fixture.socket().exists(), "SIG{end} left the socket's file");
     }
 }
 
@@ -130,7 +117,7 @@ fn signals_that_mean_nothing_change_nothing_and_others_end_the_server_in_order()
 fn the_default_export_keeps_its_meaning() {
     let fixture = Fixture::new();
     fixture.sync("web", &[("vda", &disk(1))]);
-    let (running, _) = serving(&fixture, &[]);
+    let (running, _) = serving_on_tcp(&fixture, &[]);
     let default = uri(&fixture, "");
     assert_eq!(tool("nbdcopy", &[&default, "-"]), disk(1));
     fixture.sync("web", &[("vda", &disk(2))]);
@@ -139,7 +126,7 @@ fn the_default_export_keeps_its_meaning() {
     assert_eq!(tool("nbdcopy", &[&default, "-"]), disk(2));
     assert_eq!(running.signal("TERM").0, Some(0));
     // Among several jobs there is none.
-    let (_running, _) = serving(&fixture, &[]);
+    let (_running, _) = serving_on_tcp(&fixture, &[]);
     assert!(run(Command::new("nbdinfo").arg(&default)).code != Some(0));
 }
 
@@ -150,8 +137,8 @@ fn a_server_of_an_empty_store_has_a_default_export_once_there_is_an_image() {
     fixture.sync("web", &[("vda", &disk(1))]);
     fixture.run(&["rm", "web/1"]).ok();
     let mut command = fixture.command();
-    let _running = Running::start(command.args(["serve", "--socket"]).arg(socket(&fixture)));
-    wait_for("the server listens", || socket(&fixture).exists());
+    let _running = Running::start(command.args(["serve", "--socket"]).arg(fixture.socket()));
+    wait_for("the server listens", || fixture.socket().exists());
     let default = uri(&fixture, "");
     assert!(run(Command::new("nbdinfo").arg(&default)).code != Some(0));
     fixture.sync("web", &[("vda", &disk(2))]);
@@ -162,7 +149,7 @@ fn a_server_of_an_empty_store_has_a_default_export_once_there_is_an_image() {
 fn a_named_overlay_stays_on_the_image_on_which_it_began() {
     let fixture = Fixture::new();
     fixture.sync("web", &[("vda", &disk(1)), ("vdb", &disk(2))]);
-    let (_running, tcp) = serving(&fixture, &["--overlay"]);
+    let (_running, tcp) = serving_on_tcp(&fixture, &["--overlay"]);
     let guest = |disk: &str| uri(&fixture, &format!("web/latest:{disk}@guest"));
     script(&guest("vda"), "h.pwrite(b'kept', 70000, flags=nbd.CMD_FLAG_FUA)");
     fixture.sync("web", &[("vda", &disk(3)), ("vdb", &disk(4))]);
@@ -182,7 +169,7 @@ fn a_named_overlay_stays_on_the_image_on_which_it_began() {
 fn an_overlay_waits_for_a_client_whose_connection_broke() {
     let fixture = Fixture::new();
     fixture.sync("web", &[("vda", &disk(1))]);
-    let (running, tcp) = serving(&fixture, &["--overlay"]);
+    let (running, tcp) = serving_on_tcp(&fixture, &["--overlay"]);
     let latest = format!("{tcp}web/latest");
     // libnbd closes the socket without a word when its handle goes.
     script(&latest, "h.pwrite(b'kept', 70000, flags=nbd.CMD_FLAG_FUA)");
@@ -193,7 +180,7 @@ fn an_overlay_waits_for_a_client_whose_connection_broke() {
     assert_eq!(tool("nbdcopy", &[&latest, "-"]), disk(2));
     assert_eq!(running.signal("TERM").0, Some(0));
 
-    let (_running, tcp) = serving(&fixture, &["--overlay", "--reconnect-time", "0s"]);
+    let (_running, tcp) = serving_on_tcp(&fixture, &["--overlay", "--reconnect-time", "0s"]);
     let latest = format!("{tcp}web/latest");
     script(&latest, "h.pwrite(b'lost', 70000, flags=nbd.CMD_FLAG_FUA)");
     assert_eq!(tool("nbdcopy", &[&latest, "-"]), disk(2));
@@ -204,7 +191,7 @@ fn what_is_kept_for_a_client_goes_when_its_time_is_over() {
     let fixture = Fixture::new();
     fixture.sync("web", &[("vda", &disk(1))]);
     fixture.sync("web", &[("vda", &disk(2))]);
-    let (_running, _) = serving(&fixture, &["--reconnect-time", "100ms"]);
+    let (_running, _) = serving_on_tcp(&fixture, &["--reconnect-time", "100ms"]);
     script(&uri(&fixture, "web/latest"), "assert h.pread(1, 0)");
     // Without another client.
     let manifest = fixture.manifest("web", 2);
@@ -221,7 +208,7 @@ fn what_is_kept_for_a_client_goes_when_its_time_is_over() {
 fn all_connections_of_a_client_mean_one_image_by_latest() {
     let fixture = Fixture::new();
     fixture.sync("web", &[("vda", &disk(1))]);
-    let (_running, _) = serving(&fixture, &[]);
+    let (_running, _) = serving_on_tcp(&fixture, &[]);
     let latest = uri(&fixture, "web/latest");
     let synced = fixture.join("synced");
     let lines = format!(

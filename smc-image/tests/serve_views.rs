@@ -7,38 +7,12 @@
 
 mod common;
 
-use common::{CLUSTER, Fixture, MIB, disk, noise};
+use common::{CLUSTER, Fixture, MIB, disk, noise, script, serving, uri};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use testkit::program::{Running, nbdsh, run, tool};
-
-/// A server on a Unix socket in the fixture's directory.
-fn serving(fixture: &Fixture, args: &[&str], lines: usize) -> Running {
-    let mut command = fixture.command();
-    command
-        .arg("serve")
-        .args(args)
-        .arg("--socket")
-        .arg(fixture.join("nbd.sock"));
-    let mut running = Running::start(&mut command);
-    running.lines(lines);
-    running
-}
-
-fn uri(fixture: &Fixture, export: &str) -> String {
-    format!(
-        "nbd+unix:///{export}?socket={}",
-        fixture.join("nbd.sock").display()
-    )
-}
-
-fn script(uri: &str, lines: &str) -> String {
-    let shell = run(nbdsh().args(["--uri", uri, "-c", lines]));
-    assert_eq!(shell.code, Some(0), "{shell:?}");
-    shell.stdout
-}
+use testkit::program::{nbdsh, run, tool};
 
 /// A context's extents: offset, length, flags.
 fn map(uri: &str, context: &str) -> Vec<(u64, u64, u64)> {
@@ -91,7 +65,7 @@ fn what_changed_between_images_is_told_under_both_names() {
     for state in &states {
         fixture.sync("web", &[("vda", state)]);
     }
-    let _running = serving(&fixture, &[], 10);
+    let (_running, _) = serving(&fixture, &[], 10);
     for (of, new) in (1..).zip(&states) {
         let uri = uri(&fixture, &format!("web/{of}"));
         for (from, old) in (1..).zip(&states).filter(|(from, _)| *from != of) {
@@ -128,7 +102,7 @@ fn a_deleted_parent_is_no_context_any_more() {
         fixture.sync("web", &[("vda", &disk(seed))]);
     }
     fixture.run(&["rm", "web/2"]).ok();
-    let _running = serving(&fixture, &[], 6);
+    let (_running, _) = serving(&fixture, &[], 6);
     let info = tool("nbdinfo", &["--list", "--json", &uri(&fixture, "")]);
     let text = String::from_utf8(info).unwrap();
     assert!(!text.contains("web/2"), "{text}");
@@ -156,7 +130,7 @@ fn an_overlay_is_gone_with_its_last_client_and_the_image_never_changes() {
     let bytes = disk(1);
     fixture.sync("web", &[("vda", &bytes)]);
     let before = content(&fixture.store());
-    let running = serving(&fixture, &["web/1", "--overlay", "--json"], 3);
+    let (running, _) = serving(&fixture, &["web/1", "--overlay", "--json"], 3);
     let uri = uri(&fixture, "web/1");
     let lines = format!(
         "assert not h.is_read_only() and h.can_multi_conn() and h.can_fast_zero() and h.can_trim()
@@ -191,10 +165,10 @@ fn what_an_image_stores_is_data_in_its_overlay_too() {
     fixture.sync("web", &[("vda", &bytes)]);
     let raw = fixture.file("raw", &bytes);
     let uri = uri(&fixture, "web/1");
-    let read_only = serving(&fixture, &["web/1"], 3);
+    let (read_only, _) = serving(&fixture, &["web/1"], 3);
     let expected = map(&uri, "base:allocation");
     assert_eq!(read_only.signal("TERM").0, Some(0));
-    let _writable = serving(&fixture, &["web/1", "--overlay"], 3);
+    let (_writable, _) = serving(&fixture, &["web/1", "--overlay"], 3);
     assert_eq!(map(&uri, "base:allocation"), expected);
     let raw = raw.to_str().unwrap();
     tool("qemu-img", &["compare", "-f", "raw", "-F", "raw", raw, &uri]);
@@ -205,7 +179,7 @@ fn a_named_overlay_waits_for_its_client_to_come_back() {
     let fixture = Fixture::new();
     let mut bytes = disk(1);
     fixture.sync("web", &[("vda", &bytes)]);
-    let _running = serving(&fixture, &["--overlay"], 4);
+    let (_running, _) = serving(&fixture, &["--overlay"], 4);
     let guest = uri(&fixture, "web/1@guest");
     script(&guest, "h.pwrite(b'kept', 70000)");
     // The same disk under its other names is the same overlay.
@@ -235,7 +209,7 @@ fn a_named_overlay_waits_for_its_client_to_come_back() {
 fn without_overlays_nothing_can_be_written_and_no_overlay_can_be_named() {
     let fixture = Fixture::new();
     fixture.sync("web", &[("vda", &disk(1))]);
-    let _running = serving(&fixture, &["web/1"], 3);
+    let (_running, _) = serving(&fixture, &["web/1"], 3);
     let refused = "h.set_strict_mode(0)
 try:
     h.pwrite(b'x', 0)
@@ -252,7 +226,7 @@ fn overlays_end_where_their_limit_is() {
     let fixture = Fixture::new();
     fixture.sync("web", &[("vda", &vec![1; 4 * MIB])]);
     let args = ["web/1", "--overlay", "--overlay-limit", "1MiB"];
-    let _running = serving(&fixture, &args, 3);
+    let (_running, _) = serving(&fixture, &args, 3);
     let lines = format!(
         "h.pwrite(b'a' * {MIB}, 0)
 try:
@@ -317,7 +291,7 @@ fn a_structured_read_around_damage_tells_its_offset_image_and_cluster_and_the_ne
     fixture.sync("web", &[("vda", &bytes)]);
     let damaged = 25;
     fixture.damage_cluster("web", &bytes[damaged * CLUSTER..(damaged + 1) * CLUSTER]);
-    let _running = serving(&fixture, &["web/1"], 3);
+    let (_running, _) = serving(&fixture, &["web/1"], 3);
     let lines = format!(
         "found = []
 def chunk(buf, offset, status, error):

@@ -1,16 +1,17 @@
 //! Loop devices, mounts and scratch directories that clean up after themselves.
 //!
 //! Each guard undoes what it did when it is dropped: at the end of a test, on an early return and while a
-//! panic unwinds. A loop device even goes when the process is killed, because the kernel is told to detach
-//! it as soon as its last user, this guard, closes it.
+//! panic unwinds. A loop device even goes when the process is killed, because the kernel detaches it as soon as its
+//! last user, this guard, closes it.
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use hostdev::LoopOptions;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -20,8 +21,6 @@ use crate::process::{self, PATIENCE};
 /// Names the directory under which scratch directories are made; `/var/tmp` where it is not set.
 pub const SCRATCH_VARIABLE: &str = "SMC_SCRATCH";
 
-/// `LOOP_CLR_FD` of the kernel's include/uapi/linux/loop.h.
-const LOOP_CLR_FD: libc::Ioctl = 0x4c01;
 /// How long a guard that is dropped waits for others to let go: the test is over, and has said what it had to say.
 const DROP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -86,17 +85,16 @@ impl ScratchDir {
 #[derive(Debug)]
 pub struct LoopDevice {
     path: PathBuf,
-    /// Kept open: the kernel detaches the device when the last user closes it.
-    handle: Option<File>,
+    device: Option<hostdev::LoopDevice>,
 }
 
 impl LoopDevice {
     /// Attaches all of `backing`, a file or a block device, to a free loop device.
     ///
     /// # Errors
-    /// [`ErrorKind::Command`] when `losetup` fails, [`ErrorKind::Io`] when the device cannot be used.
+    /// [`ErrorKind::Io`] when `backing` cannot be opened or attached.
     pub fn attach(backing: &Path) -> Result<Self> {
-        Self::losetup(&mut Command::new("losetup"), backing)
+        Self::with_options(backing, LoopOptions::default())
     }
 
     /// As [`attach`](Self::attach), with logical blocks of `block_bytes`: 512 or 4096.
@@ -104,9 +102,11 @@ impl LoopDevice {
     /// # Errors
     /// As for [`attach`](Self::attach).
     pub fn attach_with_blocks(backing: &Path, block_bytes: u32) -> Result<Self> {
-        let mut command = Command::new("losetup");
-        command.arg(format!("--sector-size={block_bytes}"));
-        Self::losetup(&mut command, backing)
+        let options = LoopOptions {
+            block_bytes,
+            ..LoopOptions::default()
+        };
+        Self::with_options(backing, options)
     }
 
     /// Attaches `length_bytes` of `backing` from `offset_bytes` on: a partition, on kernels that find none.
@@ -114,40 +114,29 @@ impl LoopDevice {
     /// # Errors
     /// As for [`attach`](Self::attach).
     pub fn attach_range(backing: &Path, offset_bytes: u64, length_bytes: u64) -> Result<Self> {
-        let mut command = Command::new("losetup");
-        command
-            .arg(format!("--offset={offset_bytes}"))
-            .arg(format!("--sizelimit={length_bytes}"));
-        Self::losetup(&mut command, backing)
+        let options = LoopOptions {
+            offset_bytes,
+            length_bytes,
+            ..LoopOptions::default()
+        };
+        Self::with_options(backing, options)
     }
 
-    fn losetup(command: &mut Command, backing: &Path) -> Result<Self> {
-        let output = process::run(command.args(["--direct-io=on", "--find", "--show"]).arg(backing))?;
-        let path = PathBuf::from(output.trim());
-        let handle = match File::open(&path) {
-            Ok(handle) => handle,
-            Err(error) => {
-                process::run(Command::new("losetup").arg("--detach").arg(&path))?;
-                return Err(Error::io(format!("open {}", path.display()), error));
-            }
+    fn with_options(backing: &Path, options: LoopOptions) -> Result<Self> {
+        let file = File::options().read(true).write(true).open(backing);
+        let file = file.context(|| format!("open {}", backing.display()))?;
+        let direct = LoopOptions {
+            direct_io: true,
+            ..options
         };
-        let device = Self {
-            path,
-            handle: Some(handle),
-        };
-        device.detach_with_last_user()?;
-        Ok(device)
-    }
-
-    /// Has the kernel detach the device when `handle` is closed, be it by a kill: a device that has another user
-    /// when it is cleared is only marked (`loop_clr_fd` in the kernel's drivers/block/loop.c).
-    fn detach_with_last_user(&self) -> Result<()> {
-        let context = || format!("mark {} for detaching", self.path.display());
-        let second = File::open(&self.path).context(context)?;
-        // SAFETY: LOOP_CLR_FD takes no argument and touches no memory of ours; the descriptor is open.
-        Errno::result(unsafe { libc::ioctl(second.as_raw_fd(), LOOP_CLR_FD) })
-            .map(drop)
-            .context(context)
+        let device = hostdev::LoopDevice::attach(file.as_fd(), &direct);
+        let device = device
+            .map_err(std::io::Error::other)
+            .context(|| format!("attach {} to a loop device", backing.display()))?;
+        Ok(Self {
+            path: device.path().to_owned(),
+            device: Some(device),
+        })
     }
 
     /// The device node, `/dev/loopN`.
@@ -189,7 +178,7 @@ impl LoopDevice {
     /// [`ErrorKind::Timeout`] if something else still holds it: a mount, or another process.
     pub fn detach(mut self) -> Result<()> {
         let before = self.backing_file();
-        drop(self.handle.take());
+        drop(self.device.take());
         process::wait_until(PATIENCE, || {
             self.backing_file().is_none() || self.backing_file() != before
         })

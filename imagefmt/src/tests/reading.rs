@@ -44,13 +44,6 @@ fn pointer_of(disk: &Disk, codec: Codec) -> (u64, crate::Pointer) {
         .unwrap()
 }
 
-/// Changes a stored byte in the middle of a cluster.
-fn flip(storage: &MemoryStorage, pointer: &crate::Pointer) {
-    let path = format!("job/layers/{:08x}.layer", pointer.place.layer);
-    let at = (pointer.place.offset + u64::from(pointer.place.len) / 2) as usize;
-    storage.files.lock().unwrap().get_mut(&path).unwrap()[at] ^= 1;
-}
-
 #[derive(Debug, Clone)]
 enum Step {
     Read,
@@ -180,7 +173,7 @@ fn a_cluster_damaged_before_its_first_read_is_an_error_however_it_is_read() {
     for codec in [Codec::Raw, Codec::Zstd] {
         let (storage, store) = written(&[&mixed_model(39, STEP)]);
         let (index, pointer) = pointer_of(&disk(&store, 1), codec);
-        flip(&storage, &pointer);
+        flip_stored(&storage, &pointer.place);
         let disk = disk(&store, 1);
         let offset = index * STEP;
         let check = |read: Result<(), Error>, what: &str| {
@@ -211,7 +204,7 @@ fn a_raw_cluster_is_checked_once_while_it_is_open() {
     let first = disk(&store, 1);
     let (index, pointer) = pointer_of(&first, Codec::Raw);
     first.read_at(index * STEP + 1, &mut [0; 1]).unwrap();
-    flip(&storage, &pointer);
+    flip_stored(&storage, &pointer.place);
     first.read_at(index * STEP, &mut vec![0; STEP as usize]).unwrap();
     let second = disk(&store, 1);
     let read = second.read_at(index * STEP + 1, &mut [0; 1]);
@@ -324,7 +317,7 @@ fn what_was_verified_for_readers_that_left_is_verified_again() {
     let beside = open();
     assert_eq!(beside.try_read_at(index * STEP, &mut bytes), TryRead::Data);
     drop((first, beside));
-    flip(&storage, &pointer);
+    flip_stored(&storage, &pointer.place);
     let later = open();
     assert_eq!(later.try_read_at(index * STEP, &mut bytes), TryRead::Wait);
     let refused = later.read_at(index * STEP, &mut bytes).unwrap_err();

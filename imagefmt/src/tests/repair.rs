@@ -51,13 +51,6 @@ pub(super) fn sync(store: &Store, model: &Model) -> Result<Manifest> {
     writer.commit(Consistency::Crash, "test")
 }
 
-/// Flips a bit in the middle of a stored piece.
-pub(super) fn damage(storage: &MemoryStorage, place: &Place) {
-    let path = format!("job/layers/{:08x}.layer", place.layer);
-    let at = place.offset as usize + place.len as usize / 2;
-    storage.files.lock().unwrap().get_mut(&path).unwrap()[at] ^= 4;
-}
-
 pub(super) fn cluster(store: &Store, sequence: u64, index: u64) -> Pointer {
     let image = open_image(store, "job", sequence).unwrap();
     image.disks()[0].tree().cluster(index).unwrap()
@@ -107,7 +100,7 @@ pub(super) fn assert_survives(store: &Store, sequence: u64) {
 #[test]
 fn a_damaged_cluster_that_is_known_is_stored_anew_once() {
     let (storage, store, model) = one_image();
-    damage(&storage, &cluster(&store, 1, 7).place);
+    flip_stored(&storage, &cluster(&store, 1, 7).place);
     let unknown = sync(&store, &model).unwrap();
     assert_eq!(unknown.repaired_clusters(), 0, "a sync does not read clusters");
     assert!(matches!(verify(&store, 1), VerdictState::Damaged(_)));
@@ -129,7 +122,7 @@ fn all_of_many_damaged_clusters_are_known() {
     // Some hundred findings, of which the record keeps a few in words.
     let damaged: Vec<u64> = model.data().filter(|index| index % 5 == 1).collect();
     for &index in &damaged {
-        damage(&storage, &cluster(&store, 1, index).place);
+        flip_stored(&storage, &cluster(&store, 1, index).place);
     }
     verify(&store, 1);
     let image = open_image(&store, "job", 1).unwrap();
@@ -146,7 +139,7 @@ fn all_of_many_damaged_clusters_are_known() {
 fn if_not_all_damage_is_known_everything_is_stored_anew() {
     let (storage, store, model) = one_image();
     for index in model.data().filter(|index| index % 5 == 1) {
-        damage(&storage, &cluster(&store, 1, index).place);
+        flip_stored(&storage, &cluster(&store, 1, index).place);
     }
     verify(&store, 1);
     let image = open_image(&store, "job", 1).unwrap();
@@ -162,7 +155,7 @@ fn if_not_all_damage_is_known_everything_is_stored_anew() {
 #[test]
 fn a_verification_that_was_stopped_counts_too() {
     let (storage, store, model) = one_image();
-    damage(&storage, &cluster(&store, 1, 7).place);
+    flip_stored(&storage, &cluster(&store, 1, 7).place);
     let image = open_image(&store, "job", 1).unwrap();
     let plan = VerifyPlan::default();
     let verified = Verifier::new().verify(&image, &plan, &mut |now| {
@@ -186,7 +179,7 @@ fn a_damaged_node_is_rebuilt_from_the_source() {
     let root = NodeId { level: 1, index: 0 };
     for (id, clusters) in [(leaf(0), 256), (leaf(2), 600 - 512), (root, 600)] {
         let (storage, store, mut model) = one_image();
-        damage(&storage, &node(&store, 1, id));
+        flip_stored(&storage, &node(&store, 1, id));
         // What changed meanwhile comes along, and what became zero.
         model.set(1, random_bytes(1000, CLUSTER as usize));
         model.set(2, vec![0; CLUSTER as usize]);
@@ -207,7 +200,7 @@ fn a_damaged_inner_node_costs_what_is_below() {
         model.set(index, random_bytes(index, CLUSTER as usize));
     }
     sync(&store, &model).unwrap();
-    damage(&storage, &node(&store, 1, NodeId { level: 1, index: 1 }));
+    flip_stored(&storage, &node(&store, 1, NodeId { level: 1, index: 1 }));
     let manifest = sync(&store, &model).unwrap();
     assert_eq!(manifest.repaired_clusters(), 70_000 - 65_536);
     assert_eq!(findings(&store, "job", 2), NOTHING);
@@ -216,7 +209,7 @@ fn a_damaged_inner_node_costs_what_is_below() {
         kept.iter()
             .all(|&index| cluster(&store, 1, index) == cluster(&store, 2, index))
     );
-    damage(&storage, &node(&store, 2, NodeId { level: 2, index: 0 }));
+    flip_stored(&storage, &node(&store, 2, NodeId { level: 2, index: 0 }));
     assert_eq!(sync(&store, &model).unwrap().repaired_clusters(), 70_000);
     let image = open_image(&store, "job", 3).unwrap();
     assert_eq!(image.disks()[0].digest().to_string(), model.digest());
@@ -226,7 +219,7 @@ fn a_damaged_inner_node_costs_what_is_below() {
 #[test]
 fn a_leaf_that_holds_nothing_any_more_is_rebuilt_as_nothing() {
     let (storage, store, mut model) = one_image();
-    damage(&storage, &node(&store, 1, leaf(1)));
+    flip_stored(&storage, &node(&store, 1, leaf(1)));
     for index in 256..512 {
         model.set(index, vec![0; CLUSTER as usize]);
     }
@@ -249,7 +242,7 @@ fn a_disk_that_grew_over_a_damaged_last_leaf_is_whole() {
     for damaged in [leaf(2), NodeId { level: 1, index: 0 }] {
         for size in [SIZE + 1, 600 * CLUSTER, 900 * CLUSTER, 70_000 * CLUSTER] {
             let (storage, store, mut model) = one_image();
-            damage(&storage, &node(&store, 1, damaged));
+            flip_stored(&storage, &node(&store, 1, damaged));
             model.grow(size);
             sync(&store, &model).unwrap();
             assert_eq!(findings(&store, "job", 2), NOTHING);
@@ -335,8 +328,8 @@ fn damage_of_the_parent_costs_an_unfinished_sync_nothing() {
         }
         let stored = leave_unfinished(&store, &model, 200);
         // One cluster that the checkpoint shares with the parent, and one of its leaves.
-        damage(&storage, &cluster(&store, 1, 301).place);
-        damage(&storage, &node(&store, 1, leaf(2)));
+        flip_stored(&storage, &cluster(&store, 1, 301).place);
+        flip_stored(&storage, &node(&store, 1, leaf(2)));
         if known {
             verify(&store, 1);
         }
@@ -373,7 +366,7 @@ fn damage_in_what_an_unfinished_sync_stored_is_repaired_like_any_other() {
         .node(NodeId { level: 1, index: 0 })
         .unwrap();
     drop(writer);
-    damage(&storage, &root.child(0).place);
+    flip_stored(&storage, &root.child(0).place);
     let (writer, disk) = begin(&store, &model).unwrap();
     let left = differing(&writer, disk, &model);
     assert_eq!(left, (0..256).chain(280..300).collect::<Vec<u64>>());
@@ -389,8 +382,8 @@ fn damage_in_what_an_unfinished_sync_stored_is_repaired_like_any_other() {
 fn a_repair_that_is_cut_short_is_resumed() {
     for end in [100, 300, 590] {
         let (storage, store, model) = one_image();
-        damage(&storage, &node(&store, 1, leaf(0)));
-        damage(&storage, &node(&store, 1, leaf(2)));
+        flip_stored(&storage, &node(&store, 1, leaf(0)));
+        flip_stored(&storage, &node(&store, 1, leaf(2)));
         let half = leave_unfinished(&store, &model, end);
         assert!(half.repaired_clusters() > 0);
         let manifest = sync(&store, &model).unwrap();
@@ -437,7 +430,7 @@ fn damage_of_what_the_same_sync_stored_is_not_committed() {
         .unwrap()
         .open(saved.into(), crate::Lock::new(()))
         .unwrap();
-    damage(
+    flip_stored(
         &storage,
         &image.disks()[0]
             .tree()
@@ -458,9 +451,9 @@ fn damage_of_what_the_same_sync_stored_is_not_committed() {
 #[test]
 fn an_image_is_not_made_without_what_must_be_stored_anew() {
     let (storage, store, mut model) = one_image();
-    damage(&storage, &cluster(&store, 1, 7).place);
+    flip_stored(&storage, &cluster(&store, 1, 7).place);
     verify(&store, 1);
-    damage(&storage, &node(&store, 1, leaf(1)));
+    flip_stored(&storage, &node(&store, 1, leaf(1)));
     model.set(300, random_bytes(1000, CLUSTER as usize));
     for pushed in [vec![7, 300], (256..512).collect()] {
         let (mut writer, disk) = begin(&store, &model).unwrap();
@@ -486,7 +479,7 @@ fn an_image_is_not_made_without_what_must_be_stored_anew() {
 #[test]
 fn damage_that_a_verification_cannot_remember_is_said() {
     let (storage, store, model) = one_image();
-    damage(&storage, &cluster(&store, 1, 7).place);
+    flip_stored(&storage, &cluster(&store, 1, 7).place);
     verify(&store, 1);
     storage
         .files
@@ -542,7 +535,7 @@ fn content_of_equal_digest_that_is_held_otherwise_is_not_the_same() {
 #[test]
 fn a_count_that_is_too_high_is_found_in_a_repaired_image() {
     let (storage, store, model) = one_image();
-    damage(&storage, &node(&store, 1, leaf(0)));
+    flip_stored(&storage, &node(&store, 1, leaf(0)));
     let mut manifest = sync(&store, &model).unwrap();
     assert_eq!(manifest.repaired_clusters(), 256);
     manifest.layers[0].referenced += 4096;

@@ -34,9 +34,7 @@ fn two_images() -> (MemoryStorage, Store) {
 /// Flips a bit of what cluster `index` of image 1 is stored as.
 fn damage(storage: &MemoryStorage, store: &Store, index: u64) {
     let image = open_image(store, "job", 1).unwrap();
-    let place = image.disks()[0].tree().cluster(index).unwrap().place;
-    let path = format!("job/layers/{:08x}.layer", place.layer);
-    storage.files.lock().unwrap().get_mut(&path).unwrap()[place.offset as usize + 3] ^= 4;
+    flip_stored(storage, &image.disks()[0].tree().cluster(index).unwrap().place);
 }
 
 fn verify(image: &Image, plan: &VerifyPlan, steps: usize) -> Verified {

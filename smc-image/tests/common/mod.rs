@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use testkit::guard::ScratchDir;
 pub use testkit::noise;
-use testkit::program::{Run, run, tool};
+use testkit::program::{Run, Running, nbdsh, run, tool};
 
 /// The tool under test.
 pub const SMC_IMAGE: &str = env!("CARGO_BIN_EXE_smc-image");
@@ -35,6 +35,11 @@ impl Fixture {
     /// The store's directory.
     pub fn store(&self) -> PathBuf {
         self.join("store")
+    }
+
+    /// The socket of [`serving`].
+    pub fn socket(&self) -> PathBuf {
+        self.join("nbd.sock")
     }
 
     /// A path in the scratch directory.
@@ -235,4 +240,27 @@ pub fn disk(seed: u64) -> Vec<u8> {
     disk[20 * CLUSTER..23 * CLUSTER].copy_from_slice(&noise(3 * CLUSTER, seed + 1));
     disk[40 * CLUSTER..].copy_from_slice(&noise(512, seed + 2));
     disk
+}
+
+/// A server on a Unix socket in the fixture's directory, and the first `lines` lines that it wrote.
+pub fn serving(fixture: &Fixture, args: &[&str], lines: usize) -> (Running, Vec<String>) {
+    let mut command = fixture.command();
+    command
+        .arg("serve")
+        .args(args)
+        .arg("--socket")
+        .arg(fixture.socket());
+    let mut running = Running::start(&mut command);
+    let lines = running.lines(lines);
+    (running, lines)
+}
+
+/// The URI of an export of that server.
+pub fn uri(fixture: &Fixture, export: &str) -> String {
+    format!("nbd+unix:///{export}?socket={}", fixture.socket().display())
+}
+
+/// Runs lines of libnbd's shell, connected to `uri`, and returns what they printed.
+pub fn script(uri: &str, lines: &str) -> String {
+    run(nbdsh().args(["--uri", uri, "-c", lines])).ok()
 }

@@ -1,7 +1,7 @@
 //! What others write into a store is not done by root, and extreme values harm nobody.
 
 use super::crashes::{lose_state, wait_for_note, waiting};
-use super::{HOUR, House};
+use super::{HOUR, House, edit_note};
 use crate::service::Scheduler;
 use crate::service::{actions, create, deleting, view};
 use crate::state::NoteKey;
@@ -9,13 +9,6 @@ use api::{ErrorKind, Status};
 use rusqlite::{Connection, params};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-
-fn edit_note(store: &Path, name: &str, change: impl FnOnce(&mut Value)) {
-    let store = imagefmt::Store::open(store).unwrap();
-    let mut note: Value = store.note(name).unwrap();
-    change(&mut note);
-    store.put_note(name, &note).unwrap();
-}
 
 /// The job is there, and does nothing before it is confirmed.
 fn is_unconfirmed(house: &House, name: &str) {

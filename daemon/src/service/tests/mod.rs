@@ -2,6 +2,7 @@
 //! hand and disks that are not there. Real syncs are run by the cross-crate tests.
 
 use super::live::LiveRun;
+use super::run_begun;
 use super::startup::start_with;
 use super::{Parts, Scheduler};
 use crate::clock::{Clock, Deadline, HandClock};
@@ -12,12 +13,11 @@ use crate::service::{actions, create, deleting, view};
 use crate::stores::Stores;
 use crate::stores::tests::Gate;
 use api::{Action, CompleteJob, CreateJob, ErrorKind, ModifyJob, RunType, Status, rules};
+use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use testkit::process::wait_for;
-
-use super::run_begun;
 
 mod crashes;
 mod forged;
@@ -203,6 +203,14 @@ impl House {
             actions::running(&self.parts) == 0 && self.parts.background.is_idle()
         });
     }
+}
+
+/// Changes the note of a job in a store, whoever may be allowed to.
+fn edit_note(store: &Path, name: &str, change: impl FnOnce(&mut Value)) {
+    let store = imagefmt::Store::open(store).unwrap();
+    let mut note: Value = store.note(name).unwrap();
+    change(&mut note);
+    store.put_note(name, &note).unwrap();
 }
 
 #[test]

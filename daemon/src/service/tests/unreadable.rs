@@ -1,7 +1,7 @@
 //! Jobs whose record this version cannot read: another version wrote it, or a disk damaged it.
 
-use super::House;
 use super::crashes::{lose_state, wait_for_note, waiting};
+use super::{House, edit_note};
 use crate::job::Refused;
 use crate::service::Scheduler;
 use crate::service::{actions, create, deleting, view};
@@ -32,13 +32,12 @@ fn edit(house: &House, name: &str, change: impl FnOnce(&mut Value)) {
 }
 
 /// Changes the job's note as smcd would write it: its seal fits.
-fn edit_note(store: &Path, name: &str, change: impl FnOnce(&mut Value)) {
+fn edit_sealed_note(store: &Path, name: &str, change: impl FnOnce(&mut Value)) {
     let (key, _) = NoteKey::open(store.parent().unwrap()).unwrap();
-    let store = imagefmt::Store::open(store).unwrap();
-    let mut note: Value = store.note(name).unwrap();
-    change(&mut note);
-    note["seal"] = key.seal(note["host"].as_str().unwrap(), &note["job"]).into();
-    store.put_note(name, &note).unwrap();
+    edit_note(store, name, |note| {
+        change(note);
+        note["seal"] = key.seal(note["host"].as_str().unwrap(), &note["job"]).into();
+    });
 }
 
 fn refused<T: std::fmt::Debug>(answer: Refused<T>) -> String {
@@ -57,7 +56,7 @@ fn a_field_of_a_newer_version_in_a_request_costs_no_job() {
     assert_eq!(house.job("web01").status, Status::Waiting);
     assert_eq!(view::status(&house.parts).warnings, Vec::<String>::new());
     // The same in the note, when the state is lost.
-    edit_note(&store, "web01", |note| newer(&mut note["job"]));
+    edit_sealed_note(&store, "web01", |note| newer(&mut note["job"]));
     lose_state(&house);
     let house = house.restart();
     assert_eq!(house.job("web01").status, Status::Waiting);
@@ -176,7 +175,7 @@ fn a_note_that_cannot_be_read_keeps_its_job_and_no_other() {
         waiting(&house, "db");
         let path = store.join(".notes/web01.json");
         let whole = std::fs::read(&path).unwrap();
-        edit_note(&store, "web01", change);
+        edit_sealed_note(&store, "web01", change);
         let before = std::fs::read(&path).unwrap();
         lose_state(&house);
         let house = house.restart();

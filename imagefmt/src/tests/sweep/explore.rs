@@ -9,7 +9,6 @@ use super::world::World;
 use crate::tests::sim::{Failure, Fault, FsModel, Lies, Op, Random, SimDisk, Snapshot, corners};
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use std::sync::{Mutex, PoisonError};
 
 /// How much is tried.
