@@ -52,6 +52,9 @@ pub enum Command {
 }
 
 /// Prints a completion script.
+///
+/// # Errors
+/// Output that cannot be written.
 pub fn print_completions(shell: Shell) -> Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "smcd", &mut script);
@@ -59,12 +62,18 @@ pub fn print_completions(shell: Shell) -> Result<()> {
 }
 
 /// Writes a page for smcd and one for each of its commands.
+///
+/// # Errors
+/// A directory that cannot be written to.
 pub fn write_man_pages(dir: &Path) -> Result<()> {
     clap_mangen::generate_to(Cli::command(), dir)
         .with_context(|| format!("write man pages to {}", dir.display()))
 }
 
 /// Prints to standard output; a closed pipe is not an error.
+///
+/// # Errors
+/// Output that cannot be written.
 pub fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

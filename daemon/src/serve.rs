@@ -20,6 +20,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Runs until it is told to end.
+///
+/// # Errors
+/// A directory, a socket or a state that cannot be opened, and threads that cannot be started.
 pub fn run(config: Config) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     stop_on_signals(stop.clone())?;

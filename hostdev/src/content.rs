@@ -3,7 +3,7 @@
 //! Nothing here trusts the disk: every field is looked for within the bytes that were read, and an id counts only
 //! behind its magic number. Of a filesystem on several devices, the id is the device's.
 
-use crate::gpt::{gpt_header, guid_text, uuid_text};
+use crate::gpt::{gpt_header, guid_text, number_at, uuid_text};
 
 /// How much from the beginning of a disk or partition has to be read.
 pub const HEAD_BYTES: usize = 68 << 10;
@@ -113,15 +113,6 @@ fn text(bytes: &[u8]) -> Option<String> {
         .iter()
         .all(good)
         .then(|| bytes.iter().map(|&byte| char::from(byte)).collect())
-}
-
-/// The little-endian number of at most 8 bytes at `at`.
-pub(crate) fn number_at(bytes: &[u8], at: usize, len: usize) -> Option<u64> {
-    let mut number = [0; 8];
-    number
-        .get_mut(..len)?
-        .copy_from_slice(bytes.get(at..)?.get(..len)?);
-    Some(u64::from_le_bytes(number))
 }
 
 #[cfg(test)]

@@ -2,13 +2,12 @@
 //! chapter 5.3).
 
 use std::fmt;
-
-use crate::content::number_at;
+use std::ops::Range;
 
 const SIGNATURE: &[u8] = b"EFI PART";
 /// The shortest header.
 const HEADER_BYTES: usize = 92;
-const CHECKSUM: std::ops::Range<usize> = 16..20;
+const CHECKSUM: Range<usize> = 16..20;
 
 /// Why a block holds no valid header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +66,15 @@ pub(crate) fn uuid_text(bytes: &[u8]) -> String {
     digits
         .map(|(index, byte)| format!("{}{byte:02x}", dash(index)))
         .collect()
+}
+
+/// The little-endian number of at most 8 bytes at `at`.
+pub(crate) fn number_at(bytes: &[u8], at: usize, len: usize) -> Option<u64> {
+    let mut number = [0; 8];
+    number
+        .get_mut(..len)?
+        .copy_from_slice(bytes.get(at..)?.get(..len)?);
+    Some(u64::from_le_bytes(number))
 }
 
 #[cfg(test)]

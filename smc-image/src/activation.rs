@@ -30,6 +30,9 @@ impl From<Socket> for OwnedFd {
 
 /// The sockets that were passed, in their order; none where nobody passed any to this process, or they were taken
 /// before. One on which a server cannot listen is an error.
+///
+/// # Errors
+/// A socket on which a server cannot listen, or that cannot be used.
 pub fn sockets() -> anyhow::Result<Vec<Socket>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {

@@ -17,6 +17,9 @@ pub struct Context {
 
 impl Context {
     /// Opens the store, which must exist.
+    ///
+    /// # Errors
+    /// Where there is no store, or it cannot be opened, with advice.
     pub fn open_store(&self) -> anyhow::Result<Store> {
         let opened = imagefmt::Store::open(&self.store);
         let missing = matches!(&opened, Err(error) if is_missing(error.kind()));
@@ -28,11 +31,17 @@ impl Context {
     }
 
     /// Opens an image and locks it against deletion while it is open.
+    ///
+    /// # Errors
+    /// As [`open_store`](Self::open_store); an image that does not exist or cannot be read.
     pub fn open_image(&self, image: &ImageRef) -> anyhow::Result<Image> {
         Ok(self.open_store()?.image(image)?)
     }
 
     /// Opens one disk of an image: the one that is named, or the only one.
+    ///
+    /// # Errors
+    /// As [`open_image`](Self::open_image); a disk that the image does not have, or none named where it has several.
     pub fn open_disk(&self, image: &ImageRef) -> anyhow::Result<Disk> {
         Ok(self.open_image(image)?.disk(image.disk.as_deref())?.clone())
     }

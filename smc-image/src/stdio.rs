@@ -36,6 +36,9 @@ impl Relay {
 /// Both may be one Unix stream socket, which then is the stream. Of pipes, files or terminals everything is copied by
 /// two threads: the end of standard input ends what is read from the stream, and when nobody reads standard output any
 /// more, the stream ends.
+///
+/// # Errors
+/// Standard input or output that is closed, and threads that cannot be started.
 pub fn connection() -> anyhow::Result<(UnixStream, Relay)> {
     let input = io::stdin()
         .as_fd()

@@ -30,6 +30,9 @@ impl Context {
     }
 
     /// Prints lines for people.
+    ///
+    /// # Errors
+    /// Output that cannot be written; a closed pipe is none.
     pub fn print(&self, lines: &[String]) -> anyhow::Result<()> {
         lines.iter().try_for_each(|line| output::painted(line))
     }

@@ -8,6 +8,9 @@ use jiff::Timestamp;
 use std::path;
 
 /// A disk: `[NAME=]DEV`.
+///
+/// # Errors
+/// In words, what is wrong with it.
 pub fn disk(text: &str) -> Result<DiskRequest, String> {
     let (name, device) = cli::disk::name_and_device(text);
     Ok(DiskRequest {
@@ -17,6 +20,9 @@ pub fn disk(text: &str) -> Result<DiskRequest, String> {
 }
 
 /// A path, which smcd must find from wherever it is.
+///
+/// # Errors
+/// In words, what is wrong with it.
 pub fn path(text: &str) -> Result<String, String> {
     let absolute = path::absolute(text).map_err(|error| error.to_string())?;
     let said = absolute.to_str().map(str::to_owned);
@@ -29,6 +35,9 @@ pub fn path(text: &str) -> Result<String, String> {
 }
 
 /// A path, or nothing, which stands for none.
+///
+/// # Errors
+/// In words, what is wrong with it.
 pub fn path_or_none(text: &str) -> Result<String, String> {
     if text.is_empty() {
         Ok(String::new())
@@ -38,6 +47,9 @@ pub fn path_or_none(text: &str) -> Result<String, String> {
 }
 
 /// A length of time in seconds, from `90s`, `6h`, `30d`.
+///
+/// # Errors
+/// In words, what is wrong with it.
 pub fn seconds(text: &str) -> Result<u64, String> {
     let time = parse_duration(text)?;
     if time.subsec_nanos() != 0 {
@@ -47,11 +59,17 @@ pub fn seconds(text: &str) -> Result<u64, String> {
 }
 
 /// The size of a cluster in bytes.
+///
+/// # Errors
+/// In words, what is wrong with it.
 pub fn cluster_size(text: &str) -> Result<u32, String> {
     u32::try_from(parse_size(text)?).map_err(|_| "this is larger than any cluster size".to_owned())
 }
 
 /// A point in time: RFC 3339, or `+2h` from now.
+///
+/// # Errors
+/// In words, what is wrong with it.
 pub fn start_at(text: &str) -> Result<Timestamp, String> {
     match text.strip_prefix('+') {
         Some(ahead) => {

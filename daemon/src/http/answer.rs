@@ -39,6 +39,9 @@ impl IntoResponse for Failure {
 }
 
 /// Runs work that may wait for a disk on a thread of its own.
+///
+/// # Errors
+/// What the work refuses, and a panic in it.
 pub async fn on_thread<T: Send + 'static>(
     service: Service,
     work: impl FnOnce(&Service) -> Refused<T> + Send + 'static,
@@ -53,6 +56,9 @@ pub async fn on_thread<T: Send + 'static>(
 }
 
 /// Like [`on_thread`], with the result as JSON.
+///
+/// # Errors
+/// As that one.
 pub async fn answer<T: Serialize + Send + 'static>(
     service: Service,
     work: impl FnOnce(&Service) -> Refused<T> + Send + 'static,

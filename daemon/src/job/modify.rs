@@ -12,6 +12,9 @@ use api::{Action, ModifyJob, Status, limits, rules};
 use std::time::Duration;
 
 /// The job as it will be. Either everything is changed, or nothing.
+///
+/// # Errors
+/// When the job's state does not allow it, or a value is out of range: nothing has changed then.
 pub fn modify(job: &JobRecord, change: &ModifyJob, config: &Config, now: &Moment) -> Refused<JobRecord> {
     for action in actions(change) {
         if !rules::allowed(job.status, action) {

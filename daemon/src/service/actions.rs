@@ -16,16 +16,25 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Begins a job, or goes on after a stop or an error.
+///
+/// # Errors
+/// When the job's state does not allow it, or it cannot be saved.
 pub fn start(parts: &Arc<Parts>, name: &str) -> Refused<()> {
     begin(parts, name, Action::Start, RunType::Manual, |_| ())
 }
 
 /// An incremental sync now.
+///
+/// # Errors
+/// As [`start`].
 pub fn sync(parts: &Arc<Parts>, name: &str) -> Refused<()> {
     begin(parts, name, Action::Sync, RunType::Manual, |_| ())
 }
 
 /// What the schedule does, with the same rules as what people ask for.
+///
+/// # Errors
+/// As [`start`].
 pub fn begin_by_schedule(parts: &Arc<Parts>, name: &str, action: Action) -> Refused<()> {
     begin(parts, name, action, RunType::Schedule, |_| ())
 }
@@ -66,6 +75,9 @@ fn made_before(table: &JobTable, stores: &Arc<Stores>, name: &str, action: Actio
 }
 
 /// Finishes a job, after a last sync if asked for.
+///
+/// # Errors
+/// As [`start`].
 pub fn complete(parts: &Arc<Parts>, name: &str, request: &CompleteJob) -> Refused<()> {
     if request.last_sync {
         return begin(parts, name, Action::Complete, RunType::Manual, |job| {
@@ -90,6 +102,9 @@ pub fn confirm(parts: &Arc<Parts>, name: &str) -> Refused<()> {
 }
 
 /// Stops syncing. A sync that runs keeps what it has stored, and is over some time after this.
+///
+/// # Errors
+/// As [`start`].
 pub fn stop(parts: &Arc<Parts>, name: &str) -> Refused<()> {
     if end_run(parts, name, Action::Stop, Ending::Stop)? {
         return Ok(());
@@ -101,6 +116,9 @@ pub fn stop(parts: &Arc<Parts>, name: &str) -> Refused<()> {
 }
 
 /// Gives a job up. What a sync stored that did not become an image is dropped.
+///
+/// # Errors
+/// As [`start`].
 pub fn cancel(parts: &Arc<Parts>, name: &str) -> Refused<()> {
     if end_run(parts, name, Action::Cancel, Ending::Cancel)? {
         return Ok(());
@@ -167,6 +185,10 @@ fn change(
 }
 
 /// Changes parameters; a new bandwidth limit reaches a sync that runs.
+///
+/// # Errors
+/// When there is no such job, its state does not allow a change, a value is out of range, or it cannot be saved:
+/// nothing has changed then.
 pub fn modify(parts: &Arc<Parts>, name: &str, change: &ModifyJob) -> Refused<()> {
     let mut table = parts.table.lock();
     table.job(name)?;

@@ -19,6 +19,10 @@ use std::sync::Arc;
 
 /// Makes a job. A request that was made before with the same token is answered with the job that it made:
 /// then the second value is false.
+///
+/// # Errors
+/// When a value is out of range, a disk or the name is taken, disks or store cannot be used, or it cannot be saved:
+/// then there is no new job.
 pub fn create(parts: &Arc<Parts>, request: &CreateJob) -> Refused<(String, bool)> {
     job::check_name(&request.name)?;
     if let Some(name) = repeated(&parts.table.lock(), request)? {

@@ -62,6 +62,9 @@ fn remember_images(table: &JobTable, seen: &JobRecord, images: Vec<u64>) {
 }
 
 /// The image that an interrupted run made, if it came so far. Waits for the job's store.
+///
+/// # Errors
+/// When the store cannot be read.
 pub fn image_made_by_run(stores: &Arc<Stores>, job: &JobRecord) -> imagefmt::Result<Option<Manifest>> {
     if job.run.as_ref().is_none_or(|run| run.image.is_none()) {
         return Ok(None);

@@ -49,6 +49,9 @@ fn begin_run(job: &mut JobRecord, run_type: RunType, now: &Moment) {
 }
 
 /// Makes a job Running, after a change, and starts its sync. The caller has checked that the job's state allows it.
+///
+/// # Errors
+/// When it cannot be saved, or no thread can be started.
 pub fn launch(
     parts: &Arc<Parts>,
     table: &mut Locked<'_>,
@@ -69,6 +72,9 @@ pub fn launch(
 }
 
 /// The image of an interrupted run turns out to be there: it is counted, and not made again.
+///
+/// # Errors
+/// As [`launch`].
 pub fn conclude_late(
     parts: &Arc<Parts>,
     table: &mut Locked<'_>,
@@ -86,6 +92,9 @@ pub fn conclude_late(
 }
 
 /// Starts the thread of a run that is saved already.
+///
+/// # Errors
+/// When no thread can be started: the run has failed then, and the job is InError.
 pub fn spawn(
     parts: &Arc<Parts>,
     table: &mut Locked<'_>,

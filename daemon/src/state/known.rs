@@ -34,6 +34,9 @@ impl KnownStores {
     }
 
     /// Remembers a store; durable when it returns.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
     pub fn add(&mut self, store: &Path) -> Result<()> {
         if self.stores.iter().any(|known| known == store) {
             return Ok(());

@@ -187,6 +187,9 @@ pub enum Content {
 
 impl Content {
     /// The plain bytes `range`, or an error that names the first unreadable sector in it.
+    ///
+    /// # Errors
+    /// `Unreadable`, with the first sector of the range that the source could not read.
     pub fn readable(&self, range: std::ops::Range<usize>) -> Result<&[u8]> {
         match self {
             Self::Plain(plain) => Ok(&plain[range]),

@@ -26,6 +26,9 @@ pub enum ClusterSize {
 
 impl ClusterSize {
     /// From a number of bytes; only 16, 64 and 256 KiB exist.
+    ///
+    /// # Errors
+    /// `Invalid` for any other number.
     pub fn from_bytes(bytes: u64) -> Result<Self> {
         match bytes {
             0x4000 => Ok(Self::K16),
@@ -68,6 +71,9 @@ pub struct Geometry {
 
 impl Geometry {
     /// A geometry for a disk of 1 byte to 2^63-1 bytes.
+    ///
+    /// # Errors
+    /// `Invalid` for any other size.
     pub fn new(size_bytes: u64, cluster_size: ClusterSize) -> Result<Self> {
         if size_bytes == 0 || size_bytes > SIZE_MAX_BYTES {
             return Err(Error::invalid(format!(

@@ -10,6 +10,9 @@ pub struct Uuid([u8; 16]);
 
 impl Uuid {
     /// A new id from the kernel's random numbers.
+    ///
+    /// # Errors
+    /// `Io` where the kernel gives no random numbers.
     pub fn random() -> Result<Self> {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes).map_err(|error| {

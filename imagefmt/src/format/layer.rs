@@ -140,6 +140,9 @@ impl FromIterator<(u32, LayerEntry)> for LayerTable {
 
 impl LayerTable {
     /// The layer `id`; pointing to one that is not listed is damage.
+    ///
+    /// # Errors
+    /// `Damaged` where the manifest does not list it.
     pub fn entry(&self, id: u32) -> Result<&LayerEntry> {
         self.entries.get(&id).ok_or_else(|| {
             Error::damaged(format!(
@@ -221,6 +224,10 @@ impl LayerFiles {
     }
 
     /// Reads the stored bytes at `place`.
+    ///
+    /// # Errors
+    /// `Damaged` for a layer that is not listed, is another one, or is too short; `Io` from the storage. The layer is
+    /// named.
     pub fn read(&self, place: &Place, layers: &LayerTable) -> Result<Vec<u8>> {
         let mut stored = vec![0; place.len as usize];
         self.read_into(place.layer, place.offset, &mut stored, layers)?;
@@ -228,6 +235,9 @@ impl LayerFiles {
     }
 
     /// Fills `target` from `offset` of layer `id`, after a check that it is the layer that is meant.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
     pub fn read_into(&self, id: u32, offset: u64, target: &mut [u8], layers: &LayerTable) -> Result<()> {
         let layer = self.checked(id, layers)?;
         let read = layer.file.read_at(offset, target);
@@ -235,6 +245,9 @@ impl LayerFiles {
     }
 
     /// The same for whole blocks that are read once.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
     pub fn read_once(
         &self,
         id: u32,
@@ -281,6 +294,9 @@ impl LayerFiles {
     }
 
     /// Checks the header of a layer that an image lists.
+    ///
+    /// # Errors
+    /// `Damaged` where it is another layer's; `Io` from the storage.
     pub fn check_header(&self, id: u32, layers: &LayerTable) -> Result<()> {
         self.read_into(id, 0, &mut [], layers)
     }
@@ -349,6 +365,9 @@ const ZEROS: [u8; to_usize(BLOCK_LEN)] = [0; to_usize(BLOCK_LEN)];
 
 impl LayerWriter {
     /// Creates layer `identity.layer` of `chain`, with its header.
+    ///
+    /// # Errors
+    /// `Exists` where there is a layer of its number; `NoSpace` and `Io` from the storage.
     pub fn create(storage: &dyn Storage, chain: &str, identity: LayerIdentity) -> Result<Self> {
         let path = layer_path(chain, identity.layer);
         let mut file = storage.create_layer(&path)?;
@@ -377,6 +396,9 @@ impl LayerWriter {
     }
 
     /// Pads with zeros to the next block: where groups and raw clusters start.
+    ///
+    /// # Errors
+    /// `NoSpace` and `Io` from the storage.
     pub fn align(&mut self) -> Result<()> {
         let gap = self.position.next_multiple_of(BLOCK_LEN) - self.position;
         self.position += gap;
@@ -384,6 +406,9 @@ impl LayerWriter {
     }
 
     /// Comes before each piece: where only whole writes can be freed, it starts a block and a write.
+    ///
+    /// # Errors
+    /// `NoSpace` and `Io` from the storage.
     pub fn begin_piece(&mut self) -> Result<()> {
         if !self.apart {
             return Ok(());
@@ -393,6 +418,9 @@ impl LayerWriter {
     }
 
     /// Appends stored bytes and says where they lie.
+    ///
+    /// # Errors
+    /// `Invalid` for more bytes than a pointer can describe; `NoSpace` and `Io` from the storage.
     pub fn append(&mut self, bytes: &[u8]) -> Result<Place> {
         let len = u32::try_from(bytes.len())
             .ok()
@@ -409,6 +437,9 @@ impl LayerWriter {
     }
 
     /// Makes everything appended so far durable; the next append starts on a new block.
+    ///
+    /// # Errors
+    /// `NoSpace` and `Io` from the storage: nothing that was appended since the last time may be relied upon.
     pub fn sync(&mut self) -> Result<()> {
         self.align()?;
         self.file.sync()

@@ -259,6 +259,9 @@ impl DiskRecord {
     }
 
     /// The disk's digest as recorded.
+    ///
+    /// # Errors
+    /// `Damaged` where the field holds no digest.
     pub fn disk_digest(&self, cluster_size: ClusterSize) -> Result<DiskDigest> {
         let digest =
             Digest::from_hex(&self.digest).ok_or_else(|| Error::damaged("field digest is no digest"))?;
@@ -324,6 +327,9 @@ impl Manifest {
     }
 
     /// Cluster size of all disks.
+    ///
+    /// # Errors
+    /// `Invalid` where the field holds no cluster size; a checked manifest has one.
     pub fn cluster_size(&self) -> Result<ClusterSize> {
         ClusterSize::from_bytes(self.cluster_size.into()).within(|| "field cluster_size".to_owned())
     }

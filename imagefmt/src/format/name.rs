@@ -11,6 +11,9 @@ const NAME_LEN_MAX: usize = 64;
 
 /// Checks a name of a job, chain or disk: letters, digits, `.`, `_` and `-`, starting with a letter or
 /// digit, not ending in `.json` or `.tmp`, at most 64. Such a name is safe as a file name, in an NBD export name and in a log line.
+///
+/// # Errors
+/// `Invalid`, with the name and what a name may be.
 pub fn check_name(what: &str, name: &str) -> Result<()> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     let starts_well = name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);

@@ -35,6 +35,9 @@ impl Disk {
     /// unreadable cluster is an error that names it, never zeros. After an error `target` may hold anything.
     ///
     /// Whole compressed clusters are expanded into `target` and not kept; those that are read in part are.
+    ///
+    /// # Errors
+    /// `Invalid` beyond the disk's end; `Damaged` and `Unreadable`, with the cluster; `Io` from the storage.
     pub fn read_at(&self, offset: u64, target: &mut [u8]) -> Result<()> {
         if !self.holds(offset, target.len()) {
             let (len, size) = (target.len(), self.size_bytes());
@@ -126,6 +129,9 @@ impl Disk {
     /// clusters into the cluster cache, verifies raw ones and gets them into the page cache.
     ///
     /// Stops after half of what the cluster cache has room for. An error says what a read would say.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at).
     pub fn cache(&self, offset: u64, length: u64) -> Result<()> {
         let geometry = self.geometry();
         let end = offset.saturating_add(length).min(self.size_bytes());

@@ -304,6 +304,9 @@ impl ChainFiles {
     }
 
     /// Node `id`, to which `pointer` leads in the tree.
+    ///
+    /// # Errors
+    /// Those of `load`, with the node's name.
     pub fn node(
         &self,
         tree: &TreeId,
@@ -341,6 +344,9 @@ impl ChainFiles {
 
     /// A decoded cluster, loaded without a lock: two threads may load the same one, none waits for the
     /// other's disk.
+    ///
+    /// # Errors
+    /// Those of `load`.
     pub fn cluster(
         &self,
         pointer: &Pointer,

@@ -44,6 +44,9 @@ impl Disk {
     /// What lies beyond the end of `other` differs where this disk stores anything. A short last cluster that
     /// holds something differs from a longer one. The cost follows the nodes within the range that differ.
     /// Disks of different cluster sizes are an error of kind `Invalid`.
+    ///
+    /// # Errors
+    /// `Invalid` for disks of different cluster sizes; `Damaged` and `Io` where a node of the tree cannot be read.
     pub fn changed(&self, other: &Self, offset: u64, length: u64, max: usize) -> Result<Vec<Change>> {
         let end = offset.saturating_add(length).min(self.size_bytes());
         let geometry = self.geometry();
@@ -136,6 +139,9 @@ impl Tree {
     }
 
     /// The same of all clusters.
+    ///
+    /// # Errors
+    /// As [`diff_within`](Self::diff_within).
     #[cfg(any(test, feature = "fuzzing"))]
     pub fn diff(&self, other: &Self, visit: &mut dyn FnMut(Range<u64>)) -> Result<()> {
         let mut each = |clusters| {

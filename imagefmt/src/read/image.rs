@@ -201,6 +201,9 @@ impl Disk {
     }
 
     /// What lies in `length` bytes from `offset` on: at most `max` extents, which may end early.
+    ///
+    /// # Errors
+    /// `Damaged` and `Io` where a node of the tree cannot be read.
     pub fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>> {
         let end = offset.saturating_add(length).min(self.size_bytes());
         let mut extents: Vec<Extent> = Vec::new();

@@ -161,6 +161,9 @@ impl Tree {
     }
 
     /// Node `id`; a node of nulls where nothing is stored.
+    ///
+    /// # Errors
+    /// `Damaged` and `Io` where a node of the tree cannot be read.
     pub fn node(&self, id: NodeId) -> Result<Arc<Node>> {
         self.load(id, &self.pointer_to(id)?)
     }
@@ -240,16 +243,25 @@ impl Tree {
     }
 
     /// Leaf `index`: the pointers of clusters `256 * index` on.
+    ///
+    /// # Errors
+    /// `Damaged` and `Io` where a node of the tree cannot be read.
     pub fn leaf(&self, index: u64) -> Result<Arc<Node>> {
         self.node(NodeId { level: 0, index })
     }
 
     /// The pointer of cluster `index`.
+    ///
+    /// # Errors
+    /// `Damaged` and `Io` where a node of the tree cannot be read.
     pub fn cluster(&self, index: u64) -> Result<Pointer> {
         Ok(self.leaf(parent_index(index))?.children()[slot(index)])
     }
 
     /// What cluster `index` holds, verified; `pointer` is its pointer.
+    ///
+    /// # Errors
+    /// `Damaged` where it is not what was written there; `Io` from the storage. The cluster is named.
     pub fn read_cluster(&self, index: u64, pointer: &Pointer) -> Result<Content> {
         let stored = match pointer.codec {
             Codec::Null => Vec::new(),

@@ -25,6 +25,9 @@ impl Roots {
     /// Collects the roots of `chain`, whose reclaim lock the caller holds.
     ///
     /// The checkpoint comes first: should it become an image meanwhile, that one is found as well.
+    ///
+    /// # Errors
+    /// `Io` where the chain cannot be listed. Roots that cannot be read are kept beside the others.
     pub fn collect(store: &Store, chain: &Chain) -> Result<Self> {
         let mut roots = Self {
             images: Vec::new(),

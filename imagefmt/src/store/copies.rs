@@ -44,6 +44,9 @@ pub(crate) struct Chains {
 
 impl Chains {
     /// An error if a chain cannot be listed.
+    ///
+    /// # Errors
+    /// That of the first chain that cannot be read.
     pub fn all_read(self) -> Result<Vec<String>> {
         self.unread
             .into_iter()

@@ -42,6 +42,9 @@ impl Manifests {
     }
 
     /// The checked manifest of an image.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none, `Damaged` and `Unsupported` where it cannot be used, `Io` from the storage.
     pub fn read(&self, storage: &dyn Storage, chain: &str, sequence: u64) -> Result<Arc<Manifest>> {
         let path = manifest_path(chain, sequence);
         if let Some(known) = self.known(storage, &path) {

@@ -398,6 +398,9 @@ impl Chain {
     }
 
     /// Opens an image and locks it against deletion.
+    ///
+    /// # Errors
+    /// As [`Store::open_image`].
     pub fn image(&self, image: &ImageId) -> Result<Image> {
         let (lock, opening) = self.hold(image)?;
         let manifest = self.store.manifest(image)?;
@@ -428,6 +431,9 @@ impl Chain {
     }
 
     /// Opens what a checked manifest describes; `lock` is what keeps it from being deleted.
+    ///
+    /// # Errors
+    /// `Damaged` for a root or a table of layers that cannot be right.
     pub fn open(&self, manifest: Arc<Manifest>, lock: Lock) -> Result<Image> {
         let opening = self.caches.new_opening(manifest.sequence);
         self.open_for(manifest, &Arc::new(lock), opening)

@@ -45,6 +45,9 @@ impl Sample {
     pub(crate) const WHOLE: Self = Self { slice: 0, of: 1 };
 
     /// Slice `slice`, from 0, of `of` slices.
+    ///
+    /// # Errors
+    /// `Invalid` where there are not so many slices.
     pub fn new(slice: u32, of: u32) -> Result<Self> {
         if slice < of {
             return Ok(Self { slice, of });

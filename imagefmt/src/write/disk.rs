@@ -108,6 +108,9 @@ impl DraftDisk {
     }
 
     /// Begins a pass. Before a second one the caller has made a checkpoint.
+    ///
+    /// # Errors
+    /// `Invalid` while another pass over the disk has not ended.
     pub fn begin_pass(&mut self, method: Method, reason: &str, image: ImageId) -> Result<()> {
         if self.in_pass {
             return Err(self.invalid("a pass over it has not ended"));
@@ -125,6 +128,10 @@ impl DraftDisk {
         Ok(())
     }
 
+    /// Takes the next cluster that differs.
+    ///
+    /// # Errors
+    /// `Invalid` outside a pass, and for a cluster that does not come in order; errors of the storage.
     pub fn push(&mut self, update: &ClusterUpdate<'_>) -> Result<()> {
         if !self.in_pass {
             return Err(self.invalid("no pass over it has begun"));
@@ -134,6 +141,10 @@ impl DraftDisk {
         self.builder.push(update)
     }
 
+    /// Ends a pass, in which `compared_bytes` were compared.
+    ///
+    /// # Errors
+    /// `Invalid` where no pass has begun.
     pub fn end_pass(&mut self, compared_bytes: u64) -> Result<()> {
         if !self.in_pass {
             return Err(self.invalid("no pass over it has begun"));
@@ -150,11 +161,17 @@ impl DraftDisk {
     }
 
     /// Frees that memory.
+    ///
+    /// # Errors
+    /// Errors of the storage.
     pub fn release(&mut self) -> Result<()> {
         self.builder.release()
     }
 
     /// Makes what came so far durable, and describes it for a checkpoint.
+    ///
+    /// # Errors
+    /// Errors of the storage.
     pub fn checkpoint(&mut self) -> Result<(DiskRecord, Vec<LayerRecord>)> {
         let built = if self.settled {
             self.builder.built()
@@ -172,6 +189,9 @@ impl DraftDisk {
     }
 
     /// What speaks against committing the disk as it is.
+    ///
+    /// # Errors
+    /// `Invalid` while a pass has not ended, and where none was made.
     pub fn check_whole(&self) -> Result<()> {
         match (self.in_pass, self.passes) {
             (true, _) => Err(self.invalid("a pass over it has not ended")),
@@ -181,6 +201,9 @@ impl DraftDisk {
     }
 
     /// Stores what is open, and describes the disk for the manifest.
+    ///
+    /// # Errors
+    /// Errors of the storage.
     pub fn finish(&mut self) -> Result<(DiskRecord, Vec<LayerRecord>)> {
         let built = self.builder.finish()?;
         let layers = layer_records(&self.meta.name, &built.layers, &built.packed);

@@ -49,6 +49,10 @@ impl Draft {
     }
 
     /// Adds a disk, to be compared with itself in the unfinished sync, or else in the parent image.
+    ///
+    /// # Errors
+    /// `Invalid` for a name that a disk has already and for a size that no disk has; what cannot be read of the disk
+    /// that it is compared with; errors of the storage.
     pub fn add(&mut self, meta: DiskMeta) -> Result<DiskId> {
         if self.disks.iter().any(|disk| disk.name() == meta.name) {
             return Err(Error::invalid(format!("disk {} is there already", meta.name)));
@@ -99,6 +103,11 @@ impl Draft {
         self.new_layers.take_sequence(self.sequence)
     }
 
+    /// Begins a pass over a disk.
+    ///
+    /// # Errors
+    /// `Invalid` for an unknown disk, or while another pass over it has not ended; errors of the checkpoint before a
+    /// second pass.
     pub fn begin_pass(&mut self, id: DiskId, method: Method, reason: &str) -> Result<()> {
         if self.disk(id)?.was_passed() {
             // What the pass supersedes is freed as what an earlier checkpoint held.
@@ -108,10 +117,19 @@ impl Draft {
         self.disk(id)?.begin_pass(method, reason, image)
     }
 
+    /// Takes the next cluster that differs.
+    ///
+    /// # Errors
+    /// `Invalid` for an unknown disk, outside a pass, and for a cluster that does not come in order; errors of the
+    /// storage.
     pub fn push(&mut self, id: DiskId, update: &ClusterUpdate<'_>) -> Result<()> {
         self.disk(id)?.push(update)
     }
 
+    /// Ends a pass, in which `compared_bytes` were compared.
+    ///
+    /// # Errors
+    /// `Invalid` for an unknown disk, and where no pass has begun; errors of the storage.
     pub fn end_pass(&mut self, id: DiskId, compared_bytes: u64) -> Result<()> {
         self.disk(id)?.end_pass(compared_bytes)?;
         let open = self.disks.iter().filter(|disk| disk.holds_layer()).count();
@@ -128,6 +146,9 @@ impl Draft {
     }
 
     /// Makes the data of all disks durable, and describes them.
+    ///
+    /// # Errors
+    /// Errors of the storage.
     pub fn finish(&mut self) -> Result<(Vec<DiskRecord>, Vec<LayerRecord>)> {
         let (mut disks, mut layers) = (Vec::new(), Vec::new());
         for mut disk in std::mem::take(&mut self.disks) {
@@ -139,6 +160,9 @@ impl Draft {
     }
 
     /// The manifest of this image with these disks and layers.
+    ///
+    /// # Errors
+    /// `Invalid` for a manifest that no reader would accept; `Io` where the kernel gives no random numbers.
     pub fn describe(
         &self,
         disks: Vec<DiskRecord>,

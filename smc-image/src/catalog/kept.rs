@@ -70,6 +70,9 @@ impl<K: Ord + Clone + Send + 'static, V: Send + Sync + 'static> Kept<K, V> {
 
     /// Uses what is kept by this key, or what `make` makes. The lock is held meanwhile: two that come at once get the
     /// same.
+    ///
+    /// # Errors
+    /// That of `make`.
     pub fn attach<E>(&self, key: &K, make: impl FnOnce() -> Result<V, E>) -> Result<Use<K, V>, E> {
         let mut state = locked(&self.0.state);
         let expired = state.expire(Instant::now());

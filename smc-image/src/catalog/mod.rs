@@ -119,6 +119,9 @@ impl StoreCatalog {
 
     /// Lets clients write to what they see, in overlays that have `limit_bytes` of space together: `memory_bytes` in
     /// memory and the rest in a temporary file in `directory`. The images do not change.
+    ///
+    /// # Errors
+    /// A temporary file that cannot be made in `directory`.
     pub fn with_overlays(
         self,
         directory: &Path,
@@ -131,6 +134,9 @@ impl StoreCatalog {
 
     /// Every name that is offered now. An image that was named and cannot be used is an error; where everything is
     /// offered, a damaged one is only told.
+    ///
+    /// # Errors
+    /// An image that was named and cannot be used; a store that cannot be read.
     pub fn offers(&self) -> imagefmt::Result<Vec<Offer>> {
         let mut offers = match &self.chosen {
             None => self.offer_everything()?,

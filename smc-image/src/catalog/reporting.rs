@@ -33,6 +33,9 @@ impl ReportingDisk {
     }
 
     /// Fills `target` from byte `offset`; a failure names the first byte that cannot be read.
+    ///
+    /// # Errors
+    /// What the client is told; the log and the exit code have it once.
     pub fn read(&self, offset: u64, target: &mut [u8]) -> Result<(), ExportError> {
         self.disk
             .read_until_bad(offset, target)

@@ -24,6 +24,9 @@ pub struct Args {
 
 /// Compares the disks that were named, or those of the same name; all of them, even where nobody reads on: that no damage
 /// was met is part of the answer.
+///
+/// # Errors
+/// Images that cannot be opened, read or compared, and output that cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
     let (a, b) = (store.image(&args.a)?, store.image(&args.b)?);

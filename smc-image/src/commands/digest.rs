@@ -98,6 +98,9 @@ struct Answer {
 }
 
 /// Prints the digest, then what it is of.
+///
+/// # Errors
+/// What cannot be opened or read, damage, and output that cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let cluster_size = args.cluster_size.map(ClusterSize::from);
     let answer = match &args.what {

@@ -27,6 +27,9 @@ fn job_name(text: &str) -> Result<String, String> {
 }
 
 /// Collects the garbage of one chain after another; one that fails keeps no other from it.
+///
+/// # Errors
+/// A store that cannot be opened, read or written, or that another process is writing to.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
     let mut code = ExitCode::SUCCESS;

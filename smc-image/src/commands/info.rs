@@ -23,6 +23,9 @@ pub struct Args {
 }
 
 /// Shows the manifest, and what follows from it.
+///
+/// # Errors
+/// A store or an image that cannot be opened, and output that cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
     let image = store.image(&args.image)?;

@@ -24,6 +24,9 @@ pub struct Args {
 }
 
 /// Lists every image; one whose manifest is damaged is listed as that.
+///
+/// # Errors
+/// A store that cannot be opened, and output that cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
     let mut list = List::new(context.json);

@@ -15,6 +15,9 @@ pub struct Args {
 }
 
 /// Lists the extents in ascending order; together they cover the disk.
+///
+/// # Errors
+/// An image that cannot be opened, a map that cannot be read, and output that cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let disk = context.open_disk(&args.image)?;
     if !context.json {

@@ -47,6 +47,9 @@ struct Mounted<'a> {
 }
 
 /// Mounts it and returns when it is there.
+///
+/// # Errors
+/// Wrong use, an image that cannot be opened or mounted, and an interrupt: nothing is left of the mount then.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     mount::require_root()?;
     if let Some(id) = &args.fuse_server {

@@ -28,6 +28,9 @@ pub struct UnpinArgs {
 }
 
 /// Pins an image.
+///
+/// # Errors
+/// An image that does not exist, and a store that cannot be written to.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
     let image = store.resolve(&args.image)?;
@@ -41,6 +44,9 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Takes pins away.
+///
+/// # Errors
+/// An image or a pin that does not exist, and a store that cannot be written to.
 pub fn run_unpin(context: &Context, args: &UnpinArgs) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
     let image = store.resolve(&args.image)?;

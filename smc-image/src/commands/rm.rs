@@ -52,6 +52,9 @@ impl FromStr for Doomed {
 }
 
 /// Deletes one after another; one that cannot be deleted keeps no other from it.
+///
+/// # Errors
+/// Images that do not exist, are in use or pinned, and a store that cannot be read or written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
     // Named once more as numbers before anything goes: `latest` must not mean another one each time.

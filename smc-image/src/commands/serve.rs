@@ -110,6 +110,9 @@ struct Served<'a> {
 }
 
 /// Serves until a signal ends it, or until the client on standard input leaves.
+///
+/// # Errors
+/// Wrong use, images that cannot be served, and addresses that cannot be listened on.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     free_large_buffers();
     let user = args.user.as_deref().map(confine::user).transpose()?;

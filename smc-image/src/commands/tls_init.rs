@@ -95,6 +95,9 @@ struct Plan {
 }
 
 /// Makes what is missing and what is asked for, and says how it is used.
+///
+/// # Errors
+/// Files that exist already or cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let dir = std::path::absolute(&args.dir).context("find the directory's path")?;
     let plan = plan(&dir, args)?;

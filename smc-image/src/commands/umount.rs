@@ -29,6 +29,9 @@ struct Unmounted<'a> {
 }
 
 /// Unmounts it.
+///
+/// # Errors
+/// As [`unmount`].
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     mount::require_root()?;
     let dir = args

@@ -84,6 +84,10 @@ fn parse_rate(text: &str) -> Result<u64, String> {
 }
 
 /// Verifies what was selected, and reports.
+///
+/// # Errors
+/// Wrong use, a store that cannot be opened, and output that cannot be written. Damage is no error: the exit code says
+/// it.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
     let found = selection::find(&store, &args.selected)?;

@@ -38,6 +38,9 @@ impl Confinement<'_> {
     /// Confines the process, for good. What the kernel cannot do is told as a warning.
     ///
     /// Fails where this is not the process's only thread: threads that run already would stay as they are.
+    ///
+    /// # Errors
+    /// Where this is not the process's only thread, and where the kernel refuses what it can do.
     pub fn apply(&self) -> anyhow::Result<()> {
         only_thread()?;
         self.fence_in()
@@ -53,6 +56,9 @@ impl Confinement<'_> {
 }
 
 /// Looks up a user by name.
+///
+/// # Errors
+/// Where there is none, or the system's list of users cannot be read.
 pub fn user(name: &str) -> anyhow::Result<User> {
     let found = User::from_name(name).with_context(|| format!("look up user {name}"))?;
     found.with_context(|| format!("there is no user {name}"))

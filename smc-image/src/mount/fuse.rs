@@ -36,6 +36,9 @@ const BACKGROUND_MAX: u16 = 64;
 
 /// Serves `image` (one disk, by number), which has the random id `id`, in the private directory `dir` of a mount,
 /// until nobody needs it.
+///
+/// # Errors
+/// An image that cannot be opened or is another one by now, and a FUSE session that cannot begin.
 pub fn serve(context: &Context, image: &ImageRef, id: &str, dir: &Path) -> anyhow::Result<ExitCode> {
     let opened = context.open_image(image)?;
     let found = opened.manifest().id.to_string();

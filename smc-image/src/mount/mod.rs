@@ -62,6 +62,9 @@ pub struct Plan<'a> {
 }
 
 /// Mounts it, or leaves everything as it was.
+///
+/// # Errors
+/// What cannot be served, attached or mounted, and an interrupt: nothing is left of the mount then.
 pub fn mount(plan: &Plan<'_>, interrupt: &Interrupt) -> anyhow::Result<Record> {
     let _lock = state::lock(Some(interrupt))?;
     state::sweep()?;
@@ -305,6 +308,9 @@ fn wait_until(timeout: Duration, mut done: impl FnMut() -> bool) -> bool {
 }
 
 /// Mounting needs root; says so before anything is begun.
+///
+/// # Errors
+/// Where the process does not run as root.
 pub fn require_root() -> anyhow::Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());

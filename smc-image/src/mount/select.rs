@@ -26,6 +26,10 @@ pub struct Selection {
 
 /// Finds partition `wanted`, or the one filesystem of the disk. `block_bytes` is the disk's logical block size as the
 /// image recorded it; a disk that was copied from one with another still has its partitions found.
+///
+/// # Errors
+/// Where there is no such partition, nothing or more than one thing that can be mounted; a table that is damaged, and
+/// a disk that cannot be read.
 pub fn select(source: &dyn Source, block_bytes: u64, wanted: Option<u32>) -> anyhow::Result<Selection> {
     let selected = match (partitions(source, block_bytes)?, wanted) {
         (None, None) => whole_disk(source),

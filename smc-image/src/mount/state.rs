@@ -64,6 +64,9 @@ fn stat(pid: i32) -> Option<(char, u64)> {
 }
 
 /// Holds everybody else off who mounts or unmounts. One of them that does so already is waited for.
+///
+/// # Errors
+/// A directory of mounts that cannot be made or locked, and an interrupt.
 pub fn lock(interrupt: Option<&Interrupt>) -> anyhow::Result<LockedFile> {
     DirBuilder::new()
         .recursive(true)
@@ -75,6 +78,9 @@ pub fn lock(interrupt: Option<&Interrupt>) -> anyhow::Result<LockedFile> {
 }
 
 /// Makes the private directory of a new mount.
+///
+/// # Errors
+/// A directory that cannot be made.
 pub fn create(name: &str) -> anyhow::Result<PathBuf> {
     // Made with mode 0700.
     let dir = tempfile::Builder::new().prefix(name).tempdir_in(ROOT);
@@ -106,6 +112,9 @@ fn record_path(dir: &Path) -> PathBuf {
 
 impl Record {
     /// Writes the record of the mount with private directory `dir`.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
     pub fn save(&self, dir: &Path) -> anyhow::Result<()> {
         let path = record_path(dir);
         let write = || {
@@ -117,11 +126,17 @@ impl Record {
     }
 
     /// Whether anything of the mount still does its work.
+    ///
+    /// # Errors
+    /// As [`attached_loop`](Self::attached_loop).
     pub fn is_in_use(&self, dir: &Path) -> anyhow::Result<bool> {
         Ok(self.server.is_alive() || self.attached_loop(dir)?.is_some())
     }
 
     /// The loop device, if it is still attached to this mount's disk.
+    ///
+    /// # Errors
+    /// When the kernel does not say what is attached.
     pub fn attached_loop(&self, dir: &Path) -> anyhow::Result<Option<&Path>> {
         let Some(path) = self.loop_device.as_deref() else {
             return Ok(None);
@@ -132,6 +147,9 @@ impl Record {
     }
 
     /// The loop device, if it is mounted where it was.
+    ///
+    /// # Errors
+    /// When the kernel does not say what is attached, or mounted.
     pub fn mounted_loop(&self, dir: &Path) -> anyhow::Result<Option<&Path>> {
         let Some(device) = self.attached_loop(dir)? else {
             return Ok(None);
@@ -145,6 +163,9 @@ impl Record {
 
 /// Every mount: its private directory and, where one was written, its record. One that cannot be read is an error: what is
 /// still mounted must not be taken for what a crash left.
+///
+/// # Errors
+/// A directory of mounts, or a record in it, that cannot be read.
 pub fn all() -> anyhow::Result<Vec<(PathBuf, Option<Record>)>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(ROOT).with_context(|| format!("read {ROOT}"))? {
@@ -173,6 +194,9 @@ fn read_record(path: &Path) -> anyhow::Result<Option<Record>> {
 }
 
 /// Takes the disk's file out of sight and removes what is left of a mount. Nothing of it need be there any more.
+///
+/// # Errors
+/// What cannot be unmounted or removed.
 pub fn remove(dir: &Path) -> anyhow::Result<()> {
     match umount2(&fuse_dir(dir), MntFlags::MNT_DETACH) {
         // Not mounted, or not even there.
@@ -193,6 +217,9 @@ pub fn remove(dir: &Path) -> anyhow::Result<()> {
 }
 
 /// Removes what mounts left behind whose server is dead and whose loop device is gone. The lock is held.
+///
+/// # Errors
+/// What cannot be read, unmounted or removed.
 pub fn sweep() -> anyhow::Result<()> {
     for (dir, record) in all()? {
         let in_use = match &record {

@@ -22,6 +22,9 @@ pub struct Unmounted {
 }
 
 /// Unmounts what `smc-image mount` mounted on `dir`, and waits until nothing of it is left.
+///
+/// # Errors
+/// Where nothing was mounted there, or it is in use; what cannot be unmounted.
 pub fn unmount(dir: &Path) -> anyhow::Result<Unmounted> {
     let _lock = state::lock(None)?;
     let (private, record) = find(dir)?;

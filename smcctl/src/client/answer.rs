@@ -23,6 +23,9 @@ pub struct Answer {
 
 impl Answer {
     /// What came, which must be text.
+    ///
+    /// # Errors
+    /// An answer that is not JSON.
     pub fn new(question: Question, status: StatusCode, body: &[u8]) -> anyhow::Result<Self> {
         match str::from_utf8(body) {
             Ok(text) => Ok(Self {
@@ -35,6 +38,9 @@ impl Answer {
     }
 
     /// The answer itself, if it is a success; otherwise what smcd says of it, as the error.
+    ///
+    /// # Errors
+    /// What smcd says is wrong, with its advice.
     pub fn success(self) -> anyhow::Result<Self> {
         if self.status.is_success() {
             return Ok(self);
@@ -59,6 +65,9 @@ impl Answer {
     }
 
     /// What it says. Every text in it is one line and printable.
+    ///
+    /// # Errors
+    /// An answer that does not fit the type: smcd is of another version.
     pub fn view<T: DeserializeOwned>(&self) -> anyhow::Result<T> {
         let read = || {
             let mut value: Value = serde_json::from_str(&self.text)?;
@@ -69,6 +78,9 @@ impl Answer {
     }
 
     /// The parts of an answer that is a list.
+    ///
+    /// # Errors
+    /// An answer that is no list.
     pub fn items(&self) -> anyhow::Result<Vec<Self>> {
         let items: Result<Vec<&RawValue>, _> = serde_json::from_str(&self.text);
         let items = items.map_err(|error| self.not_understood(&error))?;
@@ -81,6 +93,9 @@ impl Answer {
     }
 
     /// Prints it as it came, on one line; a list line by line, and nothing where there is nothing.
+    ///
+    /// # Errors
+    /// Output that cannot be written.
     pub fn print_json(&self) -> anyhow::Result<()> {
         if self.is_empty() {
             return Ok(());

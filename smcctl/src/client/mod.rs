@@ -42,6 +42,9 @@ pub struct Client {
 
 impl Client {
     /// The daemon that listens on `socket`; it is not asked anything yet.
+    ///
+    /// # Errors
+    /// A runtime that cannot be started.
     pub fn new(socket: PathBuf) -> anyhow::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build();
         Ok(Self {
@@ -52,6 +55,9 @@ impl Client {
     }
 
     /// From now on, SIGINT and SIGTERM end what is waited for with an [`Interrupted`](cli::interrupt::Interrupted).
+    ///
+    /// # Errors
+    /// Signals that cannot be caught.
     pub fn catch_interrupts(&mut self) -> anyhow::Result<()> {
         self.interrupt = Some(Interrupt::install()?);
         Ok(())
@@ -59,6 +65,9 @@ impl Client {
 
     /// Sends a request and waits for the answer. An answer that is no success is an [`api::ErrorBody`] as the error,
     /// or another error where it does not come from smcd.
+    ///
+    /// # Errors
+    /// When smcd cannot be reached, does not answer, or refuses; an interrupt, if these are caught.
     pub fn send(&self, request: &Request) -> anyhow::Result<Answer> {
         let question = Question {
             request: request.to_string(),
@@ -72,6 +81,9 @@ impl Client {
     }
 
     /// Waits, unless somebody asks to stop.
+    ///
+    /// # Errors
+    /// An interrupt.
     pub fn pause(&self, duration: Duration) -> anyhow::Result<()> {
         let pause = async { time::sleep(duration).await };
         self.runtime.block_on(self.unless_interrupted(pause))

@@ -65,6 +65,9 @@ impl Request {
     }
 
     /// With an object as its body.
+    ///
+    /// # Errors
+    /// A body that cannot be written as JSON.
     pub fn with(mut self, body: &impl Serialize) -> anyhow::Result<Self> {
         self.body = Some(serde_json::to_string(body)?);
         Ok(self)
@@ -87,6 +90,9 @@ impl Request {
     }
 
     /// As HTTP has it.
+    ///
+    /// # Errors
+    /// A path that no request can have.
     pub fn to_http(&self) -> anyhow::Result<http::Request<Full<Bytes>>> {
         let mut request = http::Request::builder()
             .method(&self.method)

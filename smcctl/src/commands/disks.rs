@@ -14,6 +14,9 @@ pub struct Args {
 }
 
 /// Lists them.
+///
+/// # Errors
+/// When smcd does not answer, or refuses, or the output cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let answer = context.client.send(&request(args.store.as_deref()))?;
     context.tell(&answer, view::disks::lines)?;

@@ -38,6 +38,9 @@ pub struct Disks {
 }
 
 /// Prints what was measured.
+///
+/// # Errors
+/// When smcd does not answer, or refuses, or the output cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let wanted = EstimateRequest {
         disks: args.disks.disks.clone(),

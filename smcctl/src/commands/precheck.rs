@@ -20,6 +20,9 @@ pub struct Args {
 }
 
 /// Prints the findings, and fails if one is critical.
+///
+/// # Errors
+/// When smcd does not answer, or refuses, or the output cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = args.store.iter().map(|store| ("store", store.as_str()));
     let query = store.chain(args.disks.iter().map(|disk| ("disk", disk.as_str())));

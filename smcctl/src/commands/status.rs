@@ -11,6 +11,9 @@ use std::process::ExitCode;
 pub struct Args {}
 
 /// Fails where the daemon does not answer.
+///
+/// # Errors
+/// When smcd does not answer, or refuses, or the output cannot be written.
 pub fn run(context: &Context, _args: &Args) -> anyhow::Result<ExitCode> {
     let answer = context.client.send(&Request::get("/status"))?;
     let now = Timestamp::now();

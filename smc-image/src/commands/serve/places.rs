@@ -36,6 +36,9 @@ pub struct Places {
 
 impl Places {
     /// Opens everything that is listened on. Without any option that is what systemd handed over.
+    ///
+    /// # Errors
+    /// An address that is in use or cannot be listened on.
     pub fn open(&self, server: &mut Server) -> anyhow::Result<()> {
         if self.stdio {
             return Ok(());
@@ -100,6 +103,9 @@ fn resolve(address: &str) -> anyhow::Result<Vec<SocketAddr>> {
 }
 
 /// The beginning and the end of every URI, between which the export's name stands.
+///
+/// # Errors
+/// When the kernel does not say which address a socket has.
 pub fn uris(server: &Server) -> io::Result<Vec<(String, String)>> {
     let mut places = Vec::new();
     for path in server.unix_paths() {

@@ -33,6 +33,9 @@ pub struct Caught {
 }
 
 /// Catches every signal that would end the process: before there is anything to be left behind.
+///
+/// # Errors
+/// Signals that cannot be caught.
 pub fn catch() -> anyhow::Result<Caught> {
     let catch = || {
         let mut ending = ending_signals()?;
@@ -59,6 +62,9 @@ fn has_terminal() -> bool {
 
 impl Caught {
     /// Obeys them in a thread of their own.
+    ///
+    /// # Errors
+    /// A thread that cannot be started.
     pub fn obey(mut self, server: ShutdownHandle) -> anyhow::Result<()> {
         let wait = move || {
             for signal in self.signals.forever() {

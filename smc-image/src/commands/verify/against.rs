@@ -25,6 +25,10 @@ const RANGES_SHOWN_MAX: usize = 20;
 ///
 /// Exit code 0 when both hold the same, 1 when they differ: a device that was written to since does. 3 when the image
 /// is damaged.
+///
+/// # Errors
+/// Wrong use, an image or a device that cannot be opened, a device that cannot be read, and output that cannot be
+/// written.
 pub fn run(
     context: &Context,
     store: &Store,

@@ -38,32 +38,55 @@ struct Wait {
 }
 
 /// Starts or resumes the job.
+///
+/// # Errors
+/// When smcd does not answer, or refuses, the job does not get where it was to be waited for, or the output cannot be
+/// written.
 pub fn start(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode> {
     act(context, args, "start", Goal::Synced)
 }
 
 /// Syncs now.
+///
+/// # Errors
+/// When smcd does not answer, or refuses, the job does not get where it was to be waited for, or the output cannot be
+/// written.
 pub fn sync(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode> {
     act(context, args, "sync", Goal::Synced)
 }
 
 /// Confirms a job that was found in a store.
+///
+/// # Errors
+/// When smcd does not answer, or refuses, or the output cannot be written.
 pub fn confirm(context: &mut Context, name: &JobName) -> anyhow::Result<ExitCode> {
     let request = Request::post(job(&name.name, Some("confirm")));
     send(context, &name.name, &request, None)
 }
 
 /// Stops.
+///
+/// # Errors
+/// When smcd does not answer, or refuses, the job does not get where it was to be waited for, or the output cannot be
+/// written.
 pub fn stop(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode> {
     act(context, args, "stop", Goal::Stopped)
 }
 
 /// Cancels the job.
+///
+/// # Errors
+/// When smcd does not answer, or refuses, the job does not get where it was to be waited for, or the output cannot be
+/// written.
 pub fn cancel(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCode> {
     act(context, args, "cancel", Goal::Canceled)
 }
 
 /// Finishes the job.
+///
+/// # Errors
+/// When smcd does not answer, or refuses, the job does not get where it was to be waited for, or the output cannot be
+/// written.
 pub fn complete(context: &mut Context, args: &CompleteArgs) -> anyhow::Result<ExitCode> {
     let wanted = CompleteJob {
         last_sync: args.last_sync,

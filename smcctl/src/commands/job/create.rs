@@ -86,6 +86,9 @@ pub struct Args {
 }
 
 /// Creates the job, and starts it if asked for.
+///
+/// # Errors
+/// When smcd does not answer, or refuses, or the output cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let wanted = wanted(args)?;
     if args.disks.all {

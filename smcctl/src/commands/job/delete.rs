@@ -25,6 +25,9 @@ pub struct Args {
 }
 
 /// Deletes it, after a question where images go with it.
+///
+/// # Errors
+/// When it is not confirmed; when smcd does not answer, or refuses, or the output cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let name = &args.job.name;
     if args.purge && !args.yes {

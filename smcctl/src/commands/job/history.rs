@@ -18,6 +18,9 @@ pub struct Args {
 }
 
 /// Lists them.
+///
+/// # Errors
+/// When smcd does not answer, or refuses, or the output cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let limit = args.limit.map(|limit| limit.to_string());
     let query = limit.as_deref().map(|limit| ("limit", limit));

@@ -11,6 +11,9 @@ use std::process::ExitCode;
 pub struct Args {}
 
 /// Lists them.
+///
+/// # Errors
+/// When smcd does not answer, or refuses, or the output cannot be written.
 pub fn run(context: &Context, _args: &Args) -> anyhow::Result<ExitCode> {
     let answer = context.client.send(&Request::get("/jobs"))?;
     context.tell(&answer, |paint, jobs: &Vec<JobView>| {

@@ -52,6 +52,9 @@ pub enum JobCommand {
 }
 
 /// Executes the command.
+///
+/// # Errors
+/// That of the command.
 pub fn run(context: &mut Context, command: &JobCommand) -> anyhow::Result<ExitCode> {
     match command {
         JobCommand::Create(args) => create::run(context, args),

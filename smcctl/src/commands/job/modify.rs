@@ -69,6 +69,9 @@ pub struct Args {
 }
 
 /// Changes what was named.
+///
+/// # Errors
+/// Where nothing is to be changed; when smcd does not answer, or refuses, or the output cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let wanted = wanted(args);
     if wanted == ModifyJob::default() {

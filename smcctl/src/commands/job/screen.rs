@@ -52,6 +52,9 @@ impl Screen {
     }
 
     /// Shows the jobs as they are now.
+    ///
+    /// # Errors
+    /// A terminal or output that cannot be written to.
     pub fn show(&mut self, jobs: &[Seen]) -> anyhow::Result<()> {
         match self {
             Self::Live(term, paint, drawn) => {
@@ -68,6 +71,9 @@ impl Screen {
     }
 
     /// Takes what was drawn off the terminal.
+    ///
+    /// # Errors
+    /// A terminal that cannot be written to.
     pub fn clear(&mut self) -> anyhow::Result<()> {
         if let Self::Live(term, _, drawn) = self {
             *drawn = draw(term, *drawn, &[]).context("draw on the terminal")?;

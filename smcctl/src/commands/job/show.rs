@@ -17,6 +17,9 @@ pub struct Args {
 }
 
 /// Shows it.
+///
+/// # Errors
+/// When smcd does not answer, or refuses, or the output cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let answer = context.client.send(&Request::get(job(&args.job.name, None)))?;
     context.tell(&answer, view::job::full)?;

@@ -8,6 +8,9 @@ use api::{JobView, RunOutcome, Status};
 use cli::exit::Advise;
 
 /// Waits until no sync of the job runs, from what was answered on.
+///
+/// # Errors
+/// When smcd does not answer, the output cannot be written, or the user interrupts.
 pub fn until_idle(context: &mut Context, name: &str, mut answer: Answer) -> anyhow::Result<Answer> {
     context.client.catch_interrupts()?;
     let mut screen = Screen::live_only(context);
@@ -41,6 +44,9 @@ pub enum Goal {
 
 impl Goal {
     /// An error if the job is elsewhere.
+    ///
+    /// # Errors
+    /// Where the job is, and why, with what to do.
     pub fn judge(self, job: &JobView) -> anyhow::Result<()> {
         let JobView { name, status, .. } = job;
         if *status == Status::InError {

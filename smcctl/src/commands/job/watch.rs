@@ -23,6 +23,9 @@ pub struct Args {
 }
 
 /// Watches until somebody asks to stop.
+///
+/// # Errors
+/// When smcd does not answer, or refuses, or the output cannot be written.
 pub fn run(context: &mut Context, args: &Args) -> anyhow::Result<ExitCode> {
     context.client.catch_interrupts()?;
     match watch(context, args) {
