@@ -59,7 +59,7 @@ fn boot(release: Release, kernel: Release, archive: &Path, phase: &str) -> Resul
     system.attach(&store, "store");
     let options = BootOptions {
         memory_mib: 640,
-        timeout: Duration::from_secs(1200),
+        timeout: Duration::from_secs(3600),
         ..BootOptions::default()
     };
     let said = system.boot(phase, Until::PowerOff, &options)?;

@@ -76,7 +76,7 @@ fn boot(kernel: Release, rounds: u32, layouts: Option<&str>) -> Result<Said> {
         memory_mib: 768,
         // Programs that write and programs that are traced run at the same time.
         processors: 2,
-        timeout: Duration::from_secs(600 + 900 * u64::from(rounds)),
+        timeout: Duration::from_secs(1800 + 1800 * u64::from(rounds)),
         ..BootOptions::default()
     };
     let said = system.boot(&rounds.to_string(), Until::PowerOff, &options)?;
