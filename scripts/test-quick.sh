@@ -8,7 +8,7 @@ CARGO=${CARGO:-cargo}
 # Unit tests, and these files. Cargo knows them by their names alone: two crates may have one of the same name only if both
 # are quick.
 files=(
-    changetrack:disks changetrack:process
+    changetrack:several_disks changetrack:process
     hostdev:trees
     imagefmt:memory
     nbd:clients nbd:descriptors nbd:documented nbd:extended nbd:hostile nbd:nbdsh nbd:no_panics nbd:sockets nbd:tls nbd:writing
