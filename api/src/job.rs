@@ -4,7 +4,31 @@ use crate::rules::Status;
 use crate::run::{Forecast, Progress, RunView};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use utoipa::ToSchema;
+
+/// How the changes of a job's disks are found.
+///
+/// - `auto`: the disks are tracked where the machine can, and otherwise read completely.
+/// - `off`: every sync reads the disks completely.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Tracking {
+    /// The disks are tracked where the machine can, and otherwise read completely.
+    #[default]
+    Auto,
+    /// Every sync reads the disks completely.
+    Off,
+}
+
+impl fmt::Display for Tracking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Auto => "auto",
+            Self::Off => "off",
+        })
+    }
+}
 
 /// A request to create a job. It needs a name, and either `disks` or `all_disks`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -36,8 +60,8 @@ pub struct CreateJob {
     pub all_disks: bool,
     /// Whether incremental syncs follow the full one. If false, the job is Finished after a single full sync.
     pub automatic_incremental: bool,
-    /// The time from the end of one sync to the start of the next, in seconds: 3600 (1 h) to 604800 (7 d). The daemon's
-    /// configuration may lower the minimum. Required if `automatic_incremental` is true, forbidden otherwise.
+    /// The time from the end of one sync to the start of the next, in seconds: 3600 (1 h) to 604800 (7 d); from 60 (1 min)
+    /// where the job's disks are tracked. The daemon's configuration may lower the minimum. Required if `automatic_incremental` is true, forbidden otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 604_800)]
     pub interval_seconds: Option<u64>,
@@ -64,6 +88,16 @@ pub struct CreateJob {
     /// Default: 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_limit_bytes: Option<u64>,
+    /// How changes are found: `auto` (the disks are tracked where the machine can, so that a sync reads only what was
+    /// written to) or `off` (every sync reads the disks completely). Default: `auto`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracking: Option<Tracking>,
+    /// The least time from the start of one scheduled sync that reads a whole disk to the start of the next, in seconds: 60 (1 min) to
+    /// 604800 (7 d). It matters only where `interval_seconds` is shorter: the job then waits if its disks cannot be
+    /// tracked for some time. Default: 3600 (1 h).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 60, maximum = 604_800)]
+    pub min_scan_interval_seconds: Option<u64>,
     /// The cluster size, the unit of comparison and storage, in bytes: 16384, 65536 or 262144. Forbidden with `take_up`:
     /// the job then has the cluster size of the job it continues. Default: 65536 (64 KiB).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -122,8 +156,8 @@ pub struct ModifyJob {
     /// limit. Takes effect immediately, also on a running sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_limit_bytes: Option<u64>,
-    /// The new time from the end of one sync to the start of the next, in seconds: 3600 (1 h) to 604800 (7 d). Takes
-    /// effect when the next sync has ended; in state Ready immediately.
+    /// The new time from the end of one sync to the start of the next, in seconds: 3600 (1 h) to 604800 (7 d); from 60
+    /// (1 min) where the job's disks are tracked. Takes effect when the next sync has ended; in state Ready immediately.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 604_800)]
     pub interval_seconds: Option<u64>,
@@ -131,6 +165,15 @@ pub struct ModifyJob {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 10)]
     pub max_images: Option<u32>,
+    /// The new way to find changes: `auto` or `off`. Takes effect with the next sync; `off` stops the tracking of the
+    /// disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracking: Option<Tracking>,
+    /// The new least time between two scheduled syncs that read a whole disk, in seconds: 60 (1 min) to 604800 (7 d).
+    /// Takes effect immediately.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 60, maximum = 604_800)]
+    pub min_scan_interval_seconds: Option<u64>,
     /// The new zstd compression level, 0 to 19; 0 means no compression. Takes effect with the next sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0, maximum = 19)]
@@ -219,6 +262,12 @@ pub struct JobView {
     pub compress_level: i32,
     /// The limit of reading from all disks together, in bytes per second; 0 means no limit.
     pub bandwidth_limit_bytes: u64,
+    /// How changes are found: `auto` or `off`.
+    #[serde(default)]
+    pub tracking: Tracking,
+    /// The least time between two scheduled syncs that read a whole disk, in seconds.
+    #[serde(default)]
+    pub min_scan_interval_seconds: u64,
     /// The cluster size in bytes. Absent for a job that continues another one, until its first sync has determined it.
     pub cluster_size_bytes: Option<u32>,
     /// Whether the next sync accepts a disk whose identity differs from the recorded one. Creating an image resets it.
@@ -257,6 +306,24 @@ pub struct DiskView {
     pub path: String,
     /// The disk's size in bytes when the job was created, or at its last sync.
     pub size_bytes: u64,
+    /// Whether the tracker watches the disk, and what it has seen. Absent in lists, and for jobs that will not sync again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracking: Option<DiskTracking>,
+}
+
+/// Whether a disk is tracked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskTracking {
+    /// Whether the next sync reads only what was written to, if nothing changes until then.
+    pub trusted: bool,
+    /// Why the next sync reads all of the disk, as a clause. Absent if it does not.
+    pub doubt: Option<String>,
+    /// Since when the tracker watches the disk. Absent if it does not.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub since: Option<Timestamp>,
+    /// The bytes in clusters that were written to since the newest image, as far as is known. 0 if the disk is not
+    /// watched.
+    pub dirty_bytes: u64,
 }
 
 /// Values that were changed and take effect when the next sync has ended.

@@ -3,7 +3,7 @@
 //! - [`Status`], [`Action`] and [`rules`]: the states of a job, and the actions that each state allows.
 //! - [`limits`]: the range of every parameter.
 //! - [`CreateJob`], [`ModifyJob`], [`CompleteJob`]: requests. [`JobView`], [`RunView`]: the state of a job and its runs.
-//! - [`Estimate`], [`Precheck`], [`DiskList`], [`ServiceStatus`], [`ExportView`]: other answers.
+//! - [`Estimate`], [`Precheck`], [`DiskList`], [`ServiceStatus`], [`ExportView`], [`TrackerView`]: other answers.
 //! - [`ErrorBody`]: the body of every answer that reports an error.
 //!
 //! Field names end in their unit. Times are RFC 3339 in UTC. The comments on fields are the descriptions in the OpenAPI
@@ -17,17 +17,19 @@ mod precheck;
 pub mod rules;
 mod run;
 mod service;
+mod tracker;
 
 pub use error::{ErrorBody, ErrorKind};
 pub use estimate::{DiskEstimate, Estimate, EstimateRequest, StoreEstimate};
 pub use job::{
-    CompleteJob, CreateJob, DiskRequest, DiskView, Event, HooksView, JobView, ModifyJob, NextEvent,
-    PendingView,
+    CompleteJob, CreateJob, DiskRequest, DiskTracking, DiskView, Event, HooksView, JobView, ModifyJob,
+    NextEvent, PendingView, Tracking,
 };
 pub use precheck::{Check, Level, Precheck};
 pub use rules::{Action, Status};
 pub use run::{Forecast, Phase, Progress, RunDisk, RunOutcome, RunType, RunView};
 pub use service::{DiskList, ExportView, ListedDisk, ServiceStatus};
+pub use tracker::{TrackedDisk, TrackerView};
 
 /// The socket of `smcd`, unless its configuration names another one.
 pub const DEFAULT_SOCKET: &str = "/run/smc/smcd.sock";

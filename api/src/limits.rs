@@ -13,6 +13,17 @@ const DAY: u64 = 24 * HOUR;
 /// (`laboratory.min_interval`).
 pub const INTERVAL: RangeInclusive<Duration> = Duration::from_secs(HOUR)..=Duration::from_secs(7 * DAY);
 
+/// The shortest interval of a job whose disks are tracked: its syncs read only what was written to. Alibaba SMC has none below
+/// an hour.
+pub const TRACKED_INTERVAL_MIN: Duration = Duration::from_secs(60);
+
+/// The least time between the starts of two scheduled syncs that read a whole disk.
+pub const MIN_SCAN_INTERVAL: RangeInclusive<Duration> =
+    Duration::from_secs(60)..=Duration::from_secs(7 * DAY);
+
+/// That time for a job that does not specify one.
+pub const MIN_SCAN_INTERVAL_DEFAULT: Duration = Duration::from_secs(HOUR);
+
 /// How many images of a job are kept.
 pub const MAX_IMAGES: RangeInclusive<u32> = 1..=10;
 
@@ -64,6 +75,9 @@ mod tests {
         let seconds = |time: &Duration| time.as_secs_f64();
         let same = |a: f64, b: f64| assert!((a - b).abs() < 0.5, "{a} and {b}");
         same(of("interval_seconds", "maximum"), seconds(INTERVAL.end()));
+        let range = (MIN_SCAN_INTERVAL.start(), MIN_SCAN_INTERVAL.end());
+        same(of("min_scan_interval_seconds", "minimum"), seconds(range.0));
+        same(of("min_scan_interval_seconds", "maximum"), seconds(range.1));
         same(of("max_images", "minimum"), (*MAX_IMAGES.start()).into());
         same(of("max_images", "maximum"), (*MAX_IMAGES.end()).into());
         same(of("valid_seconds", "minimum"), seconds(VALID_TIME.start()));

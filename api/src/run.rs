@@ -157,7 +157,7 @@ pub struct RunView {
     pub image: Option<String>,
     /// The kind of sync: `full` or `incremental`.
     pub kind: Option<String>,
-    /// How changes were found: `full` (everything was stored), `scan` (the whole disk was read and compared) or
+    /// How changes were found: `full` (everything was stored), `scan` (a whole disk was read and compared) or
     /// `tracked` (the kernel's block layer was watched).
     pub method: Option<String>,
     /// The consistency class of the image: `fuzzy` (read while writes went on), `crash` (like after a power cut),
@@ -192,8 +192,18 @@ pub struct RunDisk {
     pub name: String,
     /// The disk's size in bytes.
     pub size_bytes: u64,
+    /// How the changes of this disk were found: `full`, `scan` or `tracked`. Absent in runs of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// Why they were found that way, as a clause. Absent in runs of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method_reason: Option<String>,
     /// The bytes of this disk that were read and compared.
     pub compared_bytes: u64,
+    /// The bytes among those compared that the tracker had called unchanged: they were read to check it. 0 if the sync
+    /// was not tracked.
+    #[serde(default)]
+    pub audited_bytes: u64,
     /// The bytes of this disk that differed from the previous image.
     pub dirty_bytes: u64,
     /// The bytes stored for this disk, after compression.

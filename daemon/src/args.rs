@@ -138,6 +138,15 @@ pub struct SyncArgs {
     #[arg(long)]
     pub take_over: bool,
 
+    /// Begin to watch the disks, so that the next sync reads only what was written to since this one. A disk that is
+    /// watched already is read in part without this option too.
+    #[arg(long)]
+    pub track: bool,
+
+    /// Where the tracker is pinned: a directory on a mounted BPF filesystem.
+    #[arg(long, value_name = "DIR", default_value = tracker::PIN_DIRECTORY)]
+    pub tracker_directory: PathBuf,
+
     /// Allow creating a new store on NFS, CIFS, FUSE or a similar filesystem, which may not keep locks and
     /// durability guarantees.
     #[arg(long)]

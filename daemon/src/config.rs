@@ -35,6 +35,8 @@ pub struct Config {
     pub log: String,
     /// The shortest allowed interval of a job.
     pub min_interval: Duration,
+    /// Where in bpffs the tracker is pinned.
+    pub tracker: PathBuf,
     /// A file that moves the clock, for tests.
     pub test_clock: Option<PathBuf>,
     /// Where the files that identify this machine are; tests have other machines.
@@ -60,6 +62,7 @@ struct Raw {
 #[serde(default, deny_unknown_fields)]
 struct RawLaboratory {
     min_interval: Option<Spanned<String>>,
+    tracker: Option<Spanned<PathBuf>>,
     clock: Option<Spanned<PathBuf>>,
 }
 
@@ -114,6 +117,11 @@ impl Config {
                 lab.min_interval.as_ref(),
                 *limits::INTERVAL.start(),
                 seconds(1)..=*limits::INTERVAL.start(),
+            )?,
+            tracker: reader.path(
+                "laboratory.tracker",
+                raw.laboratory.tracker,
+                tracker::PIN_DIRECTORY,
             )?,
             test_clock: match raw.laboratory.clock {
                 Some(clock) => Some(reader.path("laboratory.clock", Some(clock), "")?),

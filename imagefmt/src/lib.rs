@@ -45,7 +45,7 @@ pub use verify::verdict::{Against, Span, Verdict, VerdictState};
 pub use verify::{Finding, Inspection, Verified, Verifier, VerifyPlan, VerifyProgress};
 pub use write::base::Base;
 pub use write::builder::ClusterUpdate;
-pub use write::disk::{DiskId, DiskMeta};
+pub use write::disk::{Audited, DiskId, DiskMeta};
 pub use write::encoder::ClusterEncoder;
 pub use write::sync::{ImageWriter, WriteRequest};
 

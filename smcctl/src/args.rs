@@ -2,7 +2,7 @@
 
 use crate::client::Client;
 use crate::commands::job::{self, JobCommand};
-use crate::commands::{disks, estimate, exports, precheck, status};
+use crate::commands::{disks, estimate, exports, precheck, status, tracker};
 use crate::context::Context;
 use clap::{ColorChoice, CommandFactory, Parser, Subcommand};
 use cli::exit;
@@ -44,6 +44,7 @@ enum Command {
     Precheck(precheck::Args),
     Estimate(estimate::Args),
     Exports(exports::Args),
+    Tracker(tracker::Args),
     /// Create, run and watch jobs
     #[command(subcommand)]
     Job(Box<JobCommand>),
@@ -72,6 +73,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Precheck(args) => precheck::run(context, args),
         Command::Estimate(args) => estimate::run(context, args),
         Command::Exports(args) => exports::run(context, args),
+        Command::Tracker(args) => tracker::run(context, args),
         Command::Job(command) => job::run(context, command),
         Command::Completions(args) => pages::completions(Cli::command(), args).map(|()| ExitCode::SUCCESS),
         Command::Man(args) => pages::man(Cli::command(), args).map(|()| ExitCode::SUCCESS),

@@ -2,7 +2,7 @@
 //!
 //! Which values are allowed is for smcd to say: here is only refused what cannot be told to it.
 
-use api::DiskRequest;
+use api::{DiskRequest, Tracking};
 use cli::units::{parse_duration, parse_size};
 use jiff::Timestamp;
 use std::path;
@@ -56,6 +56,15 @@ pub fn seconds(text: &str) -> Result<u64, String> {
         return Err("smcd accepts only whole seconds".to_owned());
     }
     Ok(time.as_secs())
+}
+
+/// How changes are found.
+pub fn tracking(text: &str) -> Result<Tracking, String> {
+    match text {
+        "auto" => Ok(Tracking::Auto),
+        "off" => Ok(Tracking::Off),
+        _ => Err("it must be auto or off".to_owned()),
+    }
 }
 
 /// The size of a cluster in bytes.

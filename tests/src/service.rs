@@ -33,12 +33,14 @@ impl Service {
         let dir = ScratchDir::new(name)?;
         let config = format!(
             "store = {:?}\nstate_dir = {:?}\nsocket = {:?}\nhooks_dir = {:?}\ncheckpoint_every = \"0s\"\n{more}\n\
-             [laboratory]\nclock = {:?}\n",
+             [laboratory]\nclock = {:?}\ntracker = {:?}\n",
             dir.join("store"),
             dir.join("state"),
             dir.join("smcd.sock"),
             dir.join("hooks.d"),
             dir.join("clock"),
+            // No BPF filesystem, unless a test mounts one: what tests do must not show in the machine's tracker.
+            dir.join("bpf/smc"),
         );
         fs::write(dir.join("smcd.toml"), config)?;
         fs::create_dir(dir.join("hooks.d"))?;

@@ -16,7 +16,6 @@ pub struct Watch {
 #[derive(Debug)]
 struct Watched {
     name: String,
-    size_bytes: u64,
     /// The disk itself first, then what lies below it.
     places: Vec<Place>,
 }
@@ -40,7 +39,6 @@ impl Watch {
     pub fn start<'a>(disks: impl Iterator<Item = (&'a str, &'a Device)>) -> Self {
         let watched = |(name, device): (&str, &Device)| Watched {
             name: name.to_owned(),
-            size_bytes: device.size_bytes(),
             places: places(device),
         };
         Self {
@@ -48,9 +46,11 @@ impl Watch {
         }
     }
 
-    /// The class that an image earns without a freeze, and why it is no better.
-    pub fn finish(&self) -> (Consistency, String) {
-        match self.disks.iter().find_map(Watched::doubt) {
+    /// The class that an image earns without a freeze, and why it is no better. `read_bytes` is what the sync has read
+    /// of each disk.
+    pub fn finish(&self, read_bytes: &[u64]) -> (Consistency, String) {
+        let mut disks = self.disks.iter().zip(read_bytes);
+        match disks.find_map(|(disk, &read_bytes)| disk.doubt(read_bytes)) {
             Some(doubt) => (Consistency::Fuzzy, doubt),
             None => {
                 let reason = "no disk was written to during the sync, but nothing was flushed or frozen";
@@ -62,7 +62,7 @@ impl Watch {
 
 impl Watched {
     /// What speaks against the disk having been quiet from the first read to after the last.
-    fn doubt(&self) -> Option<String> {
+    fn doubt(&self, read_bytes: u64) -> Option<String> {
         let name = &self.name;
         if self.places.is_empty() {
             return Some(format!(
@@ -71,7 +71,7 @@ impl Watched {
         }
         self.places.iter().enumerate().find_map(|(i, place)| {
             // Counters that did not count our own reads would not have counted writes either.
-            let own_reads = if i == 0 { self.size_bytes } else { 0 };
+            let own_reads = if i == 0 { read_bytes } else { 0 };
             place.doubt(own_reads).map(|doubt| format!("{name} {doubt}"))
         })
     }

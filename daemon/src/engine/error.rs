@@ -22,6 +22,8 @@ pub enum ErrorKind {
     Store,
     /// The request does not fit the job: a wrong disk, or a hook that refused. Nothing was written.
     Refused,
+    /// A disk would have to be read completely, and that was not wanted. Nothing was read.
+    Untracked,
     /// Anything else: output that could not be written, or a bug.
     Other,
 }
@@ -53,6 +55,11 @@ impl Error {
     /// The request does not fit the job; `cause` says why.
     pub fn refused(cause: anyhow::Error) -> Self {
         Self::caused(ErrorKind::Refused, cause)
+    }
+
+    /// A disk would have to be read completely, and that is not wanted now.
+    pub fn untracked(what: String) -> Self {
+        Self::new(ErrorKind::Untracked, what)
     }
 
     /// Anything that has no kind of its own.

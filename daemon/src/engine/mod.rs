@@ -2,6 +2,7 @@
 //! jobs: `smcd sync` runs it once, the service whenever a job is due.
 
 mod activity;
+mod audit;
 mod control;
 mod disks;
 mod error;
@@ -10,12 +11,13 @@ mod passes;
 mod request;
 mod retention;
 mod sync;
+mod tracked;
 
 pub use control::Control;
 pub use disks::{Given, SourceDisk, open_all};
 pub use error::{Error, ErrorKind, Result};
 pub use identity::{Known, KnownFrom, check_known, known_disks, named_by, newest};
-pub use request::{ImageBegun, Observer, Request};
+pub use request::{ImageBegun, Observer, Request, TrackMode, UseTracker};
 pub use retention::{DeletedImage, Retained, apply as retain};
 pub use sync::{Synced, run};
 

@@ -1,57 +1,259 @@
-//! A pass over all disks of a job, several at the same time, into the image.
+//! The passes over all disks of a job, several disks at the same time, into the image.
 
 use super::disks::SourceDisk;
 use super::error::{Error, ErrorKind, Result, Within};
 use super::request::{Job, Observer};
+use super::tracked::Trackings;
 use changetrack::{Pass, Pipeline, PipelineOptions, Plan, Progress, Sink};
-use imagefmt::{ClusterUpdate, DiskId, ImageWriter};
+use imagefmt::{Audited, ClusterUpdate, DiskId, ImageWriter, Method};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Reads all disks and stores what differs from the image that this one is made from, or from the unfinished sync.
+/// Leaves of what a disk is built upon that are read to find damage, beside those that change: 16 GiB of a disk with
+/// clusters of 64 KiB. The next sync looks at those that follow.
+const LEAVES_LOOKED_AT: u64 = 1024;
+
+/// How often clusters are read again of which something turned out to be damaged meanwhile.
+const REPAIRS_MAX: u32 = 3;
+
+/// Reads all disks and stores what differs from the image that this one is made from, or from the unfinished sync. A
+/// disk for which the tracker vouches is read in part. Returns the bytes read of each disk.
 ///
 /// # Errors
 /// Name the disk. Asked to stop, it keeps what it has stored for the next sync.
-pub(super) fn scan_all<O: Observer>(job: &Job<'_, O>, image: &mut ImageWriter) -> Result<()> {
-    let mut ids = Vec::new();
-    for disk in job.disks {
-        ids.push(image.disk(disk.meta.clone()).within(|| named(disk))?);
-    }
-    let plans: Vec<Plan> = ids
-        .iter()
-        .zip(job.disks)
-        .map(|(id, disk)| Plan::scan(id.geometry(), has_parent(image, disk)))
-        .collect();
-    let mut passes = Vec::new();
-    for ((&id, plan), disk) in ids.iter().zip(&plans).zip(job.disks) {
-        image
-            .begin_pass(id, plan.method(), plan.reason())
-            .within(|| named(disk))?;
-        passes.push(Pass {
-            device: &disk.device,
-            geometry: id.geometry(),
-            plan,
-            base: image.base(id).cloned(),
-            pace: Some(job.control.pace().clone()),
-            progress: Arc::new(Progress::default()),
-        });
-    }
-    let mut pipeline = Pipeline::new(&PipelineOptions {
+pub(super) fn read_all<O: Observer>(
+    job: &Job<'_, O>,
+    image: &mut ImageWriter,
+    ids: &[DiskId],
+    trackings: &mut Trackings,
+) -> Result<Vec<u64>> {
+    let pipeline = Pipeline::new(&PipelineOptions {
         compress_level: job.request.compress_level,
-        ..PipelineOptions::for_disks(passes.len())
+        ..PipelineOptions::for_disks(ids.len())
     })?;
-    let mut storing = Storing {
-        image,
-        ids: &ids,
+    let mut reading = Reading {
         job,
-        passes: &passes,
-        shown: passes.iter().map(|_| None).collect(),
-        due: Instant::now() + job.request.checkpoint_every,
-        deferred: 0,
+        image,
+        ids,
+        trackings,
+        pipeline,
+        is_tracked: vec![false; ids.len()],
+        read_bytes: vec![0; ids.len()],
+        planned_bytes: 0,
     };
-    let done = pipeline.run(&passes, job.control.stop_flag(), &mut storing);
-    drop(storing);
-    done.map_err(|error| conclude(error, job.disks, image))
+    reading.first()?;
+    reading.keep_audit_positions()?;
+    reading.audit()?;
+    reading.repair()?;
+    reading.scan_where_doubted()?;
+    Ok(reading.read_bytes)
+}
+
+/// Adds all disks of a job to an image.
+///
+/// # Errors
+/// Name the disk.
+pub(super) fn add_disks(image: &mut ImageWriter, disks: &[SourceDisk]) -> Result<Vec<DiskId>> {
+    let add = |disk: &SourceDisk| image.disk(disk.meta.clone()).within(|| named(disk));
+    disks.iter().map(add).collect()
+}
+
+/// Refuses a sync that would read a disk completely although an image has it.
+///
+/// # Errors
+/// `Untracked`, with the disk and the reason.
+pub(super) fn refuse_scans<O: Observer>(
+    job: &Job<'_, O>,
+    image: &ImageWriter,
+    trackings: &Trackings,
+) -> Result<()> {
+    for (place, disk) in job.disks.iter().enumerate() {
+        if let (true, Err(doubt)) = (has_parent(image, disk), trackings.vouching(place)) {
+            let what = format!("{} would have to be read completely: {doubt}", disk.meta.name);
+            return Err(Error::untracked(what));
+        }
+    }
+    Ok(())
+}
+
+/// A pass to be made over a disk of the job, by its place.
+pub(super) type Planned = (usize, Plan);
+
+/// Why clusters are read that have not changed.
+pub(super) const DAMAGED: &str = "what was stored of it before is damaged";
+
+/// All passes of one sync.
+pub(super) struct Reading<'a, 'j, O: Observer> {
+    pub job: &'a Job<'j, O>,
+    pub image: &'a mut ImageWriter,
+    pub ids: &'a [DiskId],
+    pub trackings: &'a mut Trackings,
+    pipeline: Pipeline,
+    /// Whether the first pass over a disk was one of what the tracker named.
+    is_tracked: Vec<bool>,
+    /// Bytes read of each disk.
+    pub read_bytes: Vec<u64>,
+    /// Bytes of all passes so far.
+    planned_bytes: u64,
+}
+
+impl<O: Observer> Reading<'_, '_, O> {
+    /// The pass that all disks have: of what the tracker names where it vouches for the rest, of everything elsewhere.
+    fn first(&mut self) -> Result<()> {
+        let plans = (0..self.ids.len()).map(|disk| Ok((disk, self.plan(disk)?)));
+        let plans = plans.collect::<Result<Vec<Planned>>>()?;
+        for (disk, plan) in &plans {
+            self.is_tracked[*disk] = plan.method() == Method::Tracked;
+        }
+        self.pass(&plans)
+    }
+
+    fn plan(&self, disk: usize) -> Result<Plan> {
+        let (id, source) = (self.ids[disk], &self.job.disks[disk]);
+        let geometry = id.geometry();
+        if !has_parent(self.image, source) {
+            return Ok(Plan::scan(geometry, false));
+        }
+        let tracking = match self.trackings.vouching(disk) {
+            Ok(tracking) => tracking,
+            Err(doubt) => return Ok(Plan::scan(geometry, true).because(doubt)),
+        };
+        let windows = geometry.leaf_count().div_ceil(LEAVES_LOOKED_AT).max(1);
+        let first = self.image.sequence() % windows * LEAVES_LOOKED_AT;
+        let anew = self.image.to_store_anew(id, first..first + LEAVES_LOOKED_AT);
+        let anew = anew.within(|| named(source))?;
+        let parent = self.image.parent().map(|parent| parent.id().to_string());
+        let reason = format!(
+            "the tracker has seen every write since {}",
+            parent.unwrap_or_default()
+        );
+        let changed = tracking.dirty().ranges(0);
+        Ok(Plan::tracked(geometry, &changed, &anew, &reason))
+    }
+
+    /// Reads what turned out to be damaged in the store while the first pass built upon it.
+    fn repair(&mut self) -> Result<()> {
+        for _ in 0..REPAIRS_MAX {
+            let mut plans = Vec::new();
+            for disk in self.tracked() {
+                let id = self.ids[disk];
+                let due = self.image.to_store_anew(id, 0..0);
+                let due = due.within(|| named(&self.job.disks[disk]))?;
+                if !due.is_empty() {
+                    plans.push((
+                        disk,
+                        Plan::tracked(id.geometry(), &std::iter::empty(), &due, DAMAGED),
+                    ));
+                }
+            }
+            if plans.is_empty() {
+                break;
+            }
+            self.pass(&plans)?;
+        }
+        Ok(())
+    }
+
+    /// Reads disks completely of which the tracker turns out not to be right.
+    fn scan_where_doubted(&mut self) -> Result<()> {
+        let mut plans = Vec::new();
+        for disk in self.tracked() {
+            let doubt = match self.trackings.vouching(disk) {
+                Ok(tracking) => tracking.still_trusted().err().map(|doubt| doubt.to_string()),
+                Err(doubt) => Some(doubt.to_owned()),
+            };
+            if let Some(doubt) = doubt {
+                let geometry = self.ids[disk].geometry();
+                plans.push((disk, Plan::scan(geometry, true).because(&doubt)));
+                self.trackings.doubt(disk, doubt);
+            }
+        }
+        self.pass(&plans)
+    }
+
+    /// The disks whose first pass was one of what the tracker named.
+    pub fn tracked(&self) -> Vec<usize> {
+        (0..self.ids.len())
+            .filter(|&disk| self.is_tracked[disk])
+            .collect()
+    }
+
+    /// Makes passes, and counts what they read.
+    pub fn pass(&mut self, plans: &[Planned]) -> Result<()> {
+        if plans.is_empty() {
+            return Ok(());
+        }
+        for (disk, plan) in plans {
+            self.image
+                .begin_pass(self.ids[*disk], plan.method(), plan.reason())
+                .within(|| named(&self.job.disks[*disk]))?;
+            self.read_bytes[*disk] += plan.bytes();
+            self.planned_bytes += plan.bytes();
+        }
+        self.job.observer.planned(self.planned_bytes);
+        let passes = self.to_passes(plans);
+        let mut storing = Storing {
+            image: self.image,
+            ids: self.ids,
+            job: self.job,
+            passes: &passes,
+            plans,
+            shown: passes.iter().map(|_| None).collect(),
+            due: Instant::now() + self.job.request.checkpoint_every,
+            deferred: 0,
+        };
+        let done = self
+            .pipeline
+            .run(&passes, self.job.control.stop_flag(), &mut storing);
+        drop(storing);
+        done.map_err(|error| self.conclude(error, plans))
+    }
+
+    /// Reads and compares for `sink`, which stores nothing.
+    pub fn run(&mut self, plans: &[Planned], sink: &mut dyn Sink) -> Result<()> {
+        let passes = self.to_passes(plans);
+        let done = self.pipeline.run(&passes, self.job.control.stop_flag(), sink);
+        done.map_err(|error| self.conclude(error, plans))
+    }
+
+    fn to_passes<'p>(&self, plans: &'p [Planned]) -> Vec<Pass<'p>>
+    where
+        Self: 'p,
+    {
+        let pass = |(disk, plan): &'p Planned| {
+            let id = self.ids[*disk];
+            Pass {
+                device: &self.job.disks[*disk].device,
+                geometry: id.geometry(),
+                plan,
+                base: self.image.base(id).cloned(),
+                pace: Some(self.job.control.pace().clone()),
+                progress: Arc::new(Progress::default()),
+            }
+        };
+        plans.iter().map(pass).collect()
+    }
+
+    fn conclude(&mut self, error: changetrack::Error, plans: &[Planned]) -> Error {
+        let pass = error.pass().and_then(|pass| plans.get(pass));
+        conclude(error, pass.map(|(disk, _)| &self.job.disks[*disk]), self.image)
+    }
+
+    /// Where the audit of a disk had come to before this sync.
+    pub fn audit_position(&self, disk: usize) -> u64 {
+        let parent = self.image.parent();
+        let before = parent.and_then(|parent| parent.manifest().disk(&self.job.disks[disk].meta.name));
+        before.map_or(0, |before| before.audit_position)
+    }
+
+    /// Audits continue where they were when disks are scanned in between.
+    fn keep_audit_positions(&mut self) -> Result<()> {
+        for (disk, &id) in self.ids.iter().enumerate() {
+            let position = self.audit_position(disk);
+            self.image.note_audit(id, Audited { bytes: 0, position })?;
+        }
+        Ok(())
+    }
 }
 
 /// Whether the disk is compared with the one in the image that this one is made from: one that was larger is not.
@@ -63,8 +265,7 @@ fn has_parent(image: &ImageWriter, disk: &SourceDisk) -> bool {
 }
 
 /// Says whose error it is, and keeps what is stored unless it is the store that failed.
-fn conclude(error: changetrack::Error, disks: &[SourceDisk], image: &mut ImageWriter) -> Error {
-    let disk = error.pass().and_then(|pass| disks.get(pass));
+fn conclude(error: changetrack::Error, disk: Option<&SourceDisk>, image: &mut ImageWriter) -> Error {
     let error = Error::from(error);
     let kept = match error.kind() {
         ErrorKind::Stopped | ErrorKind::Device => image.checkpoint().map(drop),
@@ -86,7 +287,7 @@ fn conclude(error: changetrack::Error, disks: &[SourceDisk], image: &mut ImageWr
     }
 }
 
-fn named(disk: &SourceDisk) -> String {
+pub(super) fn named(disk: &SourceDisk) -> String {
     format!("sync {} ({})", disk.meta.name, disk.device.path().display())
 }
 
@@ -98,6 +299,7 @@ struct Storing<'a, O: Observer> {
     ids: &'a [DiskId],
     job: &'a Job<'a, O>,
     passes: &'a [Pass<'a>],
+    plans: &'a [Planned],
     shown: Vec<Option<O::Shown>>,
     /// When the next checkpoint is due.
     due: Instant,
@@ -137,16 +339,16 @@ impl<O: Observer> Storing<'_, O> {
 
 impl<O: Observer> Sink for Storing<'_, O> {
     fn begin(&mut self, pass: usize) {
-        let (disk, at) = (&self.job.disks[pass], &self.passes[pass]);
+        let (disk, at) = (&self.job.disks[self.plans[pass].0], &self.passes[pass]);
         let shown = self
             .job
             .observer
-            .disk(&disk.meta.name, at.geometry.size_bytes(), &at.progress);
+            .disk(&disk.meta.name, at.plan.bytes(), &at.progress);
         self.shown[pass] = Some(shown);
     }
 
     fn push(&mut self, pass: usize, update: &ClusterUpdate<'_>) -> imagefmt::Result<()> {
-        self.image.push(self.ids[pass], update)
+        self.image.push(self.ids[self.plans[pass].0], update)
     }
 
     fn chunk_done(&mut self) -> imagefmt::Result<()> {
@@ -158,6 +360,6 @@ impl<O: Observer> Sink for Storing<'_, O> {
 
     fn end(&mut self, pass: usize, compared_bytes: u64) -> imagefmt::Result<()> {
         self.shown[pass] = None;
-        self.image.end_pass(self.ids[pass], compared_bytes)
+        self.image.end_pass(self.ids[self.plans[pass].0], compared_bytes)
     }
 }

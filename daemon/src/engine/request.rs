@@ -8,7 +8,7 @@ use changetrack::Progress;
 use imagefmt::{ClusterSize, Owner, Store, TakeOver, WriteRequest};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What to sync, and how.
 #[derive(Debug, Clone)]
@@ -33,6 +33,31 @@ pub struct Request {
     pub owner: Option<Owner>,
     /// Whose chain it may have been.
     pub take_over: TakeOver,
+    /// How the tracker is used.
+    pub tracker: UseTracker,
+}
+
+/// How a sync uses the tracker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UseTracker {
+    /// Which disks are watched.
+    pub mode: TrackMode,
+    /// Where in bpffs it is pinned.
+    pub directory: PathBuf,
+    /// Whether a disk that is compared with an image may be read completely. If not, a sync that would have to do so fails with
+    /// `Untracked` before it reads anything.
+    pub may_scan: bool,
+}
+
+/// Which disks of a sync are watched by the tracker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrackMode {
+    /// None: every disk is read completely.
+    Off,
+    /// Those that are watched already, for the images that this one is made from.
+    IfWatched,
+    /// All that can be; the watch begins before the first read.
+    Start,
 }
 
 impl Request {
@@ -80,8 +105,11 @@ pub trait Observer {
     /// The image has its number.
     fn image(&self, image: &ImageBegun);
 
-    /// The sync begins to read a disk. `progress` counts from now on.
-    fn disk(&self, name: &str, size_bytes: u64, progress: &Arc<Progress>) -> Self::Shown;
+    /// So many bytes are to be read in all, as far as is known by now.
+    fn planned(&self, _total_bytes: u64) {}
+
+    /// The sync begins to read so many bytes of a disk. `progress` counts from now on.
+    fn disk(&self, name: &str, planned_bytes: u64, progress: &Arc<Progress>) -> Self::Shown;
 
     /// Another process holds up the sync, or its checkpoints: `by` says which one, and what for. `None` when that is over.
     fn held_up(&self, by: Option<&str>);
@@ -97,4 +125,6 @@ pub(super) struct Job<'a, O> {
     pub disks: &'a [SourceDisk],
     pub control: &'a Control,
     pub observer: &'a O,
+    /// When the sync began.
+    pub begun: Instant,
 }

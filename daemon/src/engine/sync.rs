@@ -7,8 +7,10 @@ use super::error::{Result, Within};
 use super::identity::{self, KnownFrom};
 use super::passes;
 use super::request::{ImageBegun, Job, Observer, Request};
+use super::tracked::Trackings;
 use api::Phase;
 use imagefmt::{Image, ImageWriter, Manifest, Store};
+use std::time::Instant;
 
 /// A sync that made an image.
 #[derive(Debug)]
@@ -38,6 +40,7 @@ pub fn run<O: Observer>(
         disks,
         control,
         observer,
+        begun: Instant::now(),
     };
     let image = job.begin()?;
     let resumed = image.resumed().is_some();
@@ -103,6 +106,11 @@ impl<O: Observer> Job<'_, O> {
     }
 
     fn make_image(&self, mut image: ImageWriter) -> Result<Manifest> {
+        let ids = passes::add_disks(&mut image, self.disks).within(|| what_is_left(&image))?;
+        let mut trackings = Trackings::begin(self, &image, &ids);
+        if !self.request.tracker.may_scan {
+            passes::refuse_scans(self, &image, &trackings)?;
+        }
         let disks = self.disks.iter();
         let watch = Watch::start(disks.map(|disk| (disk.meta.name.as_str(), &disk.device)));
         self.observer.phase(if image.parent().is_some() {
@@ -110,12 +118,14 @@ impl<O: Observer> Job<'_, O> {
         } else {
             Phase::Transferring
         });
-        passes::scan_all(self, &mut image).within(|| what_is_left(&image))?;
+        let read = passes::read_all(self, &mut image, &ids, &mut trackings);
+        let read_bytes = read.within(|| what_is_left(&image))?;
         self.observer.phase(Phase::Processing);
-        let (consistency, reason) = watch.finish();
+        let (consistency, reason) = watch.finish(&read_bytes);
         let before = image.parent().map(|parent| parent.manifest().clone());
         let left = what_is_left(&image);
         let manifest = image.commit(consistency, &reason).within(|| left)?;
+        trackings.commit(&manifest, self.disks);
         let changed = before.map(|before| identity::changed_nearly_all(&before, &manifest));
         let warnings = changed.unwrap_or_default();
         warnings.iter().for_each(|warning| self.observer.warn(warning));

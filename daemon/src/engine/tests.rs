@@ -1,6 +1,8 @@
 //! A sync of two disks, on files and a real store; and how disks are named.
 
-use super::{Control, DiskArg, ErrorKind, ImageBegun, Observer, Request, open_all, run};
+use super::{
+    Control, DiskArg, ErrorKind, ImageBegun, Observer, Request, TrackMode, UseTracker, open_all, run,
+};
 use api::Phase;
 use changetrack::Progress;
 use imagefmt::{LockWait, Method, Span, Store, Verdict, Verifier, VerifyPlan};
@@ -91,6 +93,11 @@ impl Fixture {
             accept_changed_disk: false,
             owner: None,
             take_over: imagefmt::TakeOver::Never,
+            tracker: UseTracker {
+                mode: TrackMode::Off,
+                directory: tracker::PIN_DIRECTORY.into(),
+                may_scan: true,
+            },
         }
     }
 

@@ -3,8 +3,8 @@
 use super::Service;
 use super::answer::{Answer, Body, Query, answer};
 use crate::job::{Refusal, Refused};
-use crate::service::{disks, estimate, precheck, view};
-use api::{DiskList, ErrorBody, Estimate, EstimateRequest, ExportView, Precheck, ServiceStatus};
+use crate::service::{disks, estimate, precheck, tracking, view};
+use api::{DiskList, ErrorBody, Estimate, EstimateRequest, ExportView, Precheck, ServiceStatus, TrackerView};
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use serde::Deserialize;
@@ -94,6 +94,19 @@ pub async fn estimate(
 #[utoipa::path(get, path = "/v1/exports", tag = "machine", responses((status = 200, body = [ExportView])))]
 pub async fn exports(State(service): State<Service>) -> Answer<Vec<ExportView>> {
     answer(service, |service| Ok(view::exports(service))).await
+}
+
+/// Tells which disks are tracked, since when, what was written to them, and why the next sync cannot rely on it.
+#[utoipa::path(get, path = "/v1/tracker", tag = "machine", responses((status = 200, body = TrackerView)))]
+pub async fn tracker(State(service): State<Service>) -> Answer<TrackerView> {
+    answer(service, |parts| Ok(tracking::view(parts))).await
+}
+
+/// Takes the tracker out of the kernel. It is refused while an unfinished job tracks its disks.
+#[utoipa::path(delete, path = "/v1/tracker", tag = "machine", responses(
+    (status = 200, body = TrackerView), (status = 409, body = ErrorBody), (status = 500, body = ErrorBody)))]
+pub async fn remove_tracker(State(service): State<Service>) -> Answer<TrackerView> {
+    answer(service, |parts| tracking::remove(parts)).await
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::Service;
 use super::answer::Failure;
 use crate::service::view;
 use anyhow::Context;
-use api::{Progress, RunOutcome, RunView, Status};
+use api::{Progress, RunOutcome, RunView, Status, TrackerView};
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
@@ -28,6 +28,12 @@ struct InState {
     status: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Disk {
+    disk: String,
+}
+
+type OfDisk = Family<Disk, Gauge<i64>>;
 type Whole = Family<Job, Gauge<i64>>;
 type Fraction = Family<Job, Gauge<f64, AtomicU64>>;
 
@@ -46,6 +52,10 @@ struct Figures {
     last_dirty: Whole,
     last_stored: Whole,
     last_failed: Whole,
+    tracker_attached: Gauge<i64>,
+    tracked_trusted: OfDisk,
+    tracked_missed: OfDisk,
+    tracked_dirty: OfDisk,
 }
 
 /// Returns metrics of all jobs in the OpenMetrics text format.
@@ -61,6 +71,10 @@ pub async fn serve(State(service): State<Service>) -> Result<impl IntoResponse, 
         if let Some(run) = run {
             figures.add_run(&job.name, &run);
         }
+    }
+    // As it was a minute ago at most.
+    if let Some(tracker) = view::tracker_seen(&service) {
+        figures.add_tracker(&tracker);
     }
     let text = figures
         .text()
@@ -104,6 +118,22 @@ impl Figures {
         set(&self.last_compared, name, run.compared_bytes);
         set(&self.last_dirty, name, run.dirty_bytes);
         set(&self.last_stored, name, run.stored_bytes);
+    }
+
+    fn add_tracker(&self, tracker: &TrackerView) {
+        self.tracker_attached.set(i64::from(tracker.attached));
+        for disk in &tracker.disks {
+            let label = Disk {
+                disk: disk.name.clone(),
+            };
+            let set = |family: &OfDisk, value: u64| {
+                let value = i64::try_from(value).unwrap_or(i64::MAX);
+                family.get_or_create(&label).set(value);
+            };
+            set(&self.tracked_trusted, u64::from(disk.trusted));
+            set(&self.tracked_missed, u64::from(disk.missed));
+            set(&self.tracked_dirty, disk.dirty_clusters);
+        }
     }
 
     fn text(self) -> anyhow::Result<String> {
@@ -167,6 +197,26 @@ impl Figures {
             "last_sync_failed",
             "1 if the last sync failed, otherwise 0",
             self.last_failed,
+        );
+        registry.register(
+            "tracker_attached",
+            "1 while the tracker's programs are attached in the kernel, otherwise 0",
+            self.tracker_attached,
+        );
+        registry.register(
+            "tracked_disk_trusted",
+            "1 if the next sync can rely on the tracker of a disk, 0 if it reads the whole disk",
+            self.tracked_trusted,
+        );
+        registry.register(
+            "tracked_disk_missed",
+            "1 if the tracker has missed writes to a disk, or may have, since its newest image",
+            self.tracked_missed,
+        );
+        registry.register(
+            "tracked_disk_dirty_clusters",
+            "Clusters of a tracked disk that were written to since its newest image",
+            self.tracked_dirty,
         );
         let mut text = String::new();
         encode(&mut text, &registry).context("write metrics")?;

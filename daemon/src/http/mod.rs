@@ -34,6 +34,7 @@ pub fn router(service: Service) -> Router {
         .route("/precheck", get(machine::precheck))
         .route("/estimate", post(machine::estimate))
         .route("/exports", get(machine::exports))
+        .route("/tracker", get(machine::tracker).delete(machine::remove_tracker))
         .route("/jobs", get(jobs::list).post(jobs::create))
         .route("/jobs/{name}", job)
         .route("/jobs/{name}/start", post(jobs::start))

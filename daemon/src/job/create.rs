@@ -4,7 +4,7 @@ use super::record::{DiskRecord, JobRecord, Schedule};
 use super::refusal::{Refusal, Refused};
 use crate::clock::{Deadline, Moment};
 use crate::config::Config;
-use api::{CreateJob, HooksView, PendingView, Status, limits};
+use api::{CreateJob, HooksView, PendingView, Status, Tracking, limits};
 use imagefmt::{ClusterSize, Uuid};
 use jiff::Timestamp;
 use std::fmt::Display;
@@ -51,6 +51,10 @@ pub fn new_record(
             .unwrap_or(limits::HOOK_TIMEOUT_DEFAULT.as_secs()),
     };
     check_time("hook_timeout", hooks.timeout_seconds, &limits::HOOK_TIMEOUT)?;
+    let min_scan_interval_seconds = request
+        .min_scan_interval_seconds
+        .unwrap_or(limits::MIN_SCAN_INTERVAL_DEFAULT.as_secs());
+    check_min_scan_interval(min_scan_interval_seconds)?;
     Ok(JobRecord {
         name: request.name.clone(),
         id: Some(Uuid::random().map_err(|error| Refusal::failed(&error.into()))?),
@@ -66,6 +70,10 @@ pub fn new_record(
         compress_level,
         bandwidth_limit_bytes,
         cluster_size_bytes: cluster_size(request)?,
+        tracking: request.tracking.unwrap_or_default(),
+        min_scan_interval_seconds,
+        scan_from: None,
+        unwatch_owed: false,
         hooks,
         take_up: request.take_up.clone(),
         accept_changed_disk: request.accept_changed_disk,
@@ -119,7 +127,7 @@ fn schedule(request: &CreateJob, config: &Config) -> Refused<Option<Schedule>> {
         request.max_images,
     ) {
         (true, Some(interval_seconds), Some(max_images)) => {
-            check_interval(interval_seconds, config)?;
+            check_interval(interval_seconds, request.tracking.unwrap_or_default(), config)?;
             check_max_images(max_images)?;
             Ok(Some(Schedule {
                 interval_seconds,
@@ -161,9 +169,20 @@ fn cluster_size(request: &CreateJob) -> Refused<Option<u32>> {
 ///
 /// # Errors
 /// `Invalid`, with the value and the allowed range.
-pub fn check_interval(seconds: u64, config: &Config) -> Refused<()> {
-    let range = config.min_interval..=*limits::INTERVAL.end();
-    check_time("interval", seconds, &range)
+pub fn check_interval(seconds: u64, tracking: Tracking, config: &Config) -> Refused<()> {
+    let least = match tracking {
+        Tracking::Auto => config.min_interval.min(limits::TRACKED_INTERVAL_MIN),
+        Tracking::Off => config.min_interval,
+    };
+    check_time("interval", seconds, &(least..=*limits::INTERVAL.end()))
+}
+
+/// The least time between two scheduled syncs that read a whole disk.
+///
+/// # Errors
+/// `Invalid`, with the value and the allowed range.
+pub fn check_min_scan_interval(seconds: u64) -> Refused<()> {
+    check_time("min_scan_interval", seconds, &limits::MIN_SCAN_INTERVAL)
 }
 
 /// The number of images to keep.

@@ -1,8 +1,8 @@
 //! Changing parameters of a job: which of them, in which state, and from when on.
 
 use super::create::{
-    check_bandwidth, check_description, check_interval, check_max_images, check_start_at, check_time,
-    check_valid_time, hook,
+    check_bandwidth, check_description, check_interval, check_max_images, check_min_scan_interval,
+    check_start_at, check_time, check_valid_time, hook,
 };
 use super::record::JobRecord;
 use super::refusal::{Refusal, Refused};
@@ -23,6 +23,7 @@ pub fn modify(job: &JobRecord, change: &ModifyJob, config: &Config, now: &Moment
     }
     let mut changed = job.clone();
     at_once(&mut changed, change)?;
+    changed.tracking = change.tracking.unwrap_or(changed.tracking);
     schedule(&mut changed, change, config)?;
     next_sync(&mut changed, change, now)?;
     Ok(changed)
@@ -41,11 +42,15 @@ fn actions(change: &ModifyJob) -> Vec<Action> {
         || change.start_at.is_some()
         || change.valid_seconds.is_some()
         || change.accept_changed_disk.is_some()
-        || change.take_over.is_some();
+        || change.take_over.is_some()
+        || change.tracking.is_some();
     if for_next_sync {
         actions.push(Action::ModifySync);
     }
-    if change.description.is_some() || change.bandwidth_limit_bytes.is_some() {
+    if change.description.is_some()
+        || change.bandwidth_limit_bytes.is_some()
+        || change.min_scan_interval_seconds.is_some()
+    {
         actions.push(Action::ModifyAny);
     }
     actions
@@ -66,6 +71,11 @@ fn at_once(job: &mut JobRecord, change: &ModifyJob) -> Refused<()> {
 /// In Ready at once, otherwise after the next sync has ended.
 fn schedule(job: &mut JobRecord, change: &ModifyJob, config: &Config) -> Refused<()> {
     let (interval, max_images) = (change.interval_seconds, change.max_images);
+    if change.tracking.is_some() {
+        for seconds in job.intervals() {
+            check_interval(seconds, job.tracking, config)?;
+        }
+    }
     if interval.is_none() && max_images.is_none() {
         return Ok(());
     }
@@ -75,7 +85,7 @@ fn schedule(job: &mut JobRecord, change: &ModifyJob, config: &Config) -> Refused
             job.name
         )));
     }
-    interval.map_or(Ok(()), |seconds| check_interval(seconds, config))?;
+    interval.map_or(Ok(()), |seconds| check_interval(seconds, job.tracking, config))?;
     max_images.map_or(Ok(()), check_max_images)?;
     job.pending.interval_seconds = interval.or(job.pending.interval_seconds);
     job.pending.max_images = max_images.or(job.pending.max_images);
@@ -107,6 +117,9 @@ fn next_sync(job: &mut JobRecord, change: &ModifyJob, now: &Moment) -> Refused<(
     if let Some(accept) = change.accept_changed_disk {
         job.accept_changed_disk = accept;
     }
+    if let Some(seconds) = change.min_scan_interval_seconds {
+        min_scan_interval(job, seconds, now)?;
+    }
     if let Some(take_over) = change.take_over {
         job.take_over = take_over;
     }
@@ -123,6 +136,19 @@ fn next_sync(job: &mut JobRecord, change: &ModifyJob, now: &Moment) -> Refused<(
     change
         .valid_seconds
         .map_or(Ok(()), |seconds| valid_time(job, seconds, now))
+}
+
+/// Counted from the last scan: what has passed of the old time has passed of the new one.
+fn min_scan_interval(job: &mut JobRecord, seconds: u64, now: &Moment) -> Refused<()> {
+    check_min_scan_interval(seconds)?;
+    if let Some(from) = &job.scan_from {
+        let before = Duration::from_secs(job.min_scan_interval_seconds);
+        let passed = before.saturating_sub(from.remaining(now));
+        let left = Duration::from_secs(seconds).saturating_sub(passed);
+        job.scan_from = Some(Deadline::after(now, left));
+    }
+    job.min_scan_interval_seconds = seconds;
+    Ok(())
 }
 
 /// Counted from the creation: what has passed of the old time has passed of the new one.

@@ -1,14 +1,14 @@
 //! A job as the daemon knows it. `state/records` is how it is written down.
 
 use crate::clock::Deadline;
-use crate::engine::{DiskArg, Given, Known, Request};
+use crate::config::Config;
+use crate::engine::{DiskArg, Given, Known, Request, TrackMode, UseTracker};
 use crate::owner;
-use api::{CreateJob, DiskView, HooksView, PendingView, RunType, Status};
+use api::{CreateJob, DiskView, HooksView, PendingView, RunType, Status, Tracking};
 use hostdev::Machine;
 use imagefmt::{ClusterSize, DiskIdentity, TakeOver, Uuid};
 use jiff::Timestamp;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// A job.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +32,14 @@ pub struct JobRecord {
     pub compress_level: i32,
     pub bandwidth_limit_bytes: u64,
     pub cluster_size_bytes: Option<u32>,
+    /// How changes are found.
+    pub tracking: Tracking,
+    /// From the start of one scheduled sync that reads a whole disk to that of the next, at least.
+    pub min_scan_interval_seconds: u64,
+    /// From when on a scheduled sync may read a whole disk again.
+    pub scan_from: Option<Deadline>,
+    /// The tracker watches its disks, or may: they are to be let go when the job needs it no longer.
+    pub unwatch_owed: bool,
     pub hooks: HooksView,
     pub take_up: Option<String>,
     pub accept_changed_disk: bool,
@@ -152,7 +160,7 @@ pub struct WriteCounter {
 
 impl JobRecord {
     /// What a sync of it on `machine` is.
-    pub fn sync_request(&self, machine: &Machine, checkpoint_every: Duration) -> Request {
+    pub fn sync_request(&self, machine: &Machine, config: &Config) -> Request {
         let disk = |disk: &DiskRecord| DiskArg {
             name: Some(disk.name.clone()),
             path: disk.path.clone(),
@@ -167,7 +175,7 @@ impl JobRecord {
                 .cluster_size_bytes
                 .and_then(|bytes| ClusterSize::from_bytes(bytes.into()).ok()),
             compress_level: self.compress_level,
-            checkpoint_every,
+            checkpoint_every: config.checkpoint_every,
             accept_changed_disk: self.accept_changed_disk,
             owner: owner::owner(machine, &self.name, self.id),
             take_over: if self.take_over {
@@ -175,7 +183,26 @@ impl JobRecord {
             } else {
                 TakeOver::Never
             },
+            tracker: UseTracker {
+                mode: match self.tracking {
+                    Tracking::Auto => TrackMode::Start,
+                    Tracking::Off => TrackMode::Off,
+                },
+                directory: config.tracker.clone(),
+                may_scan: true,
+            },
         }
+    }
+
+    /// Its intervals in seconds, the one to come too.
+    pub fn intervals(&self) -> impl Iterator<Item = u64> {
+        let now = self.schedule.map(|schedule| schedule.interval_seconds);
+        now.into_iter().chain(self.pending.interval_seconds)
+    }
+
+    /// Whether its next sync uses the tracker where there is one.
+    pub fn is_to_be_tracked(&self) -> bool {
+        self.tracking == Tracking::Auto && self.status.is_unfinished() && !self.unconfirmed
     }
 
     /// What was modified meanwhile counts from now on.
@@ -193,6 +220,7 @@ impl JobRecord {
             name: disk.name.clone(),
             path: disk.path.display().to_string(),
             size_bytes: disk.size_bytes,
+            tracking: None,
         };
         self.disks.iter().map(view).collect()
     }

@@ -4,7 +4,9 @@ mod progress;
 mod report;
 
 use crate::args::SyncArgs;
-use crate::engine::{self, Control, DeletedImage, ImageBegun, Observer, Request, Retained, Synced};
+use crate::engine::{
+    self, Control, DeletedImage, ImageBegun, Observer, Request, Retained, Synced, TrackMode, UseTracker,
+};
 use crate::owner;
 use crate::ownership;
 use crate::signals;
@@ -83,6 +85,15 @@ fn request(args: &SyncArgs, store: &Store) -> engine::Result<Request> {
         accept_changed_disk: args.accept_changed_disk,
         owner: owner::owner(&machine, &args.job, None),
         take_over: TakeOver::Always,
+        tracker: UseTracker {
+            mode: if args.track {
+                TrackMode::Start
+            } else {
+                TrackMode::IfWatched
+            },
+            directory: args.tracker_directory.clone(),
+            may_scan: true,
+        },
     };
     if !args.take_over {
         let ours = request.owner.as_ref();

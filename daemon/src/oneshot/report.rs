@@ -29,7 +29,12 @@ pub struct Report {
 struct DiskReport {
     name: String,
     size_bytes: u64,
+    /// How its changes were found, and why that way.
+    method: Method,
+    method_reason: String,
     compared_bytes: u64,
+    /// Bytes among them that were read only to check the tracker.
+    audited_bytes: u64,
     dirty_bytes: u64,
     stored_bytes: u64,
     /// Clusters that were damaged in the image before and were stored anew.
@@ -95,16 +100,21 @@ impl Report {
             };
             let speed = disk.compared_bytes.saturating_mul(1000) / self.millis.max(1);
             output::line(format_args!(
-                "  {:<12} {} compared ({}), {} changed, {} stored{}\n  {:<12} {}",
+                "  {:<12} {}: {} compared ({}){}, {} changed, {} stored{}\n  {:<12} {}",
                 disk.name,
+                disk.method,
                 size(disk.compared_bytes),
                 rate(speed),
+                disk.audited(),
                 size(disk.dirty_bytes),
                 size(disk.stored_bytes),
                 repaired,
                 "",
                 disk.digest
             ))?;
+            if disk.method == Method::Scan {
+                output::line(format_args!("  {:<12} scanned: {}", "", disk.method_reason))?;
+            }
         }
         for deleted in &self.deleted {
             let freed = size(deleted.freed_bytes);
@@ -115,11 +125,21 @@ impl Report {
 }
 
 impl DiskReport {
+    fn audited(&self) -> String {
+        match self.audited_bytes {
+            0 => String::new(),
+            bytes => format!(", {} of it audited", size(bytes)),
+        }
+    }
+
     fn new(disk: &DiskRecord, cluster_size: ClusterSize) -> Result<Self> {
         Ok(Self {
             name: disk.name.clone(),
             size_bytes: disk.size_bytes,
+            method: disk.method,
+            method_reason: disk.method_reason.clone(),
             compared_bytes: disk.compared_bytes,
+            audited_bytes: disk.audited_bytes,
             dirty_bytes: disk.dirty_bytes,
             stored_bytes: disk.stored_bytes,
             repaired_clusters: disk.repaired_clusters,

@@ -7,6 +7,7 @@ use super::outcome::finish;
 use super::parts::Parts;
 use super::runner;
 use super::table::JobTable;
+use super::tracking;
 use crate::job::{self, Ending, JobRecord, Refusal, Refused};
 use crate::stores::ACTION_PATIENCE;
 use crate::stores::Stores;
@@ -180,6 +181,8 @@ fn change(
         change(job);
         Ok(None)
     })?;
+    drop(table);
+    tracking::release_in_background(parts, name);
     note_writer::queue(parts, &job.store, name);
     Ok(())
 }
@@ -190,6 +193,12 @@ fn change(
 /// When there is no such job, its state does not allow a change, a value is out of range, or it cannot be saved:
 /// nothing has changed then.
 pub fn modify(parts: &Arc<Parts>, name: &str, change: &ModifyJob) -> Refused<()> {
+    // Whether the machine can track is found out without the table.
+    let known = parts.table.job(name)?;
+    if change.interval_seconds.is_some() {
+        let as_it_will_be = job::modify(&known, change, &parts.config, &parts.now())?;
+        tracking::check_intervals(parts, &as_it_will_be)?;
+    }
     let mut table = parts.table.lock();
     table.job(name)?;
     if table.is_closing() {
@@ -199,6 +208,8 @@ pub fn modify(parts: &Arc<Parts>, name: &str, change: &ModifyJob) -> Refused<()>
         *job = job::modify(job, change, &parts.config, &parts.now())?;
         Ok(None)
     })?;
+    drop(table);
+    tracking::release_in_background(parts, name);
     if let Some((live, _)) = parts.live.get(name) {
         live.control.pace().set_limit(changed.bandwidth_limit_bytes);
     }

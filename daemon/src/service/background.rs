@@ -18,6 +18,10 @@ pub enum Task {
     Refresh(PathBuf),
     /// Runs the post hooks that the job of this name owes.
     Release(String),
+    /// Lets go of the disks that the job of this name tracked.
+    Unwatch(String),
+    /// Looks at the tracker.
+    Tracker,
     /// Looks for lost jobs in their stores.
     Look,
 }
@@ -31,6 +35,8 @@ impl Task {
             Self::Resume(job) => format!("resume {job}"),
             Self::Release(job) => format!("hooks {job}"),
             Self::Refresh(_) => "refresh".to_owned(),
+            Self::Unwatch(job) => format!("untrack {job}"),
+            Self::Tracker => "tracker".to_owned(),
             Self::Look => "look for jobs".to_owned(),
         }
     }

@@ -5,6 +5,7 @@ use super::note_writer;
 use super::owners;
 use super::parts::Parts;
 use super::table::Locked;
+use super::tracking;
 use crate::config::Config;
 use crate::engine::{self, KnownFrom};
 use crate::job::{self, DiskRecord, JobRecord, Refusal, Refused, ResolvedInput};
@@ -36,6 +37,7 @@ pub fn create(parts: &Arc<Parts>, request: &CreateJob) -> Refused<(String, bool)
     job::new_record(request, dry, &parts.config, &parts.now())?;
     let given = resolve(parts, request)?;
     let record = job::new_record(request, given, &parts.config, &parts.now())?;
+    tracking::check_intervals(parts, &record)?;
     // Looked at before a store is made for nothing, and again when it counts.
     let mut located = locate_all(parts, &record)?;
     {

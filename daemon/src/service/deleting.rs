@@ -5,6 +5,7 @@ use super::note_writer;
 use super::owners;
 use super::parts::Parts;
 use super::table::Locked;
+use super::tracking;
 use crate::job::{JobRecord, Refusal, Refused};
 use crate::state::Unreadable;
 use crate::stores::{ACTION_PATIENCE, Stores};
@@ -28,6 +29,14 @@ pub fn delete(parts: &Arc<Parts>, name: &str, purge: bool) -> Refused<bool> {
             job
         };
         ask_whether_in_use(&parts.stores, &job)?;
+    }
+    let going = {
+        let table = parts.table.lock();
+        parts.job_for(&table, name, Action::Delete)?
+    };
+    // While it is known still: afterwards nobody would.
+    if going.unwatch_owed {
+        tracking::release(parts, &going);
     }
     let job = {
         let mut table = parts.table.lock();

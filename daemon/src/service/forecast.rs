@@ -14,12 +14,12 @@ pub fn forecast(job: &JobRecord, runs: &[RunView], now: &Moment) -> Option<Forec
         .filter(|run| run.outcome == RunOutcome::Succeeded && run.compare_rate_bytes > 0)
         .collect();
     let last = *made.first()?;
-    let compare_bytes = job.total_bytes();
+    let change = change(job, &made, now);
+    let compare_bytes = compare_bytes(job, last, change.dirty_bytes);
     let compare_rate = limited(last.compare_rate_bytes, job.bandwidth_limit_bytes);
     let compare_seconds = seconds(compare_bytes, compare_rate);
     let transfer_rate = transfer_rate(&made)?;
-    let change = change(job, &made, now);
-    let dirty_bytes = change.dirty_bytes.min(compare_bytes);
+    let dirty_bytes = change.dirty_bytes.min(job.total_bytes());
     let transfer_seconds = seconds(dirty_bytes, transfer_rate);
     let other_seconds = other(last);
     Some(Forecast {
@@ -34,6 +34,16 @@ pub fn forecast(job: &JobRecord, runs: &[RunView], now: &Moment) -> Option<Forec
         dirty_rate_bytes: change.rate_bytes,
         basis: change.basis,
     })
+}
+
+/// What the last sync will read: after a tracked one, only what changed and as much to check the tracker.
+fn compare_bytes(job: &JobRecord, last: &RunView, dirty_bytes: u64) -> u64 {
+    let total = job.total_bytes();
+    if last.method.as_deref() != Some("tracked") {
+        return total;
+    }
+    let audited: u64 = last.disks.iter().map(|disk| disk.audited_bytes).sum();
+    audited.saturating_add(dirty_bytes).min(total)
 }
 
 struct Change {

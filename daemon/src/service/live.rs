@@ -116,6 +116,11 @@ impl LiveRun {
         seen.resumed = resumed;
     }
 
+    /// So many bytes are to be read.
+    pub fn planned(&self, total_bytes: u64) {
+        self.seen().total_bytes = total_bytes;
+    }
+
     pub fn disk(&self, name: &str, size_bytes: u64, progress: &Arc<changetrack::Progress>) {
         self.seen().disks.push(ReadDisk {
             name: name.to_owned(),
@@ -129,12 +134,12 @@ impl LiveRun {
         self.begun.elapsed()
     }
 
-    /// Bytes a second compared while it compared; 0 if it did not.
-    pub fn compare_rate(&self) -> u64 {
+    /// Bytes a second compared while it compared `bytes`; 0 if it did not.
+    pub fn compare_rate(&self, bytes: u64) -> u64 {
         let seen = self.seen();
         let Some(from) = seen.compare.from else { return 0 };
         let to = seen.compare.to.unwrap_or_else(Instant::now);
-        rate(seen.counts().compared, to.saturating_duration_since(from))
+        rate(bytes, to.saturating_duration_since(from))
     }
 
     /// Takes a sample for the rates, if the last one is old enough.

@@ -36,10 +36,12 @@ pub mod precheck;
 mod resume;
 mod runner;
 mod scheduler;
+mod seen;
 mod startup;
 mod table;
 #[cfg(test)]
 mod tests;
+pub mod tracking;
 pub mod view;
 mod written;
 

@@ -22,6 +22,8 @@ pub enum Ended {
     Failed(String),
     /// Without one, since somebody else holds the chain: it is tried again soon.
     Deferred(String),
+    /// Without one, since it would have read a whole disk too soon after the last time: it is tried again then.
+    TooEarly(String),
 }
 
 impl Ended {
@@ -32,7 +34,7 @@ impl Ended {
             Self::Asked(Ending::Stop) => RunOutcome::Stopped,
             Self::Asked(Ending::Cancel) => RunOutcome::Canceled,
             Self::Asked(Ending::Shutdown) => RunOutcome::Interrupted,
-            Self::Failed(_) | Self::Deferred(_) => RunOutcome::Failed,
+            Self::Failed(_) | Self::Deferred(_) | Self::TooEarly(_) => RunOutcome::Failed,
         }
     }
 }
@@ -55,6 +57,11 @@ pub fn conclude(mut job: JobRecord, ended: &Ended, now: &Moment) -> JobRecord {
         Ended::Deferred(_) => {
             job.status = Status::Waiting;
             job.next_sync = Some(Deadline::after(now, PUT_OFF));
+        }
+        Ended::TooEarly(_) => {
+            job.status = Status::Waiting;
+            let soon = || Deadline::after(now, PUT_OFF);
+            job.next_sync = Some(job.scan_from.clone().unwrap_or_else(soon));
         }
         Ended::Failed(reason) => {
             job.status = Status::InError;

@@ -12,7 +12,7 @@ use imagefmt::{Error, Owner, Result, Store, TakeOver};
 
 /// What a sync of a job is.
 pub fn sync_request(machine: &Machine, config: &Config, job: &JobRecord) -> Request {
-    job.sync_request(machine, config.checkpoint_every)
+    job.sync_request(machine, config)
 }
 
 /// Lets a sync take over the chain of a job that is over.

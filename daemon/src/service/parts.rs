@@ -5,6 +5,7 @@ use super::background::{Background, Task};
 use super::events::Listener;
 use super::live::LiveRuns;
 use super::notes::Notes;
+use super::seen::Seen;
 use super::table::{JobTable, Locked};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
@@ -36,6 +37,8 @@ pub struct Parts {
     pub(super) notes: Notes,
     /// The stores of all jobs.
     pub(super) stores: Arc<Stores>,
+    /// What was seen of the tracker.
+    pub(super) tracker: Seen,
 }
 
 impl Parts {
@@ -47,6 +50,7 @@ impl Parts {
             background: Arc::default(),
             notes: Notes::default(),
             stores,
+            tracker: Seen::default(),
             machine: owner::machine(&config.root),
             config,
             clock,

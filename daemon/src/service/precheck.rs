@@ -4,9 +4,10 @@ use super::disks::store_disks;
 use super::parts::Parts;
 use crate::job::Refused;
 use crate::stores::ACTION_PATIENCE;
-use api::Precheck;
+use api::{Check, Level, Precheck};
 use std::path::PathBuf;
 use std::sync::Arc;
+use tracker::Support;
 
 /// Looks at the machine: at these disks, or all that can be migrated, and the configured store if none is named.
 ///
@@ -23,5 +24,26 @@ pub fn precheck(parts: &Arc<Parts>, store: Option<PathBuf>, disks: Vec<String>) 
         store: Some(store),
         disks,
     };
-    Ok(machine::precheck(&machine::Root::system(), &input))
+    let mut found = machine::precheck(&machine::Root::system(), &input);
+    found.checks.push(tracking(parts));
+    Ok(found)
+}
+
+/// Whether syncs can read only what was written to.
+fn tracking(parts: &Parts) -> Check {
+    match tracker::support(&parts.config.tracker) {
+        Support::Available => Check {
+            id: "tracking".to_owned(),
+            level: Level::Ok,
+            found: "disks can be tracked: a sync reads only what was written to since the one before"
+                .to_owned(),
+            advice: None,
+        },
+        Support::Unavailable { reason } => Check {
+            id: "tracking".to_owned(),
+            level: Level::Ok,
+            found: format!("disks cannot be tracked, so every sync reads them completely: {reason}"),
+            advice: None,
+        },
+    }
 }

@@ -10,8 +10,9 @@ use super::owed;
 use super::owners;
 use super::parts::Parts;
 use super::table::{JobTable, Locked};
+use super::tracking;
 use super::written;
-use crate::clock::Moment;
+use crate::clock::{Deadline, Moment};
 use crate::engine::{self, ErrorKind, ImageBegun, KnownFrom, Observer, SourceDisk, Synced};
 use crate::job::{ActiveRun, DiskRecord, Ending, JobRecord};
 use anyhow::{Context, Result};
@@ -38,6 +39,8 @@ fn begin_run(job: &mut JobRecord, run_type: RunType, now: &Moment) {
     job.error = None;
     job.warnings.clear();
     job.next_sync = None;
+    // Saved with it, so before the tracker is attached.
+    job.unwatch_owed |= job.is_to_be_tracked();
     job.run = Some(ActiveRun {
         number: job.runs,
         run_type,
@@ -205,6 +208,7 @@ impl Runner {
             ))
         });
         self.conclude(run, result);
+        tracking::release_in_background(&self.parts, &name);
         note_writer::queue(&self.parts, &self.job.store, &name);
     }
 
@@ -237,10 +241,17 @@ impl Runner {
     fn sync(&self) -> engine::Result<Synced> {
         let stopped = || self.live.control.is_stopped();
         let dir = &self.parts.config.hooks_dir;
+        let run_type = self.job.run.as_ref().map_or(RunType::Manual, |run| run.run_type);
+        let may_scan = tracking::may_scan(&self.parts, &self.job, run_type);
+        if !may_scan {
+            // No hook runs for a sync that would be too early; the engine looks again.
+            tracking::check_trusted(&self.parts, &self.job).map_err(engine::Error::untracked)?;
+        }
         hooks::run(Stage::Pre, dir, &self.job, &self.hook_env(), &stopped)
             .context("the sync did not start")
             .map_err(engine::Error::refused)?;
         let mut request = owners::sync_request(&self.parts.machine, &self.parts.config, &self.job);
+        request.tracker.may_scan = may_scan;
         let disks = engine::open_all(&request.disks, &request.store)?;
         let store = self.store().map_err(|error| {
             engine::Error::from(error).within(format!("open store {}", request.store.display()))
@@ -370,15 +381,18 @@ impl Runner {
         run.consistency = Some(manifest.consistency.to_string());
         run.consistency_reason = Some(manifest.consistency_reason.clone());
         run.resumed = synced.resumed;
-        run.compare_rate_bytes = self.live.compare_rate();
         run.compared_bytes = manifest.disks.iter().map(|disk| disk.compared_bytes).sum();
+        run.compare_rate_bytes = self.live.compare_rate(run.compared_bytes);
         run.dirty_bytes = manifest.disks.iter().map(|disk| disk.dirty_bytes).sum();
         run.stored_bytes = manifest.disks.iter().map(|disk| disk.stored_bytes).sum();
         let disk = |disk: &imagefmt::DiskRecord| -> Result<RunDisk> {
             Ok(RunDisk {
                 name: disk.name.clone(),
                 size_bytes: disk.size_bytes,
+                method: Some(disk.method.to_string()),
+                method_reason: Some(disk.method_reason.clone()),
                 compared_bytes: disk.compared_bytes,
+                audited_bytes: disk.audited_bytes,
                 dirty_bytes: disk.dirty_bytes,
                 stored_bytes: disk.stored_bytes,
                 repaired_clusters: disk.repaired_clusters,
@@ -404,7 +418,7 @@ impl Runner {
         let ending = self.parts.live.get(name).and_then(|(_, ending)| ending);
         let ended = self.ended(result, ending);
         run.outcome = ended.outcome();
-        if let Ended::Failed(reason) | Ended::Deferred(reason) = &ended {
+        if let Ended::Failed(reason) | Ended::Deferred(reason) | Ended::TooEarly(reason) = &ended {
             run.error = Some(reason.clone());
         }
         let saved = table.update(name, |job| {
@@ -437,6 +451,10 @@ impl Runner {
             return;
         }
         job.synced = true;
+        if run.method.as_deref().is_some_and(|method| method != "tracked") {
+            let least = Duration::from_secs(job.min_scan_interval_seconds);
+            job.scan_from = Some(Deadline::after(now, least.saturating_sub(self.live.elapsed())));
+        }
         let images = self.images.lock().unwrap_or_else(PoisonError::into_inner).clone();
         job.images = images.unwrap_or_else(|| std::mem::take(&mut job.images));
         job.written = written.or_else(|| written::count(job, now));
@@ -468,6 +486,7 @@ impl Runner {
             {
                 Ended::Deferred(error.full_message())
             }
+            _ if error.kind() == ErrorKind::Untracked => Ended::TooEarly(error.full_message()),
             _ => Ended::Failed(error.full_message()),
         }
     }
@@ -489,8 +508,12 @@ impl Observer for Runner {
         }
     }
 
-    fn disk(&self, name: &str, size_bytes: u64, progress: &Arc<Progress>) {
-        self.live.disk(name, size_bytes, progress);
+    fn planned(&self, total_bytes: u64) {
+        self.live.planned(total_bytes);
+    }
+
+    fn disk(&self, name: &str, planned_bytes: u64, progress: &Arc<Progress>) {
+        self.live.disk(name, planned_bytes, progress);
     }
 
     fn held_up(&self, by: Option<&str>) {

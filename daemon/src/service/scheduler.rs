@@ -13,6 +13,7 @@ use super::owed;
 use super::owners;
 use super::parts::Parts;
 use super::resume;
+use super::tracking;
 use crate::clock::{Deadline, Moment};
 use crate::engine;
 use crate::job::JobRecord;
@@ -67,6 +68,7 @@ impl Scheduler {
             jobs.iter().for_each(|job| retry(parts, job));
             images::refresh_images(parts);
             looking::look_for_jobs(parts);
+            tracking::look_in_background(parts);
             parts.stores.close_idle();
         }
         if self.noted.as_ref().is_none_or(|noted| noted.is_due(&now)) {
@@ -115,6 +117,8 @@ fn expire(parts: &Arc<Parts>, name: &str) -> crate::job::Refused<()> {
         Ok(None)
     })?;
     tracing::warn!(job = name, "job expired; its images remain");
+    drop(table);
+    tracking::release_in_background(parts, name);
     note_writer::queue(parts, &job.store, name);
     Ok(())
 }
@@ -123,6 +127,7 @@ fn expire(parts: &Arc<Parts>, name: &str) -> crate::job::Refused<()> {
 fn retry(parts: &Arc<Parts>, job: &JobRecord) {
     if job.status != Status::Running {
         owed::release_in_background(parts, job);
+        tracking::release_in_background(parts, &job.name);
     }
     match job.status {
         Status::Deleting => deleting::purge_in_background(parts, job.clone()),
@@ -142,6 +147,7 @@ fn note_deadlines(parts: &Parts, job: &JobRecord) {
     let saved = parts.table.update(&job.name, |job| {
         job.expires = job.expires.noted(&now);
         job.next_sync = job.next_sync.as_ref().map(|next| next.noted(&now));
+        job.scan_from = job.scan_from.as_ref().map(|from| from.noted(&now));
         Ok(None)
     });
     if let Err(error) = saved {

@@ -4,12 +4,14 @@ use super::forecast::forecast;
 use super::images;
 use super::parts::Parts;
 use super::table::Locked;
+use super::tracking;
 use crate::clock::Moment;
 use crate::job::{JobRecord, Refusal, Refused};
 use crate::state::{Runs, Unreadable};
 use crate::stores::VIEW_PATIENCE;
 use api::{
     DiskView, Event, ExportView, HooksView, JobView, NextEvent, PendingView, RunView, ServiceStatus, Status,
+    TrackerView,
 };
 use imagefmt::{JobImages, Store};
 use jiff::Timestamp;
@@ -29,6 +31,10 @@ pub fn show(parts: &Parts, name: &str) -> Refused<JobView> {
     let (mut view, job) = known(parts, name)?;
     if let Some(job) = job {
         let path = job.store.clone();
+        let tracking = tracking::of_job(parts, &job);
+        for (disk, tracking) in view.disks.iter_mut().zip(tracking) {
+            disk.tracking = tracking;
+        }
         let asked = parts
             .stores
             .begin(&path, move |store| images::sequences(store, &job.name));
@@ -159,6 +165,11 @@ pub fn measured(parts: &Parts) -> Vec<(JobRecord, Option<api::Progress>, Option<
     table.jobs().values().map(measured).collect()
 }
 
+/// The tracker as it was seen last, a minute ago at most; nothing is waited for.
+pub fn tracker_seen(parts: &Parts) -> Option<TrackerView> {
+    parts.tracker.last()
+}
+
 /// The newest runs of a job; none, and a line in the log, where the state cannot be read: the job is shown all the same.
 fn newest_runs(table: &Locked<'_>, job: &str, limit: u32) -> Runs {
     table.runs(job, limit).unwrap_or_else(|error| {
@@ -190,6 +201,8 @@ fn view(job: &JobRecord, runs: &[RunView], now: &Moment) -> JobView {
         compress_level: job.compress_level,
         bandwidth_limit_bytes: job.bandwidth_limit_bytes,
         cluster_size_bytes: job.cluster_size_bytes,
+        tracking: job.tracking,
+        min_scan_interval_seconds: job.min_scan_interval_seconds,
         accept_changed_disk: job.accept_changed_disk,
         take_over: job.take_over,
         hooks: job.hooks.clone(),
@@ -209,6 +222,7 @@ fn unreadable_view(job: &Unreadable) -> JobView {
         name: String::new(),
         path: path.display().to_string(),
         size_bytes: 0,
+        tracking: None,
     };
     JobView {
         name: job.name.clone(),
@@ -235,6 +249,8 @@ fn unreadable_view(job: &Unreadable) -> JobView {
         compress_level: 0,
         bandwidth_limit_bytes: 0,
         cluster_size_bytes: None,
+        tracking: api::Tracking::default(),
+        min_scan_interval_seconds: 0,
         accept_changed_disk: false,
         take_over: false,
         hooks: HooksView::default(),

@@ -78,6 +78,10 @@ impl ClusterSet {
         set
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
     /// The lowest cluster.
     pub fn first(&self) -> Option<u64> {
         self.runs.first_key_value().map(|(&start, _)| start)

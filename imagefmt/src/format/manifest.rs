@@ -152,6 +152,12 @@ pub struct DiskRecord {
     /// Clusters that could not be read in the parent and were stored anew.
     #[serde(default, skip_serializing_if = "is_none")]
     pub repaired_clusters: u64,
+    /// Bytes among those compared that the tracker had called unchanged, read to check it.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub audited_bytes: u64,
+    /// Where the check of the tracker continues in the next sync. What it counts is the daemon's business.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub audit_position: u64,
 }
 
 /// Whether a count is left out: as by an smc that did not know it yet.
@@ -277,6 +283,12 @@ impl Manifest {
             .into_iter()
             .find(|&method| any(method))
             .unwrap_or(Method::Full)
+    }
+
+    /// Bytes of all disks that were read to check the tracker.
+    pub fn audited_bytes(&self) -> u64 {
+        let counts = self.disks.iter().map(|disk| disk.audited_bytes);
+        counts.fold(0, u64::saturating_add)
     }
 
     /// Clusters of all disks that could not be read in the parent and were stored anew.

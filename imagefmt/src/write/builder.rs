@@ -523,6 +523,16 @@ impl Builder {
         &self.due
     }
 
+    /// What lies below nodes of [`tree`](Self::tree) that cannot be read, as far as is known: it came anew, or is due.
+    pub fn lost(&self) -> &ClusterSet {
+        &self.lost
+    }
+
+    /// Whether it is known how much the tree points to in each layer. If not, all nodes are read at the end.
+    pub fn is_counted(&self) -> bool {
+        self.is_counted
+    }
+
     /// Counts what the tree points to in each layer.
     fn recount(&mut self) -> Result<()> {
         let tree = self.tree_of(self.layers.clone().into())?;

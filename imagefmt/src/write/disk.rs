@@ -1,14 +1,18 @@
 //! One disk of an image being written: its builder, from the first pass to the commit.
 
 use crate::error::{Error, Result};
+use crate::format::clusters::ClusterSet;
 use crate::format::digest::DiskDigest;
-use crate::format::geometry::Geometry;
+use crate::format::geometry::{Geometry, parent_index};
 use crate::format::layer::LayerTable;
 use crate::format::manifest::{DiskIdentity, DiskRecord, LayerRecord, Method, RootRecord};
 use crate::format::name::ImageId;
+use crate::format::node::NodeId;
 use crate::read::image::Disk;
+use crate::read::tree::{Tree, Unread};
 use crate::write::base::Base;
 use crate::write::builder::{Builder, Built, ClusterUpdate};
+use std::ops::Range;
 
 /// What the daemon knows of a disk that goes into its record.
 #[derive(Debug, Clone)]
@@ -37,6 +41,15 @@ impl DiskId {
     }
 }
 
+/// What was read of a disk to check the tracker that says which of its clusters changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Audited {
+    /// Bytes that were read and compared for it.
+    pub bytes: u64,
+    /// Where the next sync continues.
+    pub position: u64,
+}
+
 /// A disk, which may be read in several passes before the image is committed.
 #[derive(Debug)]
 pub(crate) struct DraftDisk {
@@ -47,12 +60,13 @@ pub(crate) struct DraftDisk {
     /// What the current pass is compared with.
     base: Option<Base>,
     builder: Builder,
-    /// How the changes were found, and why that way: as of the first pass.
+    /// How the changes were found, and why that way: as of the first pass, or of a later one over all of the disk.
     method: Option<(Method, String)>,
     /// Whether a pass began and has not ended.
     in_pass: bool,
     passes: u32,
     compared_bytes: u64,
+    audited: Audited,
     /// Whether anything came since the last checkpoint.
     fresh: bool,
     /// Whether the builder has a tree of what came so far.
@@ -77,6 +91,7 @@ impl DraftDisk {
             in_pass: false,
             passes: 0,
             compared_bytes: 0,
+            audited: Audited::default(),
             fresh: false,
             settled: false,
         }
@@ -91,6 +106,11 @@ impl DraftDisk {
 
     pub fn name(&self) -> &str {
         &self.meta.name
+    }
+
+    /// Clusters that the unfinished sync which is resumed has stored anew because they were damaged.
+    pub fn repaired_before(&self) -> u64 {
+        self.before.as_ref().map_or(0, |before| before.repaired_clusters)
     }
 
     pub fn base(&self) -> Option<&Base> {
@@ -123,9 +143,37 @@ impl DraftDisk {
                 self.base = Some(Base::new(disk, self.builder.due().clone()));
             }
         }
-        self.method.get_or_insert_with(|| (method, reason.to_owned()));
+        // What is read completely after all was found that way, whatever had been tried before.
+        if self.method.is_none() || method != Method::Tracked {
+            self.method = Some((method, reason.to_owned()));
+        }
         self.in_pass = true;
         Ok(())
+    }
+
+    /// Notes what was read to check the tracker, beside the passes.
+    pub fn note_audit(&mut self, audited: Audited) {
+        self.audited = audited;
+    }
+
+    /// Clusters that have to be stored anew whatever the source holds: those that are known to be damaged in what the
+    /// disk is built upon, and all that lie below a node of it that cannot be read. For the latter the nodes above
+    /// `leaves` are read, or all if one of them or the counts are damaged.
+    ///
+    /// # Errors
+    /// When a node cannot be read for another reason than damage.
+    pub fn to_store_anew(&self, leaves: Range<u64>) -> Result<ClusterSet> {
+        let mut found = self.builder.due().clone();
+        let Some(tree) = self.builder.tree() else {
+            return Ok(found);
+        };
+        let known = self.builder.lost();
+        let whole = 0..tree.geometry().leaf_count();
+        let must_read_all = !self.builder.is_counted() || !found.is_empty();
+        if must_read_all || below_unreadable(tree, leaves, known, &mut found)? {
+            below_unreadable(tree, whole, known, &mut found)?;
+        }
+        Ok(found)
     }
 
     /// Takes the next cluster that differs.
@@ -226,17 +274,53 @@ impl DraftDisk {
             digest: digest.to_string(),
             method,
             method_reason,
-            compared_bytes: self.compared_bytes,
+            compared_bytes: self.compared_bytes + self.audited.bytes,
             dirty_bytes: built.stats.dirty_bytes + before.map_or(0, |before| before.dirty_bytes),
             stored_bytes: built.stats.stored_bytes + before.map_or(0, |before| before.stored_bytes),
             repaired_clusters: built.stats.repaired_clusters
                 + before.map_or(0, |before| before.repaired_clusters),
+            audited_bytes: self.audited.bytes,
+            audit_position: self.audited.position,
         }
     }
 
     fn invalid(&self, what: &str) -> Error {
         Error::invalid(format!("disk {}: {what}", self.meta.name))
     }
+}
+
+/// Adds the clusters below nodes that cannot be read, of those above some leaves, unless they are `known`. Returns whether
+/// there are any.
+fn below_unreadable(
+    tree: &Tree,
+    leaves: Range<u64>,
+    known: &ClusterSet,
+    found: &mut ClusterSet,
+) -> Result<bool> {
+    let mut any = false;
+    let end = leaves.end.min(tree.geometry().leaf_count());
+    let mut next = leaves.start;
+    while next < end {
+        let id = NodeId {
+            level: 0,
+            index: next,
+        };
+        next += 1;
+        match tree.find_node(id) {
+            Ok(_) => {}
+            Err(Unread { id, error }) if error.is_lost() => {
+                let clusters = tree.geometry().clusters_of(id.level, id.index);
+                // Nothing else can be found out below it.
+                next = next.max(parent_index(clusters.end));
+                if !known.covers(&clusters) {
+                    found.insert(clusters);
+                    any = true;
+                }
+            }
+            Err(Unread { error, .. }) => return Err(error),
+        }
+    }
+    Ok(any)
 }
 
 /// The records of one disk's layers.

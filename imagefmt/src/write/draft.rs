@@ -139,7 +139,33 @@ impl Draft {
         Ok(())
     }
 
-    fn disk(&mut self, id: DiskId) -> Result<&mut DraftDisk> {
+    /// The image that the bits of a tracker must be relative to, for what they name to be all in which a disk differs
+    /// from its base. `None` where no image will do: the disk has no base, or one of another size, or the base is an
+    /// unfinished sync of which more is unknown.
+    pub fn origin_of(&self, id: DiskId) -> Option<ParentRef> {
+        let parent = self.parent.as_ref()?;
+        let added = self.disks.get(id.index)?;
+        let fits = |disk: &Disk| disk.size_bytes() == id.geometry().size_bytes();
+        disk_of(Some(parent), added.name()).filter(|disk| fits(disk))?;
+        disk_of(self.resumed.as_ref(), added.name()).map_or(Some(()), |disk| {
+            // Beside what came in place of a damaged node, clusters are null that have not come.
+            let is_whole = added.repaired_before() == 0;
+            (is_whole && fits(disk)).then_some(())
+        })?;
+        let own = ParentRef {
+            sequence: parent.manifest().sequence,
+            id: parent.manifest().id,
+        };
+        self.origin().filter(|origin| *origin == own)
+    }
+
+    pub(crate) fn added(&self, id: DiskId) -> Result<&DraftDisk> {
+        self.disks
+            .get(id.index)
+            .ok_or_else(|| Error::invalid("the disk is one of another image"))
+    }
+
+    pub(crate) fn disk(&mut self, id: DiskId) -> Result<&mut DraftDisk> {
         self.disks
             .get_mut(id.index)
             .ok_or_else(|| Error::invalid("the disk is one of another image"))

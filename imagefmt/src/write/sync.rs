@@ -2,6 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result, Within};
 use crate::format::geometry::ClusterSize;
+use crate::format::id::Uuid;
 use crate::format::manifest::{Consistency, Manifest, Method};
 use crate::format::name::{ImageId, check_name};
 use crate::format::owner::{Owner, TakeOver};
@@ -13,11 +14,12 @@ use crate::store::chain::{self, ChainRecord};
 use crate::store::{Chain, Store};
 use crate::write::base::Base;
 use crate::write::builder::ClusterUpdate;
-use crate::write::disk::{DiskId, DiskMeta, DraftDisk};
+use crate::write::disk::{Audited, DiskId, DiskMeta, DraftDisk};
 use crate::write::draft::Draft;
 use crate::write::known::KnownDamage;
 use crate::write::new_layers::NewLayers;
 use jiff::Timestamp;
+use std::ops::Range;
 
 /// The sync of one image into a chain, as the chain's only writer.
 ///
@@ -264,8 +266,41 @@ impl ImageWriter {
         self.draft.disks.get(disk.index)?.base()
     }
 
+    /// Id of the image that a tracker's bits must be relative to, for the clusters that they name to be all in which a
+    /// disk may differ from its [`base`](Self::base): the parent image, also when an unfinished sync is resumed that was
+    /// made from it. `None` where the whole disk has to be read.
+    pub fn tracked_from(&self, disk: DiskId) -> Option<Uuid> {
+        self.draft.origin_of(disk).map(|origin| origin.id)
+    }
+
+    /// Id of the chain.
+    pub fn chain_id(&self) -> Uuid {
+        self.draft.new_layers.chain_id()
+    }
+
+    /// Clusters that a pass has to read whatever is known of the source, in ascending order: what the disk is built upon
+    /// has nothing for them that can be read. These are clusters that are known to be damaged, and those below nodes
+    /// that cannot be read. To find the latter, the nodes above `leaves` are read, and all nodes once there is any damage. A
+    /// leaf is above 256 clusters. [`commit`](Self::commit) refuses an image without the clusters that are known by then.
+    ///
+    /// # Errors
+    /// When the store cannot be read for another reason than damage.
+    pub fn to_store_anew(&self, disk: DiskId, leaves: Range<u64>) -> Result<Vec<Range<u64>>> {
+        let found = self.draft.added(disk)?.to_store_anew(leaves)?;
+        Ok(found.runs().collect())
+    }
+
+    /// Notes what was read of a disk to check the tracker; it was neither part of a pass nor changed the image.
+    ///
+    /// # Errors
+    /// `Invalid` for a disk of another image.
+    pub fn note_audit(&mut self, disk: DiskId, audited: Audited) -> Result<()> {
+        self.draft.disk(disk)?.note_audit(audited);
+        Ok(())
+    }
+
     /// Begins a pass over a disk, which finds changes by `method`, and why that way. The record of the disk
-    /// names those of the first pass.
+    /// names those of the first pass, or of the last that was not tracked.
     ///
     /// A pass that is not the first of its disk begins with a checkpoint of all disks.
     ///

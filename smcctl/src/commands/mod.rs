@@ -6,3 +6,4 @@ pub mod exports;
 pub mod job;
 pub mod precheck;
 pub mod status;
+pub mod tracker;

@@ -3,7 +3,7 @@
 use crate::view::fields::Fields;
 use crate::view::run;
 use crate::view::words::{headline, next};
-use api::{DiskView, Forecast, HooksView, JobView, Progress, Status};
+use api::{DiskTracking, DiskView, Forecast, HooksView, JobView, Progress, Status, Tracking};
 use cli::paint::{Paint, Tone};
 use cli::text::count;
 use cli::units::{duration, local_time, measured, rate, setting, size};
@@ -187,8 +187,24 @@ fn disks(job: &JobView) -> Vec<String> {
         .map(|disk| disk.name.chars().count())
         .max()
         .unwrap_or(0);
-    let line = |disk: &DiskView| format!("{:<width$}  {}  {}", disk.name, disk.path, size(disk.size_bytes));
+    let line = |disk: &DiskView| {
+        let tracked = disk.tracking.as_ref().map(tracked).unwrap_or_default();
+        let size = size(disk.size_bytes);
+        format!("{:<width$}  {}  {size}{tracked}", disk.name, disk.path)
+    };
     job.disks.iter().map(line).collect()
+}
+
+/// Whether a disk is tracked, or why the next sync reads all of it.
+fn tracked(disk: &DiskTracking) -> String {
+    match (&disk.doubt, disk.since) {
+        (None, _) => format!(
+            ", tracked: {} written to since the newest image",
+            size(disk.dirty_bytes)
+        ),
+        (Some(doubt), None) => format!(", not tracked: {doubt}"),
+        (Some(doubt), Some(_)) => format!(", tracked, but the next sync reads all of it: {doubt}"),
+    }
 }
 
 fn images(job: &JobView) -> String {
@@ -221,6 +237,16 @@ fn schedule(fields: &mut Fields, job: &JobView) {
             job.pending.interval_seconds.map(setting),
         ),
     );
+    let least = job.min_scan_interval_seconds;
+    if job.interval_seconds.is_some_and(|interval| interval < least) {
+        fields.field(
+            "scans",
+            format!(
+                "at least {} from one that reads a whole disk to the next",
+                setting(least)
+            ),
+        );
+    }
     fields.field(
         "keeps",
         with_pending(job.max_images.map(images), job.pending.max_images.map(images)),
@@ -241,8 +267,12 @@ fn sync(job: &JobView) -> String {
     let takes_over = job
         .take_over
         .then_some(", takes over another job's images with the next one");
+    let tracking = match job.tracking {
+        Tracking::Auto => "",
+        Tracking::Off => ", without tracking",
+    };
     format!(
-        "{limit}, compression level {}{}{}{}",
+        "{limit}{tracking}, compression level {}{}{}{}",
         job.compress_level,
         clusters.unwrap_or_default(),
         changed_disk.unwrap_or_default(),

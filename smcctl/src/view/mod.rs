@@ -10,4 +10,5 @@ pub mod jobs;
 pub mod precheck;
 pub mod run;
 pub mod status;
+pub mod tracker;
 mod words;

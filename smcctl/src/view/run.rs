@@ -128,6 +128,19 @@ fn disk(disk: &RunDisk) -> Vec<String> {
         let width = name.chars().count();
         format!("{:width$}  {digest}", "")
     });
-    let counts = format!("{name}: {compared} compared, {changed} changed, {stored} stored{repaired}");
-    std::iter::once(counts).chain(digest).collect()
+    let audited = match disk.audited_bytes {
+        0 => String::new(),
+        bytes => format!(" ({} of it to check the tracker)", size(bytes)),
+    };
+    let method = disk.method.as_ref().map(|method| format!("{method}, "));
+    let method = method.unwrap_or_default();
+    let counts =
+        format!("{name}: {method}{compared} compared{audited}, {changed} changed, {stored} stored{repaired}");
+    let reason = disk
+        .method_reason
+        .iter()
+        .filter(|_| disk.method.as_deref() == Some("scan"));
+    let reason =
+        reason.map(|reason| format!("{:width$}  scanned: {reason}", "", width = name.chars().count()));
+    std::iter::once(counts).chain(reason).chain(digest).collect()
 }

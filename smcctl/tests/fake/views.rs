@@ -42,6 +42,8 @@ pub fn waiting(name: &str) -> JobView {
         compress_level: 4,
         bandwidth_limit_bytes: 0,
         cluster_size_bytes: Some(65_536),
+        tracking: api::Tracking::Auto,
+        min_scan_interval_seconds: 3600,
         accept_changed_disk: false,
         take_over: false,
         unconfirmed: false,
@@ -168,7 +170,10 @@ pub fn succeeded(name: &str, number: u64) -> RunView {
             repaired_clusters: 2,
             name: "vda".to_owned(),
             size_bytes: 40 * GIB,
+            method: Some("scan".to_owned()),
+            method_reason: Some("the machine was restarted".to_owned()),
             compared_bytes: 40 * GIB,
+            audited_bytes: 0,
             dirty_bytes: 3 * GIB,
             stored_bytes: 900 * MIB,
             digest: Some("smc1-64k:00ff".to_owned()),
@@ -193,5 +198,6 @@ fn disk(name: &str, path: &str, size_bytes: u64) -> DiskView {
         name: name.to_owned(),
         path: path.to_owned(),
         size_bytes,
+        tracking: None,
     }
 }

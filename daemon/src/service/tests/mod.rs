@@ -42,6 +42,8 @@ fn config(dir: &Path) -> Config {
         store: dir.join("store"),
         state_dir: dir.to_owned(),
         hooks_dir: dir.join("hooks.d"),
+        // No BPF filesystem: nothing is tracked.
+        tracker: dir.join("bpf"),
         ..Config::load(None).unwrap()
     }
 }

@@ -83,7 +83,13 @@ impl Checked for StoredJob {
             &up_to(&limits::HOOK_TIMEOUT),
         )?;
         within("valid_seconds", self.valid_seconds, &up_to(&limits::VALID_TIME))?;
-        for deadline in std::iter::once(&self.expires).chain(&self.next_sync) {
+        within(
+            "min_scan_interval_seconds",
+            self.min_scan_interval_seconds,
+            &up_to(&limits::MIN_SCAN_INTERVAL),
+        )?;
+        let deadlines = std::iter::once(&self.expires).chain(&self.next_sync);
+        for deadline in deadlines.chain(&self.scan_from) {
             within("since_boot_ms", deadline.since_boot_ms, &COUNT)?;
             within("span_seconds", deadline.span_seconds, &SECONDS)?;
         }
@@ -102,6 +108,7 @@ impl Checked for StoredRun {
             [
                 disk.size_bytes,
                 disk.compared_bytes,
+                disk.audited_bytes,
                 disk.dirty_bytes,
                 disk.stored_bytes,
             ]

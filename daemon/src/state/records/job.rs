@@ -3,7 +3,7 @@
 use super::{Extra, Version};
 use crate::clock::Deadline;
 use crate::job::{ActiveRun, DiskRecord, Ending, JobRecord, Schedule, WriteCounter};
-use api::{CreateJob, DiskRequest, HooksView, PendingView, RunType, Status};
+use api::{CreateJob, DiskRequest, HooksView, PendingView, RunType, Status, Tracking, limits};
 use imagefmt::{DiskIdentity, Uuid};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,14 @@ pub struct StoredJob {
     pub(super) compress_level: i32,
     pub(super) bandwidth_limit_bytes: u64,
     cluster_size_bytes: Option<u32>,
+    #[serde(default, with = "TrackingName")]
+    tracking: Tracking,
+    #[serde(default = "min_scan_interval")]
+    pub(super) min_scan_interval_seconds: u64,
+    #[serde(default)]
+    pub(super) scan_from: Option<StoredDeadline>,
+    #[serde(default)]
+    unwatch_owed: bool,
     pub(super) hooks: StoredHooks,
     take_up: Option<String>,
     accept_changed_disk: bool,
@@ -188,6 +196,10 @@ struct StoredRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cluster_size_bytes: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    tracking: Option<StoredTracking>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    min_scan_interval_seconds: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pre_hook: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     post_hook: Option<String>,
@@ -227,6 +239,24 @@ enum StatusName {
     Canceled,
     Expired,
     Deleting,
+}
+
+/// How changes are found, on disk.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Tracking", rename_all = "snake_case")]
+enum TrackingName {
+    Auto,
+    Off,
+}
+
+/// The same where it may be absent.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+struct StoredTracking(#[serde(with = "TrackingName")] Tracking);
+
+/// That of a job of a version without it.
+fn min_scan_interval() -> u64 {
+    limits::MIN_SCAN_INTERVAL_DEFAULT.as_secs()
 }
 
 /// Who asked for a run, on disk.
@@ -281,6 +311,9 @@ impl StoredJob {
         keep_value(self.next_sync.as_mut(), before.next_sync, |deadline| {
             &mut deadline.extra
         });
+        keep_value(self.scan_from.as_mut(), before.scan_from, |deadline| {
+            &mut deadline.extra
+        });
         keep_value(Some(&mut self.expires), Some(before.expires), |deadline| {
             &mut deadline.extra
         });
@@ -317,6 +350,10 @@ impl StoredJob {
             compress_level: self.compress_level,
             bandwidth_limit_bytes: self.bandwidth_limit_bytes,
             cluster_size_bytes: self.cluster_size_bytes,
+            tracking: self.tracking,
+            min_scan_interval_seconds: self.min_scan_interval_seconds,
+            scan_from: self.scan_from.map(StoredDeadline::into_deadline),
+            unwatch_owed: self.unwatch_owed,
             hooks: HooksView {
                 pre: self.hooks.pre,
                 post: self.hooks.post,
@@ -358,8 +395,8 @@ fn keep_value<T: PartialEq>(now: Option<&mut T>, before: Option<T>, extra: impl 
 impl From<&JobRecord> for StoredJob {
     fn from(job: &JobRecord) -> Self {
         Self {
-            // An earlier version would act on it without asking.
-            version: if job.unconfirmed {
+            // An earlier version would act on it without asking, or read a whole disk every few minutes.
+            version: if job.unconfirmed || job.intervals().any(|interval| interval < min_scan_interval()) {
                 Version::NOT_BEFORE
             } else {
                 Version::CURRENT
@@ -386,6 +423,10 @@ impl From<&JobRecord> for StoredJob {
             compress_level: job.compress_level,
             bandwidth_limit_bytes: job.bandwidth_limit_bytes,
             cluster_size_bytes: job.cluster_size_bytes,
+            tracking: job.tracking,
+            min_scan_interval_seconds: job.min_scan_interval_seconds,
+            scan_from: job.scan_from.as_ref().map(StoredDeadline::from),
+            unwatch_owed: job.unwatch_owed,
             hooks: StoredHooks {
                 pre: job.hooks.pre.clone(),
                 post: job.hooks.post.clone(),
@@ -580,6 +621,8 @@ impl From<&CreateJob> for StoredRequest {
             compress_level,
             bandwidth_limit_bytes,
             cluster_size_bytes,
+            tracking,
+            min_scan_interval_seconds,
             pre_hook,
             post_hook,
             hook_timeout_seconds,
@@ -608,6 +651,8 @@ impl From<&CreateJob> for StoredRequest {
             compress_level,
             bandwidth_limit_bytes,
             cluster_size_bytes,
+            tracking: tracking.map(StoredTracking),
+            min_scan_interval_seconds,
             pre_hook,
             post_hook,
             hook_timeout_seconds,
@@ -650,6 +695,8 @@ impl StoredRequest {
             compress_level: self.compress_level,
             bandwidth_limit_bytes: self.bandwidth_limit_bytes,
             cluster_size_bytes: self.cluster_size_bytes,
+            tracking: self.tracking.map(|tracking| tracking.0),
+            min_scan_interval_seconds: self.min_scan_interval_seconds,
             pre_hook: self.pre_hook,
             post_hook: self.post_hook,
             hook_timeout_seconds: self.hook_timeout_seconds,

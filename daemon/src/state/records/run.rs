@@ -41,7 +41,13 @@ pub struct StoredRun {
 pub(super) struct StoredRunDisk {
     name: String,
     pub(super) size_bytes: u64,
+    #[serde(default)]
+    method: Option<String>,
+    #[serde(default)]
+    method_reason: Option<String>,
     pub(super) compared_bytes: u64,
+    #[serde(default)]
+    pub(super) audited_bytes: u64,
     pub(super) dirty_bytes: u64,
     pub(super) stored_bytes: u64,
     #[serde(default)]
@@ -83,7 +89,10 @@ impl StoredRun {
         let disk = |disk: StoredRunDisk| RunDisk {
             name: disk.name,
             size_bytes: disk.size_bytes,
+            method: disk.method,
+            method_reason: disk.method_reason,
             compared_bytes: disk.compared_bytes,
+            audited_bytes: disk.audited_bytes,
             dirty_bytes: disk.dirty_bytes,
             stored_bytes: disk.stored_bytes,
             repaired_clusters: disk.repaired_clusters,
@@ -119,7 +128,10 @@ impl From<&RunView> for StoredRun {
         let disk = |disk: &RunDisk| StoredRunDisk {
             name: disk.name.clone(),
             size_bytes: disk.size_bytes,
+            method: disk.method.clone(),
+            method_reason: disk.method_reason.clone(),
             compared_bytes: disk.compared_bytes,
+            audited_bytes: disk.audited_bytes,
             dirty_bytes: disk.dirty_bytes,
             stored_bytes: disk.stored_bytes,
             repaired_clusters: disk.repaired_clusters,

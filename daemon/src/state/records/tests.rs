@@ -57,7 +57,10 @@ fn a_run_of_before_repairs_were_counted_had_none() {
     run.disks.push(RunDisk {
         name: "vda".to_owned(),
         size_bytes: 1,
+        method: Some("tracked".to_owned()),
+        method_reason: Some("bits".to_owned()),
         compared_bytes: 1,
+        audited_bytes: 1,
         dirty_bytes: 0,
         stored_bytes: 0,
         repaired_clusters: 3,

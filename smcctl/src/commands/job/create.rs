@@ -7,7 +7,7 @@ use crate::commands::job::name::JobName;
 use crate::context::Context;
 use crate::{values, view};
 use anyhow::Context as _;
-use api::{CreateJob, JobView, Status};
+use api::{CreateJob, JobView, Status, Tracking};
 use cli::exit::Advise;
 use cli::exit::WrongUse;
 use cli::output;
@@ -29,7 +29,7 @@ pub struct Args {
     /// Directory of the store [default: the store in smcd's configuration]
     #[arg(long, value_name = "DIR", value_parser = values::path)]
     store: Option<String>,
-    /// Time from the end of a sync to the start of the next, 1h to 7d
+    /// Time from the end of a sync to the start of the next, 1h to 7d; from 1min where the disks are tracked
     #[arg(long, value_name = "TIME", value_parser = values::seconds, conflicts_with = "once")]
     interval: Option<u64>,
     /// Number of images to keep, 1 to 10: after each sync, the oldest ones that are not in use are deleted
@@ -53,6 +53,14 @@ pub struct Args {
     /// Limit of reading from all disks together, per second, for example 50MiB; 0 means no limit
     #[arg(long, value_name = "SIZE", value_parser = cli::units::parse_rate)]
     bandwidth_limit: Option<u64>,
+    /// How changes are found: auto (the disks are tracked where the machine can, so that a sync reads only what was
+    /// written to) or off (every sync reads the disks completely) [default: auto]
+    #[arg(long, value_name = "auto|off", value_parser = values::tracking)]
+    tracking: Option<Tracking>,
+    /// Least time between the starts of two scheduled syncs that read a whole disk, 1min to 7d. It matters for intervals
+    /// below it, while a disk cannot be tracked [default: 1h]
+    #[arg(long, value_name = "TIME", value_parser = values::seconds)]
+    min_scan_interval: Option<u64>,
     /// Unit of comparison and storage: 16KiB, 64KiB or 256KiB [default: 64KiB]
     #[arg(long, value_name = "SIZE", value_parser = values::cluster_size)]
     cluster_size: Option<u32>,
@@ -157,6 +165,8 @@ fn wanted(args: &Args) -> anyhow::Result<CreateJob> {
         compress_level: args.compress_level,
         bandwidth_limit_bytes: args.bandwidth_limit,
         cluster_size_bytes: args.cluster_size,
+        tracking: args.tracking,
+        min_scan_interval_seconds: args.min_scan_interval,
         pre_hook: args.pre_hook.clone(),
         post_hook: args.post_hook.clone(),
         hook_timeout_seconds: args.hook_timeout,

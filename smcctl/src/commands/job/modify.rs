@@ -4,7 +4,7 @@ use crate::client::{Request, job};
 use crate::commands::job::name::JobName;
 use crate::context::Context;
 use crate::{values, view};
-use api::ModifyJob;
+use api::{ModifyJob, Tracking};
 use cli::exit::WrongUse;
 use jiff::Timestamp;
 use std::process::ExitCode;
@@ -12,7 +12,7 @@ use std::process::ExitCode;
 /// Change parameters of a job
 ///
 /// Parameters that are not named stay as they are. Interval and number of images take effect when the next sync
-/// has ended; description, bandwidth limit and valid time immediately; the others with the next sync.
+/// has ended; description, bandwidth limit, least time between scans and valid time immediately; the others with the next sync.
 /// `smcctl job show` shows current and future values.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -21,7 +21,7 @@ pub struct Args {
     /// Description for people, at most 128 characters
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// Time from the end of a sync to the start of the next, 1h to 7d
+    /// Time from the end of a sync to the start of the next, 1h to 7d; from 1min where the disks are tracked
     #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     interval: Option<u64>,
     /// Number of images to keep, 1 to 10
@@ -39,6 +39,12 @@ pub struct Args {
     /// Limit of reading from all disks together, per second, for example 50MiB; 0 means no limit
     #[arg(long, value_name = "SIZE", value_parser = cli::units::parse_rate)]
     bandwidth_limit: Option<u64>,
+    /// How changes are found: auto or off
+    #[arg(long, value_name = "auto|off", value_parser = values::tracking)]
+    tracking: Option<Tracking>,
+    /// Least time between the starts of two scheduled syncs that read a whole disk, 1min to 7d
+    #[arg(long, value_name = "TIME", value_parser = values::seconds)]
+    min_scan_interval: Option<u64>,
     /// Program to run before every sync; an empty PATH removes it
     #[arg(long, value_name = "PATH", value_parser = values::path_or_none)]
     pre_hook: Option<String>,
@@ -94,6 +100,8 @@ fn wanted(args: &Args) -> ModifyJob {
         interval_seconds: args.interval,
         max_images: args.max_images,
         compress_level: args.compress_level,
+        tracking: args.tracking,
+        min_scan_interval_seconds: args.min_scan_interval,
         pre_hook: args.pre_hook.clone(),
         post_hook: args.post_hook.clone(),
         hook_timeout_seconds: args.hook_timeout,
