@@ -45,7 +45,8 @@ web01: Running, Comparing 50%
   expires      2026-12-20 08:00:00, 30d after its creation
   last run     run 7 (schedule): succeeded, began 2026-11-24 09:58:30, took 1 min 30 s
                web01/7: incremental image (scan), fuzzy (vda was written to meanwhile)
-               vda: 40 GiB compared, 3 GiB changed, 900 MiB stored, damaged clusters repaired: 2
+               vda: scan, 40 GiB compared, 3 GiB changed, 900 MiB stored, damaged clusters repaired: 2
+                    scanned: the machine was restarted
                     smc1-64k:00ff
                deleted afterwards: web01/4
 ";
