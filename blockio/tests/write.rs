@@ -189,9 +189,11 @@ fn a_block_device_is_written_in_place_and_not_beyond_its_end() {
             .append(&pattern(4 * MIB))
             .and_then(|()| writer.flush())
             .unwrap_err();
-        assert_eq!(
-            (refused.kind(), refused.offset()),
-            (ErrorKind::NoSpace, Some(4 << 20))
+        assert_eq!(refused.kind(), ErrorKind::NoSpace);
+        // Several writes beyond the end are in flight, and the first that fails is told: not always the first of them.
+        assert!(
+            (4 << 20..5 << 20).contains(&refused.offset().unwrap()),
+            "{refused:?}"
         );
         drop(writer);
         fs::write(&file, vec![0; 4 << 20]).unwrap();
