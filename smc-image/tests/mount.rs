@@ -506,10 +506,15 @@ fn interrupted_mount_is_whole_or_undone() {
     let interrupt = |seen: usize| {
         let mut command = fixture.command();
         let mut running = Running::start(command.args(["mount", &format!("{job}/1")]).arg(&dir));
+        let mut ended = None;
         wait_for("a moment of the mount", || {
-            running.0.try_wait().unwrap().is_some() || leftovers(&fixture, job).len() >= seen
+            ended = running.0.try_wait().unwrap();
+            ended.is_some() || leftovers(&fixture, job).len() >= seen
         });
-        let (code, _) = running.signal("TERM");
+        let code = match ended {
+            Some(status) => status.code(),
+            None => running.signal("TERM").0,
+        };
         let undone = code != Some(0);
         if !undone {
             fixture.run(&["umount", dir.to_str().unwrap()]).ok();
