@@ -152,6 +152,21 @@ fn assert_true(said: &Said) -> Result<()> {
     for (layout, found) in &found {
         ensure!(found.compared > 0, "nothing of {layout} was compared");
     }
+    assert_tracked(said, &found)
+}
+
+/// Where a sync can use a tracker, it did so; and after commands whose effect the tracker cannot know it did not.
+fn assert_tracked(said: &Said, found: &BTreeMap<String, Found>) -> Result<()> {
+    if said.value("SMC-TRACK") != Some("--track") {
+        return Ok(());
+    }
+    for (layout, found) in found {
+        ensure!(found.methods.contains_key("tracked"), "{layout}: {found:?}");
+        ensure!(
+            layout != "passthrough" || found.methods.contains_key("scan"),
+            "{found:?}"
+        );
+    }
     Ok(())
 }
 
