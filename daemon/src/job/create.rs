@@ -385,13 +385,30 @@ pub mod tests {
     fn every_range_is_kept_at_both_ends_and_named() {
         type Set = fn(&mut CreateJob, i64);
         type Row = (&'static str, Set, &'static [i64], &'static [i64], &'static str);
-        let rows: [Row; 6] = [
+        let rows: [Row; 8] = [
             (
                 "interval",
                 |job, value| job.interval_seconds = Some(number(value)),
+                &[60, 7 * 86400],
+                &[59, 7 * 86400 + 1],
+                "1m to 7d",
+            ),
+            (
+                "interval",
+                |job, value| {
+                    job.tracking = Some(Tracking::Off);
+                    job.interval_seconds = Some(number(value));
+                },
                 &[3600, 7 * 86400],
-                &[0, 3599, 7 * 86400 + 1],
+                &[3599, 7 * 86400 + 1],
                 "1h to 7d",
+            ),
+            (
+                "min_scan_interval",
+                |job, value| job.min_scan_interval_seconds = Some(number(value)),
+                &[60, 7 * 86400],
+                &[59, 7 * 86400 + 1],
+                "1m to 7d",
             ),
             (
                 "max_images",

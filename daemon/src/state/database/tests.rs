@@ -201,7 +201,17 @@ fn the_version_before_can_read_what_this_one_writes() {
     added.retain(|key| before.get(key).is_none());
     assert_eq!(
         added,
-        ["format", "hooks_owed", "images", "min_reader", "unconfirmed"]
+        [
+            "format",
+            "hooks_owed",
+            "images",
+            "min_reader",
+            "min_scan_interval_seconds",
+            "scan_from",
+            "tracking",
+            "unconfirmed",
+            "unwatch_owed"
+        ]
     );
 }
 
