@@ -36,7 +36,11 @@ pub(super) const RULES: [Rule; 61] = [
     rule(r"^SeaBIOS \(version", Says::Firmware),
     rule(r"^Booting from ", Says::Firmware),
     rule(r"^Boot failed: ", Says::Firmware),
-    rule(r"^No bootable device\.", Says::Ends(NoBootableDevice)),
+    rule(
+        r"^No bootable device\.",
+        // What a boot sector said before says more.
+        Says::EndsUnlessKnown(NoBootableDevice),
+    ),
     // OVMF.
     rule(r"^BdsDxe: (loading|starting) ", Says::Firmware),
     rule(r"^BdsDxe: failed to (load|start) ", Says::Firmware),

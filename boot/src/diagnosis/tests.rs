@@ -45,7 +45,8 @@ fn firmware_that_finds_nothing() {
 
 #[test]
 fn boot_sectors_without_a_loader() {
-    let sector = "Booting from Hard Disk...\nMissing operating system.\n";
+    // The BIOS has the last word.
+    let sector = "Booting from Hard Disk...\nMissing operating system.\nNo bootable device.\n";
     assert_eq!(told(sector).0, Problem::NoBootLoader);
     let sector = "Booting from Hard Disk...\nBoot error\n";
     assert_eq!(told(sector).0, Problem::NoBootLoader);
