@@ -365,14 +365,13 @@ fn damage_of_the_parent_is_repaired_by_a_tracked_sync() {
     ground.sync();
     let layer = ground.bench.store().join("web01/layers/00000001.layer");
     let file = File::options().write(true).open(layer).unwrap();
-    // Behind the 256 clusters of a leaf stands that leaf: the sync finds it.
-    let group = 4096 + 256 * CLUSTER;
-    let leaf = |index: u64| group + index * (256 * CLUSTER + 4 * 4096);
-    file.write_all_at(&[0xff; 8], leaf(3) + 100).unwrap();
+    // Behind its 256 clusters stands the first leaf: the sync finds it.
+    file.write_all_at(&[0xff; 8], 4096 + 256 * CLUSTER + 100).unwrap();
     let report = ground.tracked();
     assert_eq!(number(&report, "repaired_clusters"), 256, "{report}");
-    // A cluster is found by a verification.
-    file.write_all_at(&[0xff; 8], 4096 + 100 * CLUSTER + 7).unwrap();
+    // A cluster behind that leaf is found by a verification.
+    file.write_all_at(&[0xff; 8], 4096 + 300 * CLUSTER + CLUSTER / 2)
+        .unwrap();
     let image = report["image"].as_str().unwrap();
     assert_eq!(code(&ground.bench.image(&["verify", image]).unwrap()), 3);
     let report = ground.tracked();

@@ -81,7 +81,7 @@ fn a_job_tracks_its_disks_until_it_is_over() -> Result<()> {
     wait_for("the tracker to be removed", || {
         tracker(&service).is_ok_and(|tracker| tracker["attached"] == false)
     });
-    assert!(!service.dir.join("bpf/smc").exists());
+    assert!(!service.dir.join("bpf/smc/control").exists());
     Ok(())
 }
 
@@ -102,9 +102,8 @@ fn canceled_deleted_and_modified_jobs_leave_nothing_in_the_kernel() -> Result<()
         service.ask(&[&["job"], end].concat())?;
         wait_for("the tracker to be removed", || !pins.join("control").exists());
         // The next one has the name again, and images of its own.
-        if service.job("web01").is_ok() {
-            service.ask(&["job", "delete", "web01"])?;
-        }
+        let _ = service.ctl(&["job", "delete", "web01"])?;
+        wait_for("the job to be gone", || service.job("web01").is_err());
         fs::remove_dir_all(service.store().join("web01")).ok();
     }
     Ok(())
@@ -117,7 +116,7 @@ fn short_intervals_need_a_machine_that_can_track() -> Result<()> {
     let device = format!("vda={}", disk.path().display());
     let refused = |more: &[&str]| {
         let create = ["job", "create", "web01", "--disk", &device, "--max-images", "3"];
-        service.refused(1, &[&create, more].concat())
+        service.refused(2, &[&create, more].concat())
     };
     let message = refused(&["--interval", "5m"])?;
     assert!(
