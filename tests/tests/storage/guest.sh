@@ -273,9 +273,11 @@ lvm_snapshot() {
 
 storm_md() { storm /dev/md0 "$1"; }
 md_raid1() {
-    yes | mdadm --create /dev/md0 --quiet --level=1 --raid-devices=2 --assume-clean --metadata=1.2 "$BLK" "$SCSI_A" >/tmp/output 2>&1 ||
+    yes | mdadm --create /dev/md0 --quiet --level=1 --raid-devices=2 --metadata=1.2 "$BLK" "$SCSI_A" >/tmp/output 2>&1 ||
         { cat /tmp/output >&3; fail "mdadm"; }
     wait_for test -b /dev/md0
+    # Until both disks hold the same: before, two reads of one place may differ.
+    wait_for grep -q idle /sys/block/md0/md/sync_action
     truth md-raid1 storm_md md=/dev/md0 "a=$BLK b=$SCSI_A" "mdadm --quiet --readonly /dev/md0" "mdadm --quiet --readwrite /dev/md0"
     do_or_fail mdadm --quiet --stop /dev/md0
     do_or_fail mdadm --quiet --zero-superblock "$BLK" "$SCSI_A"
