@@ -12,8 +12,8 @@ pub struct Plan {
     reason: String,
 }
 
-/// Unchanged bytes between two changed clusters that are read too: one read that goes on is faster than two. Measured with 1 %
-/// and 10 % of the clusters of a loop device and of a zram changed: docs/benchmarks.md.
+/// Unchanged bytes between two changed clusters that are read too: one read that continues is faster than two on a disk that
+/// seeks. An estimate: a quarter of a read of 1 MiB. It has not been measured.
 pub const MERGE_GAP_BYTES: u64 = 256 << 10;
 
 /// Ranges of one plan; where there are more, wider gaps are read too, so that a plan takes little memory.
