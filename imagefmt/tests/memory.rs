@@ -61,7 +61,7 @@ const MIB: usize = 1 << 20;
 /// The most that any sealed file may have.
 const SEALED_MAX: usize = 64 * MIB;
 /// Opening: the text itself, and what is made of it.
-const OPEN_MAX: usize = 6 * SEALED_MAX;
+const OPEN_MAX: usize = 7 * SEALED_MAX;
 /// What the caches may take: a quarter of what the bomb expands to.
 const CACHE_BYTES: usize = 16 * MIB;
 /// Reading an open image: clusters and half as much of nodes, the store's other parts, and what is being decoded.

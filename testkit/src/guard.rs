@@ -88,6 +88,17 @@ pub struct LoopDevice {
     device: Option<hostdev::LoopDevice>,
 }
 
+/// Opens a file for a loop device, and says whether it can only be read, like a file that a server of our own serves.
+fn open_for_loop(backing: &Path) -> std::io::Result<(File, bool)> {
+    match File::options().read(true).write(true).open(backing) {
+        Ok(file) => Ok((file, false)),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Ok((File::open(backing)?, true))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 impl LoopDevice {
     /// Attaches all of `backing`, a file or a block device, to a free loop device.
     ///
@@ -123,10 +134,10 @@ impl LoopDevice {
     }
 
     fn with_options(backing: &Path, options: LoopOptions) -> Result<Self> {
-        let file = File::options().read(true).write(true).open(backing);
-        let file = file.context(|| format!("open {}", backing.display()))?;
+        let (file, read_only) = open_for_loop(backing).context(|| format!("open {}", backing.display()))?;
         let direct = LoopOptions {
             direct_io: true,
+            read_only,
             ..options
         };
         let device = hostdev::LoopDevice::attach(file.as_fd(), &direct);
