@@ -108,6 +108,9 @@ fn a_newer_release_runs_the_archive_with_io_uring_and_without() -> Result<()> {
     let archive = archive_of_this_profile(&scratch.join("out"))?;
     let said = boot(Release::Newer, Release::Newer, &archive, "short")?;
     assert_used(&said)?;
+    // In its sandbox too.
+    let job = field_json(&said, "SMC-WEB01")?;
+    assert_eq!(job["last_run"]["method"], "tracked", "{job:#}");
     let plain = Row::of(&said, "plain")?;
     assert!(plain.has_io_uring(), "{plain:?}");
     // Kernels before 6.6 have no such switch.
