@@ -160,6 +160,7 @@ fn hostile(view: &Value, name: &str) -> Value {
         "event",
         "phase",
         "run_type",
+        "tracking",
         "outcome",
         "level",
         "error_kind",
