@@ -211,7 +211,7 @@ impl LoopDevice {
     }
 }
 
-/// A filesystem in front of a directory that never answers, as one on a server that is down: whoever asks for anything
+/// A filesystem in front of a directory that never answers, as one on a server that is down: a process that asks for anything
 /// in there waits, until the guard is dropped; then everything fails that waits, and the directory is there again.
 #[derive(Debug)]
 pub struct SilentMount {
@@ -292,7 +292,7 @@ impl Mount {
         &self.target
     }
 
-    /// Unmounts, and waits for whoever still has a file open.
+    /// Unmounts, and waits for processes that still have a file open.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] when it stays busy.

@@ -279,13 +279,7 @@ impl Damaged {
         }
         ensure!(said.contains("delete the images"), "a sync fails: {said}");
         for sequence in self.states()?.into_keys() {
-            let image = format!("{JOB}/{sequence}");
-            let output = self.image_command(&["rm", "--force", &image]).output()?;
-            ensure!(
-                matches!(output.status.code(), Some(0 | 3)),
-                "rm {image}: {}",
-                tell(&output)
-            );
+            self.remove_by_force(sequence)?;
             self.forget(&[sequence]);
         }
         self.counts.given_up += 1;
@@ -516,6 +510,18 @@ impl Damaged {
         Ok(())
     }
 
+    /// Deletes an image, whatever speaks for it.
+    fn remove_by_force(&self, sequence: u64) -> Result<()> {
+        let image = format!("{JOB}/{sequence}");
+        let output = self.image_command(&["rm", "--force", &image]).output()?;
+        ensure!(
+            matches!(output.status.code(), Some(0 | 3)),
+            "rm {image}: {}",
+            tell(&output)
+        );
+        Ok(())
+    }
+
     /// The end: everything is verified, and one more sync makes a good image, which stays when all others go.
     ///
     /// # Errors
@@ -529,13 +535,7 @@ impl Damaged {
         let newest = *self.images.last_key_value().context("there is no image")?.0;
         self.restore(newest, true)?;
         for other in self.images.keys().copied().filter(|other| *other != newest) {
-            let image = format!("{JOB}/{other}");
-            let output = self.image_command(&["rm", "--force", &image]).output()?;
-            ensure!(
-                matches!(output.status.code(), Some(0 | 3)),
-                "rm {image}: {}",
-                tell(&output)
-            );
+            self.remove_by_force(other)?;
         }
         self.images.retain(|sequence, _| *sequence == newest);
         let output = self.image_command(&["gc", JOB]).output()?;

@@ -70,6 +70,11 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
+
+    /// The error with all its causes, on one line.
+    pub fn full_message(&self) -> String {
+        chain(self)
+    }
 }
 
 impl fmt::Display for Error {

@@ -91,7 +91,7 @@ impl Tracker {
         let mut object = programs::load()?;
         let installed = programs::install(&mut object, &pins).and_then(|()| Shared::seal(&pins));
         if let Err(error) = installed {
-            // What is incomplete would be in the way of whoever looks for a tracker.
+            // What is incomplete would be in the way of a process that looks for a tracker.
             let _ = empty(&pins);
             return Err(error);
         }

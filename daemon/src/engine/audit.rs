@@ -172,8 +172,8 @@ impl<O: Observer> Reading<'_, '_, O> {
             Finding::Missed(clusters) => {
                 let doubt = self.report_missed(disk, &clusters);
                 if let Err(error) = tracking.fail(&doubt) {
-                    let error = anyhow::Error::from(error);
-                    tracing::warn!("that the tracker was wrong cannot be kept: {error:#}");
+                    let error = error.full_message();
+                    tracing::warn!("that the tracker was wrong cannot be kept: {error}");
                 }
                 self.trackings.doubt(disk, doubt);
             }
@@ -300,7 +300,7 @@ fn judge(tracking: &Tracking, differing: &[u64]) -> Finding {
     loop {
         let settled = match tracking.settle(SETTLE_STEP) {
             Ok(settled) => settled,
-            Err(error) => return Finding::Unknown(anyhow::Error::from(error).to_string()),
+            Err(error) => return Finding::Unknown(error.full_message()),
         };
         let unseen = |cluster: &&u64| settled.contains(**cluster) != Some(true);
         let left: Vec<u64> = differing.iter().filter(unseen).copied().collect();

@@ -73,8 +73,8 @@ impl Trackings {
             let Ok(tracking) = used.tracking else { continue };
             let mark = mark(manifest.chain, manifest.id, &disk.meta.name);
             if let Err(error) = tracking.commit(&mark) {
-                let error = anyhow::Error::from(error);
-                tracing::warn!(disk = disk.meta.name, "the next sync reads all of it: {error:#}");
+                let error = error.full_message();
+                tracing::warn!(disk = disk.meta.name, "the next sync reads all of it: {error}");
             }
         }
     }
@@ -84,8 +84,7 @@ impl Drop for Trackings {
     fn drop(&mut self) {
         for disk in std::mem::take(&mut self.disks) {
             if let Ok(Err(error)) = disk.tracking.map(Tracking::abandon) {
-                let error = anyhow::Error::from(error);
-                tracing::warn!("the next sync reads a whole disk: {error:#}");
+                tracing::warn!("the next sync reads a whole disk: {}", error.full_message());
             }
         }
     }
@@ -108,7 +107,7 @@ fn find(used: &UseTracker) -> Result<Tracker, String> {
     };
     match found {
         Ok(found) => found.ok_or_else(|| NOT_WATCHED.to_owned()),
-        Err(error) => Err(told(error)),
+        Err(error) => Err(error.full_message()),
     }
 }
 
@@ -125,12 +124,12 @@ fn begin_one(
     parent: Option<&ImageMark>,
 ) -> Result<Tracking, String> {
     let watch = match mode {
-        TrackMode::Start => tracker.watch(target).map_err(told)?,
+        TrackMode::Start => tracker.watch(target).map_err(|error| error.full_message())?,
         _ => {
-            let watch = tracker.watched(target).map_err(told)?;
+            let watch = tracker.watched(target).map_err(|error| error.full_message())?;
             let watch = watch.ok_or_else(|| NOT_WATCHED.to_owned())?;
             // It is another job's, which goes on using it.
-            let known = watch.status().map_err(told)?.image;
+            let known = watch.status().map_err(|error| error.full_message())?.image;
             if known.is_some() && known.as_ref() != parent {
                 return Err("the tracker watches the disk for other images".to_owned());
             }
@@ -138,12 +137,14 @@ fn begin_one(
         }
     };
     write_out(disk);
-    watch.begin().map_err(told)
+    watch.begin().map_err(|error| error.full_message())
 }
 
 fn target(disk: &SourceDisk, cluster_bytes: u32) -> Result<Target, String> {
     match (disk.device.kind(), disk.device.device_number()) {
-        (DeviceKind::Block, Some(number)) => Target::of(&Root::system(), number, cluster_bytes).map_err(told),
+        (DeviceKind::Block, Some(number)) => {
+            Target::of(&Root::system(), number, cluster_bytes).map_err(|error| error.full_message())
+        }
         _ => Err("it is a file, and only block devices can be tracked".to_owned()),
     }
 }
@@ -167,7 +168,16 @@ fn parent_mark(image: &ImageWriter, disk: &SourceDisk, id: DiskId) -> Option<Ima
 fn write_out(disk: &SourceDisk) {
     let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
     let mut paths = vec![disk.device.path().to_owned()];
-    paths.extend(partition_nodes(disk).unwrap_or_default());
+    match partition_nodes(disk) {
+        Ok(nodes) => paths.extend(nodes),
+        Err(error) => {
+            let (name, error) = (&disk.meta.name, anyhow::Error::from(error));
+            tracing::warn!(
+                disk = name,
+                "what the kernel holds back of its partitions is not written: {error:#}"
+            );
+        }
+    }
     for path in paths {
         if let Err(error) = sync(&path) {
             tracing::warn!(path = %path.display(), "what the kernel holds back is not written: {error}");
@@ -175,12 +185,12 @@ fn write_out(disk: &SourceDisk) {
     }
 }
 
-fn partition_nodes(disk: &SourceDisk) -> Option<Vec<PathBuf>> {
-    let device = BlockDevice::find(&Root::system(), disk.device.device_number()?).ok()??;
-    let partitions = device.partitions().ok()?;
-    Some(partitions.iter().map(BlockDevice::node).collect())
-}
-
-fn told(error: tracker::Error) -> String {
-    format!("{:#}", anyhow::Error::from(error))
+fn partition_nodes(disk: &SourceDisk) -> hostdev::Result<Vec<PathBuf>> {
+    let Some(number) = disk.device.device_number() else {
+        return Ok(Vec::new());
+    };
+    let Some(device) = BlockDevice::find(&Root::system(), number)? else {
+        return Ok(Vec::new());
+    };
+    Ok(device.partitions()?.iter().map(BlockDevice::node).collect())
 }

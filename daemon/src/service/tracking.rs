@@ -107,7 +107,7 @@ pub fn view(parts: &Parts) -> TrackerView {
                 view.unavailable_reason = Some(reason);
             }
         }
-        Err(error) => view.problem = Some(told(error)),
+        Err(error) => view.problem = Some(error.full_message()),
     }
     parts.tracker.keep(&view);
     view
@@ -166,7 +166,7 @@ pub fn of_job(parts: &Parts, job: &JobRecord) -> Vec<Option<DiskTracking>> {
         Tracking::Off => Err("tracking is switched off".to_owned()),
         Tracking::Auto => match Tracker::find(&parts.config.tracker) {
             Ok(found) => found.ok_or_else(|| not_attached(parts)),
-            Err(error) => Err(told(error)),
+            Err(error) => Err(error.full_message()),
         },
     };
     let cluster_bytes = job.cluster_size_bytes.unwrap_or(ClusterSize::K64.bytes());
@@ -189,10 +189,10 @@ fn not_attached(parts: &Parts) -> String {
 
 fn status_of(tracker: &Tracker, disk: &DiskRecord, cluster_bytes: u32) -> Result<WatchStatus, String> {
     let device = device_of(&disk.path).ok_or_else(|| "it is no block device".to_owned())?;
-    let target = Target::of(&Root::system(), device, cluster_bytes).map_err(told)?;
-    let watch = tracker.watched(&target).map_err(told)?;
+    let target = Target::of(&Root::system(), device, cluster_bytes).map_err(|error| error.full_message())?;
+    let watch = tracker.watched(&target).map_err(|error| error.full_message())?;
     let watch = watch.ok_or_else(|| "the next sync begins to track it".to_owned())?;
-    watch.status().map_err(told)
+    watch.status().map_err(|error| error.full_message())
 }
 
 fn disk_tracking(status: Result<WatchStatus, String>) -> DiskTracking {
@@ -236,8 +236,8 @@ pub fn release(parts: &Parts, job: &JobRecord) {
     let devices = job.disks.iter().filter_map(|disk| device_of(&disk.path));
     let devices: Vec<_> = devices.filter(|device| !kept.contains(device)).collect();
     if let Err(error) = unwatch(&parts.config.tracker, &devices) {
-        let error = anyhow::Error::from(error);
-        return tracing::warn!(job = job.name, "its disks are still tracked: {error:#}");
+        let error = error.full_message();
+        return tracing::warn!(job = job.name, "its disks are still tracked: {error}");
     }
     let saved = parts.table.update(&job.name, |job| {
         job.unwatch_owed = false;
@@ -305,8 +305,4 @@ pub fn remove(parts: &Parts) -> Refused<TrackerView> {
     }
     Tracker::remove(&parts.config.tracker).map_err(|error| Refusal::failed(&error.into()))?;
     Ok(view(parts))
-}
-
-fn told(error: tracker::Error) -> String {
-    format!("{:#}", anyhow::Error::from(error))
 }

@@ -148,7 +148,15 @@ pub(crate) fn read<T: Sealed>(storage: &dyn Storage, path: &str) -> Result<T> {
     read_with_stamp(storage, path).map(|(value, _)| value)
 }
 
-/// The same, with the file's stamp, where the storage has stamps.
+/// Reads a sealed file that may be absent.
+pub(crate) fn read_if_there<T: Sealed>(storage: &dyn Storage, path: &str) -> Result<Option<T>> {
+    match read(storage, path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// As [`read`], with the file's stamp, where the storage has stamps.
 pub(crate) fn read_with_stamp<T: Sealed>(storage: &dyn Storage, path: &str) -> Result<(T, Option<Stamp>)> {
     let read = storage.read_with_stamp(path, SEALED_LEN_MAX);
     let (text, stamp) = read.map_err(|error| error.about_file(path))?;

@@ -273,15 +273,12 @@ impl Store {
     /// The manifest of a chain's unfinished sync, where there is one.
     pub(crate) fn read_checkpoint(&self, chain: &str) -> Result<Option<Manifest>> {
         let path = checkpoint_path(chain);
-        match sealed::read::<Manifest>(&*self.storage, &path) {
-            Ok(manifest) => {
-                let checked = manifest.check(manifest.sequence);
-                checked.map_err(|error| error.in_file(&path))?;
-                Ok(Some(manifest))
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        let Some(manifest) = sealed::read_if_there::<Manifest>(&*self.storage, &path)? else {
+            return Ok(None);
+        };
+        let checked = manifest.check(manifest.sequence);
+        checked.map_err(|error| error.in_file(&path))?;
+        Ok(Some(manifest))
     }
 
     /// As [`read_checkpoint`](Self::read_checkpoint), but a damaged one counts as none: it is of no job and leads to no

@@ -45,11 +45,9 @@ impl Store {
     /// `Damaged` where its pins cannot be read any more.
     pub fn pins(&self, image: &ImageId) -> Result<Vec<Pin>> {
         let path = pins_path(image.chain(), image.sequence());
-        match sealed::read::<PinsRecord>(&**self.storage(), &path) {
-            Ok(record) => Ok(record.pins),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error.of_image("pins of image", image)),
-        }
+        let read = sealed::read_if_there::<PinsRecord>(&**self.storage(), &path);
+        let record = read.map_err(|error| error.of_image("pins of image", image))?;
+        Ok(record.map_or_else(Vec::new, |record| record.pins))
     }
 
     /// Keeps an image from being deleted until the pin is taken away. A pin of the same name stays as it is.

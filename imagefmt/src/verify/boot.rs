@@ -190,15 +190,12 @@ impl Store {
     /// nothing depends on it, so continue without it.
     pub fn boot_verdict(&self, image: &ImageId, manifest: &Manifest) -> Result<Option<BootVerdict>> {
         let path = boot_path(image.chain(), image.sequence());
-        match sealed::read::<BootVerdict>(&**self.storage(), &path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            read => {
-                let verdict = read?;
-                let checked = verdict.check(manifest);
-                checked.map_err(|error| error.in_file(&path).of_image("boot verdict of image", image))?;
-                Ok(Some(verdict))
-            }
-        }
+        let Some(verdict) = sealed::read_if_there::<BootVerdict>(&**self.storage(), &path)? else {
+            return Ok(None);
+        };
+        let checked = verdict.check(manifest);
+        checked.map_err(|error| error.in_file(&path).of_image("boot verdict of image", image))?;
+        Ok(Some(verdict))
     }
 
     /// Puts a boot verdict beside its image, in the place of the one before. The image is held open, so it cannot be

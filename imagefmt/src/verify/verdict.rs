@@ -494,16 +494,12 @@ impl Store {
     /// nothing depends on it, so continue without it.
     pub fn verdict(&self, image: &ImageId, manifest: &Manifest) -> Result<Option<Verdict>> {
         let path = verified_path(image.chain(), image.sequence());
-        let read = sealed::read::<Verdict>(&**self.storage(), &path);
-        match read {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            read => {
-                let verdict = read?;
-                let checked = verdict.check(manifest);
-                checked.map_err(|error| error.in_file(&path).of_image("verification of image", image))?;
-                Ok(Some(verdict))
-            }
-        }
+        let Some(verdict) = sealed::read_if_there::<Verdict>(&**self.storage(), &path)? else {
+            return Ok(None);
+        };
+        let checked = verdict.check(manifest);
+        checked.map_err(|error| error.in_file(&path).of_image("verification of image", image))?;
+        Ok(Some(verdict))
     }
 
     /// Puts a verdict beside its image, which is held open, so it cannot be deleted meanwhile.

@@ -42,7 +42,7 @@ pub struct MemoryDisk {
     pub at_once: Arc<AtOnce>,
 }
 
-/// Holds up whoever passes until it is opened.
+/// Holds up every thread that passes until it is opened.
 #[derive(Default)]
 pub struct Gate {
     open: Mutex<bool>,

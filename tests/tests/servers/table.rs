@@ -56,7 +56,7 @@ impl Row {
             method: sync["method"].as_str().context("a method")?.to_owned(),
             is_right: text("RIGHT")? == "yes",
         };
-        // What a service says in its log, a single sync says to whoever runs it.
+        // What a service says in its log, a single sync says to its user.
         let warned = text("WARNINGS")?.contains("disks are read and written by threads");
         ensure!(warned != row.has_io_uring(), "{row:?}: {}", text("WARNINGS")?);
         ensure!(row.is_right, "{row:?}: the image differs from the disk");

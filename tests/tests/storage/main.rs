@@ -30,7 +30,7 @@ const DISKS: [(&str, Bus); 5] = [
     ("nvme", Bus::Nvme),
     ("multipath", Bus::NvmeMultipath),
 ];
-/// LVM with a stripe, a thin pool and a snapshot; the rest is for whoever runs the long test.
+/// LVM with a stripe, a thin pool and a snapshot; the long test has the rest.
 const SHORT: &str = "nvme_multipath lvm_stripe lvm_thin xfs_discard passthrough";
 
 /// The programs without their debug information, and the script.

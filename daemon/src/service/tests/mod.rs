@@ -207,7 +207,7 @@ impl House {
     }
 }
 
-/// Changes the note of a job in a store, whoever may be allowed to.
+/// Changes the note of a job in a store, without the key that seals it.
 fn edit_note(store: &Path, name: &str, change: impl FnOnce(&mut Value)) {
     let store = imagefmt::Store::open(store).unwrap();
     let mut note: Value = store.note(name).unwrap();

@@ -1,7 +1,7 @@
 //! What reads an image whole (export, restore, verify), beside the tools that do the same work.
 
 use crate::fill::{self, Layout};
-use crate::measure::{Comparison, Goal, Pair, run, settle, timed};
+use crate::measure::{Comparison, Goal, Pair, dd, run, settle, timed};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use smc_tests::{Bench, Disk, program};
@@ -176,16 +176,7 @@ impl Subject {
     }
 
     fn dd(&self) -> Result<f64> {
-        let mut command = Command::new("dd");
-        command.args([
-            "bs=1M",
-            "iflag=direct",
-            "oflag=direct",
-            "conv=fsync",
-            "status=none",
-        ]);
-        command.arg(format!("if={}", self.disk.path().display()));
-        command.arg(format!("of={}", self.file()?.display()));
+        let mut command = dd(self.disk.path(), &self.file()?);
         timed(|| run(&mut command).map(drop))
     }
 

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use testkit::process::check_interrupt;
@@ -140,4 +141,20 @@ pub fn run(command: &mut Command) -> Result<Vec<u8>> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(output.stdout)
+}
+
+/// A copy by `dd`, around the page cache and flushed at the end.
+pub fn dd(source: &Path, target: &Path) -> Command {
+    let mut command = Command::new("dd");
+    command.args([
+        "bs=1M",
+        "iflag=direct",
+        "oflag=direct",
+        "conv=fsync",
+        "status=none",
+    ]);
+    command
+        .arg(format!("if={}", source.display()))
+        .arg(format!("of={}", target.display()));
+    command
 }

@@ -1,7 +1,7 @@
 //! Scans and full syncs beside the tools that do the same work.
 
 use crate::fill::{self, Layout};
-use crate::measure::{Comparison, Goal, Pair, run, settle, timed};
+use crate::measure::{Comparison, Goal, Pair, dd, run, settle, timed};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use smc_tests::{Bench, Disk, program};
@@ -220,20 +220,7 @@ const QEMU_IMG_ZSTD: Rival = Rival {
 const DD: Rival = Rival {
     name: "dd bs=1M iflag=direct oflag=direct conv=fsync",
     goal: Goal::Beside,
-    command: |device, target, _| {
-        let mut command = Command::new("dd");
-        command.args([
-            "bs=1M",
-            "iflag=direct",
-            "oflag=direct",
-            "conv=fsync",
-            "status=none",
-        ]);
-        command
-            .arg(format!("if={}", device.display()))
-            .arg(format!("of={}", target.display()));
-        command
-    },
+    command: |device, target, _| dd(device, target),
 };
 
 const NBDCOPY: Rival = Rival {
