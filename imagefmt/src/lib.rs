@@ -39,6 +39,7 @@ pub use store::fallback::Fallback;
 pub use store::jobs::JobImages;
 pub use store::locks::LockWait;
 pub use store::pins::Pin;
+pub use store::proven::Proven;
 pub use store::{Readers, Store};
 pub use verify::boot::{BootMachine, BootProblem, BootResult, BootVerdict};
 pub use verify::verdict::{Against, Span, Verdict, VerdictState};

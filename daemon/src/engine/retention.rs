@@ -1,6 +1,6 @@
 //! Retention: of a job's images the newest few are kept.
 
-use imagefmt::{ErrorKind, Fallback, ImageId, Result, Store};
+use imagefmt::{ErrorKind, Fallback, ImageId, Proven, Result, Store};
 use serde::Serialize;
 
 /// An image that was deleted because there were more than are to be kept.
@@ -27,7 +27,8 @@ pub struct Retained {
 ///
 /// Images in use stay; a later sync deletes them when nobody uses them. The newest one always stays. As long as a newer
 /// image is known to be damaged and none since is known to be good, so do that one and the last one that may be good.
-/// An image that cannot be deleted for a reason of its own keeps no other one from it.
+/// The newest image that was verified and is good stays, and so does the newest one that booted. An image that cannot be
+/// deleted for a reason of its own keeps no other one from it.
 ///
 /// # Errors
 /// When the store cannot be read or written. What was deleted before stays deleted.
@@ -36,16 +37,24 @@ pub fn apply(store: &Store, job: &str, max_images: usize) -> Result<Retained> {
     let mut retained = Retained::default();
     let count = images.sequences().len();
     let mut excess = count.saturating_sub(max_images.max(1));
-    let fallback = match images.latest() {
-        Some(latest) if excess > 0 => store.fallback(&latest)?,
-        _ => None,
+    let Some(latest) = images.latest().filter(|_| excess > 0) else {
+        return Ok(retained);
     };
+    let fallback = store.fallback(&latest)?;
+    let proven = store.proven(&latest)?;
+    let mut kept_as_proven = Vec::new();
     for image in images.ids().take(count.saturating_sub(1)) {
         if excess == 0 {
             break;
         }
         if let Some(reason) = reason_to_keep(store, &image, fallback.as_ref()) {
             retained.warnings.push(reason);
+            continue;
+        }
+        if let Some(proof) = proof_of(&proven, &image) {
+            kept_as_proven.push(format!(
+                "{image} is kept as well, as it is the newest image that {proof}"
+            ));
             continue;
         }
         match store.delete(&image) {
@@ -76,7 +85,22 @@ pub fn apply(store: &Store, job: &str, max_images: usize) -> Result<Retained> {
             Err(error) => return Err(error),
         }
     }
+    // Where the number of images is as wished, nobody need be told.
+    if excess > 0 {
+        retained.warnings.append(&mut kept_as_proven);
+    }
     Ok(retained)
+}
+
+/// What was proven of an image and of no newer one.
+fn proof_of(proven: &Proven, image: &ImageId) -> Option<&'static str> {
+    let is_it = |newest: &Option<ImageId>| newest.as_ref() == Some(image);
+    match (is_it(&proven.verified), is_it(&proven.booted)) {
+        (true, true) => Some("was verified and booted"),
+        (true, false) => Some("was verified"),
+        (false, true) => Some("booted"),
+        (false, false) => None,
+    }
 }
 
 /// Why an image stays that nobody uses, where there is a reason.

@@ -5,7 +5,9 @@ use super::{
 };
 use api::Phase;
 use changetrack::Progress;
-use imagefmt::{LockWait, Method, Span, Store, Verdict, Verifier, VerifyPlan};
+use imagefmt::{
+    BootMachine, BootResult, BootVerdict, LockWait, Method, Span, Store, Verdict, Verifier, VerifyPlan,
+};
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -111,8 +113,8 @@ impl Fixture {
 #[test]
 fn a_stop_in_the_middle_leaves_a_checkpoint_of_all_disks() {
     let fixture = Fixture::new();
-    // 4 MiB a second for both together, so that neither is done when both have begun.
-    let control = Control::new(4 * MIB as u64);
+    // Half a MiB a second for both together, so that neither is done when both have begun, on a busy machine too.
+    let control = Control::new(MIB as u64 / 2);
     let noted = Noted::default();
     let error = thread::scope(|scope| {
         scope.spawn(|| {
@@ -302,6 +304,34 @@ impl Fixture {
         verified.findings.is_empty()
     }
 
+    /// Keeps the record of a boot check, as `smc-image boot --check` does.
+    fn booted(&self, sequence: u64) {
+        let id = self.store.job("web01").unwrap().get(sequence).unwrap();
+        let image = self.store.open_image(&id).unwrap();
+        let result = BootResult {
+            started: jiff::Timestamp::now(),
+            finished: jiff::Timestamp::now(),
+            check: "a login prompt".into(),
+            kernel_ms: Some(900),
+            reached_ms: Some(9000),
+            problem: None,
+            machine: BootMachine {
+                firmware: "bios".into(),
+                accelerator: "tcg".into(),
+                disk_bus: "virtio".into(),
+                memory_mib: 1024,
+                cpus: 2,
+                network: false,
+            },
+            console: Vec::new(),
+            screenshot: None,
+            smc: "test".into(),
+            qemu: "test".into(),
+        };
+        let verdict = BootVerdict::new(image.manifest(), result);
+        self.store.keep_boot_verdict(&image, &verdict).unwrap();
+    }
+
     /// Flips a bit of what an image has stored itself, behind the header of its layer.
     fn damage(&self, sequence: u64) {
         let id = self.store.job("web01").unwrap().get(sequence).unwrap();
@@ -342,6 +372,53 @@ fn the_last_good_image_stays_while_a_newer_one_is_damaged() {
     let retained = fixture.retain(2);
     assert_eq!(retained.warnings, Vec::<String>::new());
     assert_eq!(fixture.images(), [newest - 1, newest]);
+}
+
+#[test]
+fn the_newest_image_that_was_verified_and_the_newest_that_booted_stay() {
+    let fixture = Fixture::new();
+    for seed in 10..14 {
+        fixture.sync_changed(seed);
+    }
+    assert!(fixture.verify(1));
+    fixture.booted(1);
+    fixture.booted(2);
+    let retained = fixture.retain(3);
+    assert_eq!(fixture.images(), [1, 2, 4], "{retained:?}");
+    assert_eq!(
+        retained.warnings,
+        Vec::<String>::new(),
+        "there are as many as wished"
+    );
+    let retained = fixture.retain(1);
+    assert_eq!(fixture.images(), [1, 2, 4], "{retained:?}");
+    let text = retained.warnings.join("; ");
+    assert!(
+        text.contains("web01/1 is kept as well, as it is the newest image that was verified"),
+        "{text}"
+    );
+    assert!(
+        text.contains("web01/2 is kept as well, as it is the newest image that booted"),
+        "{text}"
+    );
+    assert!(fixture.verify(4));
+    fixture.booted(4);
+    let retained = fixture.retain(1);
+    assert_eq!(fixture.images(), [4], "{retained:?}");
+}
+
+#[test]
+fn an_image_that_booted_and_was_found_damaged_is_no_proof() {
+    let fixture = Fixture::new();
+    for seed in 10..12 {
+        fixture.sync_changed(seed);
+    }
+    fixture.booted(1);
+    fixture.booted(2);
+    fixture.damage(2);
+    assert!(!fixture.verify(2));
+    let id = fixture.store.job("web01").unwrap().get(1).unwrap();
+    assert_eq!(fixture.store.proven(&id).unwrap().booted, Some(id));
 }
 
 #[test]

@@ -3,7 +3,6 @@
 use crate::error::{ErrorKind, Result};
 use crate::format::name::ImageId;
 use crate::store::Store;
-use crate::verify::verdict::VerdictState;
 
 /// An image to keep, and the newer one because of which it is to be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,14 +58,12 @@ impl Store {
         let verdict = self
             .manifest(image)
             .and_then(|manifest| self.verdict(image, &manifest));
-        Some(
-            match verdict.map(|verdict| verdict.map(|verdict| verdict.state())) {
-                Ok(Some(VerdictState::Good(_))) => Known::Good,
-                Ok(Some(VerdictState::Damaged(_))) => Known::Damaged,
-                Ok(_) => Known::Nothing,
-                Err(error) if error.kind() == ErrorKind::NotFound => return None,
-                Err(_) => Known::Damaged,
-            },
-        )
+        Some(match verdict {
+            Ok(Some(verdict)) if verdict.is_good() => Known::Good,
+            Ok(Some(verdict)) if verdict.damage.is_some() => Known::Damaged,
+            Ok(_) => Known::Nothing,
+            Err(error) if error.kind() == ErrorKind::NotFound => return None,
+            Err(_) => Known::Damaged,
+        })
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod locks;
 pub(crate) mod manifests;
 pub(crate) mod notes;
 pub(crate) mod pins;
+pub(crate) mod proven;
 
 use crate::error::{Error, ErrorKind, Result, Within};
 use crate::format::id::Uuid;

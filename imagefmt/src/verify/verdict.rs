@@ -230,6 +230,16 @@ impl Verdict {
         }
     }
 
+    /// Whether everything was read, and nothing was found damaged since. A later verification that was stopped and had
+    /// found nothing does not change that.
+    pub fn is_good(&self) -> bool {
+        let stopped_clean = self
+            .stopped
+            .as_ref()
+            .is_none_or(|stopped| stopped.findings_count == 0);
+        self.damage.is_none() && self.complete.is_some() && stopped_clean
+    }
+
     /// What is most important to know of it.
     pub fn state(&self) -> VerdictState {
         if let Some(damage) = &self.damage {
