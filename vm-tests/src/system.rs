@@ -35,8 +35,8 @@ pub struct System {
 struct Disk {
     file: PathBuf,
     format: &'static str,
-    serial: String,
     bus: Bus,
+    serial: Option<String>,
 }
 
 /// A release of the distribution, as a system that is installed and as a kernel.
@@ -94,8 +94,8 @@ impl System {
             parameters: String::new(),
             disks: Vec::new(),
         };
-        system.add(&root, "qcow2", "root", Bus::VirtioBlk);
-        system.add(&payload_disk, "raw", "payload", Bus::VirtioBlk);
+        system.add(&root, "qcow2", Bus::VirtioBlk, Some("root"));
+        system.add(&payload_disk, "raw", Bus::VirtioBlk, Some("payload"));
         Ok(system)
     }
 
@@ -116,15 +116,20 @@ impl System {
 
     /// Gives it one more disk on this bus, which the guest finds by its serial number.
     pub fn attach_to(&mut self, bus: Bus, file: &Path, serial: &str) {
-        self.add(file, "raw", serial, bus);
+        self.add(file, "raw", bus, Some(serial));
     }
 
-    fn add(&mut self, file: &Path, format: &'static str, serial: &str, bus: Bus) {
+    /// Gives it one more virtio disk that has no serial number. The guest finds it by its place behind the others.
+    pub fn attach_without_serial(&mut self, file: &Path) {
+        self.add(file, "raw", Bus::VirtioBlk, None);
+    }
+
+    fn add(&mut self, file: &Path, format: &'static str, bus: Bus, serial: Option<&str>) {
         self.disks.push(Disk {
             file: file.to_path_buf(),
             format,
-            serial: serial.to_owned(),
             bus,
+            serial: serial.map(str::to_owned),
         });
     }
 
@@ -140,9 +145,12 @@ impl System {
                 source: &disk.file.display().to_string(),
                 format: disk.format,
                 snapshot: false,
-                serial: Some(&disk.serial),
+                serial: disk.serial.as_deref(),
             };
-            machine.disk_on(disk.bus, &described, &disk.serial);
+            match &disk.serial {
+                Some(serial) => machine.disk_on(disk.bus, &described, serial),
+                None => machine.disk(&described),
+            };
         }
         let parameters = format!("smc.phase={phase}{}", self.parameters);
         machine.kernel(&self.kernel.image(), &initramfs, "ttyS1", &parameters);

@@ -1,6 +1,8 @@
 //! Syncs of disks that are made of disks, on real drivers: virtio, SCSI, NVMe, LVM, RAID, dm-crypt. In a guest, writes of
 //! all kinds go to each of them while syncs run; the image after the last write must be what every device is.
 
+mod swapped;
+
 use anyhow::{Context, Result, ensure};
 use boot::Bus;
 use serde_json::Value;
@@ -34,7 +36,7 @@ const DISKS: [(&str, Bus); 5] = [
 const SHORT: &str = "nvme_multipath lvm_stripe lvm_thin xfs_discard passthrough";
 
 /// The programs without their debug information, and the script.
-fn make_payload(directory: &Path, layouts: Option<&str>) -> Result<()> {
+fn make_payload(directory: &Path, script: &str) -> Result<()> {
     fs::create_dir(directory)?;
     for name in ["smcd", "smc-image"] {
         let copy = directory.join(name);
@@ -44,8 +46,7 @@ fn make_payload(directory: &Path, layouts: Option<&str>) -> Result<()> {
             .arg(&copy)
             .arg(program(name)))?;
     }
-    let chosen = layouts.map_or_else(String::new, |layouts| format!("LAYOUTS='{layouts}'\n"));
-    fs::write(directory.join("run"), chosen + SCRIPT)?;
+    fs::write(directory.join("run"), script)?;
     Ok(())
 }
 
@@ -68,7 +69,8 @@ fn add_disks(system: &mut System, scratch: &ScratchDir) -> Result<()> {
 fn boot(kernel: Release, rounds: u32, layouts: Option<&str>) -> Result<Said> {
     let scratch = ScratchDir::new("storage")?;
     let payload = scratch.join("payload");
-    make_payload(&payload, layouts)?;
+    let chosen = layouts.map_or_else(String::new, |layouts| format!("LAYOUTS='{layouts}'\n"));
+    make_payload(&payload, &(chosen + SCRIPT))?;
     let mut system = System::of(Release::Newer, kernel, &payload)?;
     system.without_systemd();
     add_disks(&mut system, &scratch)?;
