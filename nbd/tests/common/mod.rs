@@ -14,7 +14,7 @@ use std::time::Duration;
 use nbd::{Access, Catalog, Client, ErrorKind, Export, ExportError, ExportInfo, Extent, Limits, ServeError};
 use nbd::{Server, ShutdownHandle, Tls};
 use testkit::Random;
-use testkit::process::PATIENCE;
+use testkit::process::{PATIENCE, wait_for};
 use testkit::program::{Run, run_within};
 
 pub mod certificates;
@@ -285,18 +285,25 @@ impl Running {
         format!("nbd://{}/{name}", self.tcp)
     }
 
-    /// Shuts down and waits for the server's own verdict.
+    /// Shuts down and waits for what the server returns, but not for one that does not end.
+    #[track_caller]
     pub fn stop(&mut self) -> Result<(), ServeError> {
         self.handle.shutdown();
-        self.thread.take().map_or(Ok(()), |thread| thread.join().unwrap())
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        wait_for("the server ends", || thread.is_finished());
+        thread.join().unwrap()
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let ended = self.stop();
-        if !std::thread::panicking() {
-            ended.unwrap();
+        if std::thread::panicking() {
+            // The test has failed; it must not wait for a server that may never end.
+            self.handle.shutdown();
+        } else {
+            self.stop().unwrap();
         }
     }
 }
