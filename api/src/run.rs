@@ -73,8 +73,9 @@ pub struct Progress {
     pub eta_seconds: Option<u64>,
     /// Whether this sync resumes an unfinished one.
     pub resumed: bool,
-    /// What the sync or its checkpoints wait for, for example `waiting until suspended smc-image (pid 4711) has finished`, or
-    /// that nothing was read or stored for more than 30 s. Absent if they go on.
+    /// What the sync or its checkpoints wait for: `waiting until suspended smc-image (pid 4711) has finished`, for example, or
+    /// that the store has not answered for more than 5 s, or that nothing was read or stored for more than 30 s. Absent if the
+    /// sync does not wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_up: Option<String>,
 }

@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,9 @@ pub const CREATE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a view waits for a store.
 pub const VIEW_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a store may take to answer before users are told that it does not.
+const SILENT_AFTER: Duration = Duration::from_secs(5);
 
 /// Questions that a store is asked at the same time; more are refused until one is answered.
 const QUESTIONS_MAX: usize = 8;
@@ -83,6 +86,8 @@ pub struct Stores {
 struct Room {
     kept: Mutex<Option<Kept>>,
     questions: AtomicUsize,
+    /// When each access began that the store has not answered yet.
+    unanswered: Mutex<Vec<Instant>>,
 }
 
 #[derive(Debug)]
@@ -107,6 +112,7 @@ impl Stores {
     /// When there is none, or it cannot be read.
     pub fn get(&self, path: &Path) -> imagefmt::Result<Arc<Store>> {
         let room = self.room(path);
+        let _access = Access::begin(&room);
         let mut kept = room.kept.lock().unwrap_or_else(PoisonError::into_inner);
         // Another filesystem may have been mounted there, or the store have been made anew.
         let identity = self.reach.identity(path);
@@ -164,6 +170,17 @@ impl Stores {
         }
     }
 
+    /// The stores that somebody has been waiting for, longer than a store that works takes. None of them is asked.
+    pub fn silent(&self) -> Vec<Silence> {
+        let silence = |(path, room): (&PathBuf, &Arc<Room>)| room.silence(path);
+        self.rooms().iter().filter_map(silence).collect()
+    }
+
+    /// Whether one store is among those.
+    pub fn silence_of(&self, path: &Path) -> Option<Silence> {
+        self.rooms().get(path)?.silence(path)
+    }
+
     /// Closes stores that nobody has asked for some time, so that their filesystems can be unmounted.
     pub fn close_idle(&self) {
         let mut closed = Vec::new();
@@ -192,8 +209,64 @@ impl Stores {
         self.rooms().entry(path.to_owned()).or_default().clone()
     }
 
-    fn rooms(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Arc<Room>>> {
+    fn rooms(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Arc<Room>>> {
         self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Room {
+    fn silence(&self, path: &Path) -> Option<Silence> {
+        let since = self.unanswered().iter().min().copied()?;
+        let lasts = since.elapsed();
+        (lasts >= SILENT_AFTER).then(|| Silence {
+            path: path.to_owned(),
+            lasts,
+        })
+    }
+
+    fn unanswered(&self) -> MutexGuard<'_, Vec<Instant>> {
+        self.unanswered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An access that a store has not answered yet.
+struct Access<'a> {
+    room: &'a Room,
+    since: Instant,
+}
+
+impl<'a> Access<'a> {
+    fn begin(room: &'a Room) -> Self {
+        let since = Instant::now();
+        room.unanswered().push(since);
+        Self { room, since }
+    }
+}
+
+impl Drop for Access<'_> {
+    fn drop(&mut self) {
+        let mut unanswered = self.room.unanswered();
+        if let Some(at) = unanswered.iter().position(|since| *since == self.since) {
+            unanswered.swap_remove(at);
+        }
+    }
+}
+
+/// A store that does not answer, and for how long it has not.
+#[derive(Debug, Clone)]
+pub struct Silence {
+    pub path: PathBuf,
+    lasts: Duration,
+}
+
+impl fmt::Display for Silence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "store {} has not answered for {} s: check its disk, or the server that it is on",
+            self.path.display(),
+            self.lasts.as_secs()
+        )
     }
 }
 
@@ -255,7 +328,11 @@ impl fmt::Display for Unanswered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Store(error) => fmt::Display::fmt(error, f),
-            Self::Late(path) => write!(f, "store {} does not answer: look at its disk", path.display()),
+            Self::Late(path) => write!(
+                f,
+                "store {} does not answer: check its disk, or the server that it is on",
+                path.display()
+            ),
             Self::Lost(path) => write!(
                 f,
                 "store {} could not be asked: this is a bug in smcd, or it has no thread left; its log shows it",

@@ -253,7 +253,7 @@ fn images_in_use_are_listed_with_their_users() {
         store: "/nfs".to_owned(),
         held_by: vec![],
         pins: vec![],
-        error: Some("store /nfs does not answer: look at its disk".to_owned()),
+        error: Some("store /nfs does not answer: check its disk, or the server that it is on".to_owned()),
     };
     let smcd = FakeSmcd::new();
     smcd.on("GET /v1/exports", 200, std::slice::from_ref(&export));
@@ -261,8 +261,7 @@ fn images_in_use_are_listed_with_their_users() {
     smcd.on("GET /v1/exports", 200, &[silent]);
     smcd.on("GET /v1/exports", 200, &json!([]));
     let expected = "IMAGE    STORE  HELD-BY               PINS\nweb01/7  /s     smc-image (pid 4711)  -\n";
-    let unknown =
-        "not known whether images of store /nfs are in use: store /nfs does not answer: look at its disk\n";
+    let unknown = "not known whether images of store /nfs are in use: store /nfs does not answer: check its disk, or the server that it is on\n";
     assert_eq!(smcd.say("exports").ok(), expected);
     assert_eq!(smcd.say("exports").ok(), format!("{expected}{unknown}"));
     assert_eq!(smcd.say("exports").ok(), unknown);

@@ -367,6 +367,17 @@ fn a_store_that_never_answers_holds_up_neither_the_start_nor_other_jobs() -> Res
     let silent = SilentMount::over(&store)?;
     service.ask(&["job", "sync", "web01"])?;
     others_go_on(&service, 2)?;
+    let silence = format!("store {} has not answered for ", store.display());
+    wait_until(PATIENCE, || {
+        service
+            .ask(&["job", "show", "web01"])
+            .is_ok_and(|shown| shown.contains(&silence))
+    })?;
+    assert_eq!(service.job("web01")?["progress"]["phase"], "Preparing");
+    ensure!(
+        service.ask(&["status"])?.contains(&silence),
+        "status does not name the store"
+    );
     let disk = disks[0].path().display().to_string();
     let refusal = service.refused(
         1,

@@ -123,7 +123,7 @@ impl Parts {
         let asked = self.stores.run(store, move || Ok(work(&parts)));
         asked.wait(patience).map_err(|error| match error {
             Unanswered::Late(_) => Refusal::conflict(format!(
-                "{what} did not answer within {} s: look at its disk, or at the server that it is on",
+                "{what} did not answer within {} s: check its disk, or the server that it is on",
                 patience.as_secs()
             )),
             error => Refusal::conflict(error.full_message()),

@@ -252,10 +252,11 @@ impl Runner {
             .map_err(engine::Error::refused)?;
         let mut request = owners::sync_request(&self.parts.machine, &self.parts.config, &self.job);
         request.tracker.may_scan = may_scan;
-        let disks = engine::open_all(&request.disks, &request.store)?;
+        // The store first: it is known of one that is opened whether it answers.
         let store = self.store().map_err(|error| {
             engine::Error::from(error).within(format!("open store {}", request.store.display()))
         })?;
+        let disks = engine::open_all(&request.disks, &request.store)?;
         self.check_disks(&disks)?;
         owners::allow_former_owner(&self.parts.table, &store, &mut request)?;
         let begun = Instant::now();

@@ -18,7 +18,8 @@ use crate::clock::{Deadline, Moment};
 use crate::engine;
 use crate::job::JobRecord;
 use api::{Action, Status};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ pub struct Scheduler {
     noted: Option<Deadline>,
     /// Jobs that could not do what they were due for, and when they may try again.
     held: BTreeMap<String, Deadline>,
+    /// Stores that did not answer when it last looked.
+    silent: BTreeSet<PathBuf>,
 }
 
 impl Scheduler {
@@ -57,6 +60,7 @@ impl Scheduler {
             table.jobs().values().cloned().collect()
         };
         parts.live.all().iter().for_each(|run| run.sample());
+        self.log_silence(parts);
         for job in &jobs {
             let held = self.held.get(&job.name).is_some_and(|until| !until.is_due(&now));
             if let Some(due) = due(job, &now).filter(|_| !held) {
@@ -75,6 +79,19 @@ impl Scheduler {
             self.noted = Some(Deadline::after(&now, NOTE_EVERY));
             jobs.iter().for_each(|job| note_deadlines(parts, job));
         }
+    }
+
+    /// Says in the log which stores do not answer any more, and which answer again.
+    fn log_silence(&mut self, parts: &Parts) {
+        let silent = parts.stores.silent();
+        for store in silent.iter().filter(|store| !self.silent.contains(&store.path)) {
+            tracing::warn!("{store}");
+        }
+        let now: BTreeSet<PathBuf> = silent.into_iter().map(|store| store.path).collect();
+        for path in self.silent.difference(&now) {
+            tracing::info!("store {} answers again", path.display());
+        }
+        self.silent = now;
     }
 
     fn act(&mut self, parts: &Arc<Parts>, job: &JobRecord, due: Due, now: &Moment) {

@@ -23,7 +23,8 @@ use std::time::{Duration, Instant};
 /// Runs looked at for a forecast.
 const RUNS_SEEN: u32 = 10;
 
-/// One job, as it is now. Its store is asked for the images, and waited for a moment.
+/// One job, as it is now. Its store is asked for the images, and waited for a moment: if it does not answer, the job has the
+/// images that it had when it answered last, and a warning says so.
 ///
 /// # Errors
 /// When there is no such job.
@@ -38,9 +39,12 @@ pub fn show(parts: &Parts, name: &str) -> Refused<JobView> {
         let asked = parts
             .stores
             .begin(&path, move |store| images::sequences(store, &job.name));
-        // Otherwise it has those that it had when its store was asked last.
-        if let Ok(found) = asked.wait(VIEW_PATIENCE) {
-            view.images = labels(name, &found);
+        match asked.wait(VIEW_PATIENCE) {
+            Ok(found) => view.images = labels(name, &found),
+            Err(error) => view.warnings.push(format!(
+                "its images may be others by now, because they cannot be listed: {}",
+                error.full_message()
+            )),
         }
     }
     Ok(view)
@@ -63,7 +67,10 @@ fn known(parts: &Parts, name: &str) -> Refused<(JobView, Option<JobRecord>)> {
             format!("the record of run {number} cannot be read and is left as it is: {reason}")
         }));
     if let Some((live, ending)) = live {
-        view.progress = Some(live.progress());
+        let silence = parts.stores.silence_of(&job.store);
+        let mut progress = live.progress();
+        progress.held_up = silence.map(|store| store.to_string()).or(progress.held_up);
+        view.progress = Some(progress);
         view.ending = ending.map(|ending| ending.label().to_owned());
         if let Some(ending) = ending {
             view.next.text = format!("this sync is ending ({})", ending.label());
@@ -88,6 +95,8 @@ pub fn list(parts: &Parts) -> Vec<JobView> {
 
 /// The daemon.
 pub fn status(parts: &Parts) -> ServiceStatus {
+    let silent = parts.stores.silent();
+    let silent = silent.iter().map(ToString::to_string);
     let table = parts.table.lock();
     let now = parts.now();
     let mut jobs: BTreeMap<String, usize> = BTreeMap::new();
@@ -110,7 +119,7 @@ pub fn status(parts: &Parts) -> ServiceStatus {
         store: parts.config.store.display().to_string(),
         jobs,
         next_sync: soonest.map(|(left, job)| format!("{} in {}", job.name, span(left))),
-        warnings: table.warnings(),
+        warnings: table.warnings().into_iter().chain(silent).collect(),
     }
 }
 

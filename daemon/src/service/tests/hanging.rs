@@ -63,6 +63,8 @@ fn a_store_that_hangs_holds_up_neither_views_nor_other_jobs_nor_the_schedule() {
     );
     let shown = in_time("job show", || view::show(&house.parts, "web01").unwrap());
     assert_eq!(shown.images, ["web01/1"]);
+    let warnings = shown.warnings.join(" ");
+    assert!(warnings.contains("its images may be others by now"), "{warnings}");
 
     house.clock.pass(6 * HOUR);
     let mut scheduler = Scheduler::default();
@@ -74,10 +76,18 @@ fn a_store_that_hangs_holds_up_neither_views_nor_other_jobs_nor_the_schedule() {
     });
     // The job of the store is what waits.
     assert_eq!(house.job("web01").status, Status::Running);
+    let silence = format!("store {} has not answered for ", store.display());
+    house.wait_until("users are told which store does not answer", || {
+        let progress = view::list(&house.parts).remove(1).progress.unwrap();
+        assert_eq!(progress.phase, api::Phase::Preparing);
+        progress.held_up.is_some_and(|by| by.starts_with(&silence))
+    });
+    house.assert_warns(&silence);
     in_time("stop", || actions::stop(&house.parts, "web01").unwrap());
     house.gate.release();
     house.wait_idle();
     assert_eq!(house.job("web01").status, Status::Stopped);
+    assert!(!house.warns(&silence), "it answers again");
     assert_eq!(view::show(&house.parts, "db").unwrap().images, ["db/1", "db/2"]);
 }
 
