@@ -1,5 +1,6 @@
 //! Jobs: the requests that create, change and complete them, and the answer that describes one.
 
+use crate::priority::IoPriority;
 use crate::rules::Status;
 use crate::run::{Forecast, Progress, RunView};
 use jiff::Timestamp;
@@ -88,6 +89,11 @@ pub struct CreateJob {
     /// Default: 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_limit_bytes: Option<u64>,
+    /// The I/O priority of reads from the disks, as for ionice(1): `none`, `idle` (other reads and writes come first), or
+    /// `best-effort:0` (first) to `best-effort:7` (last). The I/O schedulers bfq and mq-deadline honour it. Default: `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, pattern = "^(none|idle|best-effort(:[0-7])?)$")]
+    pub io_priority: Option<IoPriority>,
     /// How changes are found: `auto` (the disks are tracked where the machine can, so that a sync reads only what was
     /// written to) or `off` (every sync reads the disks completely). Default: `auto`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -156,6 +162,11 @@ pub struct ModifyJob {
     /// limit. Takes effect immediately, also on a running sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_limit_bytes: Option<u64>,
+    /// The new I/O priority of reads from the disks: `none`, `idle`, or `best-effort:0` (first) to `best-effort:7` (last).
+    /// Takes effect immediately, also on a running sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, pattern = "^(none|idle|best-effort(:[0-7])?)$")]
+    pub io_priority: Option<IoPriority>,
     /// The new time from the end of one sync to the start of the next, in seconds: 3600 (1 h) to 604800 (7 d); from 60
     /// (1 min) where the job's disks are tracked. Takes effect when the next sync has ended; in state Ready immediately.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -262,6 +273,13 @@ pub struct JobView {
     pub compress_level: i32,
     /// The limit of reading from all disks together, in bytes per second; 0 means no limit.
     pub bandwidth_limit_bytes: u64,
+    /// The I/O priority of reads from the disks: `none`, `idle`, or `best-effort:0` (first) to `best-effort:7` (last).
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub io_priority: IoPriority,
+    /// Which disks `io_priority` has no effect on, and why. Absent if there are none, if it is `none`, and in lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_priority_note: Option<String>,
     /// How changes are found: `auto` or `off`.
     #[serde(default)]
     pub tracking: Tracking,

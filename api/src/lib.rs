@@ -14,6 +14,7 @@ mod estimate;
 mod job;
 pub mod limits;
 mod precheck;
+mod priority;
 pub mod rules;
 mod run;
 mod service;
@@ -26,6 +27,7 @@ pub use job::{
     NextEvent, PendingView, Tracking,
 };
 pub use precheck::{Check, Level, Precheck};
+pub use priority::IoPriority;
 pub use rules::{Action, Status};
 pub use run::{Forecast, Phase, Progress, RunDisk, RunOutcome, RunType, RunView};
 pub use service::{DiskList, ExportView, ListedDisk, ServiceStatus};

@@ -128,7 +128,7 @@ impl Action {
             Self::Sync => "sync",
             Self::ModifySchedule => "modify interval or max_images",
             Self::ModifySync => "modify compression, tracking, hooks, start_at or valid_time",
-            Self::ModifyAny => "modify description, bandwidth_limit or min_scan_interval",
+            Self::ModifyAny => "modify description, bandwidth_limit, io_priority or min_scan_interval",
             Self::Confirm => "confirm",
             Self::Stop => "stop",
             Self::Cancel => "cancel",

@@ -7,7 +7,7 @@
 //! - [`SequentialReader`] reads [`Ranges`] of a device from a thread of its own and hands out [`Chunk`]s, in the
 //!   order in which reads complete, to any number of consumers.
 //! - [`Reader`] is such a thread made once for one device after another; several share their [`Buffers`].
-//! - [`Pace`] bounds how fast readers read, and can be changed meanwhile.
+//! - [`Pace`] bounds how fast readers read, and says with which [`IoPriority`]; both can be changed meanwhile.
 //! - [`io_method`] tells whether this process has an io_uring.
 //! - [`SequentialWriter`] appends to a file or a block device in the caller's thread.
 //! - [`LockedFile`] is a file with a `flock` on it.
@@ -24,6 +24,7 @@ mod method;
 mod open;
 mod pace;
 mod pool;
+mod priority;
 mod queue;
 mod ranges;
 mod read;
@@ -40,6 +41,7 @@ pub use method::{IoMethod, io_method};
 pub use open::{create_direct, open_exclusive, set_buffered};
 pub use pace::Pace;
 pub use pool::Buffers;
+pub use priority::IoPriority;
 pub use ranges::Ranges;
 pub use read::{Chunk, Delivery, ReadOptions, Reader, SequentialReader};
 pub use write::{SequentialWriter, WriteOptions};

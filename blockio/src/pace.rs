@@ -1,11 +1,13 @@
-//! A limit on how fast is read, for a source that has other things to do.
+//! How fast is read, and with which priority, for a source that has other things to do.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Bytes a second that readers may read together. It can be changed while they read.
+use crate::IoPriority;
+
+/// Bytes a second that readers may read together, and the I/O priority of their reads. Both can be changed while they read.
 ///
 /// What was read is a debt that is paid off at the rate of the limit, and nothing new is read before it is. So a
 /// changed limit counts at once, also for what was read before.
@@ -14,6 +16,8 @@ pub struct Pace {
     /// 0 is no limit.
     limit: AtomicU64,
     debt: Mutex<Debt>,
+    /// As the kernel numbers it.
+    priority: AtomicU16,
 }
 
 #[derive(Debug)]
@@ -31,7 +35,25 @@ impl Pace {
                 bytes: 0.0,
                 since: Instant::now(),
             }),
+            priority: AtomicU16::new(IoPriority::default().to_kernel()),
         }
+    }
+
+    /// The same limit, with an I/O priority.
+    #[must_use]
+    pub fn with_priority(self, priority: IoPriority) -> Self {
+        self.set_priority(priority);
+        self
+    }
+
+    /// The I/O priority of reads.
+    pub fn priority(&self) -> IoPriority {
+        IoPriority::from_kernel(self.priority.load(Ordering::Relaxed))
+    }
+
+    /// Sets another I/O priority, for reads that begin from now on.
+    pub fn set_priority(&self, priority: IoPriority) {
+        self.priority.store(priority.to_kernel(), Ordering::Relaxed);
     }
 
     /// Bytes a second; 0 is no limit.

@@ -14,6 +14,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, RawFd};
 
+use crate::IoPriority;
 use crate::buffer::Slot;
 use crate::method::{self, IoMethod};
 use crate::ring::Ring;
@@ -38,13 +39,14 @@ pub(crate) enum Direction {
     Write,
 }
 
-/// One read or write: which bytes of which slot, and where in the file.
+/// One read or write: which bytes of which slot, where in the file, and how urgent it is.
 #[derive(Clone, Copy)]
 pub(crate) struct Transfer {
     pub memory: *mut u8,
     pub buffer_index: u16,
     pub len: u32,
     pub offset: u64,
+    pub priority: IoPriority,
 }
 
 impl Transfer {
@@ -58,7 +60,12 @@ impl Transfer {
             buffer_index,
             len,
             offset,
+            priority: IoPriority::default(),
         }
+    }
+
+    pub(crate) fn with_priority(self, priority: IoPriority) -> Transfer {
+        Transfer { priority, ..self }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::device::{Progress, Step};
 use crate::pool::{BUFFERS_MAX, Buffers, CHUNK_BYTES_MAX, Held, Share};
 use crate::queue::{Direction, Issuer, Queue, Transfer, is_retryable};
 use crate::ranges::Ranges;
-use crate::{BLOCK, Device, Error, ErrorKind, Pace, Result, to_u64, to_usize};
+use crate::{BLOCK, Device, Error, ErrorKind, IoPriority, Pace, Result, to_u64, to_usize};
 
 const DEPTH_MAX: usize = 4096;
 
@@ -44,7 +44,7 @@ pub struct ReadOptions {
     /// What to read; all of the device when absent. Each range starts at a multiple of the device's alignment; its
     /// end need not be aligned.
     pub ranges: Option<Ranges>,
-    /// How fast to read; as fast as the device can when absent.
+    /// How fast to read, and with which priority; as fast as the device can when absent.
     pub pace: Option<Arc<Pace>>,
 }
 
@@ -571,9 +571,15 @@ impl Run<'_> {
     fn start(&mut self, mut piece: Piece) {
         let (begin, len) = (piece.progress.begin(), piece.progress.request_len());
         let offset = piece.progress.offset() + to_u64(begin);
-        let transfer = Transfer::new(&mut piece.buffer, begin..begin + len, offset);
+        let transfer =
+            Transfer::new(&mut piece.buffer, begin..begin + len, offset).with_priority(self.priority());
         // SAFETY: `piece` owns the buffer.
         unsafe { self.queue.start(piece, &transfer, Direction::Read) };
+    }
+
+    fn priority(&self) -> IoPriority {
+        let pace = self.job.pace.as_ref();
+        pace.map(|pace| pace.priority()).unwrap_or_default()
     }
 
     fn complete(&mut self, mut piece: Piece, result: i32) -> Result<()> {
@@ -603,9 +609,9 @@ impl Run<'_> {
         if self.job.stop.is_set() {
             return Err(self.job.device.read_error(offset, source));
         }
-        self.job
-            .device
-            .read_blockwise(offset, &mut piece.buffer[begin..end], wanted - begin)
+        let buffer = &mut piece.buffer[begin..end];
+        self.priority()
+            .within(|| self.job.device.read_blockwise(offset, buffer, wanted - begin))
     }
 
     fn deliver(&mut self, piece: Piece) {

@@ -119,17 +119,26 @@ impl<T> Ring<T> {
             buffer_index,
             len,
             offset,
+            priority,
         } = *transfer;
-        let fd = self.fd();
+        let (fd, priority) = (self.fd(), priority.to_kernel());
         match (direction, self.buffers_registered) {
             (Direction::Read, true) => opcode::ReadFixed::new(fd, memory, len, buffer_index)
                 .offset(offset)
+                .ioprio(priority)
                 .build(),
-            (Direction::Read, false) => opcode::Read::new(fd, memory, len).offset(offset).build(),
+            (Direction::Read, false) => opcode::Read::new(fd, memory, len)
+                .offset(offset)
+                .ioprio(priority)
+                .build(),
             (Direction::Write, true) => opcode::WriteFixed::new(fd, memory, len, buffer_index)
                 .offset(offset)
+                .ioprio(priority)
                 .build(),
-            (Direction::Write, false) => opcode::Write::new(fd, memory, len).offset(offset).build(),
+            (Direction::Write, false) => opcode::Write::new(fd, memory, len)
+                .offset(offset)
+                .ioprio(priority)
+                .build(),
         }
     }
 

@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+use crate::priority::ThreadPriority;
 use crate::queue::{Direction, NO_FILE, Slab, Transfer};
 
 /// Disks gain nothing from more requests of a chunk each in flight.
@@ -134,7 +135,9 @@ impl<T> Drop for Threads<T> {
 
 /// A thread's life.
 fn run(queue: &Receiver<Work>, report: &Sender<(usize, i32)>) {
+    let mut priority = ThreadPriority::default();
     for work in queue {
+        priority.set(work.transfer.priority);
         let result = execute(&work);
         if report.send((work.index, result)).is_err() {
             return;

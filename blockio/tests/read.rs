@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use blockio::{
-    AlignedBuf, Buffers, Delivery, Device, ErrorKind, IoMethod, Ranges, ReadOptions, Reader, SequentialReader,
+    AlignedBuf, Buffers, Delivery, Device, ErrorKind, IoMethod, IoPriority, Pace, Ranges, ReadOptions,
+    Reader, SequentialReader,
 };
 use common::{LoopDevice, Mount, file_with, pattern, run, scratch, sparse_file};
 use crossbeam_channel::unbounded;
@@ -567,6 +568,33 @@ fn a_filesystem_without_o_direct_is_read_through_the_page_cache() {
     let device = Device::open(&file_with(&mount.path().join("f"), &bytes)).unwrap();
     assert!(!device.is_direct());
     assert_same(&read_ranges(&device, &options(256 * KIB, 4, 6)), &bytes);
+}
+
+#[test]
+fn reads_have_the_priority_that_the_pace_says_from_the_next_one_on() {
+    let scratch = scratch();
+    let bytes = pattern(8 * MIB);
+    let disk = LoopDevice::attach(&file_with(&scratch.path().join("disk"), &bytes), 512);
+    let device = Device::open(&disk.path).unwrap();
+    let requests = disk.record_requests();
+    read_ranges(&device, &ReadOptions::default());
+    let pace = Arc::new(Pace::new(0).with_priority(IoPriority::Idle));
+    let options = ReadOptions {
+        pace: Some(pace.clone()),
+        ..options(64 * KIB, 1, 1)
+    };
+    let mut reader = SequentialReader::new(&device, &options).unwrap();
+    // No other read begins before the only buffer is free again.
+    let first = reader.next().unwrap().unwrap();
+    pace.set_priority(IoPriority::BestEffort(7));
+    drop(first);
+    assert!(reader.all(|chunk| chunk.is_ok()));
+    pace.set_priority(IoPriority::Inherited);
+    read_ranges(&device, &options);
+    let seen = requests.read_priorities().unwrap();
+    // What a process without a priority has depends on the kernel.
+    assert_eq!(seen[1..], ["idle,0,0", "be,0,7", &seen[0]]);
+    assert!(!seen[1..3].contains(&seen[0]));
 }
 
 /// The only test that differs in the process without io_uring: that process would otherwise prove nothing.

@@ -89,7 +89,7 @@ pub struct Pass<'a> {
     pub plan: &'a Plan,
     /// What to compare with; zeros where absent.
     pub base: Option<Base>,
-    /// How fast to read; as fast as the disk can when absent. Several passes may share one.
+    /// How fast to read, and with which priority; as fast as the disk can when absent. Several passes may share one.
     pub pace: Option<Arc<Pace>>,
     /// Counts what the pass does.
     pub progress: Arc<Progress>,

@@ -119,6 +119,11 @@ pub struct SyncArgs {
     #[arg(long, value_name = "SIZE", value_parser = ::cli::units::parse_rate)]
     pub bandwidth_limit: Option<u64>,
 
+    /// I/O priority of reads from the disks: none, idle (other reads and writes come first), or best-effort:0 (first)
+    /// to best-effort:7 (last). The I/O schedulers bfq and mq-deadline honour it.
+    #[arg(long, value_name = "CLASS[:N]", default_value_t = api::IoPriority::None)]
+    pub io_priority: api::IoPriority,
+
     /// How often to write a checkpoint, from which an interrupted sync can be resumed; 0 means after every
     /// chunk. A checkpoint waits for the writes in flight.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]

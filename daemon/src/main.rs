@@ -10,6 +10,7 @@ mod logging;
 mod oneshot;
 mod owner;
 mod ownership;
+mod priority;
 mod serve;
 mod service;
 mod signals;

@@ -198,6 +198,15 @@ impl BlockDevice {
             .number(self.whole_disk()?.path("queue/logical_block_size"))
     }
 
+    /// The I/O scheduler of its disk, for example `bfq` or `none`; `None` where sysfs has none, as for most bio-based devices.
+    ///
+    /// # Errors
+    /// As for [`Root::attribute`].
+    pub fn scheduler(&self) -> Result<Option<String>> {
+        let all = self.root.attribute(self.whole_disk()?.path("queue/scheduler"))?;
+        Ok(all.map(|all| chosen(&all).to_owned()))
+    }
+
     /// What device-mapper calls it; `None` if it is none of its devices.
     ///
     /// # Errors
@@ -219,6 +228,13 @@ impl BlockDevice {
     pub(crate) fn path(&self, attribute: impl AsRef<Path>) -> PathBuf {
         self.directory.join(attribute)
     }
+}
+
+/// The one in brackets of `[none] mq-deadline`; the only one has none.
+fn chosen(all: &str) -> &str {
+    let mut words = all.split_whitespace();
+    let chosen = words.find_map(|word| word.strip_prefix('[')?.strip_suffix(']'));
+    chosen.unwrap_or(all.trim())
 }
 
 /// A device that goes while the directory is read is not in it.

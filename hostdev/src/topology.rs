@@ -72,6 +72,20 @@ pub fn below(root: &Root, node: &Node) -> Result<Dependencies> {
     Ok(walk.found)
 }
 
+/// The I/O schedulers that a read of `node` passes: its own, and those of everything below it. Each is named once.
+///
+/// # Errors
+/// As for [`disks_below`].
+pub fn schedulers(root: &Root, node: &Node) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for number in below(root, node)?.devices {
+        if let Some(device) = BlockDevice::find(root, number)? {
+            found.extend(device.scheduler()?);
+        }
+    }
+    Ok(found)
+}
+
 /// Whether `path`, of a store, lies on `disk`, so that imaging the disk would image its own store for ever.
 ///
 /// That is so when the disk, the whole disk it is a partition of, or the device or file that it is merely another

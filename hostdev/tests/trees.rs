@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use hostdev::{
     BlockDevice, DeviceNumber, ErrorKind, Inventory, Machine, Namespaces, Node, Root, User, below,
-    disks_below, first_user,
+    disks_below, first_user, schedulers,
 };
 
 const GIB: u64 = 1 << 30;
@@ -133,6 +133,23 @@ fn layers_are_followed_down_to_the_disk() {
     assert_eq!(root, numbers(&["8:0", "8:2", "253:0", "253:1"]));
     let boot = disks_below(&tree.root(), Path::new("/boot")).unwrap();
     assert_eq!(boot, numbers(&["8:0", "8:1"]));
+}
+
+#[test]
+fn schedulers_are_those_of_all_layers() {
+    let tree = layered()
+        .file(
+            "/sys/block/sda/queue/scheduler",
+            "none [mq-deadline] kyber bfq \n",
+        )
+        .file("/sys/block/dm-1/queue/scheduler", "none\n");
+    let of = |text: &str| -> Vec<String> {
+        let found = schedulers(&tree.root(), &Node::Device(number(text))).unwrap();
+        found.into_iter().collect()
+    };
+    assert_eq!(of("8:2"), ["mq-deadline"], "a partition has that of its disk");
+    assert_eq!(of("253:1"), ["mq-deadline", "none"]);
+    assert!(of("8:16").is_empty());
 }
 
 #[test]

@@ -99,12 +99,12 @@ fn questions_about_jobs_are_as_the_api_has_them() {
 fn every_parameter_of_a_modification_has_an_option() {
     asks(&[
         (
-            "job modify web01 --description x --bandwidth-limit 50MiB/s --interval 12h --max-images 5 \
+            "job modify web01 --description x --bandwidth-limit 50MiB/s --io-priority idle --interval 12h --max-images 5 \
              --compress-level 0 --pre-hook= --post-hook /h --hook-timeout 90s \
              --start-at 2026-11-24T03:00:00+01:00 --valid 60d --accept-changed-disk --take-over",
             "PATCH /v1/jobs/web01",
             json!({
-                "description": "x", "bandwidth_limit_bytes": 50 * MIB, "interval_seconds": 43_200,
+                "description": "x", "bandwidth_limit_bytes": 50 * MIB, "io_priority": "idle", "interval_seconds": 43_200,
                 "max_images": 5, "compress_level": 0, "pre_hook": "", "post_hook": "/h",
                 "hook_timeout_seconds": 90, "start_at": "2026-11-24T02:00:00Z", "valid_seconds": 60 * 86_400,
                 "accept_changed_disk": true, "take_over": true
@@ -124,7 +124,7 @@ fn every_parameter_of_a_job_has_an_option() {
     smcd.on("POST /v1/jobs", 201, &waiting("web01"));
     let said = smcd.say(
         "job create web01 --disk vda=/dev/vda --disk /dev/vdb --store /s --interval 6h --max-images 3 \
-         --description x --start-at 2026-11-24T03:00:00Z --valid 30d --compress-level 7 --bandwidth-limit 50MiB \
+         --description x --start-at 2026-11-24T03:00:00Z --valid 30d --compress-level 7 --bandwidth-limit 50MiB --io-priority best-effort:7 \
          --cluster-size 16KiB --pre-hook /a --post-hook /b --hook-timeout 2m --take-up old01 --client-token t1 \
          --accept-changed-disk --take-over --allow-network-fs",
     );
@@ -134,7 +134,7 @@ fn every_parameter_of_a_job_has_an_option() {
         "disks": [{"path": "/dev/vda", "name": "vda"}, {"path": "/dev/vdb"}], "all_disks": false,
         "automatic_incremental": true, "interval_seconds": 21_600, "max_images": 3,
         "start_at": "2026-11-24T03:00:00Z", "valid_seconds": 30 * 86_400, "compress_level": 7,
-        "bandwidth_limit_bytes": 50 * MIB, "cluster_size_bytes": 16_384, "pre_hook": "/a", "post_hook": "/b",
+        "bandwidth_limit_bytes": 50 * MIB, "io_priority": "best-effort:7", "cluster_size_bytes": 16_384, "pre_hook": "/a", "post_hook": "/b",
         "hook_timeout_seconds": 120, "take_up": "old01", "accept_changed_disk": true, "take_over": true, "allow_network_fs": true
     });
     assert_eq!(smcd.asked()[0].json(), expected);
@@ -290,6 +290,7 @@ fn what_cannot_be_asked_is_wrong_use_and_asks_nothing() {
         ("--once --all --interval 6", "time unit"),
         ("--once --all --valid 1500ms", "whole seconds"),
         ("--once --all --bandwidth-limit fast", "50MiB"),
+        ("--once --all --io-priority best-effort:8", "best-effort:7 (last)"),
         ("--once --all --start-at tomorrow", "+2h"),
         ("--once --all --cluster-size 8GiB", "larger than any cluster size"),
     ];

@@ -37,7 +37,8 @@ web01: Running, Comparing 50%
   continues    old01: its newest image is what the first sync builds on
   interval     6h, 12h after the next sync
   keeps        3 images, 5 images after the next sync
-  syncs        reads at most 50 MiB/s, compression level 4, clusters of 64 KiB
+  syncs        reads at most 50 MiB/s with I/O priority idle, compression level 4, clusters of 64 KiB
+  note         the I/O priority idle has no effect on vda (none)
   hooks        before every sync: /usr/local/bin/flush (at most 1m30s)
                after every sync: /usr/local/bin/resume (at most 1m30s)
   created      2026-11-20 08:00:00

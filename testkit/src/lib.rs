@@ -4,6 +4,7 @@
 //!   return and while a panic unwinds too.
 //! - [`process`]: child processes that end with us, waiting with a deadline, and Ctrl-C.
 //! - [`program`]: programs under test, run to their end or watched while they run.
+//! - [`requests`]: the requests that a loop device gets, as the kernel records them.
 //! - [`sandbox`]: programs that run as on a kernel without io_uring.
 //! - [`noise`]: bytes and numbers that look random and are the same for the same seed.
 //! - [`pages`]: what every program owes its users: help, man pages and completions for every command.
@@ -14,6 +15,7 @@ pub mod noise;
 pub mod pages;
 pub mod process;
 pub mod program;
+pub mod requests;
 pub mod sandbox;
 
 pub use error::{Error, ErrorKind, Result};

@@ -9,7 +9,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use testkit::guard::{ScratchDir, SilentMount};
-use testkit::process::{PATIENCE, Server, wait_until};
+use testkit::process::{PATIENCE, Server, wait_for, wait_until};
+use testkit::requests::Requests;
 
 const MIB: u64 = 1 << 20;
 const HOUR: u64 = 3600;
@@ -241,9 +242,17 @@ fn sigterm_keeps_what_was_stored_and_a_restart_goes_on() -> Result<()> {
 }
 
 #[test]
-fn a_limit_that_is_changed_reaches_the_sync_that_runs() -> Result<()> {
+fn a_limit_or_priority_that_is_changed_reaches_the_sync_that_runs() -> Result<()> {
     let service = Service::new("lifecycle-pace")?;
     let disk = slow_sync(&service)?;
+    let requests = Requests::record(&disk.device)?;
+    for (priority, shown) in [("idle", "idle,0,0"), ("best-effort:7", "be,0,7")] {
+        let job = service.ask(&["job", "modify", "web01", "--io-priority", priority])?;
+        ensure!(job.contains(&format!("with I/O priority {priority}")), "{job}");
+        wait_for(&format!("a read with {shown}"), || {
+            requests.read_bytes().is_ok_and(|read| read.contains_key(shown))
+        });
+    }
     // The rest would take longer than anybody waits here.
     service.ask(&["job", "modify", "web01", "--bandwidth-limit", "64KiB"])?;
     service.ask(&["job", "modify", "web01", "--bandwidth-limit", "0"])?;

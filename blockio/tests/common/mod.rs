@@ -10,6 +10,7 @@ use std::process::Command;
 
 use testkit::guard::{self, ScratchDir};
 use testkit::process;
+use testkit::requests::Requests;
 
 /// A directory on a real disk.
 pub fn scratch() -> ScratchDir {
@@ -49,6 +50,11 @@ pub struct LoopDevice {
 }
 
 impl LoopDevice {
+    /// Records the requests that it gets.
+    pub fn record_requests(&self) -> Requests {
+        Requests::record(&self.guard).unwrap()
+    }
+
     /// Attaches `backing`, a file or a block device.
     pub fn attach(backing: &Path, sector_bytes: u32) -> LoopDevice {
         let guard = guard::LoopDevice::attach_with_blocks(backing, sector_bytes).unwrap();

@@ -1,6 +1,6 @@
 //! How a running sync is stopped and paced.
 
-use blockio::Pace;
+use blockio::{IoPriority, Pace};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -17,13 +17,20 @@ pub struct Control {
     pace: Arc<Pace>,
 }
 
+/// A sync that reads without limit and priority.
+impl Default for Control {
+    fn default() -> Self {
+        Self::new(0, IoPriority::default())
+    }
+}
+
 impl Control {
-    /// A sync that reads no more than `bandwidth_limit` bytes a second; 0 is no limit.
-    pub fn new(bandwidth_limit: u64) -> Self {
+    /// A sync that reads no more than `bandwidth_limit` bytes a second (0 is no limit), with this priority.
+    pub fn new(bandwidth_limit: u64, priority: IoPriority) -> Self {
         Self {
             stopped: AtomicBool::new(false),
             since: OnceLock::new(),
-            pace: Arc::new(Pace::new(bandwidth_limit)),
+            pace: Arc::new(Pace::new(bandwidth_limit).with_priority(priority)),
         }
     }
 
@@ -45,7 +52,7 @@ impl Control {
             .is_none_or(|since| since.elapsed() < STOP_PATIENCE)
     }
 
-    /// How fast the sync reads, all disks together.
+    /// How fast the sync reads, all disks together, and with which priority.
     pub fn pace(&self) -> &Arc<Pace> {
         &self.pace
     }
@@ -62,7 +69,7 @@ mod tests {
 
     #[test]
     fn the_second_stop_is_distinguished_from_the_first() {
-        let control = Control::new(0);
+        let control = Control::default();
         assert!(!control.is_stopped());
         assert!(control.may_wait());
         assert!(!control.stop());

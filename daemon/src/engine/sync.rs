@@ -100,7 +100,8 @@ impl<O: Observer> Job<'_, O> {
         let from = KnownFrom::Image(known.id().to_string());
         let warnings = identity::check_known(&from, &records, &given, self.request.accept_changed_disk)?;
         warnings.iter().for_each(|warning| self.observer.warn(warning));
-        let warnings = identity::check_content(known, self.disks)?;
+        let priority = self.control.pace().priority();
+        let warnings = priority.within(|| identity::check_content(known, self.disks))?;
         warnings.iter().for_each(|warning| self.observer.warn(warning));
         Ok(())
     }

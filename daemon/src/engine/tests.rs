@@ -4,6 +4,7 @@ use super::{
     Control, DiskArg, ErrorKind, ImageBegun, Observer, Request, TrackMode, UseTracker, open_all, run,
 };
 use api::Phase;
+use blockio::IoPriority;
 use changetrack::Progress;
 use imagefmt::{
     BootMachine, BootResult, BootVerdict, LockWait, Method, Span, Store, Verdict, Verifier, VerifyPlan,
@@ -114,7 +115,7 @@ impl Fixture {
 fn a_stop_in_the_middle_leaves_a_checkpoint_of_all_disks() {
     let fixture = Fixture::new();
     // Half a MiB a second for both together, so that neither is done when both have begun, on a busy machine too.
-    let control = Control::new(MIB as u64 / 2);
+    let control = Control::new(MIB as u64 / 2, IoPriority::default());
     let noted = Noted::default();
     let error = thread::scope(|scope| {
         scope.spawn(|| {
@@ -142,7 +143,7 @@ fn a_stop_in_the_middle_leaves_a_checkpoint_of_all_disks() {
         assert_eq!(disk.method, Method::Full, "as the plan says");
     }
 
-    let synced = fixture.sync(&Control::new(0), &noted).unwrap();
+    let synced = fixture.sync(&Control::default(), &noted).unwrap();
     assert!(synced.resumed);
     assert_eq!(*noted.sequence.lock().unwrap(), Some(synced.manifest.sequence));
     for disk in &synced.manifest.disks {
@@ -171,7 +172,7 @@ impl Blocked {
             to_lock: Some(fixture.scratch.join("store/web01/reclaim.lock")),
             ..Noted::default()
         });
-        let control = Arc::new(Control::new(0));
+        let control = Arc::new(Control::default());
         let waiting = Waiting(noted.clone(), control.clone());
         Self {
             store: fixture.store.clone().with_lock_wait(Arc::new(waiting)),
@@ -243,7 +244,7 @@ fn a_stop_ends_a_sync_that_waits_for_its_chain() {
         "{message}"
     );
     drop(blocked.noted.locked.lock().unwrap().take());
-    let synced = fixture.sync(&Control::new(0), &Noted::default()).unwrap();
+    let synced = fixture.sync(&Control::default(), &Noted::default()).unwrap();
     assert_eq!(
         fixture.store.job("web01").unwrap().sequences(),
         [synced.manifest.sequence]
@@ -261,7 +262,7 @@ fn a_disk_that_fails_is_named() {
         .open(fixture.scratch.join("vdb"))
         .unwrap();
     file.set_len(9 * MIB as u64).unwrap();
-    let control = Control::new(0);
+    let control = Control::default();
     let error = run(&fixture.store, &request, &disks, &control, &Noted::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Device);
     let message = error.full_message();
@@ -283,7 +284,7 @@ impl Fixture {
         let mut content = fs::read(self.scratch.join("vda")).unwrap();
         content[..MIB].copy_from_slice(&noise(MIB, seed));
         fs::write(self.scratch.join("vda"), content).unwrap();
-        self.sync(&Control::new(0), &Noted::default()).unwrap();
+        self.sync(&Control::default(), &Noted::default()).unwrap();
     }
 
     /// Verifies an image and keeps the result, as `smc-image verify` does; whether it is good.
@@ -452,7 +453,7 @@ impl Fixture {
         change(&mut request);
         let disks = open_all(&request.disks, &request.store).unwrap();
         let noted = Noted::default();
-        let synced = run(&self.store, &request, &disks, &Control::new(0), &noted);
+        let synced = run(&self.store, &request, &disks, &Control::default(), &noted);
         (synced, noted.warnings.into_inner().unwrap())
     }
 
@@ -634,7 +635,7 @@ fn a_disk_that_grows_during_a_sync_keeps_what_was_stored() {
         &fixture.store,
         &request,
         &disks,
-        &Control::new(0),
+        &Control::default(),
         &Noted::default(),
     )
     .unwrap_err();

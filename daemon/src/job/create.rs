@@ -69,6 +69,7 @@ pub fn new_record(
         pending: PendingView::default(),
         compress_level,
         bandwidth_limit_bytes,
+        io_priority: request.io_priority.unwrap_or_default(),
         cluster_size_bytes: cluster_size(request)?,
         tracking: request.tracking.unwrap_or_default(),
         min_scan_interval_seconds,
@@ -377,6 +378,7 @@ pub mod tests {
         assert_eq!(record.valid_seconds, 30 * 24 * 3600);
         assert_eq!(record.compress_level, 4);
         assert_eq!(record.bandwidth_limit_bytes, 0);
+        assert_eq!(record.io_priority, api::IoPriority::None);
         assert_eq!(record.cluster_size_bytes, Some(65536));
         assert_eq!(record.hooks.timeout_seconds, 60);
     }

@@ -49,6 +49,7 @@ fn actions(change: &ModifyJob) -> Vec<Action> {
     }
     if change.description.is_some()
         || change.bandwidth_limit_bytes.is_some()
+        || change.io_priority.is_some()
         || change.min_scan_interval_seconds.is_some()
     {
         actions.push(Action::ModifyAny);
@@ -65,6 +66,7 @@ fn at_once(job: &mut JobRecord, change: &ModifyJob) -> Refused<()> {
         check_bandwidth(limit)?;
         job.bandwidth_limit_bytes = limit;
     }
+    job.io_priority = change.io_priority.unwrap_or(job.io_priority);
     Ok(())
 }
 
@@ -226,14 +228,19 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_may_change_while_it_runs_and_the_compression_may_not() {
+    fn limit_and_priority_may_change_while_it_runs_and_the_compression_may_not() {
         let clock = HandClock::new();
         let running = job(Status::Running, &clock);
         let limit = ModifyJob {
             bandwidth_limit_bytes: Some(1 << 20),
+            io_priority: Some(api::IoPriority::Idle),
             ..ModifyJob::default()
         };
-        assert!(modified(&running, &limit, &clock).is_ok());
+        let changed = modified(&running, &limit, &clock).unwrap();
+        assert_eq!(
+            (changed.bandwidth_limit_bytes, changed.io_priority),
+            (1 << 20, api::IoPriority::Idle)
+        );
         let level = ModifyJob {
             compress_level: Some(1),
             ..ModifyJob::default()

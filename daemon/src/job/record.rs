@@ -4,7 +4,7 @@ use crate::clock::Deadline;
 use crate::config::Config;
 use crate::engine::{DiskArg, Given, Known, Request, TrackMode, UseTracker};
 use crate::owner;
-use api::{CreateJob, DiskView, HooksView, PendingView, RunType, Status, Tracking};
+use api::{CreateJob, DiskView, HooksView, IoPriority, PendingView, RunType, Status, Tracking};
 use hostdev::Machine;
 use imagefmt::{ClusterSize, DiskIdentity, TakeOver, Uuid};
 use jiff::Timestamp;
@@ -31,6 +31,7 @@ pub struct JobRecord {
     pub pending: PendingView,
     pub compress_level: i32,
     pub bandwidth_limit_bytes: u64,
+    pub io_priority: IoPriority,
     pub cluster_size_bytes: Option<u32>,
     /// How changes are found.
     pub tracking: Tracking,

@@ -9,6 +9,7 @@ use crate::engine::{
 };
 use crate::owner;
 use crate::ownership;
+use crate::priority;
 use crate::signals;
 use anyhow::{Context, Result};
 use api::Phase;
@@ -32,9 +33,10 @@ use std::time::{Duration, Instant};
 pub fn run(args: &SyncArgs) -> engine::Result<()> {
     let begun = Instant::now();
     imagefmt::check_name("job", &args.job)?;
-    let disks = engine::open_all(&args.disks, &args.store)?;
+    let priority = priority::of_reads(args.io_priority);
+    let disks = priority.within(|| engine::open_all(&args.disks, &args.store))?;
     let store = imagefmt::Store::open_or_create(&args.store, args.allow_network_fs)?;
-    let control = Arc::new(Control::new(args.bandwidth_limit.unwrap_or(0)));
+    let control = Arc::new(Control::new(args.bandwidth_limit.unwrap_or(0), priority));
     stop_on_signals(&control).map_err(engine::Error::other)?;
     let store = store.with_lock_wait(Arc::new(Waiting(control.clone())));
     let terminal = Terminal {
@@ -43,6 +45,12 @@ pub fn run(args: &SyncArgs) -> engine::Result<()> {
     };
     if let method @ IoMethod::Threads(_) = blockio::io_method() {
         terminal.warn(&format!("disks are read and written by {method}"));
+    }
+    let opened = disks
+        .iter()
+        .map(|disk| (disk.meta.name.as_str(), disk.device.path()));
+    if let Some(note) = priority::without_effect(args.io_priority, opened) {
+        terminal.warn(&note);
     }
     let request = request(args, &store)?;
     let synced = engine::run(&store, &request, &disks, &control, &terminal)?;

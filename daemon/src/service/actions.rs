@@ -9,6 +9,7 @@ use super::runner;
 use super::table::JobTable;
 use super::tracking;
 use crate::job::{self, Ending, JobRecord, Refusal, Refused};
+use crate::priority;
 use crate::stores::ACTION_PATIENCE;
 use crate::stores::Stores;
 use api::{Action, CompleteJob, ModifyJob, RunType, Status};
@@ -187,7 +188,7 @@ fn change(
     Ok(())
 }
 
-/// Changes parameters; a new bandwidth limit reaches a sync that runs.
+/// Changes parameters; a new bandwidth limit or I/O priority reaches a sync that runs.
 ///
 /// # Errors
 /// When there is no such job, its state does not allow a change, a value is out of range, or it cannot be saved:
@@ -211,7 +212,9 @@ pub fn modify(parts: &Arc<Parts>, name: &str, change: &ModifyJob) -> Refused<()>
     drop(table);
     tracking::release_in_background(parts, name);
     if let Some((live, _)) = parts.live.get(name) {
-        live.control.pace().set_limit(changed.bandwidth_limit_bytes);
+        let pace = live.control.pace();
+        pace.set_limit(changed.bandwidth_limit_bytes);
+        pace.set_priority(priority::of_reads(changed.io_priority));
     }
     note_writer::queue(parts, &changed.store, name);
     Ok(())

@@ -75,9 +75,9 @@ const PAUSED_FOR_BYTES: u64 = 64 << 20;
 
 impl LiveRun {
     /// A run that begins now.
-    pub fn new(job: &str, number: u64, started: Timestamp, bandwidth_limit: u64) -> Self {
+    pub fn new(job: &str, number: u64, started: Timestamp, control: Control) -> Self {
         Self {
-            control: Control::new(bandwidth_limit),
+            control,
             number,
             job: job.to_owned(),
             begun: Instant::now(),
@@ -387,7 +387,7 @@ mod tests {
 
     #[test]
     fn a_sync_that_reads_nothing_any_more_says_so_until_it_goes_on() {
-        let live = LiveRun::new("web01", 1, Timestamp::UNIX_EPOCH, 0);
+        let live = LiveRun::new("web01", 1, Timestamp::UNIX_EPOCH, Control::default());
         live.phase(Phase::Comparing);
         let disk = progress(10, 0, 0);
         live.disk("vda", 100, &disk);
@@ -412,7 +412,7 @@ mod tests {
 
     #[test]
     fn disks_add_up() {
-        let live = LiveRun::new("web01", 1, Timestamp::UNIX_EPOCH, 0);
+        let live = LiveRun::new("web01", 1, Timestamp::UNIX_EPOCH, Control::default());
         live.image("web01/1", 400, false);
         live.phase(Phase::Comparing);
         live.disk("vda", 100, &progress(100, 50, 20));

@@ -13,8 +13,9 @@ use super::table::{JobTable, Locked};
 use super::tracking;
 use super::written;
 use crate::clock::{Deadline, Moment};
-use crate::engine::{self, ErrorKind, ImageBegun, KnownFrom, Observer, SourceDisk, Synced};
+use crate::engine::{self, Control, ErrorKind, ImageBegun, KnownFrom, Observer, SourceDisk, Synced};
 use crate::job::{ActiveRun, DiskRecord, Ending, JobRecord};
+use crate::priority;
 use anyhow::{Context, Result};
 use api::{Phase, RunDisk, RunOutcome, RunType, RunView, Status};
 use changetrack::Progress;
@@ -109,7 +110,7 @@ pub fn spawn(
         &job.name,
         run.number,
         run.started,
-        job.bandwidth_limit_bytes,
+        Control::new(job.bandwidth_limit_bytes, priority::of_reads(job.io_priority)),
     ));
     let ending = job.run.as_ref().and_then(|run| run.ending);
     parts.live.begin(&job.name, live.clone(), ending);
@@ -256,7 +257,8 @@ impl Runner {
         let store = self.store().map_err(|error| {
             engine::Error::from(error).within(format!("open store {}", request.store.display()))
         })?;
-        let disks = engine::open_all(&request.disks, &request.store)?;
+        let priority = self.live.control.pace().priority();
+        let disks = priority.within(|| engine::open_all(&request.disks, &request.store))?;
         self.check_disks(&disks)?;
         owners::allow_former_owner(&self.parts.table, &store, &mut request)?;
         let begun = Instant::now();

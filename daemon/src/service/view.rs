@@ -7,6 +7,7 @@ use super::table::Locked;
 use super::tracking;
 use crate::clock::Moment;
 use crate::job::{JobRecord, Refusal, Refused};
+use crate::priority;
 use crate::state::{Runs, Unreadable};
 use crate::stores::VIEW_PATIENCE;
 use api::{
@@ -36,6 +37,11 @@ pub fn show(parts: &Parts, name: &str) -> Refused<JobView> {
         for (disk, tracking) in view.disks.iter_mut().zip(tracking) {
             disk.tracking = tracking;
         }
+        let disks = job
+            .disks
+            .iter()
+            .map(|disk| (disk.name.as_str(), disk.path.as_path()));
+        view.io_priority_note = priority::without_effect(job.io_priority, disks);
         let asked = parts
             .stores
             .begin(&path, move |store| images::sequences(store, &job.name));
@@ -209,6 +215,8 @@ fn view(job: &JobRecord, runs: &[RunView], now: &Moment) -> JobView {
         pending: job.pending.clone(),
         compress_level: job.compress_level,
         bandwidth_limit_bytes: job.bandwidth_limit_bytes,
+        io_priority: job.io_priority,
+        io_priority_note: None,
         cluster_size_bytes: job.cluster_size_bytes,
         tracking: job.tracking,
         min_scan_interval_seconds: job.min_scan_interval_seconds,
@@ -257,6 +265,8 @@ fn unreadable_view(job: &Unreadable) -> JobView {
         pending: PendingView::default(),
         compress_level: 0,
         bandwidth_limit_bytes: 0,
+        io_priority: api::IoPriority::default(),
+        io_priority_note: None,
         cluster_size_bytes: None,
         tracking: api::Tracking::default(),
         min_scan_interval_seconds: 0,

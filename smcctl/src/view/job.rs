@@ -3,7 +3,7 @@
 use crate::view::fields::Fields;
 use crate::view::run;
 use crate::view::words::{headline, next};
-use api::{DiskTracking, DiskView, Forecast, HooksView, JobView, Progress, Status, Tracking};
+use api::{DiskTracking, DiskView, Forecast, HooksView, IoPriority, JobView, Progress, Status, Tracking};
 use cli::paint::{Paint, Tone};
 use cli::text::count;
 use cli::units::{duration, local_time, measured, rate, setting, size};
@@ -66,6 +66,9 @@ fn about(fields: &mut Fields, job: &JobView) {
 fn settings(fields: &mut Fields, job: &JobView) {
     schedule(fields, job);
     fields.field("syncs", sync(job));
+    if let Some(note) = &job.io_priority_note {
+        fields.field("note", note);
+    }
     fields.list("hooks", hooks(&job.hooks));
     life(fields, job);
 }
@@ -267,12 +270,16 @@ fn sync(job: &JobView) -> String {
     let takes_over = job
         .take_over
         .then_some(", takes over another job's images with the next one");
+    let priority = match job.io_priority {
+        IoPriority::None => String::new(),
+        priority => format!(" with I/O priority {priority}"),
+    };
     let tracking = match job.tracking {
         Tracking::Auto => "",
         Tracking::Off => ", without tracking",
     };
     format!(
-        "{limit}{tracking}, compression level {}{}{}{}",
+        "{limit}{priority}{tracking}, compression level {}{}{}{}",
         job.compress_level,
         clusters.unwrap_or_default(),
         changed_disk.unwrap_or_default(),

@@ -1,8 +1,8 @@
 //! Jobs and the rest, as smcd tells of them.
 
 use api::{
-    DiskView, Event, Forecast, HooksView, JobView, NextEvent, PendingView, Phase, Progress, RunDisk,
-    RunOutcome, RunType, RunView, Status,
+    DiskView, Event, Forecast, HooksView, IoPriority, JobView, NextEvent, PendingView, Phase, Progress,
+    RunDisk, RunOutcome, RunType, RunView, Status,
 };
 use jiff::Timestamp;
 
@@ -41,6 +41,8 @@ pub fn waiting(name: &str) -> JobView {
         pending: PendingView::default(),
         compress_level: 4,
         bandwidth_limit_bytes: 0,
+        io_priority: IoPriority::None,
+        io_priority_note: None,
         cluster_size_bytes: Some(65_536),
         tracking: api::Tracking::Auto,
         min_scan_interval_seconds: 3600,
@@ -122,6 +124,8 @@ pub fn with_everything(name: &str) -> JobView {
             max_images: Some(5),
         },
         bandwidth_limit_bytes: 50 * MIB,
+        io_priority: IoPriority::Idle,
+        io_priority_note: Some("the I/O priority idle has no effect on vda (none)".to_owned()),
         hooks: HooksView {
             pre: Some("/usr/local/bin/flush".to_owned()),
             post: Some("/usr/local/bin/resume".to_owned()),

@@ -157,7 +157,7 @@ impl House {
         if status == Status::Running {
             job.runs = 1;
             job.run = Some(active_run(RunType::Manual, None, None));
-            let live = Arc::new(LiveRun::new(name, 1, now.wall, 0));
+            let live = Arc::new(LiveRun::new(name, 1, now.wall, crate::engine::Control::default()));
             self.parts.live.begin(name, live, None);
         }
         table.insert(job).unwrap();

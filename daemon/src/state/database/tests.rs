@@ -205,6 +205,7 @@ fn the_version_before_can_read_what_this_one_writes() {
             "format",
             "hooks_owed",
             "images",
+            "io_priority",
             "min_reader",
             "min_scan_interval_seconds",
             "scan_from",

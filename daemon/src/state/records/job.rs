@@ -3,7 +3,7 @@
 use super::{Extra, Version};
 use crate::clock::Deadline;
 use crate::job::{ActiveRun, DiskRecord, Ending, JobRecord, Schedule, WriteCounter};
-use api::{CreateJob, DiskRequest, HooksView, PendingView, RunType, Status, Tracking, limits};
+use api::{CreateJob, DiskRequest, HooksView, IoPriority, PendingView, RunType, Status, Tracking, limits};
 use imagefmt::{DiskIdentity, Uuid};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,8 @@ pub struct StoredJob {
     pub(super) pending: StoredPending,
     pub(super) compress_level: i32,
     pub(super) bandwidth_limit_bytes: u64,
+    #[serde(default)]
+    io_priority: StoredPriority,
     cluster_size_bytes: Option<u32>,
     #[serde(default, with = "TrackingName")]
     tracking: Tracking,
@@ -194,6 +196,8 @@ struct StoredRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     bandwidth_limit_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    io_priority: Option<StoredPriority>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     cluster_size_bytes: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tracking: Option<StoredTracking>,
@@ -253,6 +257,25 @@ enum TrackingName {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 struct StoredTracking(#[serde(with = "TrackingName")] Tracking);
+
+/// A priority on disk: the words that users write.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+struct StoredPriority(IoPriority);
+
+impl TryFrom<String> for StoredPriority {
+    type Error = String;
+
+    fn try_from(words: String) -> Result<Self, String> {
+        words.parse().map(Self)
+    }
+}
+
+impl From<StoredPriority> for String {
+    fn from(StoredPriority(priority): StoredPriority) -> Self {
+        priority.to_string()
+    }
+}
 
 /// That of a job of a version without it.
 fn min_scan_interval() -> u64 {
@@ -349,6 +372,7 @@ impl StoredJob {
             },
             compress_level: self.compress_level,
             bandwidth_limit_bytes: self.bandwidth_limit_bytes,
+            io_priority: self.io_priority.0,
             cluster_size_bytes: self.cluster_size_bytes,
             tracking: self.tracking,
             min_scan_interval_seconds: self.min_scan_interval_seconds,
@@ -422,6 +446,7 @@ impl From<&JobRecord> for StoredJob {
             },
             compress_level: job.compress_level,
             bandwidth_limit_bytes: job.bandwidth_limit_bytes,
+            io_priority: StoredPriority(job.io_priority),
             cluster_size_bytes: job.cluster_size_bytes,
             tracking: job.tracking,
             min_scan_interval_seconds: job.min_scan_interval_seconds,
@@ -620,6 +645,7 @@ impl From<&CreateJob> for StoredRequest {
             valid_seconds,
             compress_level,
             bandwidth_limit_bytes,
+            io_priority,
             cluster_size_bytes,
             tracking,
             min_scan_interval_seconds,
@@ -650,6 +676,7 @@ impl From<&CreateJob> for StoredRequest {
             valid_seconds,
             compress_level,
             bandwidth_limit_bytes,
+            io_priority: io_priority.map(StoredPriority),
             cluster_size_bytes,
             tracking: tracking.map(StoredTracking),
             min_scan_interval_seconds,
@@ -694,6 +721,7 @@ impl StoredRequest {
             valid_seconds: self.valid_seconds,
             compress_level: self.compress_level,
             bandwidth_limit_bytes: self.bandwidth_limit_bytes,
+            io_priority: self.io_priority.map(|priority| priority.0),
             cluster_size_bytes: self.cluster_size_bytes,
             tracking: self.tracking.map(|tracking| tracking.0),
             min_scan_interval_seconds: self.min_scan_interval_seconds,

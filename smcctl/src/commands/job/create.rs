@@ -7,7 +7,7 @@ use crate::commands::job::name::JobName;
 use crate::context::Context;
 use crate::{values, view};
 use anyhow::Context as _;
-use api::{CreateJob, JobView, Status, Tracking};
+use api::{CreateJob, IoPriority, JobView, Status, Tracking};
 use cli::exit::Advise;
 use cli::exit::WrongUse;
 use cli::output;
@@ -53,6 +53,10 @@ pub struct Args {
     /// Limit of reading from all disks together, per second, for example 50MiB; 0 means no limit
     #[arg(long, value_name = "SIZE", value_parser = cli::units::parse_rate)]
     bandwidth_limit: Option<u64>,
+    /// I/O priority of reads from the disks: none, idle (other reads and writes come first), or best-effort:0 (first) to
+    /// best-effort:7 (last). The I/O schedulers bfq and mq-deadline honour it [default: none]
+    #[arg(long, value_name = "CLASS[:N]")]
+    io_priority: Option<IoPriority>,
     /// How changes are found: auto (the disks are tracked where the machine can, so that a sync reads only what was
     /// written to) or off (every sync reads the disks completely) [default: auto]
     #[arg(long, value_name = "auto|off", value_parser = values::tracking)]
@@ -164,6 +168,7 @@ fn wanted(args: &Args) -> anyhow::Result<CreateJob> {
         valid_seconds: args.valid,
         compress_level: args.compress_level,
         bandwidth_limit_bytes: args.bandwidth_limit,
+        io_priority: args.io_priority,
         cluster_size_bytes: args.cluster_size,
         tracking: args.tracking,
         min_scan_interval_seconds: args.min_scan_interval,

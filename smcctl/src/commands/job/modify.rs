@@ -4,7 +4,7 @@ use crate::client::{Request, job};
 use crate::commands::job::name::JobName;
 use crate::context::Context;
 use crate::{values, view};
-use api::{ModifyJob, Tracking};
+use api::{IoPriority, ModifyJob, Tracking};
 use cli::exit::WrongUse;
 use jiff::Timestamp;
 use std::process::ExitCode;
@@ -39,6 +39,10 @@ pub struct Args {
     /// Limit of reading from all disks together, per second, for example 50MiB; 0 means no limit
     #[arg(long, value_name = "SIZE", value_parser = cli::units::parse_rate)]
     bandwidth_limit: Option<u64>,
+    /// I/O priority of reads from the disks: none, idle (other reads and writes come first), or best-effort:0 (first) to
+    /// best-effort:7 (last). The I/O schedulers bfq and mq-deadline honour it
+    #[arg(long, value_name = "CLASS[:N]")]
+    io_priority: Option<IoPriority>,
     /// How changes are found: auto or off
     #[arg(long, value_name = "auto|off", value_parser = values::tracking)]
     tracking: Option<Tracking>,
@@ -97,6 +101,7 @@ fn wanted(args: &Args) -> ModifyJob {
     ModifyJob {
         description: args.description.clone(),
         bandwidth_limit_bytes: args.bandwidth_limit,
+        io_priority: args.io_priority,
         interval_seconds: args.interval,
         max_images: args.max_images,
         compress_level: args.compress_level,
