@@ -82,6 +82,11 @@ impl Bench {
 
     /// As [`sync`](Self::sync), with more arguments and whatever it ends with.
     pub fn sync_with(&self, disks: &[(&str, &Path)], more: &[&str]) -> Result<Output> {
+        self.sync_command(disks).args(more).output().context("run smcd")
+    }
+
+    /// `smcd sync` for `web01` with these disks.
+    pub fn sync_command(&self, disks: &[(&str, &Path)]) -> Command {
         let mut command = Command::new(program("smcd"));
         command
             .args(["sync", "--job", "web01", "--json", "--store"])
@@ -89,7 +94,7 @@ impl Bench {
         for (name, path) in disks {
             command.arg("--disk").arg(format!("{name}={}", path.display()));
         }
-        command.args(more).output().context("run smcd")
+        command
     }
 
     /// Runs `smc-image` on the store.

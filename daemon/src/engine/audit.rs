@@ -105,7 +105,9 @@ impl<O: Observer> Reading<'_, '_, O> {
                 break;
             }
         }
-        audits.into_iter().try_for_each(|audit| self.end_audit(audit))
+        audits.into_iter().try_for_each(|audit| self.end_audit(audit))?;
+        self.audit_took = begun.elapsed();
+        Ok(())
     }
 
     /// The audits of all disks that were read as the tracker said.

@@ -17,7 +17,7 @@ const LEAVES_LOOKED_AT: u64 = 1024;
 const REPAIRS_MAX: u32 = 3;
 
 /// Reads all disks and stores what differs from the image that this one is made from, or from the unfinished sync. A
-/// disk for which the tracker vouches is read in part. Returns the bytes read of each disk.
+/// disk for which the tracker vouches is read in part.
 ///
 /// # Errors
 /// Name the disk. Asked to stop, it keeps what it has stored for the next sync.
@@ -26,7 +26,7 @@ pub(super) fn read_all<O: Observer>(
     image: &mut ImageWriter,
     ids: &[DiskId],
     trackings: &mut Trackings,
-) -> Result<Vec<u64>> {
+) -> Result<WasRead> {
     let pipeline = Pipeline::new(&PipelineOptions {
         compress_level: job.request.compress_level,
         ..PipelineOptions::for_disks(ids.len())
@@ -40,13 +40,26 @@ pub(super) fn read_all<O: Observer>(
         is_tracked: vec![false; ids.len()],
         read_bytes: vec![0; ids.len()],
         planned_bytes: 0,
+        audit_took: Duration::ZERO,
     };
     reading.first()?;
     reading.keep_audit_positions()?;
     reading.audit()?;
     reading.repair()?;
     reading.scan_where_doubted()?;
-    Ok(reading.read_bytes)
+    Ok(WasRead {
+        bytes: reading.read_bytes,
+        audit_took: reading.audit_took,
+    })
+}
+
+/// What all passes of a sync came to.
+#[derive(Debug)]
+pub(super) struct WasRead {
+    /// Bytes of each disk, the audited ones too.
+    pub bytes: Vec<u64>,
+    /// How long the audit took.
+    pub audit_took: Duration,
 }
 
 /// Adds all disks of a job to an image.
@@ -95,6 +108,7 @@ pub(super) struct Reading<'a, 'j, O: Observer> {
     pub read_bytes: Vec<u64>,
     /// Bytes of all passes so far.
     planned_bytes: u64,
+    pub audit_took: Duration,
 }
 
 impl<O: Observer> Reading<'_, '_, O> {

@@ -10,7 +10,7 @@ use super::request::{ImageBegun, Job, Observer, Request};
 use super::tracked::Trackings;
 use api::Phase;
 use imagefmt::{Image, ImageWriter, Manifest, Store};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A sync that made an image.
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub struct Synced {
     pub manifest: Manifest,
     /// Whether it resumed an unfinished sync.
     pub resumed: bool,
+    /// How long it took to check the tracker.
+    pub audit_took: Duration,
 }
 
 /// Makes an image. Resumes an unfinished sync, and stores anew what is damaged in what it builds on.
@@ -44,8 +46,12 @@ pub fn run<O: Observer>(
     };
     let image = job.begin()?;
     let resumed = image.resumed().is_some();
-    let manifest = job.make_image(image)?;
-    Ok(Synced { manifest, resumed })
+    let (manifest, audit_took) = job.make_image(image)?;
+    Ok(Synced {
+        manifest,
+        resumed,
+        audit_took,
+    })
 }
 
 impl<O: Observer> Job<'_, O> {
@@ -106,7 +112,8 @@ impl<O: Observer> Job<'_, O> {
         Ok(())
     }
 
-    fn make_image(&self, mut image: ImageWriter) -> Result<Manifest> {
+    /// The image's manifest, and how long the audit took.
+    fn make_image(&self, mut image: ImageWriter) -> Result<(Manifest, Duration)> {
         let ids = passes::add_disks(&mut image, self.disks).within(|| what_is_left(&image))?;
         let mut trackings = Trackings::begin(self, &image, &ids);
         if !self.request.tracker.may_scan {
@@ -120,9 +127,9 @@ impl<O: Observer> Job<'_, O> {
             Phase::Transferring
         });
         let read = passes::read_all(self, &mut image, &ids, &mut trackings);
-        let read_bytes = read.within(|| what_is_left(&image))?;
+        let read = read.within(|| what_is_left(&image))?;
         self.observer.phase(Phase::Processing);
-        let (consistency, reason) = watch.finish(&read_bytes);
+        let (consistency, reason) = watch.finish(&read.bytes);
         let before = image.parent().map(|parent| parent.manifest().clone());
         let left = what_is_left(&image);
         let manifest = image.commit(consistency, &reason).within(|| left)?;
@@ -131,7 +138,7 @@ impl<O: Observer> Job<'_, O> {
         let warnings = changed.unwrap_or_default();
         warnings.iter().for_each(|warning| self.observer.warn(warning));
         self.report_repairs(&manifest);
-        Ok(manifest)
+        Ok((manifest, read.audit_took))
     }
 
     /// Warns of what was damaged before: earlier images still are.

@@ -69,7 +69,7 @@ fn report(
     deleted: Vec<DeletedImage>,
     label: &str,
 ) -> Result<()> {
-    let report = Report::new(&synced.manifest, took, synced.resumed, deleted)?;
+    let report = Report::new(synced, took, deleted)?;
     let printed = if args.json {
         report.print_json()
     } else {

@@ -1,10 +1,10 @@
 //! What a sync says when it is done.
 
-use crate::engine::DeletedImage;
+use crate::engine::{DeletedImage, Synced};
 use anyhow::Result;
 use cli::output;
 use cli::units::{measured, rate, size};
-use imagefmt::{ClusterSize, Consistency, DiskRecord, Kind, Manifest, Method};
+use imagefmt::{ClusterSize, Consistency, DiskRecord, Kind, Method};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ pub struct Report {
     consistency: Consistency,
     consistency_reason: String,
     seconds: f64,
+    /// Seconds among them in which the tracker was checked.
+    audit_seconds: f64,
     #[serde(skip)]
     millis: u64,
     /// Whether it resumed an unfinished sync.
@@ -43,16 +45,12 @@ struct DiskReport {
 }
 
 impl Report {
-    /// From the manifest of the image that the sync made.
+    /// Of the sync that made an image.
     ///
     /// # Errors
     /// When the manifest cannot be understood.
-    pub fn new(
-        manifest: &Manifest,
-        took: Duration,
-        resumed: bool,
-        deleted: Vec<DeletedImage>,
-    ) -> Result<Self> {
+    pub fn new(synced: &Synced, took: Duration, deleted: Vec<DeletedImage>) -> Result<Self> {
+        let manifest = &synced.manifest;
         let cluster_size = manifest.cluster_size()?;
         let disks = manifest
             .disks
@@ -64,9 +62,10 @@ impl Report {
             method: manifest.method(),
             consistency: manifest.consistency,
             consistency_reason: manifest.consistency_reason.clone(),
-            seconds: (took.as_secs_f64() * 1000.0).round() / 1000.0,
+            seconds: seconds(took),
+            audit_seconds: seconds(synced.audit_took),
             millis: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-            resumed,
+            resumed: synced.resumed,
             disks: disks.collect::<Result<_>>()?,
             deleted,
         })
@@ -122,6 +121,11 @@ impl Report {
         }
         Ok(())
     }
+}
+
+/// To the millisecond.
+fn seconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1000.0).round() / 1000.0
 }
 
 impl DiskReport {

@@ -219,6 +219,7 @@ impl Runner {
             Work::Conclude(manifest) => Ok(Synced {
                 manifest: *manifest,
                 resumed: false,
+                audit_took: Duration::ZERO,
             }),
         };
         if let Ok(synced) = &made

@@ -123,7 +123,8 @@ impl Run {
         self.pieces.iter().map(of).sum()
     }
 
-    fn check(&self, tree: &Tree, buffer: &mut AlignedBuf) -> Vec<Problem> {
+    /// Reads it and checks all of its pieces. The buffer grows if it has to.
+    pub fn check(&self, tree: &Tree, buffer: &mut AlignedBuf) -> Vec<Problem> {
         let blocks = self.blocks();
         let len = to_usize(blocks.end - blocks.start);
         if buffer.capacity() < len {
@@ -168,7 +169,8 @@ pub(super) fn check_alone(tree: &Tree, piece: &Piece) -> Option<Problem> {
 
 /// Checks runs until there are no more.
 pub(super) fn work(tree: &Tree, runs: &Mutex<Receiver<Run>>, problems: &Sender<Vec<Problem>>) {
-    let mut buffer = AlignedBuf::new(to_usize(RUN_BYTES_MAX + 2 * BLOCK_LEN));
+    // It grows with the runs: most disks with little in them need no more than a few blocks.
+    let mut buffer = AlignedBuf::new(0);
     loop {
         let run = runs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(run) = run else { return };

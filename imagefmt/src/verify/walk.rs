@@ -10,6 +10,7 @@ use crate::format::manifest::Manifest;
 use crate::format::node::{Node, NodeId};
 use crate::format::pointer::{Place, Pointer};
 use crate::read::image::Disk;
+use blockio::AlignedBuf;
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -29,10 +30,19 @@ pub(super) struct Task<'a> {
     pub unfinished: bool,
 }
 
+/// Who reads what a walk finds.
+pub(super) enum Readers {
+    /// Nobody any more.
+    None,
+    /// The walk, where there is too little for a second thread.
+    Itself(AlignedBuf),
+    Workers(SyncSender<Run>),
+}
+
 /// The walk itself: hands what is to be read to workers, and keeps account of what it meets.
 pub(super) struct Walk<'a> {
     task: Task<'a>,
-    runs: Option<SyncSender<Run>>,
+    readers: Readers,
     report: &'a mut dyn FnMut(VerifyProgress) -> ControlFlow<()>,
     pub progress: VerifyProgress,
     pub problems: Vec<Problem>,
@@ -49,7 +59,7 @@ pub(super) struct Walk<'a> {
 impl<'a> Walk<'a> {
     pub fn new(
         mut task: Task<'a>,
-        runs: SyncSender<Run>,
+        readers: Readers,
         report: &'a mut dyn FnMut(VerifyProgress) -> ControlFlow<()>,
     ) -> Self {
         let disk = task.disk;
@@ -62,7 +72,7 @@ impl<'a> Walk<'a> {
             .iter()
             .filter(|layer| layer.packed && layer.disk == disk.name());
         Self {
-            runs: Some(runs),
+            readers,
             report,
             progress: VerifyProgress {
                 checked_bytes: task.scope.bytes_of(disk.geometry().cluster_offset(task.start)),
@@ -92,7 +102,7 @@ impl<'a> Walk<'a> {
             self.tails();
             self.counts();
         }
-        self.runs = None;
+        self.readers = Readers::None;
     }
 
     /// Whether the walk came to the end: a stop asked for there stops nothing.
@@ -237,9 +247,11 @@ impl<'a> Walk<'a> {
 
     fn read(&mut self, run: Run) {
         self.progress.read_bytes += run.cluster_bytes();
-        if let Some(runs) = &self.runs {
+        match &mut self.readers {
+            Readers::None => {}
             // Workers leave only after the sender has.
-            let _ = runs.send(run);
+            Readers::Workers(runs) => drop(runs.send(run)),
+            Readers::Itself(buffer) => self.problems.extend(run.check(self.task.disk.tree(), buffer)),
         }
         self.report();
     }

@@ -8,18 +8,24 @@
 mod aging;
 mod chains;
 mod copies;
+mod cpu;
 mod deletes;
 mod fill;
+mod gaps;
+mod kind_reads;
 mod measure;
 mod servers;
 mod serving;
 mod syncs;
+mod tracked;
+mod tracker_cost;
+mod zram;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
-use comfy_table::{Cell, Table, presets::ASCII_MARKDOWN};
+use comfy_table::Cell;
 use copies::Content;
-use measure::Comparison;
+use measure::{Comparison, table};
 use smc_tests::Bench;
 use smc_tests::crash::Kind;
 use testkit::process::catch_interrupts;
@@ -63,83 +69,139 @@ struct Options {
     /// Size of the image that is exported, restored and verified, in MiB.
     #[arg(long, default_value_t = 1024)]
     copy_mib: u64,
-    /// Measure only these: scan, two-disks, incompressible, compressible, copies, nbd, delete,
-    /// long-chain, aging-ext4, aging-xfs, aging-btrfs.
+    /// Size of the disk that is tracked, in MiB.
+    #[arg(long, default_value_t = 16384)]
+    tracked_mib: u64,
+    /// Rounds of its syncs and scans.
+    #[arg(long, default_value_t = 3)]
+    tracked_rounds: usize,
+    /// Pairs of writing with the tracker and without.
+    #[arg(long, default_value_t = 10)]
+    cost_pairs: usize,
+    /// Seconds of each of these runs of fio.
+    #[arg(long, default_value_t = 3)]
+    cost_seconds: u32,
+    /// Seconds of each run of fio beside a scan.
+    #[arg(long, default_value_t = 8)]
+    kind_seconds: u32,
+    /// Measure only these: scan, threads, cpu, two-disks, incompressible, compressible, copies, tracked, idle,
+    /// tracker-cost, kind-reads, merge-gap, nbd, delete, long-chain, aging-ext4, aging-xfs, aging-btrfs.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
 
-fn main() -> Result<()> {
-    let options = Options::parse();
-    catch_interrupts()?;
-    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
-    let mut comparisons = Vec::new();
-    if wanted("scan") {
-        comparisons.extend(syncs::scan(
-            &Bench::new("bench-scan")?,
-            options.scan_mib << 20,
-            options.pairs,
-        )?);
-    }
-    if wanted("two-disks") {
-        comparisons.extend(syncs::two_disks(
-            &Bench::new("bench-two")?,
-            options.full_mib << 20,
-            options.rounds,
-        )?);
-    }
-    if wanted("incompressible") {
-        comparisons.extend(syncs::incompressible(
-            &Bench::new("bench-full")?,
-            options.full_mib << 20,
-            options.rounds,
-        )?);
-    }
-    if wanted("compressible") {
-        comparisons.extend(syncs::compressible(
-            &Bench::new("bench-zstd")?,
-            options.full_mib << 20,
-            options.rounds,
-        )?);
-    }
-    if wanted("copies") {
+/// What is compared with one other thing: the rows of one table.
+type Compared = fn(&Options) -> Result<Vec<Comparison>>;
+
+const COMPARED: [(&str, Compared); 7] = [
+    ("scan", |options| {
+        let bench = Bench::new("bench-scan")?;
+        syncs::scan(&bench, options.scan_mib << 20, options.pairs)
+    }),
+    ("threads", |options| {
+        let bench = Bench::new("bench-threads")?;
+        syncs::threads(&bench, options.scan_mib << 20, options.pairs)
+    }),
+    ("cpu", |options| {
+        let bench = Bench::new("bench-cpu")?;
+        cpu::scan(&bench, options.scan_mib << 20, options.rounds)
+    }),
+    ("two-disks", |options| {
+        let bench = Bench::new("bench-two")?;
+        syncs::two_disks(&bench, options.full_mib << 20, options.rounds)
+    }),
+    ("incompressible", |options| {
+        let bench = Bench::new("bench-full")?;
+        syncs::incompressible(&bench, options.full_mib << 20, options.rounds)
+    }),
+    ("compressible", |options| {
+        let bench = Bench::new("bench-zstd")?;
+        syncs::compressible(&bench, options.full_mib << 20, options.rounds)
+    }),
+    ("copies", |options| {
+        let mut comparisons = Vec::new();
         for content in [Content::Noise, Content::Files] {
+            let bench = Bench::new("bench-copies")?;
             comparisons.extend(copies::copies(
-                Bench::new("bench-copies")?,
+                bench,
                 content,
                 options.copy_mib << 20,
                 options.rounds,
             )?);
         }
-    }
-    if !comparisons.is_empty() {
-        print(&comparisons).context("print the table")?;
-    }
-    if wanted("nbd") {
+        Ok(comparisons)
+    }),
+];
+
+/// What has a table of its own.
+type Printed = fn(&Options) -> Result<()>;
+
+const PRINTED: [(&str, Printed); 11] = [
+    ("tracked", |options| {
+        tracked::print(options.tracked_mib << 20, options.tracked_rounds)
+    }),
+    ("idle", |options| tracked::print_idle(options.rounds)),
+    ("tracker-cost", |options| {
+        tracker_cost::print(COST_BYTES, options.cost_pairs, options.cost_seconds)
+    }),
+    ("kind-reads", |options| {
+        kind_reads::print(options.scan_mib << 20, options.kind_seconds)
+    }),
+    ("merge-gap", |options| {
+        gaps::print(options.full_mib << 20, options.rounds)
+    }),
+    ("nbd", |options| {
         serving::print(serving::Plan {
             size_bytes: options.nbd_mib << 20,
             seconds: options.nbd_seconds,
             rounds: options.nbd_rounds,
-        })?;
+        })
+    }),
+    ("delete", |options| {
+        deletes::print(options.delete_mib << 20, 64 << 20, options.rounds)
+    }),
+    ("long-chain", |options| {
+        chains::print(options.chain_images, options.rounds)
+    }),
+    ("aging-ext4", |options| age(Kind::Ext4, options)),
+    ("aging-xfs", |options| age(Kind::Xfs, options)),
+    ("aging-btrfs", |options| age(Kind::Btrfs, options)),
+];
+
+/// Size of the devices that are written to with the tracker and without.
+const COST_BYTES: u64 = 512 << 20;
+
+fn age(kind: Kind, options: &Options) -> Result<()> {
+    aging::print(kind, options.aging_mib << 20, options.syncs)
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    catch_interrupts()?;
+    let names = COMPARED.map(|(name, _)| name).into_iter();
+    let names: Vec<&str> = names.chain(PRINTED.map(|(name, _)| name)).collect();
+    if let Some(unknown) = options.only.iter().find(|only| !names.contains(&only.as_str())) {
+        bail!(
+            "there is nothing called {unknown} to measure; there is {}",
+            names.join(", ")
+        );
     }
-    if wanted("delete") {
-        deletes::print(options.delete_mib << 20, 64 << 20, options.rounds)?;
+    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
+    let mut comparisons = Vec::new();
+    for (_, compare) in COMPARED.iter().filter(|(name, _)| wanted(name)) {
+        comparisons.extend(compare(&options)?);
     }
-    if wanted("long-chain") {
-        chains::print(options.chain_images, options.rounds)?;
+    if !comparisons.is_empty() {
+        print(&comparisons).context("print the table")?;
     }
-    for kind in [Kind::Ext4, Kind::Xfs, Kind::Btrfs] {
-        if wanted(&format!("aging-{}", kind.name())) {
-            aging::print(kind, options.aging_mib << 20, options.syncs)?;
-        }
+    for (_, print) in PRINTED.iter().filter(|(name, _)| wanted(name)) {
+        print(&options)?;
     }
     Ok(())
 }
 
 fn print(comparisons: &[Comparison]) -> Result<()> {
-    let mut table = Table::new();
-    table.load_style(ASCII_MARKDOWN);
-    table.set_header([
+    let mut table = table(&[
         "what",
         "against",
         "ours",

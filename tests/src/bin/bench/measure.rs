@@ -1,6 +1,8 @@
 //! Taking times, and what follows from several of them.
 
 use anyhow::{Context, Result, ensure};
+use comfy_table::{Table, presets::ASCII_MARKDOWN};
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -157,4 +159,29 @@ pub fn dd(source: &Path, target: &Path) -> Command {
         .arg(format!("if={}", source.display()))
         .arg(format!("of={}", target.display()));
     command
+}
+
+/// What fio reports.
+pub fn fio(command: &mut Command) -> Result<Value> {
+    let output = run(command.arg("--output-format=json"))?;
+    serde_json::from_slice(&output).context("parse fio's report")
+}
+
+/// The time that fio itself took for reading, its start-up left out.
+pub fn fio_read_seconds(command: &mut Command) -> Result<f64> {
+    let millis = fio(command)?["jobs"][0]["read"]["runtime"].as_f64();
+    Ok(millis.context("fio reports no runtime")? / 1000.0)
+}
+
+/// A table with these titles.
+pub fn table(titles: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN);
+    table.set_header(titles);
+    table
+}
+
+/// Whether a goal is met, as a cell.
+pub fn met(is_met: bool) -> String {
+    yes_no(is_met).to_owned()
 }

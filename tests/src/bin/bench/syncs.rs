@@ -1,15 +1,15 @@
 //! Scans and full syncs beside the tools that do the same work.
 
 use crate::fill::{self, Layout};
-use crate::measure::{Comparison, Goal, Pair, dd, run, settle, timed};
+use crate::measure::{Comparison, Goal, Pair, dd, fio_read_seconds, run, settle, timed};
+use crate::zram::Zram;
 use anyhow::{Context, Result};
-use serde_json::Value;
 use smc_tests::{Bench, Disk, program};
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use testkit::sandbox::without_io_uring;
 
 /// The scan of an unchanged disk beside fio's best sequential read of it.
 pub fn scan(bench: &Bench, size_bytes: u64, pairs: usize) -> Result<Vec<Comparison>> {
@@ -38,6 +38,38 @@ pub fn scan(bench: &Bench, size_bytes: u64, pairs: usize) -> Result<Vec<Comparis
     }])
 }
 
+/// The scan of an unchanged disk by threads beside that through io_uring.
+pub fn threads(bench: &Bench, size_bytes: u64, pairs: usize) -> Result<Vec<Comparison>> {
+    eprintln!("threads: filling {} MiB", size_bytes >> 20);
+    let disk = bench.disk("disk.img", size_bytes)?;
+    fill::with_noise(&disk, Layout::Full)?;
+    bench.sync(&[("vda", disk.path())])?;
+    let scan = |with_ring: bool| {
+        let mut command = bench.sync_command(&[("vda", disk.path())]);
+        if !with_ring {
+            without_io_uring(&mut command)?;
+        }
+        timed(|| run(&mut command).map(drop))
+    };
+    let mut measured = Vec::new();
+    for i in 0..pairs {
+        let theirs = scan(true)?;
+        let ours = scan(false)?;
+        eprintln!(
+            "threads: pair {} of {pairs}: threads {ours:.2} s, io_uring {theirs:.2} s",
+            i + 1
+        );
+        measured.push(Pair { ours, theirs });
+    }
+    Ok(vec![Comparison {
+        what: "scan of an unchanged disk by threads, without io_uring",
+        against: "the same through io_uring".to_owned(),
+        goal: Goal::RateAtLeast(0.85),
+        pairs: measured,
+        stored: None,
+    }])
+}
+
 /// The sync of two unchanged disks on separate devices, beside that of the slower one alone.
 ///
 /// One is a loop device on a file, the other a zram device, which needs no disk.
@@ -45,9 +77,8 @@ pub fn two_disks(bench: &Bench, size_bytes: u64, pairs: usize) -> Result<Vec<Com
     eprintln!("two disks: filling {} MiB each", size_bytes >> 20);
     let disk = bench.disk("disk.img", size_bytes)?;
     fill::with_noise(&disk, Layout::Full)?;
-    let zram = Zram::new(size_bytes)?;
-    fill_zram(&zram, size_bytes)?;
-    let both = [("vda", disk.path()), ("vdb", zram.path.as_path())];
+    let zram = Zram::with_text(size_bytes)?;
+    let both = [("vda", disk.path()), ("vdb", zram.path())];
     let alone = |job: &str, disk: &[(&str, &Path)]| -> Result<f64> {
         settle()?;
         let mut command = Command::new(program("smcd"));
@@ -84,57 +115,6 @@ pub fn two_disks(bench: &Bench, size_bytes: u64, pairs: usize) -> Result<Vec<Com
     }])
 }
 
-/// A zram device of its own; it goes when this is dropped.
-struct Zram {
-    number: u32,
-    path: PathBuf,
-}
-
-impl Zram {
-    fn new(size_bytes: u64) -> Result<Self> {
-        let number = fs::read_to_string("/sys/class/zram-control/hot_add").context("add a zram device")?;
-        let number = number.trim().parse().context("the number of a zram device")?;
-        let zram = Self {
-            number,
-            path: format!("/dev/zram{number}").into(),
-        };
-        fs::write(
-            format!("/sys/block/zram{number}/disksize"),
-            size_bytes.to_string(),
-        )
-        .context("size the zram device")?;
-        Ok(zram)
-    }
-}
-
-impl Drop for Zram {
-    fn drop(&mut self) {
-        let number = self.number;
-        let removed = fs::write(format!("/sys/block/zram{number}/reset"), "1")
-            .and_then(|()| fs::write("/sys/class/zram-control/hot_remove", number.to_string()));
-        if let Err(error) = removed {
-            eprintln!("zram{number} is left behind: {error}");
-        }
-    }
-}
-
-/// Text: what compresses takes little memory.
-fn fill_zram(zram: &Zram, size_bytes: u64) -> Result<()> {
-    let mut device = File::options().write(true).open(&zram.path)?;
-    let mut piece = vec![0; 1 << 20];
-    for number in 0..size_bytes >> 20 {
-        for (line, chunk) in piece.chunks_mut(64).enumerate() {
-            let text = format!("line {line} of piece {number} ");
-            chunk
-                .iter_mut()
-                .zip(text.bytes().cycle())
-                .for_each(|(byte, text)| *byte = text);
-        }
-        device.write_all(&piece)?;
-    }
-    device.sync_all().context("fill the zram device")
-}
-
 /// fio's best depth: the median of three runs each.
 fn best_depth(disk: &Disk) -> Result<u32> {
     let mut best = (f64::INFINITY, 8);
@@ -155,23 +135,19 @@ fn best_depth(disk: &Disk) -> Result<u32> {
 
 /// The time that fio itself took for the reading, its start-up left out.
 fn fio_seconds(disk: &Disk, depth: u32) -> Result<f64> {
-    let output = run(Command::new("fio")
+    let mut command = Command::new("fio");
+    command
         .args([
             "--name=scan",
             "--rw=read",
             "--bs=1M",
             "--ioengine=io_uring",
             "--direct=1",
-            "--output-format=json",
         ])
         .arg(format!("--iodepth={depth}"))
         .arg(format!("--size={}", disk.size_bytes))
-        .arg(format!("--filename={}", disk.path().display())))?;
-    let report: Value = serde_json::from_slice(&output).context("parse fio's report")?;
-    let millis = report["jobs"][0]["read"]["runtime"]
-        .as_f64()
-        .context("fio reports no runtime")?;
-    Ok(millis / 1000.0)
+        .arg(format!("--filename={}", disk.path().display()));
+    fio_read_seconds(&mut command)
 }
 
 /// A tool that does the work of a full sync.
