@@ -86,6 +86,8 @@ impl ScratchDir {
 pub struct LoopDevice {
     path: PathBuf,
     device: Option<hostdev::LoopDevice>,
+    /// Attached by losetup: the kernel does not detach it by itself.
+    is_replaced: bool,
 }
 
 /// Opens a file for a loop device, and says whether it can only be read, like a file that a server of our own serves.
@@ -147,6 +149,7 @@ impl LoopDevice {
         Ok(Self {
             path: device.path().to_owned(),
             device: Some(device),
+            is_replaced: false,
         })
     }
 
@@ -183,13 +186,33 @@ impl LoopDevice {
         process::run(Command::new("losetup").arg("--set-capacity").arg(&self.path)).map(drop)
     }
 
+    /// Detaches the device and attaches another file in its place: another disk of the same number. Returns whether that was
+    /// done: another process may be faster to take the device.
+    ///
+    /// # Errors
+    /// As for [`detach`](Self::detach).
+    pub fn replace(&mut self, backing: &Path) -> Result<bool> {
+        self.release()?;
+        let mut attach = Command::new("losetup");
+        attach.arg("--direct-io=on").arg(&self.path).arg(backing);
+        self.is_replaced = process::run(&mut attach).is_ok();
+        Ok(self.is_replaced)
+    }
+
     /// Detaches the device and waits until it is free.
     ///
     /// # Errors
     /// [`ErrorKind::Timeout`] if something else still holds it: a mount, or another process.
     pub fn detach(mut self) -> Result<()> {
+        self.release()
+    }
+
+    fn release(&mut self) -> Result<()> {
         let before = self.backing_file();
         drop(self.device.take());
+        if std::mem::take(&mut self.is_replaced) {
+            process::run(Command::new("losetup").arg("--detach").arg(&self.path))?;
+        }
         process::wait_until(PATIENCE, || {
             self.backing_file().is_none() || self.backing_file() != before
         })
@@ -208,6 +231,14 @@ impl LoopDevice {
 
     fn sysfs(&self) -> PathBuf {
         Path::new("/sys/block").join(self.path.file_name().unwrap_or_default())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        if self.is_replaced {
+            let _ = process::run(Command::new("losetup").arg("--detach").arg(&self.path));
+        }
     }
 }
 

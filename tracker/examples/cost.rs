@@ -132,6 +132,12 @@ fn main() {
     let ground = Ground::new("tracker-cost");
     let disk = ground.disk("disk", BYTES);
     measure("loop", &disk, &ground, pairs, seconds);
-    let zram = Zram::new(BYTES);
-    measure("zram", &Disk::new(zram.path(), None), &ground, pairs, seconds);
+    let zram = Zram::new(BYTES).unwrap();
+    measure(
+        "zram",
+        &Disk::new(zram.path().to_owned(), None),
+        &ground,
+        pairs,
+        seconds,
+    );
 }

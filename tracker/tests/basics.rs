@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{BLKZEROOUT, CLUSTER, Ground, mark};
+use common::{Blank, CLUSTER, Ground, mark};
 use tracker::{Distrust, Support, Tracker, support};
 
 #[test]
@@ -33,7 +33,7 @@ fn a_tracked_sync_reads_exactly_what_was_written_since_the_image() {
     first.commit(&mark(1)).unwrap();
 
     disk.write(5 * u64::from(CLUSTER) - 4096, 8192, 2);
-    disk.blank(BLKZEROOUT, 100 * u64::from(CLUSTER), 4096).unwrap();
+    disk.blank(Blank::Zeroes, 100 * u64::from(CLUSTER), 4096).unwrap();
     let mut second = watch.begin().unwrap();
     assert_eq!(second.trust(&mark(1)), Ok(()));
     assert_eq!(second.trust(&mark(2)), Err(Distrust::OtherImage));

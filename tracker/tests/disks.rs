@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::{BLKDISCARD, CLUSTER, Disk, Ground, Zram, mark};
+use common::{Blank, CLUSTER, Disk, Ground, Zram, mark};
 use hostdev::{LoopDevice, LoopOptions, Root};
 use testkit::process::run;
 use tracker::{Distrust, ErrorKind, Target, Tracker, Watch};
@@ -33,11 +33,11 @@ fn dirty(watch: &Watch) -> Result<Vec<u64>, Distrust> {
 #[test]
 fn disks_of_both_kinds_are_told_apart() {
     let ground = Ground::new("tracker-disks");
-    let zram = Zram::new(16 << 20);
+    let zram = Zram::new(16 << 20).unwrap();
     let disks = [
         ground.disk("a", 16 << 20),
         ground.disk("b", 16 << 20),
-        Disk::new(zram.path(), None),
+        Disk::new(zram.path().to_owned(), None),
     ];
     let tracker = ground.start();
     let watches = disks.each_ref().map(|disk| committed(&tracker, &disk.target()));
@@ -115,7 +115,8 @@ fn a_discard_of_gigabytes_marks_every_cluster() {
     let disk = ground.disk("disk", 9 << 30);
     let target = Target::of(&Root::system(), disk.number(), 16 << 10).unwrap();
     let watch = committed(&ground.start(), &target);
-    disk.blank(BLKDISCARD, 12_288, (9 << 30) - 2 * 12_288).unwrap();
+    disk.blank(Blank::Discard, 12_288, (9 << 30) - 2 * 12_288)
+        .unwrap();
     let tracking = watch.begin().unwrap();
     assert_eq!(tracking.trust(&mark(1)), Ok(()));
     assert_eq!(tracking.dirty().count(), (9 << 30) / (16 << 10));
@@ -147,8 +148,8 @@ fn a_write_of_every_length_and_place_marks_what_it_covers_and_no_more() {
 #[test]
 fn a_disk_that_is_gone_is_shown_and_can_be_forgotten() {
     let ground = Ground::new("tracker-gone");
-    let zram = Zram::new(16 << 20);
-    let disk = Disk::new(zram.path(), None);
+    let zram = Zram::new(16 << 20).unwrap();
+    let disk = Disk::new(zram.path().to_owned(), None);
     let tracker = ground.start();
     let watch = committed(&tracker, &disk.target());
     let device = disk.number();
@@ -163,11 +164,6 @@ fn a_disk_that_is_gone_is_shown_and_can_be_forgotten() {
     assert!(tracker.status().unwrap().watches.is_empty());
 }
 
-/// A loop device of this number on a file; `None` if another test was faster.
-fn attach_to(path: &Path, file: &Path) -> Option<()> {
-    run(Command::new("losetup").arg(path).arg(file)).ok().map(drop)
-}
-
 #[test]
 fn another_disk_in_the_same_place_is_not_believed() {
     let ground = Ground::new("tracker-replaced");
@@ -176,17 +172,14 @@ fn another_disk_in_the_same_place_is_not_believed() {
     for attempt in 0..50 {
         let mut disk = ground.disk(&format!("disk{attempt}"), 16 << 20);
         let watch = committed(&tracker, &disk.target());
-        let path = disk.path.clone();
-        let device = disk.device.take().unwrap();
+        let mut device = disk.device.take().unwrap();
         drop(disk);
-        device.detach().unwrap();
-        if attach_to(&path, &other).is_none() {
+        if !device.replace(&other).unwrap() {
             continue;
         }
-        let now = Disk::new(path.clone(), None);
+        let now = Disk::new(device.path().to_owned(), Some(device));
         let found = dirty(&watch);
         let anew = tracker.watch(&now.target()).unwrap();
-        run(Command::new("losetup").arg("--detach").arg(&path)).unwrap();
         assert_eq!(found, Err(Distrust::ReplacedDisk));
         assert_eq!(anew.begin().unwrap().trust(&mark(1)), Err(Distrust::ReplacedDisk));
         return;

@@ -164,8 +164,8 @@ fn a_loop_device_loses_no_write() {
 #[test]
 fn a_zram_device_loses_no_write() {
     let ground = Ground::new("tracker-zram");
-    let zram = Zram::new(64 << 20);
-    let disk = Disk::new(zram.path(), None);
+    let zram = Zram::new(64 << 20).unwrap();
+    let disk = Disk::new(zram.path().to_owned(), None);
     assert!(disk.target().is_bio_based);
     rounds(&disk, &ground.start(), 4, 100);
 }
@@ -233,8 +233,11 @@ fn no_write_is_lost_while_other_programs_are_attached_and_detached() {
         .and_then(|text| text.parse().ok());
     let time = Duration::from_secs(seconds.unwrap_or(60));
     let ground = Ground::new("tracker-load");
-    let zram = Zram::new(64 << 20);
-    let (loop_disk, zram_disk) = (ground.disk("disk", 64 << 20), Disk::new(zram.path(), None));
+    let zram = Zram::new(64 << 20).unwrap();
+    let (loop_disk, zram_disk) = (
+        ground.disk("disk", 64 << 20),
+        Disk::new(zram.path().to_owned(), None),
+    );
     let tracker = ground.start();
     under_load(|| {
         for disk in [&loop_disk, &zram_disk] {

@@ -5,12 +5,15 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use hostdev::{DeviceNumber, Root};
 use nix::mount::MsFlags;
 use testkit::Random;
+use testkit::device::{Aligned, open_direct, write_direct};
+#[allow(unused_imports, reason = "each test program uses a part")]
+pub use testkit::device::{Blank, Zram};
 use testkit::guard::{LoopDevice, Mount, ScratchDir};
 use tracker::{ImageMark, Target, Tracker};
 
@@ -60,13 +63,7 @@ pub struct Disk {
 
 impl Disk {
     pub fn new(path: PathBuf, device: Option<LoopDevice>) -> Disk {
-        let mut options = File::options();
-        let file = options
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_DIRECT)
-            .open(&path)
-            .unwrap();
+        let file = open_direct(&path).unwrap();
         Disk { path, file, device }
     }
 
@@ -79,21 +76,11 @@ impl Disk {
     }
 
     pub fn write(&self, offset: u64, length: usize, seed: u64) {
-        let mut buffer = Aligned::new(length);
-        buffer.bytes().copy_from_slice(&testkit::noise(length, seed));
-        self.file.write_all_at(buffer.bytes(), offset).unwrap();
+        write_direct(&self.file, offset, &testkit::noise(length, seed)).unwrap();
     }
 
-    /// BLKDISCARD or BLKZEROOUT.
-    pub fn blank(&self, request: libc::Ioctl, offset: u64, length: u64) -> std::io::Result<()> {
-        let range = [offset, length];
-        // SAFETY: both requests read two numbers, which live.
-        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), request, range.as_ptr()) };
-        if result < 0 {
-            Err(std::io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+    pub fn blank(&self, how: Blank, offset: u64, length: u64) -> std::io::Result<()> {
+        how.range(&self.file, offset, length)
     }
 
     /// A digest of every cluster, read from the device itself.
@@ -113,9 +100,6 @@ impl Disk {
     }
 }
 
-pub const BLKDISCARD: libc::Ioctl = 0x1277;
-pub const BLKZEROOUT: libc::Ioctl = 0x127f;
-
 fn digest(bytes: &[u8]) -> u64 {
     let words = bytes
         .chunks(8)
@@ -123,29 +107,6 @@ fn digest(bytes: &[u8]) -> u64 {
     words.fold(0xcbf2_9ce4_8422_2325, |hash, word| {
         (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23)
     })
-}
-
-/// Memory for O_DIRECT.
-pub struct Aligned {
-    memory: Vec<u8>,
-    start: usize,
-    length: usize,
-}
-
-impl Aligned {
-    pub fn new(length: usize) -> Aligned {
-        let memory = vec![0; length + 4096];
-        let start = memory.as_ptr().align_offset(4096);
-        Aligned {
-            memory,
-            start,
-            length,
-        }
-    }
-
-    pub fn bytes(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + self.length]
-    }
 }
 
 /// A mark that is different for every number.
@@ -162,49 +123,14 @@ pub fn scribble(disk: &Disk, seed: u64, operations: usize) {
         let length = (random.below(32) + 1).min(sectors - start);
         match random.below(10) {
             0 => {
-                let _ = disk.blank(BLKDISCARD, start * 4096, length * 4096);
+                let _ = disk.blank(Blank::Discard, start * 4096, length * 4096);
             }
-            1 => disk.blank(BLKZEROOUT, start * 4096, length * 4096).unwrap(),
+            1 => disk.blank(Blank::Zeroes, start * 4096, length * 4096).unwrap(),
             _ => disk.write(
                 start * 4096,
                 usize::try_from(length).unwrap() * 4096,
                 random.next_u64(),
             ),
         }
-    }
-}
-
-/// A zram device of its own; gone with the guard.
-pub struct Zram {
-    id: String,
-}
-
-impl Zram {
-    pub fn new(size_bytes: u64) -> Zram {
-        let id = fs::read_to_string("/sys/class/zram-control/hot_add").unwrap();
-        let zram = Zram {
-            id: id.trim().to_owned(),
-        };
-        fs::write(zram.attribute("disksize"), size_bytes.to_string()).unwrap();
-        testkit::process::wait_for("the node of the zram device", || zram.path().exists());
-        zram
-    }
-
-    pub fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/dev/zram{}", self.id))
-    }
-
-    fn attribute(&self, name: &str) -> PathBuf {
-        PathBuf::from(format!("/sys/block/zram{}/{name}", self.id))
-    }
-}
-
-impl Drop for Zram {
-    fn drop(&mut self) {
-        // Whoever has it open is a moment from closing it.
-        let _ = testkit::process::wait_until(std::time::Duration::from_secs(10), || {
-            fs::write(self.attribute("reset"), "1").is_ok()
-        });
-        let _ = fs::write("/sys/class/zram-control/hot_remove", &self.id);
     }
 }
