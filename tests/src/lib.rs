@@ -6,6 +6,7 @@ pub mod crash;
 pub mod damage;
 pub mod lifecycle;
 pub mod service;
+pub mod truth;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -31,6 +32,19 @@ pub fn program(name: &str) -> PathBuf {
         .map(|dir| dir.join(name))
         .find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("{name} is not built: run `cargo build --workspace` first"))
+}
+
+/// A command that is run by another program, whose words come first; as it is if there are no words.
+pub fn started_by(by: &[String], command: Command) -> Command {
+    let Some((first, rest)) = by.split_first() else {
+        return command;
+    };
+    let mut outer = Command::new(first);
+    outer
+        .args(rest)
+        .arg(command.get_program())
+        .args(command.get_args());
+    outer
 }
 
 /// A store, and the disks that are synced into it.
@@ -85,6 +99,12 @@ impl Bench {
         self.sync_command(disks).args(more).output().context("run smcd")
     }
 
+    /// As [`sync_with`](Self::sync_with), run by another program: its words come first.
+    pub fn sync_by(&self, by: &[String], disks: &[(&str, &Path)], more: &[&str]) -> Result<Output> {
+        let mut command = started_by(by, self.sync_command(disks));
+        command.args(more).output().context("run smcd")
+    }
+
     /// `smcd sync` for `web01` with these disks.
     pub fn sync_command(&self, disks: &[(&str, &Path)]) -> Command {
         let mut command = Command::new(program("smcd"));
@@ -119,6 +139,13 @@ impl Bench {
         text.lines()
             .map(|line| serde_json::from_str(line).with_context(|| format!("parse {line}")))
             .collect()
+    }
+
+    /// `smc-image verify --against` finds that a disk of an image equals a device.
+    pub fn same_as_device(&self, image: &str, disk: &str, device: &Path) -> Result<()> {
+        let device = device.display().to_string();
+        let verify = ["verify", image, "--disk", disk, "--against", &device];
+        self.image_json(&verify).map(drop)
     }
 
     /// Serves all images on a Unix socket until the server is dropped.

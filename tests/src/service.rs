@@ -1,8 +1,9 @@
 //! The service as people run it: `smcd` on a configuration of its own, asked through `smcctl` alone, with a clock that
 //! tests move.
 
-use crate::{Disk, code, program, stderr};
+use crate::{Disk, code, program, started_by, stderr};
 use anyhow::{Context, Result, ensure};
+use nix::mount::MsFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -10,7 +11,7 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use testkit::guard::ScratchDir;
+use testkit::guard::{Mount, ScratchDir};
 use testkit::process::{PATIENCE, wait_until};
 
 /// A daemon, its state, its store and its clock.
@@ -18,6 +19,8 @@ use testkit::process::{PATIENCE, wait_until};
 pub struct Service {
     daemon: Option<Child>,
     elapsed_seconds: u64,
+    /// Words of a program that runs the daemon, from its next start on.
+    pub by: Vec<String>,
     /// Everything lies in here.
     pub dir: ScratchDir,
 }
@@ -26,6 +29,14 @@ impl Service {
     /// A running daemon that knows no job.
     pub fn new(name: &str) -> Result<Self> {
         Self::with_config(name, "")
+    }
+
+    /// A running daemon on a machine that can track. The tracker's pins go with the mount, which is to be dropped first.
+    pub fn tracking(name: &str) -> Result<(Mount, Self)> {
+        let service = Self::new(name)?;
+        let bpf = service.dir.join("bpf");
+        let bpf = Mount::new(Path::new("bpf"), &bpf, "bpf", MsFlags::empty())?;
+        Ok((bpf, service))
     }
 
     /// The same, with more lines of configuration (before the first table).
@@ -47,6 +58,7 @@ impl Service {
         let mut service = Self {
             daemon: None,
             elapsed_seconds: 0,
+            by: Vec::new(),
             dir,
         };
         service.start()?;
@@ -56,13 +68,13 @@ impl Service {
     /// Starts the daemon and waits until it answers.
     pub fn start(&mut self) -> Result<()> {
         let mut command = Command::new(program("smcd"));
+        command.arg("--config").arg(self.dir.join("smcd.toml"));
+        let mut command = started_by(&self.by, command);
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.dir.join("log"))?;
         command
-            .arg("--config")
-            .arg(self.dir.join("smcd.toml"))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -5,6 +5,8 @@ use clap::Parser;
 use smc_tests::crash::{Crash, Kind, World, rounds};
 use smc_tests::damage;
 use smc_tests::lifecycle::Lifecycle;
+use smc_tests::truth::known::Driver;
+use smc_tests::truth::{fire, jobs, life};
 
 /// Cut the power and kill smcd and smc-image at random moments, and check everything after each.
 #[derive(Debug, Parser)]
@@ -21,6 +23,18 @@ struct Options {
     /// Rounds of a life of a store under damage and `kill -9`.
     #[arg(long, default_value_t = 400)]
     damaged: u64,
+    /// Only what tracks disks: `--tracked`, `--tracked-kills` and `--salvos`.
+    #[arg(long)]
+    only_tracked: bool,
+    /// Rounds of changes, tracked syncs, `kill -9`, SIGTERM and deletions, after each of which an image equals its disks.
+    #[arg(long, default_value_t = 400)]
+    tracked: u64,
+    /// `kill -9` of the service while it syncs a job that is tracked, on a loop and on a zram device each.
+    #[arg(long, default_value_t = 50)]
+    tracked_kills: u64,
+    /// Times that fio writes for eight seconds while tracked syncs run.
+    #[arg(long, default_value_t = 10)]
+    salvos: usize,
     /// Seed of the first run; each run adds one.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -32,8 +46,42 @@ struct Options {
     only: Option<String>,
 }
 
+/// Lives of disks that are tracked.
+fn track(options: &Options) -> Result<()> {
+    let mut all = life::Counts::default();
+    let mut left = options.tracked;
+    for seed in options.seed.. {
+        let now = left.min(options.rounds);
+        if now == 0 {
+            break;
+        }
+        all.add(&life::live(seed, now)?);
+        left -= now;
+        println!(
+            "tracked disks, seed {seed}: {}% tracked so far, {all:?}",
+            all.methods.share()
+        );
+    }
+    for (driver, seed) in [(Driver::Loop, options.seed), (Driver::Zram, options.seed + 1)] {
+        let counts = jobs::live(driver, seed, options.tracked_kills)?;
+        println!("kills of the service, {driver:?}, seed {seed}: {counts:?}");
+    }
+    let counts = fire::fire(options.salvos)?;
+    println!(
+        "tracked syncs under fio: {}% tracked, {counts:?}",
+        counts.methods.share()
+    );
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let options = Options::parse();
+    // Devices and mounts go with their guards, after Ctrl-C too.
+    testkit::process::catch_interrupts()?;
+    track(&options)?;
+    if options.only_tracked {
+        return Ok(());
+    }
     for seed in 0..options.lifecycles {
         let seed = options.seed + seed;
         let mut cycle = Lifecycle::new("crash-lifecycle", seed)?;
