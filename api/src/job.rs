@@ -398,4 +398,7 @@ pub struct NextEvent {
     pub in_seconds: Option<u64>,
     /// The same as a sentence for people.
     pub text: String,
+    /// Why the next sync was deferred: it was due already. Absent if it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deferred: Option<String>,
 }

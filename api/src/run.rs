@@ -106,6 +106,7 @@ impl fmt::Display for RunType {
 /// - `stopped`: it was stopped; what it stored is kept for the next run.
 /// - `canceled`: it was canceled with the job.
 /// - `failed`: it failed; `error` says why.
+/// - `deferred`: it was due by the schedule, and is tried again later; `error` says why.
 /// - `interrupted`: the daemon or the machine went down during the run; the next run resumes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -120,6 +121,8 @@ pub enum RunOutcome {
     Canceled,
     /// It failed.
     Failed,
+    /// It was due by the schedule, and is tried again later.
+    Deferred,
     /// The daemon or the machine went down during the run; the next run resumes it.
     Interrupted,
 }
@@ -132,6 +135,7 @@ impl fmt::Display for RunOutcome {
             Self::Stopped => "stopped",
             Self::Canceled => "canceled",
             Self::Failed => "failed",
+            Self::Deferred => "deferred",
             Self::Interrupted => "interrupted",
         })
     }
@@ -180,7 +184,7 @@ pub struct RunView {
     pub disks: Vec<RunDisk>,
     /// The images deleted after this run because of `max_images`, for example `web01/3`.
     pub deleted: Vec<String>,
-    /// Why the run failed. Absent if it did not.
+    /// Why the run failed or was deferred. Absent if it was neither.
     pub error: Option<String>,
     /// Other things to know about this run, one sentence each.
     pub warnings: Vec<String>,

@@ -167,6 +167,7 @@ fn hostile(view: &Value, name: &str) -> Value {
         "at",
         "started",
         "finished",
+        "since",
         "created",
         "start_at",
         "expires",
@@ -188,6 +189,19 @@ fn hostile(view: &Value, name: &str) -> Value {
 /// A view like that.
 fn bad(view: &impl Serialize) -> Value {
     hostile(&serde_json::to_value(view).unwrap(), "")
+}
+
+/// A tracker that cannot be used, has problems, and watches a disk that nobody can believe.
+fn tracker() -> Value {
+    let disk = json!({
+        "name": "n", "jobs": ["j"], "since": "2026-11-24T09:58:30Z", "cluster_bytes": 0, "dirty_clusters": u64::MAX,
+        "dirty_bytes": u64::MAX, "under_way": true, "trusted": false, "doubt": "d", "missed": true,
+        "events": u64::MAX, "memory_bytes": u64::MAX
+    });
+    json!({
+        "available": false, "unavailable_reason": "u", "attached": true, "problem": "p", "directory": "d",
+        "events": u64::MAX, "memory_bytes": u64::MAX, "disks": [disk]
+    })
 }
 
 /// Every question, and an answer as bad as it can be.
@@ -222,6 +236,8 @@ fn hostile_answers() -> Vec<(&'static str, &'static str, Value)> {
         ("disks", "GET /v1/disks", bad(&json!({ "disks": [disk] }))),
         ("exports", "GET /v1/exports", bad(&json!([export]))),
         ("precheck", "GET /v1/precheck", bad(&precheck)),
+        ("tracker", "GET /v1/tracker", bad(&tracker())),
+        ("tracker remove", "DELETE /v1/tracker", bad(&tracker())),
         ("estimate --all", "POST /v1/estimate", bad(&estimate)),
         (
             "job ls",

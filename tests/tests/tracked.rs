@@ -5,6 +5,7 @@
 
 use nix::mount::MsFlags;
 use serde_json::Value;
+use smc_tests::truth::tamper;
 use smc_tests::{Bench, Disk, code, program, stderr};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -51,12 +52,16 @@ impl Ground {
 
     /// A sync; what it reported, and what it warned of.
     fn sync_saying(&self, more: &[&str]) -> (Value, String) {
+        self.sync_by(&[], more)
+    }
+
+    fn sync_by(&self, by: &[String], more: &[&str]) -> (Value, String) {
         let arguments = self.arguments();
         let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         arguments.extend(more);
         let output = self
             .bench
-            .sync_with(&[("vda", self.disk.path())], &arguments)
+            .sync_by(by, &[("vda", self.disk.path())], &arguments)
             .unwrap();
         assert_eq!(code(&output), 0, "{}", stderr(&output));
         (serde_json::from_slice(&output.stdout).unwrap(), stderr(&output))
@@ -76,7 +81,12 @@ impl Ground {
 
     /// A sync that has to be a scan for this reason, and to equal the device.
     fn scanned(&self, reason: &str) -> Value {
-        let report = self.sync();
+        self.scanned_by(&[], reason)
+    }
+
+    /// The same, run by another program.
+    fn scanned_by(&self, by: &[String], reason: &str) -> Value {
+        let report = self.sync_by(by, &[]).0;
         assert_eq!(method(&report), "scan", "{report}");
         let told = report["disks"][0]["method_reason"].as_str().unwrap();
         assert!(told.contains(reason), "{told}");
@@ -282,6 +292,98 @@ fn a_disk_that_grew_is_scanned() {
     ground.disk.device.update_size().unwrap();
     ground.change(1);
     ground.scanned("another size");
+    ground.change(2);
+    ground.tracked();
+}
+
+#[test]
+fn a_suspend_and_another_boot_lead_to_a_scan() {
+    let ground = Ground::new("trackedboot", 24 * MIB);
+    ground.sync();
+    ground.change(1);
+    ground.tracked();
+    let other_boot = tamper::in_another_boot(ground.bench.dir.path()).unwrap();
+    let asleep = tamper::after_a_suspend(5);
+    for (by, reason) in [(&asleep, "was suspended"), (&other_boot, "was restarted")] {
+        ground.change(2);
+        ground.scanned_by(by, reason);
+        ground.change(3);
+        let (report, _) = ground.sync_by(by, &[]);
+        assert_eq!(method(&report), "tracked", "the next one is tracked: {report}");
+        ground.check(&report);
+        ground.change(4);
+        // And back again.
+        ground.scanned(reason);
+    }
+}
+
+#[test]
+fn another_disk_in_the_same_place_is_scanned() {
+    for _ in 0..20 {
+        let mut ground = Ground::new("trackedother", 24 * MIB);
+        ground.sync();
+        ground.change(1);
+        ground.tracked();
+        // A copy under the same name: nothing but the kernel's number of the disk tells that it was away.
+        let (backing, copy) = (&ground.disk.backing, ground.bench.dir.join("copy"));
+        fs::copy(backing, &copy).unwrap();
+        fs::rename(&copy, backing).unwrap();
+        let copied = File::options().write(true).open(backing).unwrap();
+        copied.write_all_at(&[0x5a; 512], 9 * MIB).unwrap();
+        copied.sync_all().unwrap();
+        let backing = ground.disk.backing.clone();
+        if !ground.disk.device.replace(&backing).unwrap() {
+            continue;
+        }
+        ground.scanned("was replaced");
+        ground.change(2);
+        ground.tracked();
+        return;
+    }
+    panic!("other tests took every loop device that was free for a moment");
+}
+
+#[test]
+fn a_map_that_was_deleted_and_a_tracker_of_another_version_are_replaced() {
+    let ground = Ground::new("trackedmaps", 24 * MIB);
+    ground.sync();
+    ground.change(1);
+    ground.tracked();
+    let maps = ["live", "pending", "header"];
+    for (round, map) in (1..).zip(maps) {
+        fs::remove_file(tamper::watch_of(&ground.pins()).unwrap().join(map)).unwrap();
+        ground.change(round * 10);
+        ground.scanned("only since the last sync began");
+        ground.change(round * 10 + 1);
+        ground.tracked();
+    }
+    tamper::change_version(&ground.pins()).unwrap();
+    ground.change(50);
+    ground.scanned("only since the last sync began");
+    ground.change(51);
+    ground.tracked();
+}
+
+/// The bit of a cluster is cleared behind the tracker's back: as if its programs had not seen the write.
+#[test]
+fn a_write_whose_bit_is_gone_is_found_by_the_audit() {
+    let ground = Ground::new("trackedbit", 24 * MIB);
+    ground.sync();
+    ground.change(1);
+    ground.tracked();
+    ground.disk.write_noise(200 * CLUSTER, 4096, 9).unwrap();
+    tamper::forget_write(&ground.pins(), 200).unwrap();
+    // The slowest audit reads 4 MiB: its turn comes within a few syncs.
+    let scan = (0..8)
+        .map(|_| ground.sync())
+        .find(|report| method(report) == "scan");
+    let report = scan.unwrap();
+    let reason = report["disks"][0]["method_reason"].as_str().unwrap();
+    assert!(
+        reason.contains("1 of the audited clusters differ, the first at byte 13107200"),
+        "{reason}"
+    );
+    ground.check(&report);
     ground.change(2);
     ground.tracked();
 }

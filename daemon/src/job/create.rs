@@ -84,6 +84,7 @@ pub fn new_record(
         valid_seconds: valid.as_secs(),
         expires: Deadline::after(now, valid),
         next_sync: None,
+        deferred: None,
         completing: false,
         run: None,
         runs: 0,

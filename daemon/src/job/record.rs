@@ -52,6 +52,8 @@ pub struct JobRecord {
     pub expires: Deadline,
     /// While Waiting: when the next sync starts.
     pub next_sync: Option<Deadline>,
+    /// While Waiting: why the next sync was deferred.
+    pub deferred: Option<String>,
     /// The next sync is the last one.
     pub completing: bool,
     /// While Running: the run.

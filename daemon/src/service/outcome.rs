@@ -34,7 +34,8 @@ impl Ended {
             Self::Asked(Ending::Stop) => RunOutcome::Stopped,
             Self::Asked(Ending::Cancel) => RunOutcome::Canceled,
             Self::Asked(Ending::Shutdown) => RunOutcome::Interrupted,
-            Self::Failed(_) | Self::Deferred(_) | Self::TooEarly(_) => RunOutcome::Failed,
+            Self::Failed(_) => RunOutcome::Failed,
+            Self::Deferred(_) | Self::TooEarly(_) => RunOutcome::Deferred,
         }
     }
 }
@@ -47,6 +48,7 @@ pub fn conclude(mut job: JobRecord, ended: &Ended, now: &Moment) -> JobRecord {
     }
     job.run = None;
     job.next_sync = None;
+    job.deferred = None;
     match ended {
         Ended::Image(Some(Ending::Cancel)) | Ended::Asked(Ending::Cancel) => job.status = Status::Canceled,
         Ended::Image(Some(Ending::Stop)) | Ended::Asked(_) => {
@@ -54,21 +56,27 @@ pub fn conclude(mut job: JobRecord, ended: &Ended, now: &Moment) -> JobRecord {
             job.completing = false;
         }
         Ended::Image(_) => after_image(&mut job, now),
-        Ended::Deferred(_) => {
-            job.status = Status::Waiting;
-            job.next_sync = Some(Deadline::after(now, PUT_OFF));
-        }
-        Ended::TooEarly(_) => {
-            job.status = Status::Waiting;
-            let soon = || Deadline::after(now, PUT_OFF);
-            job.next_sync = Some(job.scan_from.clone().unwrap_or_else(soon));
-        }
+        Ended::Deferred(reason) => defer(&mut job, Deadline::after(now, PUT_OFF), reason),
+        Ended::TooEarly(reason) => defer_scan(&mut job, now, reason),
         Ended::Failed(reason) => {
             job.status = Status::InError;
             job.error = Some(reason.clone());
         }
     }
     job
+}
+
+/// The next sync waits until it may read a whole disk again.
+pub fn defer_scan(job: &mut JobRecord, now: &Moment, reason: &str) {
+    let soon = || Deadline::after(now, PUT_OFF);
+    let until = job.scan_from.clone().unwrap_or_else(soon);
+    defer(job, until, reason);
+}
+
+fn defer(job: &mut JobRecord, until: Deadline, reason: &str) {
+    job.status = Status::Waiting;
+    job.next_sync = Some(until);
+    job.deferred = Some(reason.to_owned());
 }
 
 fn after_image(job: &mut JobRecord, now: &Moment) {
@@ -182,6 +190,7 @@ mod tests {
             (true, false, Ended::Asked(Cancel), Status::Canceled),
             (true, false, Ended::Asked(Shutdown), Status::Running),
             (true, false, Ended::Deferred("gc".to_owned()), Status::Waiting),
+            (true, false, Ended::TooEarly("x".to_owned()), Status::Waiting),
             (true, false, failed(), Status::InError),
             (false, false, failed(), Status::InError),
         ];

@@ -40,6 +40,7 @@ fn begin_run(job: &mut JobRecord, run_type: RunType, now: &Moment) {
     job.error = None;
     job.warnings.clear();
     job.next_sync = None;
+    job.deferred = None;
     // Saved with it, so before the tracker is attached.
     job.unwatch_owed |= job.is_to_be_tracked();
     job.run = Some(ActiveRun {
@@ -244,16 +245,13 @@ impl Runner {
         let stopped = || self.live.control.is_stopped();
         let dir = &self.parts.config.hooks_dir;
         let run_type = self.job.run.as_ref().map_or(RunType::Manual, |run| run.run_type);
-        let may_scan = tracking::may_scan(&self.parts, &self.job, run_type);
-        if !may_scan {
-            // No hook runs for a sync that would be too early; the engine looks again.
-            tracking::check_trusted(&self.parts, &self.job).map_err(engine::Error::untracked)?;
-        }
+        // No hook runs for a sync that would be too early; the engine looks again.
+        tracking::check_early_scan(&self.parts, &self.job, run_type).map_err(engine::Error::untracked)?;
         hooks::run(Stage::Pre, dir, &self.job, &self.hook_env(), &stopped)
             .context("the sync did not start")
             .map_err(engine::Error::refused)?;
         let mut request = owners::sync_request(&self.parts.machine, &self.parts.config, &self.job);
-        request.tracker.may_scan = may_scan;
+        request.tracker.may_scan = tracking::may_scan(&self.parts, &self.job, run_type);
         // The store first: it is known of one that is opened whether it answers.
         let store = self.store().map_err(|error| {
             engine::Error::from(error).within(format!("open store {}", request.store.display()))
@@ -307,6 +305,7 @@ impl Runner {
             Ok(_) => RunOutcome::Succeeded,
             Err(_) if self.is_shutdown() => RunOutcome::Interrupted,
             Err(_) if self.live.control.is_stopped() => RunOutcome::Stopped,
+            Err(error) if self.is_deferred(error) => RunOutcome::Deferred,
             Err(_) => RunOutcome::Failed,
         };
         self.run_post_hooks(outcome, run.image.clone().unwrap_or_default());
@@ -470,6 +469,15 @@ impl Runner {
         }
     }
 
+    /// Whether a sync that did not begin is tried again by itself.
+    fn is_deferred(&self, error: &engine::Error) -> bool {
+        let from_waiting = self.job.run.as_ref().is_some_and(|run| run.from_waiting);
+        match error.kind() {
+            ErrorKind::Busy => from_waiting,
+            kind => kind == ErrorKind::Untracked,
+        }
+    }
+
     fn ended(&self, result: engine::Result<()>, ending: Option<Ending>) -> Ended {
         let Err(error) = result else {
             return Ended::Image(ending);
@@ -485,13 +493,9 @@ impl Runner {
                 }
                 Ended::Asked(ending)
             }
-            _ if error.kind() == ErrorKind::Busy
-                && self.job.run.as_ref().is_some_and(|run| run.from_waiting) =>
-            {
-                Ended::Deferred(error.full_message())
-            }
+            _ if !self.is_deferred(&error) => Ended::Failed(error.full_message()),
             _ if error.kind() == ErrorKind::Untracked => Ended::TooEarly(error.full_message()),
-            _ => Ended::Failed(error.full_message()),
+            _ => Ended::Deferred(error.full_message()),
         }
     }
 }
@@ -535,6 +539,9 @@ fn log(job: &str, run: &RunView) {
     let image = run.image.as_deref().unwrap_or("-");
     let seconds = run.seconds.unwrap_or(0.0);
     match &run.error {
+        Some(reason) if run.outcome == RunOutcome::Deferred => {
+            tracing::warn!(job, run = run.number, seconds, "sync deferred: {reason}");
+        }
         Some(error) => tracing::error!(job, run = run.number, seconds, "sync failed: {error}"),
         None => tracing::info!(
             job,

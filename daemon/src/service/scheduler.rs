@@ -9,6 +9,7 @@ use super::deleting;
 use super::images;
 use super::looking;
 use super::note_writer;
+use super::outcome;
 use super::owed;
 use super::owners;
 use super::parts::Parts;
@@ -17,7 +18,7 @@ use super::tracking;
 use crate::clock::{Deadline, Moment};
 use crate::engine;
 use crate::job::JobRecord;
-use api::{Action, Status};
+use api::{Action, RunType, Status};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -97,7 +98,10 @@ impl Scheduler {
     fn act(&mut self, parts: &Arc<Parts>, job: &JobRecord, due: Due, now: &Moment) {
         let done = match due {
             Due::Start => actions::begin_by_schedule(parts, &job.name, Action::Start),
-            Due::Sync => actions::begin_by_schedule(parts, &job.name, Action::Sync),
+            Due::Sync => match tracking::check_early_scan(parts, job, RunType::Schedule) {
+                Ok(()) => actions::begin_by_schedule(parts, &job.name, Action::Sync),
+                Err(reason) => defer(parts, &job.name, &reason),
+            },
             Due::Expire => expire(parts, &job.name),
         };
         self.held.remove(&job.name);
@@ -119,6 +123,23 @@ fn due(job: &JobRecord, now: &Moment) -> Option<Due> {
         Status::Waiting if job.next_sync.as_ref().is_some_and(|next| next.is_due(now)) => Some(Due::Sync),
         _ => None,
     }
+}
+
+/// A sync that would read a whole disk too soon does not begin, and is due again when it may.
+fn defer(parts: &Arc<Parts>, name: &str, reason: &str) -> crate::job::Refused<()> {
+    let now = parts.now();
+    let mut table = parts.table.lock();
+    if due(table.job(name)?, &now) != Some(Due::Sync) || parts.live.contains(name) {
+        return Ok(());
+    }
+    let job = table.update(name, |job| {
+        outcome::defer_scan(job, &now, reason);
+        Ok(None)
+    })?;
+    drop(table);
+    tracing::warn!(job = name, "sync deferred: {reason}");
+    note_writer::queue(parts, &job.store, name);
+    Ok(())
 }
 
 /// The job's valid time has passed.

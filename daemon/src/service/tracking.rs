@@ -26,11 +26,15 @@ pub fn may_scan(parts: &Parts, job: &JobRecord, run_type: RunType) -> bool {
     !(run_type == RunType::Schedule && is_frequent && too_early)
 }
 
-/// Whether the tracker vouches for all disks of a job, as far as can be told without its store.
+/// Refuses a sync that may not read whole disks if the tracker does not vouch for all of them, as far as can be told
+/// without the job's store.
 ///
 /// # Errors
 /// Which disk would be read completely, and why.
-pub fn check_trusted(parts: &Parts, job: &JobRecord) -> Result<(), String> {
+pub fn check_early_scan(parts: &Parts, job: &JobRecord, run_type: RunType) -> Result<(), String> {
+    if may_scan(parts, job, run_type) {
+        return Ok(());
+    }
     let known = of_job(parts, job);
     for (disk, tracking) in job.disks.iter().zip(known) {
         if let Some(doubt) = tracking.and_then(|tracking| tracking.doubt) {

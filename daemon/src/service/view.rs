@@ -343,13 +343,14 @@ fn next_event(job: &JobRecord, now: &Moment) -> NextEvent {
                 let interval = Duration::from_secs(interval.unwrap_or(0));
                 format!("the next sync starts {} after this one has ended", span(interval))
             },
+            deferred: None,
         },
-        Status::Waiting => timed(
-            Event::Sync,
-            job.next_sync.as_ref().map(|next| next.remaining(now)),
-            expiry,
-            now,
-        ),
+        Status::Waiting => {
+            let left = job.next_sync.as_ref().map(|next| next.remaining(now));
+            let mut next = timed(Event::Sync, left, expiry, now);
+            next.deferred = job.deferred.clone().filter(|_| next.event == Event::Sync);
+            next
+        }
         Status::Ready => {
             let left = job.start_at.map(|at| {
                 let seconds = at.duration_since(now.wall).as_secs();
@@ -389,6 +390,7 @@ fn timed(event: Event, left: Option<Duration>, expiry: Duration, now: &Moment) -
         at: Some(after(now.wall, left)),
         in_seconds: Some(left.as_secs()),
         text: what.to_owned(),
+        deferred: None,
     }
 }
 
@@ -398,6 +400,7 @@ fn nothing(text: &str) -> NextEvent {
         at: None,
         in_seconds: None,
         text: text.to_owned(),
+        deferred: None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::view::fields::Fields;
 use crate::view::run;
-use crate::view::words::{headline, next};
+use crate::view::words::{deferred, headline, next};
 use api::{DiskTracking, DiskView, Forecast, HooksView, IoPriority, JobView, Progress, Status, Tracking};
 use cli::paint::{Paint, Tone};
 use cli::text::count;
@@ -112,6 +112,9 @@ fn state(fields: &mut Fields, job: &JobView) {
     }
     if !job.next.text.is_empty() {
         fields.field("next", next(&job.next));
+    }
+    if let Some(reason) = &job.next.deferred {
+        fields.painted("deferred", Tone::Warning, &deferred(&job.next, reason));
     }
 }
 

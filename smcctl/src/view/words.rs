@@ -28,6 +28,14 @@ pub fn next(next: &NextEvent) -> String {
     }
 }
 
+/// Until when the next sync was deferred, and why.
+pub fn deferred(next: &NextEvent, reason: &str) -> String {
+    match next.at {
+        Some(at) => format!("until {}: {reason}", local_time(at)),
+        None => reason.to_owned(),
+    }
+}
+
 /// What a state says.
 pub fn tone(status: Status) -> Tone {
     match status {
@@ -44,7 +52,7 @@ pub fn outcome_tone(outcome: RunOutcome) -> Tone {
     match outcome {
         RunOutcome::Running => Tone::Busy,
         RunOutcome::Succeeded => Tone::Good,
-        RunOutcome::Stopped | RunOutcome::Interrupted => Tone::Warning,
+        RunOutcome::Stopped | RunOutcome::Interrupted | RunOutcome::Deferred => Tone::Warning,
         RunOutcome::Canceled => Tone::Faint,
         RunOutcome::Failed => Tone::Bad,
     }

@@ -190,6 +190,7 @@ pub fn succeeded(name: &str, number: u64) -> RunView {
 
 pub fn next(event: Event, text: &str, at: Option<(&str, u64)>) -> NextEvent {
     NextEvent {
+        deferred: None,
         event,
         at: at.map(|(at, _)| time(at)),
         in_seconds: at.map(|(_, seconds)| seconds),

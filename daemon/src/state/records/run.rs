@@ -67,6 +67,7 @@ enum RunOutcomeName {
     Stopped,
     Canceled,
     Failed,
+    Deferred,
     Interrupted,
 }
 

@@ -39,16 +39,16 @@ fn a_note_of_format_1_is_of_a_job_without_an_id() {
 #[test]
 fn a_note_keeps_what_a_newer_version_added_and_says_whom_it_is_for() {
     let text = json!({
-        "format": 5, "min_reader": 1, "host": "h", "job": {}, "runs": [], "added": [1]
+        "format": 50, "min_reader": 1, "host": "h", "job": {}, "runs": [], "added": [1]
     });
     let newer: StoredNote = serde_json::from_value(text).unwrap();
     assert_eq!(newer.check(), Ok(()));
     let ours = StoredNote::new("h".to_owned(), json!({}), Vec::new()).replacing(Some(newer));
     let text = serde_json::to_value(&ours).unwrap();
     assert_eq!((&text["added"], &text["format"]), (&json!([1]), &json!(FORMAT)));
-    let text = json!({ "format": 5, "min_reader": 5, "host": "h", "job": {}, "runs": [] });
+    let text = json!({ "format": 50, "min_reader": 50, "host": "h", "job": {}, "runs": [] });
     let newest: StoredNote = serde_json::from_value(text).unwrap();
-    assert!(newest.check().unwrap_err().contains("format 5 or later"));
+    assert!(newest.check().unwrap_err().contains("format 50 or later"));
 }
 
 #[test]
