@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use hostdev::{BlockDevice, Counters};
 
-use crate::layout::{Books, COPIES, COPY_PLACES, Stats};
+use crate::layout::{Books, COPIES, Stats};
 use crate::shared::Shared;
 use crate::target::Target;
 use crate::{Distrust, Error, ErrorKind, Result};
@@ -76,21 +76,17 @@ impl<'a> Ledger<'a> {
         })
     }
 
-    /// Bios are counted by the copy that removes them from the table; requests by the first, which is complete if it
-    /// was never skipped.
+    /// Bios are counted by whoever removes them from the table; requests by the first copy, which is complete if it
+    /// was never skipped, and bios that never became one by the first copy for bios.
     fn counted(&self) -> Result<Counted> {
-        let Stats {
-            queued, completed, ..
-        } = self.shared.stats(self.slot)?;
-        let copies = if self.is_bio_based { COPIES } else { 1 };
-        let sum = |values: [u64; COPY_PLACES]| {
-            values[..copies]
-                .iter()
-                .fold(0, |sum: u64, value| sum.wrapping_add(*value))
-        };
+        let Stats { queued, completed } = self.shared.stats(self.slot)?;
+        let sectors = completed.map(|count| count.sectors);
         Ok(Counted {
-            queued: sum(queued),
-            completed: sum(completed),
+            queued,
+            completed: match self.is_bio_based {
+                true => sectors.into_iter().fold(0, u64::wrapping_add),
+                false => sectors[0].wrapping_add(sectors[COPIES]),
+            },
         })
     }
 

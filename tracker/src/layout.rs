@@ -10,13 +10,13 @@ pub(crate) const ENTRIES: u32 = SLOTS + WINDOW;
 /// As in bpf/layout.h.
 pub(crate) const COPIES: usize = 3;
 /// As in bpf/layout.h.
-pub(crate) const COPY_PLACES: usize = 4;
+pub(crate) const COUNTERS: usize = 8;
 /// As in bpf/layout.h.
 pub(crate) const DISK_BIO_BASED: u32 = 1;
 /// "smc trac" in ASCII.
 pub(crate) const MAGIC: u64 = 0x736d_6320_7472_6163;
 /// Raised with every change of a structure in this file or in bpf/layout.h, and of their meaning.
-pub(crate) const LAYOUT: u64 = 3;
+pub(crate) const LAYOUT: u64 = 4;
 
 /// Values in maps that are memory of both sides: all zero bytes and any bytes are a value.
 ///
@@ -53,9 +53,10 @@ plain!(Control, 56);
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Devices {
+    pub taken: [u32; SLOTS as usize],
     pub device: [u32; ENTRIES as usize],
 }
-plain!(Devices, 4 * ENTRIES as usize);
+plain!(Devices, 4 * (SLOTS + ENTRIES) as usize);
 
 /// `struct disk`.
 #[repr(C)]
@@ -73,30 +74,37 @@ pub(crate) struct Disk {
 }
 plain!(Disk, 64);
 
+/// `struct count`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub sectors: u64,
+    pub events: u64,
+}
+plain!(Count, 16);
+
 /// `struct stats`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Stats {
-    pub queued: [u64; COPY_PLACES],
-    pub completed: [u64; COPY_PLACES],
-    pub events: [u64; COPY_PLACES],
+    pub queued: u64,
+    pub completed: [Count; COUNTERS],
 }
-plain!(Stats, 96);
+plain!(Stats, 8 + 16 * COUNTERS);
 
 /// `struct processor`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Processor {
     pub request: u64,
-    pub bio: u64,
     pub ended: u64,
-    pub entered: [u64; COPY_PLACES],
-    pub found: [u64; COPY_PLACES],
+    pub address: [u64; COUNTERS],
+    pub worked: [u64; COPIES],
 }
-plain!(Processor, 88);
+plain!(Processor, 8 * (2 + COUNTERS + COPIES));
 
 /// Programs that are attached.
-pub(crate) const PROGRAMS: usize = 9;
+pub(crate) const PROGRAMS: usize = 7;
 /// Maps whose ids are noted: [`SHARED_MAPS`] and the three of a watch.
 pub(crate) const MAPS: usize = SHARED_MAPS + 3;
 /// Maps that all disks share.
@@ -231,7 +239,7 @@ mod tests {
         assert_eq!(defined("SLOTS"), Some(u64::from(SLOTS)));
         assert_eq!(defined("WINDOW"), Some(u64::from(WINDOW)));
         assert_eq!(defined("COPIES"), Some(COPIES as u64));
-        assert_eq!(defined("COPY_PLACES"), Some(COPY_PLACES as u64));
+        assert_eq!(defined("COUNTERS"), Some(COUNTERS as u64));
         assert_eq!(defined("DISK_BIO_BASED"), Some(u64::from(DISK_BIO_BASED)));
     }
 }

@@ -30,10 +30,8 @@ pub struct Status {
     pub watches: Vec<WatchStatus>,
     /// Watches that cannot be read: their devices, and why.
     pub unreadable: Vec<(Option<DeviceNumber>, String)>,
-    /// Completions of writes that each copy of the programs saw, of all disks.
-    pub entered: [u64; 3],
-    /// Of these, how many belonged to a disk that is watched and were marked by that copy.
-    pub found: [u64; 3],
+    /// Requests that write, of all disks, that each copy of the programs dealt with: the first, unless it was skipped.
+    pub worked: [u64; 3],
 }
 
 /// Whether this machine can track.
@@ -164,12 +162,10 @@ impl Tracker {
     /// `Incomplete`, `Io`.
     pub fn status(&self) -> Result<Status> {
         let _lock = self.lock()?;
-        let (entered, found) = self.shared.seen()?;
         let mut status = Status {
             watches: Vec::new(),
             unreadable: Vec::new(),
-            entered,
-            found,
+            worked: self.shared.worked()?,
         };
         for slot in self.shared.pins.slots()? {
             let maps = WatchMaps::open(&self.shared, slot);

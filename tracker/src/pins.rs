@@ -31,9 +31,7 @@ pub(crate) const TRACEPOINTS: [(&str, &str); PROGRAMS] = [
     ("bio_0", "block_bio_complete"),
     ("bio_1", "block_bio_complete"),
     ("bio_2", "block_bio_complete"),
-    ("queue_0", "block_bio_queue"),
-    ("queue_1", "block_bio_queue"),
-    ("queue_2", "block_bio_queue"),
+    ("queue", "block_bio_queue"),
 ];
 
 /// How long others are waited for: to load and attach all programs takes a second.

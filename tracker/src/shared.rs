@@ -2,11 +2,11 @@
 
 use std::mem::offset_of;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use hostdev::{DeviceNumber, Root};
 
-use crate::layout::{COPIES, Control, Devices, Disk, LAYOUT, MAGIC, Processor, SLOTS, Stats, WINDOW};
+use crate::layout::{COPIES, Control, Count, Devices, Disk, LAYOUT, MAGIC, Processor, SLOTS, Stats, WINDOW};
 use crate::mapping::Mapping;
 use crate::pins::{self, MAPS, Pins, TRACEPOINTS};
 use crate::{Error, ErrorKind, Result, programs, sys};
@@ -34,6 +34,13 @@ pub(crate) fn kernel_number(device: DeviceNumber) -> u32 {
 /// The first slot that a watch of a disk may take; bpf/tracker.bpf.c has the same.
 pub(crate) fn first_slot(device: u32) -> u32 {
     (device.wrapping_mul(2_654_435_761) >> 23) & (SLOTS - 1)
+}
+
+/// The bit of a slot in `Devices::taken` of a device.
+fn taken_bit(slot: u32, device: u32) -> u32 {
+    1_u32
+        .checked_shl(slot.wrapping_sub(first_slot(device)))
+        .unwrap_or(0)
 }
 
 impl Shared {
@@ -102,21 +109,49 @@ impl Shared {
         self.live.as_fd()
     }
 
-    /// The device in a slot, as the kernel numbers it; 0: none.
+    /// The device in a slot, as the kernel numbers it, that the programs find there; 0: none.
     pub(crate) fn device(&self, slot: u32) -> u32 {
-        let devices = self.devices.load(0);
-        let index = usize::try_from(slot).unwrap_or(usize::MAX);
-        devices
-            .and_then(|devices| devices.device.get(index).copied())
-            .unwrap_or(0)
+        let device = self.device_place(slot).map(|place| place.load(Ordering::SeqCst));
+        let found = device.filter(|device| {
+            let taken = self
+                .taken_place(*device)
+                .map(|place| place.load(Ordering::SeqCst));
+            taken.unwrap_or(0) & taken_bit(slot, *device) != 0
+        });
+        found.unwrap_or(0)
     }
 
-    /// Makes the programs look at a slot for a device, or for none.
+    /// Makes the programs look at a slot for a device, or for none. The directory's lock is held.
     pub(crate) fn set_device(&self, slot: u32, device: u32) {
-        let index = usize::try_from(slot).unwrap_or(usize::MAX);
-        if let Some(place) = self.devices.number32(0, index.saturating_mul(4)) {
-            place.store(device, Ordering::SeqCst);
+        let Some(place) = self.device_place(slot) else {
+            return;
+        };
+        let before = place.load(Ordering::SeqCst);
+        if let Some(taken) = self.taken_place(before) {
+            taken.fetch_and(!taken_bit(slot, before), Ordering::SeqCst);
         }
+        place.store(device, Ordering::SeqCst);
+        if let Some(taken) = self.taken_place(device).filter(|_| device != 0) {
+            taken.fetch_or(taken_bit(slot, device), Ordering::SeqCst);
+        }
+    }
+
+    fn device_place(&self, slot: u32) -> Option<&AtomicU32> {
+        let index = usize::try_from(slot).unwrap_or(usize::MAX);
+        self.devices.number32(
+            0,
+            index
+                .saturating_mul(4)
+                .saturating_add(offset_of!(Devices, device)),
+        )
+    }
+
+    fn taken_place(&self, device: u32) -> Option<&AtomicU32> {
+        let index = usize::try_from(first_slot(device)).unwrap_or(usize::MAX);
+        self.devices.number32(
+            0,
+            index.saturating_mul(4).saturating_add(offset_of!(Devices, taken)),
+        )
     }
 
     /// A slot for another watch of a disk.
@@ -144,27 +179,28 @@ impl Shared {
             .map_err(|error| Error::os("read the tracker's counts", error))?;
         let mut sum = Stats::default();
         for value in values {
-            for copy in 0..COPIES {
-                sum.queued[copy] = sum.queued[copy].wrapping_add(value.queued[copy]);
-                sum.completed[copy] = sum.completed[copy].wrapping_add(value.completed[copy]);
-                sum.events[copy] = sum.events[copy].wrapping_add(value.events[copy]);
+            sum.queued = sum.queued.wrapping_add(value.queued);
+            for (sum, value) in sum.completed.iter_mut().zip(value.completed) {
+                *sum = Count {
+                    sectors: sum.sectors.wrapping_add(value.sectors),
+                    events: sum.events.wrapping_add(value.events),
+                };
             }
         }
         Ok(sum)
     }
 
-    /// What each copy saw of all disks, summed over all processors: entered, and found to be watched.
-    pub(crate) fn seen(&self) -> Result<([u64; COPIES], [u64; COPIES])> {
+    /// How many requests that write, of all disks, each copy dealt with, summed over all processors.
+    pub(crate) fn worked(&self) -> Result<[u64; COPIES]> {
         let values = sys::per_processor::<Processor>(self.processors.as_fd(), 0, self.processor_count)
             .map_err(|error| Error::os("read the tracker's counts", error))?;
-        let (mut entered, mut found) = ([0; COPIES], [0; COPIES]);
+        let mut worked = [0_u64; COPIES];
         for value in values {
-            for copy in 0..COPIES {
-                entered[copy] += value.entered[copy];
-                found[copy] += value.found[copy];
+            for (sum, value) in worked.iter_mut().zip(value.worked) {
+                *sum = sum.wrapping_add(value);
             }
         }
-        Ok((entered, found))
+        Ok(worked)
     }
 
     /// Whether what is pinned is still what this process has open.

@@ -165,7 +165,7 @@ fn a_link_a_program_or_a_map_that_was_removed_is_a_reason() {
         tracking.abandon().unwrap();
     }
     let tracking = case.watch.begin().unwrap();
-    for name in ["link-bio_2", "program-queue_0", "stats"] {
+    for name in ["link-bio_2", "program-queue", "stats"] {
         fs::remove_file(case.pin(name)).unwrap();
         assert!(is_changed(&tracking.trust(&mark(1))), "{name}");
         let error = Tracker::find(&case.ground.pins()).unwrap_err();

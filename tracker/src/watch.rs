@@ -11,9 +11,7 @@ use blockio::LockedFile;
 use hostdev::DeviceNumber;
 
 use crate::books::Ledger;
-use crate::layout::{
-    Books, COPY_PLACES, DISK_BIO_BASED, Disk, Evidence, Header, LAYOUT, MAGIC, REASON_BYTES,
-};
+use crate::layout::{Books, Count, DISK_BIO_BASED, Disk, Evidence, Header, LAYOUT, MAGIC, REASON_BYTES};
 use crate::mapping::Mapping;
 use crate::shared::{Shared, kernel_number};
 use crate::target::{SECTOR_BYTES, Target};
@@ -299,7 +297,10 @@ pub(crate) fn status(shared: &Arc<Shared>, maps: WatchMaps) -> Result<WatchStatu
 
 fn described(shared: &Shared, maps: &WatchMaps, header: &Header) -> Result<WatchStatus> {
     let stats = shared.stats(maps.slot)?;
-    let all = |values: [u64; COPY_PLACES]| values.iter().fold(0_u64, |sum, value| sum.wrapping_add(*value));
+    let all = |number: fn(&Count) -> u64| {
+        let numbers = stats.completed.iter().map(number);
+        numbers.fold(0_u64, u64::wrapping_add)
+    };
     Ok(WatchStatus {
         device: unpacked(header.target),
         disk: unpacked(header.disk),
@@ -311,9 +312,9 @@ fn described(shared: &Shared, maps: &WatchMaps, header: &Header) -> Result<Watch
         image: (header.has_image == 1).then_some(ImageMark(header.image)),
         is_under_way: header.under_way == 1,
         distrust: None,
-        queued_sectors: all(stats.queued),
-        completed_sectors: all(stats.completed),
-        events: all(stats.events),
+        queued_sectors: stats.queued,
+        completed_sectors: all(|count| count.sectors),
+        events: all(|count| count.events),
         memory_bytes: header.clusters.div_ceil(64) * 16,
     })
 }

@@ -94,7 +94,7 @@ pub fn view(parts: &Parts) -> TrackerView {
         Ok(Some(status)) => {
             let jobs = devices_of_jobs(&parts.table.lock());
             view.attached = true;
-            view.events = status.entered[0];
+            view.events = status.worked.iter().sum();
             view.disks = status
                 .watches
                 .iter()
