@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use hostdev::{BlockDevice, Counters};
 
-use crate::layout::{Books, COPIES, Stats};
+use crate::layout::{AT_MOST, Books, COPIES, KNOWN, Stats, UNKNOWN};
 use crate::shared::Shared;
 use crate::target::Target;
 use crate::{Distrust, Error, ErrorKind, Result};
@@ -12,6 +12,10 @@ use crate::{Distrust, Error, ErrorKind, Result};
 /// How long a disk that is being written to is observed for a moment without.
 const PATIENCE: Duration = Duration::from_millis(250);
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// How long a write may be on its way to its driver: in a list of its task, or in a queue. The kernel does not count it as
+/// in flight meanwhile.
+pub(crate) const ON_THE_WAY: Duration = Duration::from_millis(50);
 
 /// What was counted at one moment, or during a very short time.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +49,94 @@ impl Sample {
     fn quiet(&self) -> Option<i64> {
         self.standing().filter(|_| self.kernel.in_flight == 0)
     }
+}
+
+/// How long a disk has been seen with nothing in flight and nothing queued.
+#[derive(Debug, Default)]
+struct Rest {
+    begun: Option<(Counted, Instant)>,
+}
+
+impl Rest {
+    /// Whether it was long enough that no write can be on its way.
+    fn see(&mut self, sample: &Sample, now: Instant) -> bool {
+        if sample.quiet().is_none() {
+            self.begun = None;
+            return false;
+        }
+        match self.begun {
+            Some((counted, since)) if counted == sample.after => now.duration_since(since) >= ON_THE_WAY,
+            _ => {
+                self.begun = Some((sample.after, now));
+                false
+            }
+        }
+    }
+}
+
+/// Finds out what the books are from now on.
+///
+/// What is in flight can only add to what is queued and has not completed. So of all moments the lowest is the nearest to
+/// the balance, and the balance itself is only seen at rest.
+#[derive(Debug)]
+struct Opening {
+    before: Option<Books>,
+    ahead: i64,
+    lowest: Option<i64>,
+    rest: Rest,
+    is_known: bool,
+}
+
+impl Opening {
+    fn new(before: Option<Books>) -> Opening {
+        Opening {
+            before: before.filter(|books| books.certainty != UNKNOWN),
+            ahead: i64::MIN,
+            lowest: None,
+            rest: Rest::default(),
+            is_known: false,
+        }
+    }
+
+    /// Whether the balance is known now.
+    fn see(&mut self, sample: &Sample, now: Instant) -> bool {
+        // What the kernel counts meanwhile makes this smaller, never larger.
+        let ahead = difference(sample.before.completed, sample.kernel.sectors);
+        self.ahead = self.ahead.max(ahead);
+        let is_at_rest = self.rest.see(sample, now);
+        if let Some(standing) = sample.quiet() {
+            let was_known = self
+                .before
+                .is_some_and(|books| books.certainty == KNOWN && books.balance == standing);
+            self.is_known = is_at_rest || was_known;
+            self.lowest = Some(match self.is_known {
+                true => standing,
+                false => self.lowest.map_or(standing, |lowest| lowest.min(standing)),
+            });
+        }
+        self.is_known
+    }
+
+    fn books(&self) -> Books {
+        let (certainty, balance) = match (self.before, self.lowest) {
+            (_, Some(lowest)) if self.is_known => (KNOWN, lowest),
+            (Some(before), Some(lowest)) if lowest < before.balance => (AT_MOST, lowest),
+            (Some(before), _) => (before.certainty, before.balance),
+            (None, Some(lowest)) => (AT_MOST, lowest),
+            (None, None) => (UNKNOWN, 0),
+        };
+        Books {
+            certainty,
+            balance,
+            ahead: self.ahead,
+        }
+    }
+}
+
+/// Whether what is queued and has not completed speaks for the books. Less than a balance that may be too high says that
+/// it was; it never says that a write was missed, because what is counted as completed was marked.
+fn holds(books: &Books, standing: i64) -> bool {
+    standing == books.balance || (books.certainty == AT_MOST && standing < books.balance)
 }
 
 /// One disk's books.
@@ -90,26 +182,15 @@ impl<'a> Ledger<'a> {
         })
     }
 
-    /// The books from now on. `before` are older ones: their balance holds where the disk is never quiet.
+    /// The books from now on. `before` are older ones that still hold.
     pub(crate) fn open(&self, before: Option<Books>) -> Result<Books> {
         let end = Instant::now() + PATIENCE;
-        let mut ahead = i64::MIN;
+        let mut opening = Opening::new(before);
         loop {
-            let sample = self.sample()?;
-            // What the kernel counts meanwhile makes this smaller, never larger.
-            ahead = ahead.max(difference(sample.before.completed, sample.kernel.sectors));
-            let quiet = sample.quiet();
-            let known = quiet.or_else(|| {
-                before
-                    .filter(|books| books.is_balanced == 1)
-                    .map(|books| books.balance)
-            });
-            if quiet.is_some() || Instant::now() >= end {
-                return Ok(Books {
-                    is_balanced: u64::from(known.is_some()),
-                    balance: known.unwrap_or(0),
-                    ahead,
-                });
+            let now = Instant::now();
+            let known = opening.see(&self.sample()?, now);
+            if known || now >= end {
+                return Ok(opening.books());
             }
             std::thread::sleep(PAUSE);
         }
@@ -126,7 +207,7 @@ impl<'a> Ledger<'a> {
         if counting == Some(false) && !self.is_bio_based {
             return Err(Distrust::NotCounting);
         }
-        if books.is_balanced == 0 && self.is_bio_based {
+        if books.certainty == UNKNOWN && self.is_bio_based {
             return Err(Distrust::NeverQuiet);
         }
         let end = Instant::now() + PATIENCE;
@@ -134,8 +215,7 @@ impl<'a> Ledger<'a> {
         loop {
             let sample = self.sample().map_err(unreadable)?;
             self.compare(&sample, books)?;
-            let standing = sample.standing().filter(|_| books.is_balanced == 1);
-            if books.is_balanced == 0 || standing == Some(books.balance) {
+            if books.certainty == UNKNOWN || sample.standing().is_some_and(|found| holds(books, found)) {
                 return Ok(());
             }
             wrong = sample.quiet().or(wrong);
@@ -164,10 +244,11 @@ impl<'a> Ledger<'a> {
     /// Waits until every write that is in flight now has completed; whether that was seen.
     pub(crate) fn settle(&self, books: &Books, deadline: Duration) -> Result<bool> {
         let end = Instant::now() + deadline;
+        let mut rest = Rest::default();
         loop {
             let sample = self.sample()?;
-            let balanced = books.is_balanced == 1 && sample.standing() == Some(books.balance);
-            if balanced || (books.is_balanced == 0 && sample.quiet().is_some()) {
+            let balanced = books.certainty == KNOWN && sample.standing() == Some(books.balance);
+            if balanced || rest.see(&sample, Instant::now()) {
                 return Ok(true);
             }
             if Instant::now() >= end {
@@ -193,5 +274,83 @@ fn difference(left: u64, right: u64) -> i64 {
 fn unbalanced(found: i64, expected: i64) -> Distrust {
     Distrust::Unbalanced {
         sectors: found.abs_diff(expected),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So many sectors queued and completed, and writes that the kernel counts as in flight.
+    fn sample(queued: u64, completed: u64, in_flight: u64) -> Sample {
+        let counted = Counted { queued, completed };
+        Sample {
+            before: counted,
+            after: counted,
+            kernel: Kernel {
+                sectors: completed,
+                in_flight,
+            },
+        }
+    }
+
+    /// The books after samples, a millisecond apart.
+    fn opened(before: Option<Books>, samples: impl IntoIterator<Item = Sample>) -> (u64, i64) {
+        let start = Instant::now();
+        let mut opening = Opening::new(before);
+        for (number, sample) in (0..).zip(samples) {
+            if opening.see(&sample, start + PAUSE * number) {
+                break;
+            }
+        }
+        let books = opening.books();
+        (books.certainty, books.balance)
+    }
+
+    fn books(certainty: u64, balance: i64) -> Books {
+        Books {
+            certainty,
+            balance,
+            ahead: 0,
+        }
+    }
+
+    #[test]
+    fn a_write_on_its_way_to_the_driver_is_not_part_of_the_balance() {
+        let busy = [
+            sample(8, 0, 0),
+            sample(16, 8, 1),
+            sample(24, 24, 0),
+            sample(40, 24, 0),
+        ];
+        assert_eq!(opened(None, busy), (AT_MOST, 0));
+        // Never without one: then what is known is too high, and says so.
+        assert_eq!(opened(None, [sample(8, 0, 0), sample(16, 8, 0)]), (AT_MOST, 8));
+        assert_eq!(opened(None, [sample(8, 0, 1)]), (UNKNOWN, 0));
+        let rest = std::iter::repeat_n(sample(24, 8, 0), 60);
+        let busy_first = std::iter::once(sample(8, 0, 0)).chain(rest);
+        assert_eq!(opened(None, busy_first), (KNOWN, 16));
+    }
+
+    #[test]
+    fn what_is_known_of_the_balance_is_kept_while_the_disk_is_busy() {
+        let busy = [sample(16, 8, 0), sample(24, 8, 1)];
+        assert_eq!(opened(Some(books(KNOWN, 0)), busy), (KNOWN, 0));
+        assert_eq!(opened(Some(books(KNOWN, 8)), busy), (KNOWN, 8));
+        assert_eq!(opened(Some(books(AT_MOST, 0)), busy), (AT_MOST, 0));
+        assert_eq!(opened(Some(books(AT_MOST, 16)), busy), (AT_MOST, 8));
+        assert_eq!(opened(Some(books(KNOWN, 16)), busy), (AT_MOST, 8));
+        let changing = (0..60).map(|number| sample(8 * number + 8, 8 * number, 0));
+        assert_eq!(opened(None, changing), (AT_MOST, 8), "this is no rest");
+    }
+
+    #[test]
+    fn a_write_that_never_completed_does_not_hold_whatever_was_known() {
+        for certainty in [AT_MOST, KNOWN] {
+            assert!(holds(&books(certainty, 8), 8));
+            assert!(!holds(&books(certainty, 8), 16));
+        }
+        assert!(holds(&books(AT_MOST, 8), 0));
+        assert!(!holds(&books(KNOWN, 8), 0));
     }
 }

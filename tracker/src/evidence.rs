@@ -253,7 +253,7 @@ mod tests {
         assert_eq!(found(|now| now.start_sector += 1), Err(Distrust::Resized));
         assert_eq!(found(|now| now.disk_sectors += 1), Err(Distrust::Resized));
         assert!(matches!(
-            found(|now| now.programs[8] = 0),
+            found(|now| now.programs[6] = 0),
             Err(Distrust::LinksChanged { .. })
         ));
         assert!(matches!(

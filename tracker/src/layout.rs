@@ -161,8 +161,8 @@ pub(crate) const ERRORS: usize = 7;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Books {
-    /// Whether `balance` is known: the disk was seen with nothing in flight.
-    pub is_balanced: u64,
+    /// What is known of `balance`: [`UNKNOWN`], [`AT_MOST`], [`KNOWN`].
+    pub certainty: u64,
     /// Sectors queued less sectors completed with nothing in flight, as a two's complement.
     pub balance: i64,
     /// Sectors completed, as we count, less those in the kernel's statistics: at least so much, always.
@@ -170,15 +170,30 @@ pub(crate) struct Books {
 }
 plain!(Books, 24);
 
+/// The disk was never seen with nothing in flight.
+pub(crate) const UNKNOWN: u64 = 0;
+/// It was for a moment only, and writes may have been on their way to the driver, which is not seen: the balance may be
+/// lower.
+pub(crate) const AT_MOST: u64 = 1;
+/// It was at rest.
+pub(crate) const KNOWN: u64 = 2;
+
 impl Books {
     /// Before they were opened.
     pub(crate) const fn none() -> Books {
         Books {
-            is_balanced: 0,
+            certainty: UNKNOWN,
             balance: 0,
             ahead: 0,
         }
     }
+}
+
+/// The beginning of a text that fits into so many bytes.
+pub(crate) fn cut(text: &str, bytes: usize) -> &str {
+    let ends = text.char_indices().map(|(start, char)| start + char.len_utf8());
+    let end = ends.take_while(|end| *end <= bytes).last();
+    text.get(..end.unwrap_or(0)).unwrap_or_default()
 }
 
 /// Bytes of text about a failure.

@@ -25,6 +25,7 @@ mod mapping;
 mod pinned;
 mod pins;
 mod programs;
+mod refusal;
 mod shared;
 mod sys;
 mod target;

@@ -46,10 +46,11 @@ pub enum Support {
     },
 }
 
-/// Finds out whether this machine can track, by loading the programs and attaching none.
+/// Finds out whether this machine can track, by loading the programs and attaching none. Leaves nothing behind, but for a
+/// note of programs that the kernel refused.
 pub fn support(directory: &Path) -> Support {
-    let found = Pins::new(directory).create().and_then(|()| programs::load());
-    match found {
+    let pins = Pins::new(directory);
+    match pins.check().and_then(|()| programs::load(&pins)) {
         Ok(_) => Support::Available,
         Err(error) => Support::Unavailable {
             reason: crate::error::chain(&error),
@@ -86,7 +87,10 @@ impl Tracker {
             }
             Err(error) => return Err(error),
         }
-        let mut object = programs::load()?;
+        let mut object = programs::load_locked(&pins).inspect_err(|_| {
+            // Only if it is empty.
+            let _ = fs::remove_dir(pins.directory());
+        })?;
         let installed = programs::install(&mut object, &pins).and_then(|()| Shared::seal(&pins));
         if let Err(error) = installed {
             // What is incomplete would be in the way of a process that looks for a tracker.

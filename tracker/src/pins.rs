@@ -34,6 +34,9 @@ pub(crate) const TRACEPOINTS: [(&str, &str); PROGRAMS] = [
     ("queue", "block_bio_queue"),
 ];
 
+/// What is remembered of programs that the kernel refused; no part of a tracker.
+pub(crate) const REFUSAL: &str = "refusal";
+
 /// How long others are waited for: to load and attach all programs takes a second.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -84,6 +87,11 @@ impl Pins {
         Ok(slots)
     }
 
+    /// Whether anything of a tracker is there.
+    pub(crate) fn is_empty(&self) -> Result<bool> {
+        Ok(self.names()?.iter().all(|name| name == REFUSAL))
+    }
+
     /// Everything in the directory; nothing if there is none.
     pub(crate) fn names(&self) -> Result<Vec<String>> {
         let fail = |error| Error::os(format_args!("list {}", self.directory.display()), error);
@@ -98,18 +106,32 @@ impl Pins {
         Ok(names)
     }
 
+    /// Whether the directory is, or can be made, on a bpffs that can be written to.
+    ///
+    /// # Errors
+    /// `Unsupported`: it is not, and what to do; `Io`.
+    pub(crate) fn check(&self) -> Result<()> {
+        let directory = self.directory.display();
+        let existing = self.directory.ancestors().find(|ancestor| ancestor.is_dir());
+        let existing = existing.unwrap_or(Path::new("/"));
+        let fail = |error| Error::os(format_args!("examine {}", existing.display()), error);
+        if !is_bpffs(existing).map_err(fail)? {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "{directory} is not on a BPF filesystem: mount one with 'mount -t bpf bpf /sys/fs/bpf'"
+                ),
+            ));
+        }
+        sys::check_writable(existing)
+            .map_err(|error| Error::os(format_args!("write to {}", existing.display()), error))
+    }
+
     /// Makes the directory, on a bpffs.
     pub(crate) fn create(&self) -> Result<()> {
-        let directory = self.directory.display();
+        self.check()?;
         fs::create_dir_all(&self.directory)
-            .map_err(|error| Error::os(format_args!("create {directory}"), error))?;
-        if is_bpffs(&self.directory).map_err(|error| Error::os(format_args!("examine {directory}"), error))? {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::Unsupported,
-            format!("{directory} is not on a BPF filesystem: mount one with 'mount -t bpf bpf /sys/fs/bpf'"),
-        ))
+            .map_err(|error| Error::os(format_args!("create {}", self.directory.display()), error))
     }
 
     /// Waits until nobody else begins, ends or looks for watches.

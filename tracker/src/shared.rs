@@ -46,7 +46,7 @@ fn taken_bit(slot: u32, device: u32) -> u32 {
 impl Shared {
     /// Opens what is pinned; `None` if nothing is.
     pub(crate) fn find(pins: &Pins) -> Result<Option<Shared>> {
-        if pins.names()?.is_empty() {
+        if pins.is_empty()? {
             return Ok(None);
         }
         Shared::open(pins).map(Some)

@@ -232,6 +232,16 @@ pub(crate) fn possible_processors() -> io::Result<usize> {
         .ok_or_else(|| io::Error::other(format!("/sys/devices/system/cpu/possible says {text:?}")))
 }
 
+/// Whether this process may write to a directory: its filesystem may be mounted read-only.
+pub(crate) fn check_writable(directory: &Path) -> io::Result<()> {
+    let path = CString::new(directory.as_os_str().as_bytes())?;
+    // SAFETY: access reads the path, which lives.
+    match unsafe { libc::access(path.as_ptr(), libc::W_OK) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Runs of a program that the kernel skipped because it was running on the same processor.
 pub(crate) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
     let path = format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd());

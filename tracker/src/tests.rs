@@ -1,7 +1,7 @@
 //! Every reason not to believe the bits, on real loop devices. What cannot be brought about is planted in the maps.
 
 #[path = "../tests/common/mod.rs"]
-mod common;
+pub(crate) mod common;
 
 use std::fs;
 use std::mem::offset_of;
@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use common::{Disk, Ground, mark};
 
-use crate::layout::{Control, Disk as DiskEntry, Header};
+use crate::layout::{AT_MOST, Control, Disk as DiskEntry, Header, KNOWN};
 use crate::watch::Watch;
 use crate::{Distrust, ErrorKind, Tracker};
 
@@ -118,6 +118,27 @@ fn books_that_do_not_balance_are_not_believed() {
         "nothing is lost since the sync began"
     );
     tracking.abandon().unwrap();
+    case.scan_heals();
+}
+
+#[test]
+fn a_balance_that_a_write_in_flight_made_too_high_is_corrected() {
+    let case = Case::new("tracker-in-flight");
+    let too_high = |certainty: u64| {
+        case.plant(|header| {
+            header.books.balance += 8;
+            header.books.certainty = certainty;
+        });
+    };
+    too_high(AT_MOST);
+    assert_eq!(case.trust(), Ok(()));
+    let tracking = case.watch.begin().unwrap();
+    tracking.commit(&mark(1)).unwrap();
+    let books = case.watch.maps.header().unwrap().books;
+    assert_eq!((books.certainty, books.balance), (KNOWN, 0));
+    // At rest, nothing was in flight.
+    too_high(KNOWN);
+    assert_eq!(case.trust(), Err(Distrust::Unbalanced { sectors: 8 }));
     case.scan_heals();
 }
 

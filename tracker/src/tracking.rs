@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use blockio::LockedFile;
 
-use crate::layout::{Books, Evidence, LAYOUT, REASON_BYTES};
+use crate::layout::{self, Books, Evidence, LAYOUT, REASON_BYTES};
 use crate::watch::Watch;
 use crate::{Bitmap, Distrust, Error, ErrorKind, ImageMark, Result, evidence};
 
@@ -50,7 +50,10 @@ impl Tracking {
         watch.shared.check_current()?;
         let lock = watch.lock()?;
         let header = watch.maps.header()?;
-        let books = watch.ledger()?.open(Some(header.books))?;
+        let ledger = watch.ledger()?;
+        // What does not hold any more is no help; the next sync would fail for it too.
+        let held = ledger.check(&header.books).is_ok().then_some(header.books);
+        let books = ledger.open(held)?;
         let began = watch
             .target
             .again(&watch.shared.root)
@@ -147,13 +150,13 @@ impl Tracking {
     /// `Incomplete` when the header is gone.
     pub fn fail(&self, reason: &str) -> Result<()> {
         let mut header = self.watch.maps.header()?;
-        let mut length = reason.len().clamp(1, REASON_BYTES);
-        while length < reason.len() && !reason.is_char_boundary(length) {
-            length -= 1;
-        }
         header.reason = [0; REASON_BYTES];
-        let text = reason.as_bytes().get(..length).unwrap_or(b"?");
-        header.reason[..text.len()].copy_from_slice(text);
+        // Without any text, it would look as if nothing had failed.
+        let text = match layout::cut(reason, REASON_BYTES) {
+            "" => "?",
+            text => text,
+        };
+        header.reason[..text.len()].copy_from_slice(text.as_bytes());
         header.reason_bytes = u64::try_from(text.len()).unwrap_or(1);
         self.watch.maps.header.store(0, header);
         Ok(())

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use blockio::LockedFile;
 use hostdev::DeviceNumber;
 
-use crate::books::Ledger;
+use crate::books::{Ledger, ON_THE_WAY};
 use crate::layout::{Books, Count, DISK_BIO_BASED, Disk, Evidence, Header, LAYOUT, MAGIC, REASON_BYTES};
 use crate::mapping::Mapping;
 use crate::shared::{Shared, kernel_number};
@@ -29,9 +29,6 @@ pub(crate) struct WatchMaps {
 
 /// How long another user of a watch is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// How long a bio may be on its way to its driver, which counts it as in flight.
-const ON_THE_WAY: Duration = Duration::from_millis(50);
 
 const NAMES: [&str; 3] = ["live", "pending", "header"];
 

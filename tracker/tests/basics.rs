@@ -17,6 +17,23 @@ fn this_machine_can_track() {
         Tracker::find(&ground.pins()).unwrap().is_none(),
         "nothing is left attached"
     );
+    assert!(!ground.pins().exists(), "nothing is left at all");
+}
+
+#[test]
+fn a_directory_elsewhere_than_on_a_bpffs_is_named_and_not_made() {
+    let ground = Ground::new("tracker-elsewhere");
+    let directory = ground.scratch.join("smc");
+    let Support::Unavailable { reason } = support(&directory) else {
+        panic!("this is no place for pins");
+    };
+    let named = format!(
+        "{} is not on a BPF filesystem: mount one with ",
+        directory.display()
+    );
+    assert!(reason.starts_with(&named), "{reason}");
+    assert!(Tracker::start(&directory).is_err());
+    assert!(!directory.exists());
 }
 
 #[test]
