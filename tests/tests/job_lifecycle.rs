@@ -2,10 +2,12 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use smc_tests::crash::{Kind, StoreFs};
 use smc_tests::lifecycle::Lifecycle;
 use smc_tests::service::Service;
 use smc_tests::{code, program, stderr};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use testkit::guard::{ScratchDir, SilentMount};
@@ -279,7 +281,6 @@ fn a_cancel_in_the_middle_leaves_nothing_but_images() -> Result<()> {
 
 #[test]
 fn a_full_store_is_in_error_until_there_is_room() -> Result<()> {
-    use smc_tests::crash::{Kind, StoreFs};
     // The daemon goes first, then the filesystem that its store lies on.
     let dir = ScratchDir::new("lifecycle-full-store")?;
     let filesystem = StoreFs::new(&dir, Kind::Ext4, 96 * MIB)?;
@@ -318,6 +319,96 @@ fn a_full_store_is_in_error_until_there_is_room() -> Result<()> {
     assert_eq!(
         job["last_run"]["resumed"], true,
         "what was stored is not stored again: {job:#}"
+    );
+    drop(service);
+    Ok(())
+}
+
+/// A daemon whose state lies on a small filesystem of its own.
+fn with_small_state(name: &str, filesystem: &StoreFs) -> Result<Service> {
+    let mut service = Service::new(name)?;
+    service.terminate()?;
+    let state = service.dir.join("state");
+    fs::remove_dir_all(&state)?;
+    let small = filesystem.path().join("state");
+    fs::create_dir(&small)?;
+    std::os::unix::fs::symlink(small, state)?;
+    service.start()?;
+    Ok(service)
+}
+
+#[test]
+fn a_full_state_directory_ends_no_running_sync_and_loses_nothing() -> Result<()> {
+    // The daemon goes first, then the filesystem that its state lies on.
+    let dir = ScratchDir::new("lifecycle-full-state-fs")?;
+    let filesystem = StoreFs::new(&dir, Kind::Ext4, 16 * MIB)?;
+    let mut service = with_small_state("lifecycle-full-state", &filesystem)?;
+    // Its post hook waits for the file: the sync is between its image and the record of it.
+    let (hook, file) = (service.dir.join("hooks.d/wait"), service.dir.join("go"));
+    let script = format!(
+        "#!/bin/sh\n[ $1 = pre ] || while [ ! -e {} ]; do sleep 0.02; done\n",
+        file.display()
+    );
+    fs::write(&hook, script)?;
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))?;
+    let disk = service.disk("source", 4 * MIB)?;
+    let device = format!("vda={}", disk.path().display());
+    let create = [
+        "job",
+        "create",
+        "web01",
+        "--disk",
+        &device,
+        "--interval",
+        "6h",
+        "--max-images",
+        "3",
+    ];
+    service.ask(&[&create[..], &["--start"]].concat())?;
+    service.wait_for("web01", "its post hook", |job| {
+        job["progress"]["phase"] == "Cleaning"
+    })?;
+
+    let filler = filesystem.fill(0)?;
+    let refusal = service.refused(1, &["job", "modify", "web01", "--bandwidth-limit", "1MiB"])?;
+    let state = service.dir.join("state").display().to_string();
+    ensure!(
+        refusal.contains(&format!(
+            "there is no space left for the state in {state}: free space"
+        )),
+        "{refusal}"
+    );
+    fs::write(&file, "")?;
+    let job = service.wait_status("web01", "Waiting")?;
+    assert_eq!(images(&job), ["web01/1"]);
+    ensure!(
+        job["warnings"]
+            .to_string()
+            .contains("no space left for the state"),
+        "{job:#}"
+    );
+    ensure!(
+        service.ask(&["status"])?.contains("no space left for the state"),
+        "status says nothing"
+    );
+    let refusal = service.refused(1, &["job", "sync", "web01"])?;
+    ensure!(refusal.contains("no space left for the state"), "{refusal}");
+
+    fs::remove_file(filler)?;
+    // The scheduler tries again a minute later.
+    service.pass(60)?;
+    service.wait_for("web01", "no warning", |job| {
+        job["warnings"].as_array().is_some_and(Vec::is_empty)
+    })?;
+    service.kill()?;
+    service.start()?;
+    let runs = service.runs("web01")?;
+    assert_eq!(runs.len(), 1, "{runs:?}");
+    assert_eq!(runs[0]["outcome"], "succeeded");
+    service.ask(&["job", "sync", "web01", "--wait"])?;
+    assert_eq!(
+        images(&service.wait_status("web01", "Waiting")?),
+        ["web01/1", "web01/2"]
     );
     drop(service);
     Ok(())

@@ -65,13 +65,24 @@ pub fn run_post_hooks(parts: &Parts, job: &JobRecord, env: &HookEnv) -> Option<S
     };
     let done = hooks::run(Stage::Post, &parts.config.hooks_dir, job, env, &ends);
     if !cut_short.get() {
-        let paid = parts.table.update(&job.name, |job| {
-            job.hooks_owed = job.hooks_owed.filter(|owed| *owed != env.run);
-            Ok(None)
-        });
-        if let Err(error) = paid {
-            tracing::error!(job = job.name, "its post hooks will run again: {error}");
-        }
+        pay(parts, &job.name, env.run);
     }
     done.err().map(|error| format!("{error:#}"))
+}
+
+/// The job owes the post hooks of a run no longer.
+fn pay(parts: &Parts, name: &str, run: u64) {
+    let paid = |job: &mut JobRecord| job.hooks_owed = job.hooks_owed.filter(|owed| *owed != run);
+    let mut table = parts.table.lock();
+    let saved = table.update(name, |job| {
+        paid(job);
+        Ok(None)
+    });
+    if let Err(error) = saved {
+        tracing::error!(
+            job = name,
+            "its post hooks will run again if smcd ends before this is saved: {error}"
+        );
+        table.update_unsaved(name, None, paid);
+    }
 }

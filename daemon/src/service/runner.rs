@@ -431,10 +431,7 @@ impl Runner {
         if let Err(error) = saved {
             // The disk that holds the state is in trouble.
             tracing::error!(job = name, "{error}");
-            table.update_unsaved(name, |job| {
-                self.leave(job, &run, &ended, &now);
-                job.warnings.push(error.to_string());
-            });
+            table.update_unsaved(name, Some(run.clone()), |job| self.leave(job, &run, &ended, &now));
         }
         self.parts.live.end(name);
         drop(table);

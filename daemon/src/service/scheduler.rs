@@ -70,6 +70,9 @@ impl Scheduler {
         }
         if self.retry.as_ref().is_none_or(|retry| retry.is_due(&now)) {
             self.retry = Some(Deadline::after(&now, RETRY));
+            if let Err(error) = parts.table.lock().write_again() {
+                tracing::warn!("{error:#}");
+            }
             jobs.iter().for_each(|job| retry(parts, job));
             images::refresh_images(parts);
             looking::look_for_jobs(parts);

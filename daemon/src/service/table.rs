@@ -32,6 +32,10 @@ struct Inner {
     warnings: Vec<String>,
     /// What the last search for lost jobs in stores found in the way.
     search_warnings: Vec<String>,
+    /// Why the state could not be written when that was last tried.
+    write_error: Option<String>,
+    /// Jobs that changed while it could not, and the runs that ended then: they are saved with the next change of their jobs.
+    unsaved: BTreeMap<String, Vec<RunView>>,
 }
 
 /// The table while its mutex is held.
@@ -55,6 +59,8 @@ impl JobTable {
                 closing: None,
                 warnings,
                 search_warnings: Vec::new(),
+                write_error: None,
+                unsaved: BTreeMap::new(),
             }),
             events: Events::default(),
         }
@@ -150,12 +156,50 @@ impl Locked<'_> {
     }
 
     fn save(&mut self, job: JobRecord, run: Option<&RunView>) -> Refused<()> {
-        let saved = self.inner.state.save(&job, run);
-        saved
+        let inner = &mut *self.inner;
+        let unsaved = inner.unsaved.get(&job.name).into_iter().flatten();
+        let saved = inner.state.save(&job, unsaved.chain(run));
+        self.note_write(saved)
             .with_context(|| format!("save job {}", job.name))
             .map_err(|error| Refusal::failed(&error))?;
+        self.inner.unsaved.remove(&job.name);
         self.show(job);
         Ok(())
+    }
+
+    /// Remembers whether the state can be written: users are told while it cannot.
+    fn note_write(&mut self, written: anyhow::Result<()>) -> anyhow::Result<()> {
+        self.inner.write_error = written.as_ref().err().map(|error| format!("{error:#}"));
+        written
+    }
+
+    /// Tries again, if the state could not be written, and saves what waits for that.
+    ///
+    /// # Errors
+    /// When it still cannot be written.
+    pub fn write_again(&mut self) -> anyhow::Result<()> {
+        if self.inner.write_error.is_none() {
+            return Ok(());
+        }
+        let written = self.inner.state.try_write();
+        self.note_write(written)?;
+        tracing::info!("the state can be written again");
+        let names = self.inner.unsaved.keys();
+        let jobs = names.filter_map(|name| self.inner.jobs.get(name).cloned());
+        let jobs: Vec<JobRecord> = jobs.collect();
+        for job in jobs {
+            self.save(job, None)?;
+        }
+        Ok(())
+    }
+
+    /// What users should know of a state that cannot be written.
+    pub fn write_warning(&self) -> Option<String> {
+        let error = self.inner.write_error.as_ref()?;
+        Some(format!(
+            "no sync starts and no change is accepted, because the state cannot be written: {error}. smcd tries again every \
+             minute"
+        ))
     }
 
     fn show(&mut self, job: JobRecord) {
@@ -164,11 +208,13 @@ impl Locked<'_> {
         self.events.send(&event);
     }
 
-    /// Changes a job in memory alone, when a run has ended and the state cannot be written: when the daemon starts again,
-    /// it finds the run going on and looks whether its image is there.
-    pub fn update_unsaved(&mut self, name: &str, change: impl FnOnce(&mut JobRecord)) {
+    /// Changes a job in memory alone, when something has ended and the state cannot be written. The change, and the run that
+    /// has ended, are saved with the job's next change. A daemon that starts before that finds the run going on, looks whether
+    /// its image is there, and runs the post hooks.
+    pub fn update_unsaved(&mut self, name: &str, run: Option<RunView>, change: impl FnOnce(&mut JobRecord)) {
         if let Some(mut job) = self.inner.jobs.get(name).cloned() {
             change(&mut job);
+            self.inner.unsaved.entry(name.to_owned()).or_default().extend(run);
             self.show(job);
         }
     }
@@ -179,11 +225,12 @@ impl Locked<'_> {
     /// When that cannot be saved.
     pub fn remove(&mut self, name: &str) -> Refused<()> {
         let removed = self.inner.state.remove(name);
-        removed
+        self.note_write(removed)
             .with_context(|| format!("delete job {name}"))
             .map_err(|error| Refusal::failed(&error))?;
         self.inner.jobs.remove(name);
         self.inner.unreadable.remove(name);
+        self.inner.unsaved.remove(name);
         self.events.send(&Event::Removed(name.to_owned()));
         Ok(())
     }
@@ -229,7 +276,14 @@ impl Locked<'_> {
     /// What the user should know of the daemon itself.
     pub fn warnings(&self) -> Vec<String> {
         let unreadable: Vec<String> = self.inner.unreadable.values().map(Unreadable::warning).collect();
-        [&self.inner.warnings[..], &self.inner.search_warnings, &unreadable].concat()
+        let write: Vec<String> = self.write_warning().into_iter().collect();
+        [
+            &self.inner.warnings[..],
+            &self.inner.search_warnings,
+            &unreadable,
+            &write,
+        ]
+        .concat()
     }
 
     /// Adds to what the user should know until the daemon starts again.
@@ -305,6 +359,7 @@ mod tests {
     use crate::clock::{Clock, HandClock};
     use crate::config::Config;
     use crate::job::{ResolvedInput, new_record};
+    use crate::service::live::run_begun;
     use std::time::Duration;
 
     fn table(dir: &Path) -> JobTable {
@@ -340,6 +395,40 @@ mod tests {
         assert_eq!(refusal.unwrap_err().kind, api::ErrorKind::Failed);
         assert_eq!(table.job("web01").unwrap().description, "");
         assert_eq!(listener.wait(Duration::ZERO), []);
+    }
+
+    #[test]
+    fn a_run_that_ended_while_nothing_could_be_written_is_saved_when_it_can_be_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = table(dir.path());
+        let database = rusqlite::Connection::open(dir.path().join("state.db")).unwrap();
+        let rename = |from: &str, to: &str| {
+            database
+                .execute_batch(&format!("ALTER TABLE {from} RENAME TO {to}"))
+                .unwrap();
+        };
+        rename("runs", "away");
+        let run = run_begun(1, api::RunType::Manual, jiff::Timestamp::UNIX_EPOCH);
+        let change = |job: &mut JobRecord| job.runs = 1;
+        let refused = table.update("web01", |job| {
+            change(job);
+            Ok(Some(run.clone()))
+        });
+        assert!(refused.is_err());
+        let mut locked = table.lock();
+        locked.update_unsaved("web01", Some(run.clone()), change);
+        assert_eq!(locked.job("web01").unwrap().runs, 1);
+        let warnings = locked.warnings().join(" ");
+        assert!(warnings.contains("the state cannot be written"), "{warnings}");
+        assert!(locked.write_again().is_err());
+
+        rename("away", "runs");
+        locked.write_again().unwrap();
+        assert_eq!(locked.warnings(), Vec::<String>::new());
+        assert_eq!(locked.runs("web01", 10).unwrap().readable, [run]);
+        drop(locked);
+        let (state, _) = State::open(dir.path()).unwrap();
+        assert_eq!(state.jobs().unwrap().readable[0].runs, 1);
     }
 
     #[test]

@@ -58,16 +58,22 @@ pub fn show(parts: &Parts, name: &str) -> Refused<JobView> {
 
 /// A job as far as the daemon knows it itself: no store is asked. A job whose record cannot be read has only a view.
 fn known(parts: &Parts, name: &str) -> Refused<(JobView, Option<JobRecord>)> {
-    let (job, runs, live) = {
+    let (job, runs, live, write_warning) = {
         let table = parts.table.lock();
         if let Some(job) = table.unreadable().get(name) {
             return Ok((unreadable_view(job), None));
         }
         let job = table.job(name)?.clone();
-        (job, newest_runs(&table, name, RUNS_SEEN), parts.live.get(name))
+        (
+            job,
+            newest_runs(&table, name, RUNS_SEEN),
+            parts.live.get(name),
+            table.write_warning(),
+        )
     };
     let now = parts.now();
     let mut view = view(&job, &runs.readable, &now);
+    view.warnings.extend(write_warning);
     view.warnings
         .extend(runs.unreadable.iter().map(|(number, reason)| {
             format!("the record of run {number} cannot be read and is left as it is: {reason}")

@@ -4,10 +4,10 @@ use super::NoteKey;
 use super::rebuild::FoundJob;
 use super::records::{Checked, StoredJob, StoredNote, StoredRun, Unreadable, parse};
 use crate::job::JobRecord;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use api::RunView;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, params};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::fs;
@@ -80,6 +80,8 @@ const RUNS_KEPT: u64 = 9000;
 #[derive(Debug)]
 pub struct State {
     connection: Connection,
+    /// The directory of the database.
+    dir: PathBuf,
     key: NoteKey,
     has_new_key: bool,
 }
@@ -126,6 +128,7 @@ impl State {
             let connection = Self::try_open(&path)?;
             Ok(Self {
                 connection,
+                dir: dir.to_owned(),
                 key: key.clone(),
                 has_new_key,
             })
@@ -196,18 +199,48 @@ impl State {
         Ok(jobs)
     }
 
-    /// Keeps a job as it is now, and a run of it with it: both or neither.
+    /// Keeps a job as it is now, and runs of it with it: all or nothing.
     ///
     /// # Errors
     /// When it cannot be written: then nothing has changed.
-    pub fn save(&mut self, job: &JobRecord, run: Option<&RunView>) -> Result<()> {
+    pub fn save<'a>(&mut self, job: &JobRecord, runs: impl IntoIterator<Item = &'a RunView>) -> Result<()> {
+        let saved = self.in_transaction(|transaction| {
+            put_job(transaction, job)?;
+            let mut runs = runs.into_iter();
+            runs.try_for_each(|run| put_run(transaction, &job.name, run))
+        });
+        self.explain(saved)
+    }
+
+    /// Writes something that changes nothing.
+    ///
+    /// # Errors
+    /// When nothing can be written.
+    pub fn try_write(&mut self) -> Result<()> {
+        let written = self.in_transaction(|transaction| {
+            transaction.execute("UPDATE host SET id = id", [])?;
+            Ok(())
+        });
+        self.explain(written)
+    }
+
+    fn in_transaction(&mut self, work: impl FnOnce(&Transaction<'_>) -> Result<()>) -> Result<()> {
         let transaction = self.connection.transaction()?;
-        put_job(&transaction, job)?;
-        if let Some(run) = run {
-            put_run(&transaction, &job.name, run)?;
-        }
-        transaction.commit()?;
-        Ok(())
+        work(&transaction)?;
+        Ok(transaction.commit()?)
+    }
+
+    /// Adds to an error of a write where that was, and what helps.
+    fn explain(&self, written: Result<()>) -> Result<()> {
+        written.map_err(|error| {
+            let dir = self.dir.display();
+            match code_of(&error) {
+                Some(ErrorCode::DiskFull) => {
+                    anyhow!("there is no space left for the state in {dir}: free space on its filesystem")
+                }
+                _ => error.context(format!("write the state in {dir}")),
+            }
+        })
     }
 
     /// Forgets a job and its runs.
@@ -215,9 +248,11 @@ impl State {
     /// # Errors
     /// When that cannot be written: then nothing has changed.
     pub fn remove(&mut self, name: &str) -> Result<()> {
-        self.connection
-            .execute("DELETE FROM jobs WHERE name = ?1", [name])?;
-        Ok(())
+        let removed = self.in_transaction(|transaction| {
+            transaction.execute("DELETE FROM jobs WHERE name = ?1", [name])?;
+            Ok(())
+        });
+        self.explain(removed)
     }
 
     /// Fills a state that is new, or was, with what stores knew: all of it or nothing. `unseen` are stores that are to be
@@ -551,13 +586,15 @@ impl std::fmt::Display for Damage {
 impl std::error::Error for Damage {}
 
 fn is_damage(error: &anyhow::Error) -> bool {
-    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
-    error.chain().any(|cause| {
-        let code = cause
-            .downcast_ref::<rusqlite::Error>()
-            .and_then(rusqlite::Error::sqlite_error_code);
-        cause.is::<Damage>() || matches!(code, Some(DatabaseCorrupt | NotADatabase))
-    })
+    let code = code_of(error);
+    error.chain().any(|cause| cause.is::<Damage>())
+        || matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+/// SQLite's code of an error, if it is one of SQLite's.
+fn code_of(error: &anyhow::Error) -> Option<ErrorCode> {
+    let mut causes = error.chain();
+    causes.find_map(|cause| cause.downcast_ref::<rusqlite::Error>()?.sqlite_error_code())
 }
 
 /// Moves a damaged file out of the way, under a name that nothing has.
