@@ -13,6 +13,7 @@
 //! served is started without being changed. Nothing here knows images or the NBD server.
 
 mod accelerator;
+mod bus;
 mod console;
 pub mod diagnosis;
 mod error;
@@ -27,12 +28,13 @@ mod sector;
 mod transcript;
 
 pub use accelerator::Accelerator;
+pub use bus::Bus;
 pub use diagnosis::{Diagnosis, Findings, Problem};
 pub use error::{Error, ErrorKind, Result};
 pub use firmware::Ovmf;
 pub use guest::{Follow, Guest, Next, Run};
-pub use machine::{Bus, Disk, Machine, QEMU, nbd_uri};
-pub use pc::{DiskBus, Firmware, Forward, Network, Pc, PcDisk, Source};
+pub use machine::{Disk, Machine, QEMU, nbd_uri};
+pub use pc::{Firmware, Forward, Network, Pc, PcDisk, Source};
 pub use probe::Probe;
 pub use running::{Running, Said};
 pub use transcript::Transcript;

@@ -7,6 +7,7 @@ use std::process::Command;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 
 use crate::accelerator::Accelerator;
+use crate::bus::{Attached, Bus};
 
 /// The program that runs guests.
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -26,20 +27,9 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 #[derive(Debug)]
 pub struct Machine {
     command: Command,
-    has_scsi: bool,
-}
-
-/// What a disk is attached to, which decides what the guest's kernel does with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bus {
-    /// `vda` and so on.
-    VirtioBlk,
-    /// `sda` and so on.
-    VirtioScsi,
-    /// A namespace of an NVMe controller of its own.
-    Nvme,
-    /// A namespace that two controllers of one NVMe subsystem share: the kernel puts a disk over both paths to it.
-    NvmeMultipath,
+    disks: usize,
+    /// Those whose controller it has.
+    buses: Vec<Bus>,
 }
 
 /// A disk.
@@ -65,7 +55,8 @@ impl Machine {
         command.args(accelerator.arguments());
         Self {
             command,
-            has_scsi: false,
+            disks: 0,
+            buses: Vec::new(),
         }
     }
 
@@ -79,37 +70,28 @@ impl Machine {
     pub fn disk(&mut self, disk: &Disk<'_>) -> &mut Self {
         match disk.serial {
             None => self.option("-drive", &(drive(disk) + ",if=virtio")),
-            Some(serial) => self.disk_on(Bus::VirtioBlk, disk, serial),
+            Some(serial) => self.disk_on(Bus::Virtio, disk, serial),
         }
     }
 
     /// Adds a disk with this serial number to this bus. What the guest discards reads as zeros afterwards.
     pub fn disk_on(&mut self, bus: Bus, disk: &Disk<'_>, serial: &str) -> &mut Self {
         self.option("-drive", &format!("{},if=none,id={serial}", drive(disk)));
-        match bus {
-            Bus::VirtioBlk => self.device(&format!("virtio-blk-pci,drive={serial},serial={serial}")),
-            Bus::VirtioScsi => {
-                if !self.has_scsi {
-                    self.device("virtio-scsi-pci,id=scsi");
-                    self.has_scsi = true;
-                }
-                self.device(&format!("scsi-hd,bus=scsi.0,drive={serial},serial={serial}"))
-            }
-            Bus::Nvme => self.device(&format!("nvme,drive={serial},serial={serial}")),
-            Bus::NvmeMultipath => {
-                self.device(&format!("nvme-subsys,id={serial}-subsystem,nqn={serial}"));
-                for path in ["a", "b"] {
-                    self.device(&format!(
-                        "nvme,serial={serial},id={serial}-{path},subsys={serial}-subsystem"
-                    ));
-                }
-                self.device(&format!("nvme-ns,drive={serial},bus={serial}-a,nsid=1,shared=on"))
-            }
+        if let Some(controller) = bus.controller().filter(|_| !self.buses.contains(&bus)) {
+            self.option("-device", controller);
         }
-    }
-
-    fn device(&mut self, device: &str) -> &mut Self {
-        self.option("-device", device)
+        self.buses.push(bus);
+        let attached = Attached {
+            drive: serial,
+            index: self.disks,
+            serial,
+            more: "",
+        };
+        self.disks += 1;
+        for device in bus.devices(&attached) {
+            self.option("-device", &device);
+        }
+        self
     }
 
     fn option(&mut self, name: &str, value: &str) -> &mut Self {
@@ -220,8 +202,8 @@ mod tests {
             snapshot: false,
             serial: None,
         };
-        machine.disk_on(Bus::VirtioScsi, &disk, "one");
-        machine.disk_on(Bus::VirtioScsi, &disk, "two");
+        machine.disk_on(Bus::Scsi, &disk, "one");
+        machine.disk_on(Bus::Scsi, &disk, "two");
         machine.disk_on(Bus::NvmeMultipath, &disk, "three");
         let line = arguments(&machine).join(" ");
         assert_eq!(line.matches("virtio-scsi-pci").count(), 1, "{line}");

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::accelerator::Accelerator;
+use crate::bus::{Attached, Bus};
 use crate::error::Result;
 use crate::firmware::Ovmf;
 use crate::machine::QEMU;
@@ -33,7 +34,7 @@ pub struct Pc {
     /// What starts first.
     pub firmware: Firmware,
     /// How all of its disks are attached.
-    pub bus: DiskBus,
+    pub bus: Bus,
     /// Its disks. The firmware tries them in this order.
     pub disks: Vec<PcDisk>,
     /// What it reaches.
@@ -49,21 +50,6 @@ pub enum Firmware {
     Bios,
     /// UEFI with a variable store in which nothing is set.
     Uefi(Ovmf),
-}
-
-/// How disks are attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DiskBus {
-    /// virtio-blk: `/dev/vda`.
-    Virtio,
-    /// virtio-scsi: `/dev/sda`.
-    Scsi,
-    /// AHCI: `/dev/sda`.
-    Sata,
-    /// NVMe: `/dev/nvme0n1`.
-    Nvme,
-    /// The IDE controller of an old PC: `/dev/sda`.
-    Ide,
 }
 
 /// A disk of the machine.
@@ -107,48 +93,6 @@ pub struct Forward {
     pub host: u16,
     /// The port of the guest.
     pub guest: u16,
-}
-
-impl DiskBus {
-    /// How many disks a machine takes on it.
-    pub fn disks_max(self) -> usize {
-        match self {
-            Self::Virtio | Self::Nvme => 24,
-            Self::Scsi => 200,
-            Self::Sata => 6,
-            Self::Ide => 4,
-        }
-    }
-
-    /// Whether its disks can have logical blocks of more than 512 bytes.
-    pub fn has_large_blocks(self) -> bool {
-        !matches!(self, Self::Sata | Self::Ide)
-    }
-
-    /// The options of the device number `index`.
-    fn device(self, index: usize, serial: &str, block_bytes: u32) -> String {
-        let blocks = format!("logical_block_size={block_bytes},physical_block_size={block_bytes}");
-        let name = format!("drive=disk{index},bootindex={index},serial={serial}");
-        match self {
-            Self::Virtio => format!("virtio-blk-pci,{name},{blocks}"),
-            Self::Scsi => format!("scsi-hd,bus=scsi.0,scsi-id={index},{name},{blocks}"),
-            Self::Nvme => format!("nvme,{name},{blocks}"),
-            Self::Sata => format!("ide-hd,bus=ide.{index},{name}"),
-            Self::Ide => format!("ide-hd,bus=ide.{},unit={},{name}", index / 2, index % 2),
-        }
-    }
-}
-
-impl fmt::Display for DiskBus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Virtio => "virtio",
-            Self::Scsi => "scsi",
-            Self::Sata => "sata",
-            Self::Nvme => "nvme",
-            Self::Ide => "ide",
-        })
-    }
 }
 
 impl fmt::Display for Firmware {
@@ -201,8 +145,8 @@ impl Pc {
         if let Some(socket) = &self.vnc {
             prepared.option("-vnc", format!("unix:{}", escaped(socket)));
         }
-        if self.bus == DiskBus::Scsi {
-            prepared.option("-device", "virtio-scsi-pci,id=scsi");
+        if let Some(controller) = self.bus.controller() {
+            prepared.option("-device", controller);
         }
         for (index, disk) in self.disks.into_iter().enumerate() {
             add_disk(&mut prepared, self.bus, index, disk);
@@ -211,7 +155,7 @@ impl Pc {
     }
 
     fn add_base(&self, prepared: &mut Prepared) {
-        let machine = if self.bus == DiskBus::Ide { "pc" } else { "q35" };
+        let machine = if self.bus == Bus::Ide { "pc" } else { "q35" };
         // Without graphics the BIOS, and what writes through it, writes to the serial line too. The screen stays.
         let flash = match self.firmware {
             Firmware::Bios => "",
@@ -273,7 +217,7 @@ fn add_uefi(prepared: &mut Prepared, ovmf: &Ovmf) -> Result<()> {
     Ok(())
 }
 
-fn add_disk(prepared: &mut Prepared, bus: DiskBus, index: usize, disk: PcDisk) {
+fn add_disk(prepared: &mut Prepared, bus: Bus, index: usize, disk: PcDisk) {
     let node = format!("node-name=disk{index}");
     match disk.source {
         Source::Nbd { connection, export } => {
@@ -294,8 +238,21 @@ fn add_disk(prepared: &mut Prepared, bus: DiskBus, index: usize, disk: PcDisk) {
             prepared.option("-blockdev", format!("driver=raw,{node},{file}"));
         }
     }
-    let serial = serial(&disk.serial);
-    prepared.option("-device", bus.device(index, &serial, disk.block_bytes));
+    let mut more = format!(",bootindex={index}");
+    if bus.has_large_blocks() {
+        let bytes = disk.block_bytes;
+        // Writing to a text cannot fail.
+        let _ = write!(more, ",logical_block_size={bytes},physical_block_size={bytes}");
+    }
+    let attached = Attached {
+        drive: &format!("disk{index}"),
+        index,
+        serial: &serial(&disk.serial),
+        more: &more,
+    };
+    for device in bus.devices(&attached) {
+        prepared.option("-device", device);
+    }
 }
 
 /// What of a text a serial number can have.
@@ -314,7 +271,7 @@ mod tests {
     use super::*;
     use crate::firmware::memory_file;
 
-    fn line(bus: DiskBus, firmware: Firmware, disks: &[&str]) -> String {
+    fn line(bus: Bus, firmware: Firmware, disks: &[&str]) -> String {
         let disk = |serial: &&str| PcDisk {
             source: Source::Nbd {
                 connection: UnixStream::pair().unwrap().0,
@@ -346,12 +303,12 @@ mod tests {
 
     #[test]
     fn disks_keep_their_order_and_their_names() {
-        let line = line(DiskBus::Virtio, Firmware::Bios, &["vda", "data,readonly=on"]);
+        let line = line(Bus::Virtio, Firmware::Bios, &["vda", "data,readonly=on"]);
         assert!(
-            line.contains("virtio-blk-pci,drive=disk0,bootindex=0,serial=vda,"),
+            line.contains("virtio-blk-pci,drive=disk0,serial=vda,bootindex=0,"),
             "{line}"
         );
-        assert!(line.contains("drive=disk1,bootindex=1,serial=datareadonlyon,"));
+        assert!(line.contains("drive=disk1,serial=datareadonlyon,bootindex=1,"));
         assert!(line.contains(",export=data,,readonly=on"), "{line}");
         assert!(line.contains("-vnc unix:/run/a,,b"));
         assert!(!line.contains("netdev") && !line.contains("pflash"));
@@ -359,7 +316,7 @@ mod tests {
 
     #[test]
     fn an_old_pc_has_two_disks_on_each_channel() {
-        let line = line(DiskBus::Ide, Firmware::Bios, &["a", "b", "c"]);
+        let line = line(Bus::Ide, Firmware::Bios, &["a", "b", "c"]);
         assert!(line.contains("-machine pc,"));
         assert!(line.contains("bus=ide.0,unit=1,drive=disk1"), "{line}");
         assert!(line.contains("bus=ide.1,unit=0,drive=disk2"), "{line}");

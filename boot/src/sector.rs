@@ -6,9 +6,10 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use crate::accelerator::Accelerator;
+use crate::bus::Bus;
 use crate::error::{Error, ErrorKind, Result};
 use crate::firmware::memory_file;
-use crate::pc::{DiskBus, Firmware, Network, Pc, PcDisk, Source};
+use crate::pc::{Firmware, Network, Pc, PcDisk, Source};
 use crate::probe::opens_kvm;
 use crate::running::{Running, Said};
 
@@ -61,7 +62,7 @@ fn sector_runs(accelerator: Accelerator, is_canceled: &dyn Fn() -> bool) -> Resu
         memory_mib: MEMORY_MIB,
         cpus: 1,
         firmware: Firmware::Bios,
-        bus: DiskBus::Virtio,
+        bus: Bus::Virtio,
         disks: vec![PcDisk {
             source: Source::File(sector_disk()?),
             serial: "probe".to_owned(),

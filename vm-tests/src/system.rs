@@ -94,8 +94,8 @@ impl System {
             parameters: String::new(),
             disks: Vec::new(),
         };
-        system.add(&root, "qcow2", Bus::VirtioBlk, Some("root"));
-        system.add(&payload_disk, "raw", Bus::VirtioBlk, Some("payload"));
+        system.add(&root, "qcow2", Bus::Virtio, Some("root"));
+        system.add(&payload_disk, "raw", Bus::Virtio, Some("payload"));
         Ok(system)
     }
 
@@ -111,7 +111,7 @@ impl System {
 
     /// Gives it one more disk, which the guest finds as `/dev/disk/by-id/virtio-SERIAL`.
     pub fn attach(&mut self, file: &Path, serial: &str) {
-        self.attach_to(Bus::VirtioBlk, file, serial);
+        self.attach_to(Bus::Virtio, file, serial);
     }
 
     /// Gives it one more disk on this bus, which the guest finds by its serial number.
@@ -121,7 +121,7 @@ impl System {
 
     /// Gives it one more virtio disk that has no serial number. The guest finds it by its place behind the others.
     pub fn attach_without_serial(&mut self, file: &Path) {
-        self.add(file, "raw", Bus::VirtioBlk, None);
+        self.add(file, "raw", Bus::Virtio, None);
     }
 
     fn add(&mut self, file: &Path, format: &'static str, bus: Bus, serial: Option<&str>) {

@@ -1,6 +1,6 @@
 //! The table: what a line of a console says.
 
-use super::Problem::{self, *};
+use super::problem::Problem::{self, *};
 
 /// What a line that matches says.
 #[derive(Debug, Clone, Copy)]

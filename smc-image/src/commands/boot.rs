@@ -7,7 +7,7 @@ use crate::guest::machine::{self, Described, Started, Wanted};
 use crate::guest::terminal::{self, Terminal};
 use crate::guest::watch::{Check, watch};
 use anyhow::Context as _;
-use boot::{Accelerator, DiskBus, Forward};
+use boot::{Accelerator, Bus, Forward};
 use clap::ValueEnum;
 use cli::interrupt::{Interrupt, Interrupted};
 use cli::output;
@@ -25,13 +25,14 @@ const MIB: u64 = 1 << 20;
 
 /// Boot an image in QEMU
 ///
-/// Nothing is copied and the image is not changed: QEMU reads it over NBD, and what the guest writes goes to an overlay
-/// that is gone at the end. The guest has all disks of the image and no network, so it cannot reach the servers that the
-/// real one talks to. Its serial console is on the terminal; Ctrl-C ends it.
+/// Nothing is copied and the image is not changed: QEMU reads it over NBD, and what the guest writes goes to an
+/// overlay that is deleted at the end. The guest has all disks of the image, and no network, so it cannot reach the
+/// servers that the real server talks to. Its serial console is on the terminal; Ctrl-C ends it.
 ///
-/// With --check nobody has to look: the guest is ended as soon as it shows a login prompt on its serial console, or when it
-/// is known why it does not. The result is kept beside the image as its boot verdict, which 'ls', 'info' and 'verdict' show.
-/// Exit code 0 if it booted, 1 if not, 3 if not and the image is damaged.
+/// With --check, nobody has to watch: smc-image ends the guest as soon as a login prompt appears on its serial
+/// console, or as soon as it knows why none does. The result is stored beside the image as its boot verdict, which
+/// 'ls', 'info' and 'verdict' show. The exit code is 0 if the image booted, 1 if not, and 3 if not and the image is
+/// damaged.
 ///
 /// A server shows a login prompt on its serial console if console=ttyS0 is on its kernel's command line.
 #[derive(Debug, clap::Args)]
@@ -39,7 +40,7 @@ pub struct Args {
     /// The image, with all its disks
     #[arg(value_name = "IMAGE", value_parser = parse_image)]
     image: ImageRef,
-    /// Wait for a login prompt on the serial console, and keep the result
+    /// Wait for a login prompt on the serial console, and store the result
     #[arg(long)]
     check: bool,
     /// Wait for a line on the serial console that matches this regular expression instead
@@ -48,37 +49,38 @@ pub struct Args {
     /// How long a check may take
     #[arg(long, value_name = "TIME", default_value = "10min", value_parser = parse_timeout)]
     timeout: Duration,
-    /// Show the console of a check as well
+    /// Also show the console during a check
     #[arg(long)]
     show_console: bool,
-    /// What starts the guest [default: as the disks tell]
+    /// Firmware of the guest [default: the one for which the disks were made]
     #[arg(long)]
     firmware: Option<FirmwareName>,
-    /// What runs the guest: the processor, or QEMU's translator, which is much slower [default: kvm where it works]
+    /// What executes the guest's code: the processor (kvm), or QEMU's translator (tcg), which is much slower
+    /// [default: kvm if it works]
     #[arg(long)]
     accelerator: Option<AcceleratorName>,
-    /// How the disks are attached, to find out from what the guest can start
+    /// How the disks are attached; shows with which controllers the guest can start
     #[arg(long, value_name = "BUS", default_value = "virtio")]
     disk_bus: BusName,
-    /// The guest's memory
+    /// Memory of the guest
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = parse_memory)]
     memory: u64,
-    /// How many processors the guest has
+    /// Number of processors of the guest
     #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
     cpus: u32,
-    /// The guest's network: none, or one on which it reaches what this machine reaches
+    /// Network of the guest: none, or user, which reaches what this machine reaches
     #[arg(long, default_value = "none")]
     net: NetworkName,
-    /// Let port HOST of 127.0.0.1 lead to port GUEST of the guest; needs --net user
+    /// Forward port HOST of 127.0.0.1 to port GUEST of the guest; needs --net user
     #[arg(long, value_name = "HOST:GUEST", value_parser = parse_forward)]
     forward: Vec<Forward>,
     /// Show the guest's screen on this Unix socket, for a VNC viewer
     #[arg(long, value_name = "SOCKET")]
     vnc: Option<PathBuf>,
-    /// What the guest may write
+    /// Largest amount that the guest may write
     #[arg(long, value_name = "SIZE", default_value = "16GiB", value_parser = parse_limit)]
     overlay_limit: u64,
-    /// Where what the guest writes is kept if it does not fit into memory, in a file without a name
+    /// Directory for what the guest writes and does not fit into memory, in a file without a name
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     overlay_dir: PathBuf,
 }
@@ -110,7 +112,7 @@ enum NetworkName {
     User,
 }
 
-impl From<BusName> for DiskBus {
+impl From<BusName> for Bus {
     fn from(name: BusName) -> Self {
         match name {
             BusName::Virtio => Self::Virtio,

@@ -5,7 +5,7 @@ use super::firmware::Signs;
 use crate::catalog::{GuestDisks, limits};
 use crate::exit::Advise;
 use anyhow::{Context as _, ensure};
-use boot::{Accelerator, DiskBus, Firmware, Forward, Network, Ovmf, Pc, PcDisk, Running, Source};
+use boot::{Accelerator, Bus, Firmware, Forward, Network, Ovmf, Pc, PcDisk, Running, Source};
 use cli::interrupt::Interrupt;
 use imagefmt::Image;
 use nbd::Server;
@@ -32,7 +32,7 @@ pub struct Wanted {
     /// `None`: KVM where it runs guests.
     pub accelerator: Option<Accelerator>,
     /// How the disks are attached.
-    pub bus: DiskBus,
+    pub bus: Bus,
     /// The guest's memory.
     pub memory_mib: u32,
     /// How many processors it has.
@@ -116,7 +116,7 @@ pub fn start(image: &Image, wanted: &Wanted, interrupt: &Interrupt) -> anyhow::R
     })
 }
 
-fn check_disks(image: &Image, bus: DiskBus) -> anyhow::Result<()> {
+fn check_disks(image: &Image, bus: Bus) -> anyhow::Result<()> {
     let count = image.disks().len();
     if count > bus.disks_max() {
         let what = format!(

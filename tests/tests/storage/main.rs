@@ -26,9 +26,9 @@ const ROUNDS_VARIABLE: &str = "SMC_ROUNDS";
 /// Only these, separated by spaces.
 const LAYOUTS_VARIABLE: &str = "SMC_LAYOUTS";
 const DISKS: [(&str, Bus); 5] = [
-    ("blk", Bus::VirtioBlk),
-    ("scsia", Bus::VirtioScsi),
-    ("scsib", Bus::VirtioScsi),
+    ("blk", Bus::Virtio),
+    ("scsia", Bus::Scsi),
+    ("scsib", Bus::Scsi),
     ("nvme", Bus::Nvme),
     ("multipath", Bus::NvmeMultipath),
 ];
