@@ -40,6 +40,7 @@ pub use store::jobs::JobImages;
 pub use store::locks::LockWait;
 pub use store::pins::Pin;
 pub use store::proven::Proven;
+pub use store::request::WriteRequest;
 pub use store::{Readers, Store};
 pub use verify::boot::{BootMachine, BootProblem, BootResult, BootVerdict};
 pub use verify::verdict::{Against, Span, Verdict, VerdictState};
@@ -48,7 +49,7 @@ pub use write::base::Base;
 pub use write::builder::ClusterUpdate;
 pub use write::disk::{Audited, DiskId, DiskMeta};
 pub use write::encoder::ClusterEncoder;
-pub use write::sync::{ImageWriter, WriteRequest};
+pub use write::sync::ImageWriter;
 
 #[cfg(test)]
 pub(crate) use {

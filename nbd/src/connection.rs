@@ -12,7 +12,7 @@ use crate::driver::{self, Stream};
 use crate::handshake::{self, Answer, Handshake, Question, Session, Step};
 use crate::input::Input;
 use crate::link;
-use crate::server::Guest;
+use crate::listen::Accepted;
 use crate::shared::{Shared, Stage};
 use crate::tls::Tls;
 use crate::{Catalog, Client, ErrorKind, ExportInfo, Limits, ServeError};
@@ -23,6 +23,13 @@ fn notify<'a>(shared: &Shared, machine: &'a mut Handshake) -> &'a mut Handshake 
         machine.drain();
     }
     machine
+}
+
+/// A connection on its way to a worker, and its place.
+pub(crate) struct Guest {
+    pub(crate) accepted: Accepted,
+    pub(crate) place: Place,
+    pub(crate) evicted: Evicted,
 }
 
 /// Serves one client from greeting to close. Whatever happens in it touches no other connection.

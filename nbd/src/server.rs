@@ -16,9 +16,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::admission::{Admission, Evicted, Place};
+use crate::admission::Admission;
 use crate::buffer::Spares;
-use crate::connection;
+use crate::connection::{self, Guest};
 use crate::listen::{Accepted, Listener, Socket};
 use crate::pool::Pool;
 use crate::shared::{Shared, Stage};
@@ -214,13 +214,6 @@ fn wake_pair() -> io::Result<(UnixStream, UnixStream)> {
 
 fn cannot_start(what: &str, source: io::Error) -> ServeError {
     ServeError::io(format!("cannot start {what} of the NBD server"), source)
-}
-
-/// A connection on its way to a worker, and its place.
-pub(crate) struct Guest {
-    pub(crate) accepted: Accepted,
-    pub(crate) place: Place,
-    pub(crate) evicted: Evicted,
 }
 
 /// Lets clients in.

@@ -188,3 +188,22 @@ pub(crate) fn node_len_fits(codec: Codec, stored: usize) -> bool {
         Codec::Null | Codec::Damaged => false,
     }
 }
+
+/// A node for a message: which one it is, and where it lies.
+pub(crate) fn node_name(id: NodeId, pointer: &Pointer) -> String {
+    format!(
+        "node {} of level {} at {}",
+        id.index,
+        id.level,
+        place_name(pointer)
+    )
+}
+
+/// A place for a message.
+pub(crate) fn place_name(pointer: &Pointer) -> String {
+    let place = pointer.place;
+    format!(
+        "layer {:08x}, byte {}, {} bytes",
+        place.layer, place.offset, place.len
+    )
+}

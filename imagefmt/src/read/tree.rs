@@ -5,7 +5,7 @@ use crate::format::codec::{Content, decode_cluster};
 use crate::format::digest::DiskDigest;
 use crate::format::geometry::{FANOUT, Geometry, child_index, parent_index, slot};
 use crate::format::layer::{LayerFiles, LayerTable};
-use crate::format::node::{Node, NodeId, node_len_fits};
+use crate::format::node::{Node, NodeId, node_len_fits, node_name, place_name};
 use crate::format::pointer::{Codec, Place, Pointer};
 use crate::read::cache::{CachedNode, ChainFiles, Opening, TreeId};
 use blockio::AlignedBuf;
@@ -415,23 +415,6 @@ impl Tree {
 }
 
 const FANOUT_BITS: u32 = FANOUT.trailing_zeros();
-
-pub(crate) fn node_name(id: NodeId, pointer: &Pointer) -> String {
-    format!(
-        "node {} of level {} at {}",
-        id.index,
-        id.level,
-        place_name(pointer)
-    )
-}
-
-fn place_name(pointer: &Pointer) -> String {
-    let place = pointer.place;
-    format!(
-        "layer {:08x}, byte {}, {} bytes",
-        place.layer, place.offset, place.len
-    )
-}
 
 /// One tree's part in a comparison of trees, at some node.
 #[derive(Debug, Clone, Copy)]

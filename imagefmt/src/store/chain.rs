@@ -10,10 +10,15 @@ use crate::format::sealed::{self, Features};
 use crate::storage::Storage;
 use crate::storage::paths::{chain_path, image_file, images_dir, layer_of, layers_dir};
 use crate::store::Store;
-use crate::write::sync::WriteRequest;
+use crate::store::request::WriteRequest;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+
+/// What helps against a record of a chain that is damaged or cannot be read.
+const MAKE_ANEW: &str = "remove the file, and the next sync makes it anew from the images";
+/// What helps first against a medium that fails.
+const CHECK_DISK: &str = "check the disk that the store is on";
 
 /// chain.json. Readers do not need it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -86,9 +91,8 @@ impl ChainRecord {
         match sealed::read::<Self>(&**store.storage(), &chain_path(chain)) {
             Ok(record) => Ok(Some(record)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) if error.kind() == ErrorKind::Damaged => {
-                Err(error.within("remove the file, and the next sync makes it anew from the images"))
-            }
+            Err(error) if error.kind() == ErrorKind::Damaged => Err(error.within(MAKE_ANEW)),
+            Err(error) if error.is_of_medium() => Err(error.within(format!("{CHECK_DISK}; {MAKE_ANEW}"))),
             Err(error) => Err(error),
         }
     }
@@ -356,6 +360,12 @@ fn newest_manifest(store: &Store, chain: &str) -> Result<Option<Arc<Manifest>>> 
             // Deleted since it was listed.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             // One that cannot be read now may say more than the one before it.
+            Err(error) if error.is_of_medium() => {
+                return Err(error.within(format!(
+                    "{CHECK_DISK}; put a copy of the file back or, if there is none, remove it: then there is no image \
+                     {sequence} any more, and the next sync compares with the one before it"
+                )));
+            }
             Err(error) => return Err(error),
         }
     }

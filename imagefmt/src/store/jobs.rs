@@ -11,7 +11,7 @@ use crate::parallel;
 use crate::reclaim::delete::Reclaimed;
 use crate::storage::paths::images_dir;
 use crate::store::Store;
-use crate::write::sync::WriteRequest;
+use crate::store::request::WriteRequest;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

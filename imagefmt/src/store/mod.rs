@@ -9,6 +9,7 @@ pub(crate) mod manifests;
 pub(crate) mod notes;
 pub(crate) mod pins;
 pub(crate) mod proven;
+pub(crate) mod request;
 
 use crate::error::{Error, ErrorKind, Result, Within};
 use crate::format::id::Uuid;

@@ -92,13 +92,20 @@ fn the_header_of_a_layer_on_a_bad_sector_costs_the_layer() {
 
 /// Nobody can tell what the newest image was: the source has nothing of a record.
 #[test]
-fn a_record_on_a_bad_sector_is_an_error_that_names_it() {
-    for record in ["job/images/000002.json", "job/chain.json"] {
+fn a_record_on_a_bad_sector_is_an_error_that_names_it_and_tells_what_helps() {
+    for (record, images) in [("job/images/000002.json", 2), ("job/chain.json", 3)] {
         let (storage, store, model) = one_image();
         sync(&store, &model).unwrap();
         bad(&storage, record, 0..1, ALWAYS);
         let error = sync(&store, &model).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Io, "{error:?}");
-        assert!(error.to_string().contains(record), "{error:?}");
+        let message = error.full_message();
+        assert!(
+            message.contains(record) && message.contains("check the disk") && message.contains("remove"),
+            "{message}"
+        );
+        storage.files.lock().unwrap().remove(record);
+        sync(&store, &model).unwrap();
+        assert_eq!(store.job("job").unwrap().sequences().len(), images, "{record}");
     }
 }

@@ -1,5 +1,6 @@
 //! What a disk or a partition holds, by its magic numbers, and how each filesystem is mounted without writing.
 
+use super::journal::Journal;
 use super::partition::{Source, u64_at};
 use super::xfs::Superblock;
 use anyhow::Context;
@@ -90,17 +91,6 @@ const EXT4_NEEDS_RECOVERY: u8 = 0x4;
 /// Of the btrfs superblock, which starts at byte 65536: `log_root` and `num_devices`.
 const BTRFS_LOG_ROOT: usize = 65_536 + 0x60;
 const BTRFS_NUM_DEVICES: usize = 65_536 + 0x88;
-
-/// Whether a journal holds changes that are not in their place yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Journal {
-    /// No: everything is in its place, or there is no journal.
-    Clean,
-    /// Yes: a read-only mount does not show them.
-    Dirty,
-    /// Its superblock does not say.
-    Unknown,
-}
 
 /// Looks at what begins at byte `offset` and is `length` bytes long.
 ///

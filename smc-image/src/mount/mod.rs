@@ -3,6 +3,7 @@
 
 pub mod filesystem;
 pub mod fuse;
+pub mod journal;
 pub mod partition;
 pub mod select;
 pub mod state;

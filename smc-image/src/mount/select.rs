@@ -1,6 +1,7 @@
 //! Which part of a disk is to be mounted.
 
-use super::filesystem::{Content, Filesystem, Journal, journal, probe};
+use super::filesystem::{Content, Filesystem, journal, probe};
+use super::journal::Journal;
 use super::partition::{Partition, SECTOR_BYTES, Source, read_table};
 use crate::exit::Advise;
 use anyhow::{Context, anyhow};

@@ -3,7 +3,7 @@
 //! The superblock does not say it: the log has to be looked at. It is clean if the newest record in it is the one that an
 //! unmount writes. (XFS Algorithms & Data Structures, chapter "Journaling Log"; `xfs_log_format.h` of the kernel.)
 
-use super::filesystem::Journal;
+use super::journal::Journal;
 use super::partition::Source;
 use anyhow::{Context, ensure};
 
