@@ -21,22 +21,35 @@ pub fn former_owner(
         let Some(owner) = store.owner_of(job)? else {
             continue;
         };
-        let is_local = ours.is_some_and(|ours| ours.machine == owner.machine);
-        let over = match owner.job_id {
-            // A user who syncs by hand, and then by another job on the same machine, has decided.
-            None => is_local,
-            Some(id) => match is_over(&owner).filter(|_| is_local) {
-                Some(over) => over,
-                None => ended(store, &owner, id)?.unwrap_or(is_local),
-            },
-        };
-        return Ok(if over {
+        return Ok(if writes_no_more(store, &owner, ours, is_over)? {
             TakeOver::From(owner)
         } else {
             TakeOver::Never
         });
     }
     Ok(TakeOver::Never)
+}
+
+/// Whether an owner of a chain does not write to it any more, so that `ours` may take its place; `is_over` as in
+/// [`former_owner`].
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn writes_no_more(
+    store: &Store,
+    owner: &Owner,
+    ours: Option<&Owner>,
+    is_over: impl Fn(&Owner) -> Option<bool>,
+) -> Result<bool> {
+    let is_local = ours.is_some_and(|ours| ours.machine == owner.machine);
+    // A user who syncs by hand, and then by another job on the same machine, has decided.
+    let Some(id) = owner.job_id else {
+        return Ok(is_local);
+    };
+    match is_over(owner).filter(|_| is_local) {
+        Some(over) => Ok(over),
+        None => Ok(ended(store, owner, id)?.unwrap_or(is_local)),
+    }
 }
 
 /// The job of another machine that keeps its note in a store under a name, unless it is over.

@@ -78,12 +78,12 @@ impl Reach for Directories {
 #[derive(Debug)]
 pub struct Stores {
     reach: Box<dyn Reach>,
-    rooms: Mutex<BTreeMap<PathBuf, Arc<Room>>>,
+    entries: Mutex<BTreeMap<PathBuf, Arc<Entry>>>,
 }
 
 /// What is known of one store.
 #[derive(Debug, Default)]
-struct Room {
+struct Entry {
     kept: Mutex<Option<Kept>>,
     questions: AtomicUsize,
     /// When each access began that the store has not answered yet.
@@ -102,7 +102,7 @@ impl Stores {
     pub fn new(reach: Box<dyn Reach>) -> Arc<Self> {
         Arc::new(Self {
             reach,
-            rooms: Mutex::default(),
+            entries: Mutex::default(),
         })
     }
 
@@ -111,9 +111,9 @@ impl Stores {
     /// # Errors
     /// When there is none, or it cannot be read.
     pub fn get(&self, path: &Path) -> imagefmt::Result<Arc<Store>> {
-        let room = self.room(path);
-        let _access = Access::begin(&room);
-        let mut kept = room.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = self.entry(path);
+        let _access = Access::begin(&entry);
+        let mut kept = entry.kept.lock().unwrap_or_else(PoisonError::into_inner);
         // Another filesystem may have been mounted there, or the store have been made anew.
         let identity = self.reach.identity(path);
         if let Some(kept) = kept.as_mut().filter(|kept| Some(kept.identity) == identity) {
@@ -146,14 +146,14 @@ impl Stores {
         path: &Path,
         work: impl FnOnce() -> imagefmt::Result<T> + Send + 'static,
     ) -> Question<T> {
-        let room = self.room(path);
+        let entry = self.entry(path);
         let (answer, answers) = sync_channel(1);
         let path = path.to_owned();
-        if room.questions.fetch_add(1, Ordering::Relaxed) >= QUESTIONS_MAX {
-            room.questions.fetch_sub(1, Ordering::Relaxed);
+        if entry.questions.fetch_add(1, Ordering::Relaxed) >= QUESTIONS_MAX {
+            entry.questions.fetch_sub(1, Ordering::Relaxed);
             return Question { path, answers: None };
         }
-        let asked = Asked(room);
+        let asked = Asked(entry);
         let spawned = thread::Builder::new().name("store".to_owned()).spawn(move || {
             let asked = asked;
             let done = work();
@@ -172,28 +172,28 @@ impl Stores {
 
     /// The stores that somebody has been waiting for, longer than a store that works takes. None of them is asked.
     pub fn silent(&self) -> Vec<Silence> {
-        let silence = |(path, room): (&PathBuf, &Arc<Room>)| room.silence(path);
-        self.rooms().iter().filter_map(silence).collect()
+        let silence = |(path, entry): (&PathBuf, &Arc<Entry>)| entry.silence(path);
+        self.entries().iter().filter_map(silence).collect()
     }
 
     /// Whether one store is among those.
     pub fn silence_of(&self, path: &Path) -> Option<Silence> {
-        self.rooms().get(path)?.silence(path)
+        self.entries().get(path)?.silence(path)
     }
 
     /// Closes stores that nobody has asked for some time, so that their filesystems can be unmounted.
     pub fn close_idle(&self) {
         let mut closed = Vec::new();
-        self.rooms().retain(|_, room| {
+        self.entries().retain(|_, entry| {
             // One that is being asked is not idle.
-            let Ok(mut kept) = room.kept.try_lock() else {
+            let Ok(mut kept) = entry.kept.try_lock() else {
                 return true;
             };
             if kept.as_ref().is_some_and(|kept| kept.used.elapsed() >= IDLE_MAX) {
                 closed.extend(kept.take());
             }
             // Nobody can begin to use it while the list is held.
-            kept.is_some() || Arc::strong_count(room) > 1
+            kept.is_some() || Arc::strong_count(entry) > 1
         });
         // Closing a file may wait for its disk: nobody else may wait for that.
         if !closed.is_empty()
@@ -205,16 +205,16 @@ impl Stores {
         }
     }
 
-    fn room(&self, path: &Path) -> Arc<Room> {
-        self.rooms().entry(path.to_owned()).or_default().clone()
+    fn entry(&self, path: &Path) -> Arc<Entry> {
+        self.entries().entry(path.to_owned()).or_default().clone()
     }
 
-    fn rooms(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Arc<Room>>> {
-        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Arc<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Room {
+impl Entry {
     fn silence(&self, path: &Path) -> Option<Silence> {
         let since = self.unanswered().iter().min().copied()?;
         let lasts = since.elapsed();
@@ -231,21 +231,21 @@ impl Room {
 
 /// An access that a store has not answered yet.
 struct Access<'a> {
-    room: &'a Room,
+    entry: &'a Entry,
     since: Instant,
 }
 
 impl<'a> Access<'a> {
-    fn begin(room: &'a Room) -> Self {
+    fn begin(entry: &'a Entry) -> Self {
         let since = Instant::now();
-        room.unanswered().push(since);
-        Self { room, since }
+        entry.unanswered().push(since);
+        Self { entry, since }
     }
 }
 
 impl Drop for Access<'_> {
     fn drop(&mut self) {
-        let mut unanswered = self.room.unanswered();
+        let mut unanswered = self.entry.unanswered();
         if let Some(at) = unanswered.iter().position(|since| *since == self.since) {
             unanswered.swap_remove(at);
         }
@@ -271,7 +271,7 @@ impl fmt::Display for Silence {
 }
 
 /// A thread that asks a store; it is counted until it is done, or dies.
-struct Asked(Arc<Room>);
+struct Asked(Arc<Entry>);
 
 impl Drop for Asked {
     fn drop(&mut self) {

@@ -18,7 +18,7 @@ const STORE_DEFAULT: &str = "/var/lib/smc/store";
 
 const AFTER_HELP: &str = "\
 Images are written JOB/NUMBER or JOB/latest, and JOB/NUMBER:DISK for one disk of an image; \
-:DISK may be left out where the image has one disk.
+:DISK may be left out if the image has one disk.
 
 Exit codes: 0 done, 1 failed, 2 wrong use, 3 damage found, 130 interrupted.";
 

@@ -15,7 +15,8 @@ use std::process::ExitCode;
 const GLOBAL: &str = "Global options";
 
 const AFTER_HELP: &str = "\
-Times are written 90s, 30m, 6h, 7d; sizes 64KiB, 50MiB, 1.5GiB. Ranges are checked by smcd, which says what it takes.
+Times are written 90s, 30m, 6h, 7d; sizes 64KiB, 50MiB, 1.5GiB. smcd checks
+the ranges, and its error messages name them.
 
 Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.";
 

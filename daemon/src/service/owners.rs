@@ -92,8 +92,7 @@ pub fn check_owner(table: &JobTable, machine: &Machine, store: &Store, job: &Job
     if owner.job != job.name || ours.as_ref().is_some_and(|ours| ours.is_same(&owner)) {
         return Ok(());
     }
-    let former = ownership::former_owner(store, &[&job.name], ours.as_ref(), |owner| is_over(table, owner))?;
-    if matches!(former, TakeOver::From(_)) {
+    if ownership::writes_no_more(store, &owner, ours.as_ref(), |owner| is_over(table, owner))? {
         return Ok(());
     }
     Err(Error::invalid(format!(

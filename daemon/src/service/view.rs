@@ -48,7 +48,7 @@ pub fn show(parts: &Parts, name: &str) -> Refused<JobView> {
         match asked.wait(VIEW_PATIENCE) {
             Ok(found) => view.images = labels(name, &found),
             Err(error) => view.warnings.push(format!(
-                "its images may be others by now, because they cannot be listed: {}",
+                "the list of its images may be out of date, because they cannot be listed now: {}",
                 error.full_message()
             )),
         }

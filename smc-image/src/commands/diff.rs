@@ -12,13 +12,13 @@ use std::process::ExitCode;
 
 /// List the byte ranges in which two images differ
 ///
-/// The images' trees are compared, so this reads what differs and little else. Ranges are whole clusters.
-/// Exit code 0 whether or not there are differences.
+/// Compares the trees of the images, so it reads little more than what differs. Ranges consist of whole clusters. The
+/// exit code is 0 whether or not the images differ.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// An image, or one disk of it
     a: ImageRef,
-    /// Another
+    /// The other image, or one disk of it
     b: ImageRef,
 }
 

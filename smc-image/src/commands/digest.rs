@@ -19,16 +19,16 @@ use std::thread;
 
 /// Print the digest of a disk's content
 ///
-/// The same content has the same digest, be it in an image, on a device, in a raw file or behind an NBD
-/// server, as long as the cluster size is the same.
+/// The same content has the same digest in an image, on a device, in a raw file and on an NBD server, if the cluster
+/// size is the same.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A disk of an image, a path that starts with / or ., or an NBD URI
     what: Source,
-    /// Cluster size to compute with [default: the image's own, else 64K]
+    /// Cluster size of the digest [default: the cluster size of the image, or 64K]
     #[arg(long, value_name = "SIZE", value_enum, ignore_case = true)]
     cluster_size: Option<Size>,
-    /// Read all of the image's content instead of trusting its root
+    /// Compute the digest of an image from its content, instead of printing the one that is stored in it
     #[arg(long)]
     recompute: bool,
 }

@@ -27,20 +27,21 @@ use std::{fs, io};
 
 /// Write a disk of an image to a file
 ///
-/// The file is readable by its owner only. It appears under its name when it is complete and durable; until then it
+/// Only the owner of the file can read it. It appears under its name when it is complete and durable; until then it
 /// is in the directory FILE.part.
 ///
-/// The disk in a vhd, vhdx or vmdk always has sectors of 512 bytes. Of a disk with larger ones, which is warned of, the
-/// partitions are not found there: export it as raw or qcow2, and attach that as a disk with such sectors.
+/// A vhd, vhdx or vmdk is always a disk with sectors of 512 bytes. If the image's disk has larger sectors, its
+/// partitions are not found there, and a warning says so: export it as raw or qcow2 instead, and attach that as a
+/// disk with sectors of the same size.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The image, with :DISK where it has several disks
+    /// The image, with :DISK if it has several disks
     #[arg(value_name = "IMAGE")]
     image: ImageRef,
     /// The file to write
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Format of the file [default: by its extension, else raw]
+    /// Format of the file [default: by the file's extension, or raw]
     #[arg(long)]
     format: Option<Format>,
     /// Replace the file if it exists

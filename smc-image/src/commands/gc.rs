@@ -9,11 +9,11 @@ use serde_json::json;
 use std::collections::HashSet;
 use std::process::ExitCode;
 
-/// Free what no image needs
+/// Free space that no image needs
 ///
-/// Deleting frees space at once; this finds what a crash or kill left behind: half-deleted images, layers of
-/// syncs that never ended, and anything else that no image points to. What an unfinished sync has stored is
-/// kept for the next one. Jobs that are being synced are left out.
+/// Deleting an image frees its space immediately. gc finds what a crash or a kill left behind: images whose deletion
+/// was interrupted, layers of syncs that never ended, and anything else that no image needs. It keeps what an
+/// unfinished sync has stored, for the next sync to resume, and skips jobs that are being synced.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only these jobs

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 pub struct Args {
     /// The image, or one disk of it
     image: ImageRef,
-    /// Also list what was unreadable at the source; reads the maps of the disks for it
+    /// Also list the ranges that were unreadable at the source; the maps of the disks are read for this
     #[arg(long)]
     unreadable: bool,
 }

@@ -14,8 +14,8 @@ use std::process::ExitCode;
 
 /// List images
 ///
-/// Of every image: when it was made, how, what it is as a point in time, the size of its disks, how much of
-/// it differs from the image before it, and what that took to store.
+/// Shows for every image when and how it was created, its consistency class, the size of its disks, how much of it
+/// differs from its parent image, and how much space that takes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only the images of these jobs

@@ -1,7 +1,7 @@
 //! `smc-image mount`: look into an image.
 
 use crate::context::Context;
-use crate::mount::filesystem::Journal;
+use crate::mount::journal::Journal;
 use crate::mount::{self, Plan, fuse, select};
 use anyhow::{Context as _, ensure};
 use cli::interrupt::Interrupt;
@@ -14,17 +14,17 @@ use std::process::ExitCode;
 
 /// Mount a filesystem of an image, read-only
 ///
-/// Works on kernels without NBD, through FUSE and a loop device. A journal is not replayed: what was written last
-/// before the image was taken may be missing. Unmount with 'smc-image umount DIR'; umount(8) does as well.
+/// Uses FUSE and a loop device, so it also works on kernels without NBD. The filesystem's journal is not replayed:
+/// the last writes before the image was created may be missing. Unmount it with 'smc-image umount DIR' or umount(8).
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The image, with :DISK where it has several disks
+    /// The image, with :DISK if it has several disks
     #[arg(value_name = "IMAGE")]
     image: ImageRef,
-    /// Where to mount it
+    /// Directory to mount it on
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// Number of the partition; may be left out where one filesystem is on the disk
+    /// Number of the partition; not needed if there is one filesystem on the disk
     #[arg(long, value_name = "N")]
     partition: Option<u32>,
     /// Serve the disk in the foreground, in this mount's private DIR, if its image has this id (what mount itself

@@ -7,22 +7,22 @@ use imagefmt::{ImageRef, Pin};
 use serde_json::json;
 use std::process::ExitCode;
 
-/// Keep an image from being deleted, by hand or to make room, until it is unpinned
+/// Pin an image: neither rm nor a sync deletes it until it is unpinned
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The image
     image: ImageRef,
-    /// What the pin is known by: whoever needs the image for a while sets one of its own
+    /// Name of the pin: everyone who needs the image for a while sets a pin with a name of their own
     #[arg(long, value_name = "NAME", default_value = Pin::DEFAULT_NAME)]
     name: String,
 }
 
-/// Take an image's pins away
+/// Remove pins from an image
 #[derive(Debug, clap::Args)]
 pub struct UnpinArgs {
     /// The image
     image: ImageRef,
-    /// Only the pin of this name [default: all]
+    /// Remove only the pin with this name [default: all]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
 }

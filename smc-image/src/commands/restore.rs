@@ -21,23 +21,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Write a disk of an image to a block device, and verify what was written
 ///
-/// Refuses a target that is mounted or in use otherwise, read-only, too small, or holds the store. What the target has
-/// behind the end of the image is left alone, and looked at: a signature there can make others take the disk for what
-/// it was before. On a target that is larger, the backup of a GPT is not at the end of the disk.
+/// Refuses a target that is mounted or otherwise in use, is read-only or too small, or holds the store. On a larger
+/// target, the space behind the end of the image stays as it is, and restore looks at it: an old signature there
+/// (RAID, LVM, ZFS) can make programs take the disk for what it was before, and the backup of a GPT is then not at
+/// the end of the disk.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The disk of an image, as in web01/7:vda
     image: ImageRef,
-    /// A block device, or a file that exists and is large enough; its content is lost
+    /// A block device, or an existing file that is large enough; its content is overwritten
     #[arg(value_name = "DEV")]
     target: PathBuf,
     /// Do not ask before overwriting
     #[arg(long, short)]
     yes: bool,
-    /// Zero the places behind the end of the image where signatures of RAID, LVM, ZFS and the like may be
+    /// Write zeros to the places behind the end of the image where signatures of RAID, LVM, ZFS and the like may be
     #[arg(long)]
     wipe: bool,
-    /// Move the backup of a GPT to the end of the target, which then differs from the image in this
+    /// Move the backup of a GPT to the end of the target; there the target then differs from the image
     #[arg(long)]
     fix_gpt: bool,
 }

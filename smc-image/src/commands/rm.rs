@@ -15,12 +15,12 @@ const UNFINISHED: &str = "unfinished";
 
 /// Delete images and free the space that only they used
 ///
-/// No data is copied, and any image can go, the oldest, the newest or one between. An image that is served,
-/// mounted, being read or pinned stays, and so do all images that share anything with the deleted one. The last
-/// image that may be good stays while a newer one is damaged, unless --force is given.
+/// Any image can be deleted: the oldest, the newest or one between. No data is copied, and all other images stay
+/// whole. An image that is served, mounted, being read or pinned is not deleted. Neither is the last image that may
+/// be good while a newer one is damaged, unless --force is given.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Images to delete; JOB/unfinished for what a sync that did not end has stored
+    /// Images to delete; JOB/unfinished is what an unfinished sync has stored
     #[arg(value_name = "IMAGE", required = true)]
     doomed: Vec<Doomed>,
     /// Also delete the last image that may be good while a newer one is damaged

@@ -35,49 +35,49 @@ const OVERLAY_MIN_BYTES: u64 = 64 << 10;
 
 /// Serve images over NBD until interrupted
 ///
-/// Exports are named like images: JOB/NUMBER:DISK and JOB/latest:DISK, and without :DISK where the image has one disk.
-/// The default export is the one disk that is named, or the latest image of the only job where it has one disk. A line
-/// with the URI of every export is printed when clients can connect. Images are never changed: they are read-only, or
-/// written to in an --overlay.
+/// Exports are named like images: JOB/NUMBER:DISK and JOB/latest:DISK; :DISK may be left out if the image has one
+/// disk. The default export is the disk that is named, if it is only one, or else the latest image of the store's
+/// only job, if that image has one disk. When clients can connect, the URI of each export is printed. Images are
+/// never changed: clients can only read them, or write to an overlay above them (--overlay).
 ///
-/// JOB/latest means the image that is the latest when a client opens it, and the same one for all connections that the
-/// client has at a time. A client is a process on a Unix socket, and an address with its certificate on TCP.
+/// JOB/latest is the newest image at the time when a client connects. All connections that a client has at the same
+/// time read the same image. On a Unix socket a client is a process; on TCP it is an address with its certificate.
 ///
-/// Started by systemd with a socket, it serves on that.
+/// If systemd starts it with a socket, it serves on that socket.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Images or disks to serve; every image of the store where none is named
+    /// Images or disks to serve [default: every image of the store]
     #[arg(value_name = "IMAGE")]
     images: Vec<ImageRef>,
     #[command(flatten)]
     places: places::Places,
-    /// Let clients write, each export to an overlay of its own that is gone when its last client leaves; as
-    /// IMAGE@NAME to one that stays, on the image on which it began, until the server ends
+    /// Let clients write: each export gets an overlay, which is deleted when its last client disconnects. IMAGE@NAME
+    /// is an overlay with a name, which stays on the image on which it began until the server ends
     #[arg(long)]
     overlay: bool,
-    /// What all overlays together may hold
+    /// Largest size of all overlays together
     #[arg(long, value_name = "SIZE", default_value = "16GiB", value_parser = parse_limit, requires = "overlay")]
     overlay_limit: u64,
-    /// Where overlays keep what does not fit into memory, in a file without a name
+    /// Directory for what does not fit into memory of the overlays, in a file without a name
     #[arg(long, value_name = "DIR", default_value = "/var/tmp", requires = "overlay")]
     overlay_dir: PathBuf,
-    /// For how long a client whose connection broke finds its overlay again, and the image that was the latest; a
-    /// client that disconnects in order does not need it
+    /// How long a client whose connection broke can come back to its overlay, and to the image that was the latest. A
+    /// client that disconnects properly does not need it
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_grace)]
     reconnect_time: Duration,
-    /// Connections at a time; one more is closed at once
+    /// Largest number of connections at a time; further ones are closed immediately
     #[arg(long, value_name = "NUMBER", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..))]
     max_connections: u16,
-    /// What may be kept in memory of what was read, of all images together [default: an eighth of the memory, from
-    /// 64MiB to 1GiB]
+    /// Memory for caching what was read, for all images together [default: an eighth of the memory, from 64MiB to
+    /// 1GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     cache: Option<u64>,
-    /// Become this user once everything is open; the store stays readable, whoever owns it
+    /// Run as this user once everything is open; the store stays readable, whoever owns it
     ///
-    /// The file of a Unix socket is then removed at the end only where that user may remove it.
+    /// At the end, the file of a Unix socket is removed only if this user is allowed to remove it.
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
-    /// Keep every privilege and every system call, to look for a fault
+    /// Keep all privileges and system calls, to find the cause of a problem
     #[arg(long, conflicts_with = "user")]
     no_confine: bool,
 }

@@ -22,31 +22,32 @@ const CLIENT_DEFAULT: &str = "smc-client";
 /// Names under which a server is reached from its own machine.
 const LOCAL_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
-/// Make certificates for serving with TLS
+/// Create certificates for serving with TLS
 ///
-/// Makes a certificate authority (DIR/ca), a pair of certificate and key for the server (DIR/server) and one for a
-/// client (DIR/client), with the file names that QEMU and libnbd look for. The server lets in whoever has a
+/// Creates a certificate authority (DIR/ca), a certificate and key for the server (DIR/server) and a pair for one
+/// client (DIR/client), with the file names that QEMU and libnbd look for. The server accepts every client that has a
 /// certificate of this authority.
 ///
-/// What is there is never overwritten. Run again, the command makes what is missing; with --client, a pair for
-/// another client (DIR/clients/NAME); with --renew-server, a new pair for the server, beside which the one before is
-/// kept. DIR/ca/ca-key.pem is needed for nothing else, and whoever has it can let anybody in.
+/// Files that exist are never overwritten. When it runs again, the command creates what is missing; with --client, a
+/// pair for another client (DIR/clients/NAME); with --renew-server, a new pair for the server, and it keeps the
+/// previous one beside it. DIR/ca/ca-key.pem is needed for nothing else. Whoever has it can create certificates that
+/// the server accepts.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where the files go
+    /// Directory for the files
     #[arg(value_name = "DIR", default_value = DIR_DEFAULT)]
     dir: PathBuf,
     /// DNS name or IP address under which clients reach the server; may be repeated [default: this machine's name,
     /// localhost, 127.0.0.1, ::1]
     #[arg(long = "host", value_name = "NAME", value_parser = host)]
     hosts: Vec<String>,
-    /// Name of the client, which its certificate shows [default: smc-client]
+    /// Name of the client, which is in its certificate [default: smc-client]
     #[arg(long, value_name = "NAME", value_parser = client)]
     client: Option<String>,
-    /// For how many days what is made is valid, though not longer than the authority
+    /// Number of days for which the certificates are valid, but not longer than the authority
     #[arg(long, value_name = "N", default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36500))]
     days: u32,
-    /// Make a new pair for the server, by default for the hosts of the one before
+    /// Create a new pair for the server, by default for the host names of the previous one
     #[arg(long)]
     renew_server: bool,
 }

@@ -10,11 +10,11 @@ use std::process::ExitCode;
 
 /// Unmount what 'smc-image mount' mounted
 ///
-/// Returns when nothing of it is left: no mount, no loop device, no process. Also clears up after a server that was
-/// killed.
+/// Returns when the mount, its loop device and its process are gone. Also removes what is left of a mount whose
+/// process was killed.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where it is mounted
+    /// Directory on which it is mounted
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 }

@@ -16,15 +16,16 @@ use std::process::ExitCode;
 /// Lines of the console that people are shown of a guest that did not boot.
 const LINES_SHOWN: usize = 12;
 
-/// Show what the last boot check of an image came to
+/// Show the result of the last boot check of an image
 ///
-/// 'smc-image boot --check' makes one. Exit code 0 if the image booted, 1 if not or if there was no check.
+/// 'smc-image boot --check' checks an image. The exit code is 0 if the image booted, and 1 if it did not boot or was
+/// not checked.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The image
     #[arg(value_name = "IMAGE")]
     image: ImageRef,
-    /// Write the picture of the guest's screen to this file, which must not exist
+    /// Write the picture of the guest's screen to this file, which must not exist yet
     #[arg(long, value_name = "FILE")]
     screenshot: Option<PathBuf>,
 }

@@ -26,34 +26,35 @@ use throttle::Throttle;
 /// Findings that people are shown of one disk before they are only counted.
 const FINDINGS_SHOWN_MAX: usize = 20;
 
-/// Read everything that images hold and report what is not as it was written
+/// Read everything that images contain, and report damage
 ///
-/// What images share is read once. Exit code 3 if there is any damage; the other images are verified all the
-/// same. When it was done and what it came to is kept beside each image, and `ls` shows it.
+/// What several images share is read once. If an image is damaged, the others are verified all the same, and the exit
+/// code is 3. The result is stored beside each image, and `ls` shows it.
 ///
-/// The small files of the images' chains are looked at too: what is damaged there, missing or left over is said. What
-/// an unfinished sync has stored is read if its job is verified as a whole, and the rest of the store if everything is.
+/// verify also checks the small files of the images' chains, and reports what is damaged, missing or left over. It
+/// reads what an unfinished sync has stored if the sync's job or nothing is named, and looks at the rest of the store
+/// if nothing is named.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Images or jobs to verify; everything in the store where none is named
+    /// Images or jobs to verify [default: everything in the store]
     #[arg(value_name = "IMAGE|JOB")]
     selected: Vec<Selected>,
     /// Read all content [default]
     #[arg(long, conflicts_with = "sample")]
     all: bool,
-    /// Read only this part of the content, each time another one: at 1%, a hundred times read everything
+    /// Read only this part of the content, a different part each time: a hundred runs at 1% read everything
     #[arg(long, value_name = "PERCENT", value_parser = parse_sample)]
     sample: Option<u32>,
-    /// Read no more than this many stored bytes a second, like 50MiB
+    /// Read at most this many stored bytes per second, for example 50MiB
     #[arg(long, value_name = "BYTES", value_parser = parse_rate)]
     rate: Option<u64>,
-    /// Go on where the last verification of these images was interrupted
+    /// Resume the last verification of these images, which was interrupted
     #[arg(long = "continue", conflicts_with_all = ["all", "sample"])]
     resume: bool,
-    /// Compare with this device or file instead, which is read whole; needs one image, or JOB/NUMBER:DISK
+    /// Compare one image, or one disk of it (JOB/NUMBER:DISK), with this device or file, which is read completely
     #[arg(long, value_name = "DEV", conflicts_with_all = ["all", "sample", "resume", "rate"])]
     against: Option<PathBuf>,
-    /// The disk of the image to compare, where it has several
+    /// The disk of the image to compare, if the image has several
     #[arg(long, value_name = "DISK", requires = "against")]
     disk: Option<String>,
 }

@@ -64,7 +64,10 @@ fn a_store_that_hangs_holds_up_neither_views_nor_other_jobs_nor_the_schedule() {
     let shown = in_time("job show", || view::show(&house.parts, "web01").unwrap());
     assert_eq!(shown.images, ["web01/1"]);
     let warnings = shown.warnings.join(" ");
-    assert!(warnings.contains("its images may be others by now"), "{warnings}");
+    assert!(
+        warnings.contains("the list of its images may be out of date"),
+        "{warnings}"
+    );
 
     house.clock.pass(6 * HOUR);
     let mut scheduler = Scheduler::default();

@@ -17,13 +17,13 @@ const TLS_DEFAULT: &str = "/etc/smc/tls/server";
 /// What is listened on, and how.
 #[derive(Debug, clap::Args)]
 pub struct Places {
-    /// Serve on a Unix socket, made with mode 0600 and removed at the end
+    /// Serve on a Unix socket, which is created with mode 0600 and removed at the end
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Serve on a TCP address, such as 192.0.2.7:10809 (port 0: a free one), to clients that the CA knows
+    /// Serve on a TCP address, such as 192.0.2.7:10809 (port 0: any free port), to clients with a certificate of the CA
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
-    /// Directory with ca-cert.pem, server-cert.pem and server-key.pem, as `smc-image tls-init` makes them
+    /// Directory with ca-cert.pem, server-cert.pem and server-key.pem, as `smc-image tls-init` creates them
     #[arg(long, value_name = "DIR", default_value = TLS_DEFAULT, conflicts_with = "no_tls")]
     tls: PathBuf,
     /// Serve on TCP without TLS: nothing is encrypted, and whoever reaches the address can read every image served
