@@ -6,7 +6,7 @@ use crate::format::id::Uuid;
 use crate::format::manifest::Manifest;
 use crate::format::name::check_name;
 use crate::format::owner::Owner;
-use crate::format::sealed::{self, Features};
+use crate::format::sealed::{self, Features, Sealed};
 use crate::storage::Storage;
 use crate::storage::paths::{chain_path, image_file, images_dir, layer_of, layers_dir};
 use crate::store::Store;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// What helps against a record of a chain that is damaged or cannot be read.
 const MAKE_ANEW: &str = "remove the file, and the next sync makes it anew from the images";
 /// What helps first against a medium that fails.
-const CHECK_DISK: &str = "check the disk that the store is on";
+pub(crate) const CHECK_DISK: &str = "check the disk that the store is on";
 
 /// chain.json. Readers do not need it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -88,11 +88,10 @@ impl ChainRecord {
 
     /// chain.json, where there is one.
     fn read(store: &Store, chain: &str) -> Result<Option<Self>> {
-        match sealed::read::<Self>(&**store.storage(), &chain_path(chain)) {
+        match read_record::<Self>(store, chain) {
             Ok(record) => Ok(Some(record)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) if error.kind() == ErrorKind::Damaged => Err(error.within(MAKE_ANEW)),
-            Err(error) if error.is_of_medium() => Err(error.within(format!("{CHECK_DISK}; {MAKE_ANEW}"))),
             Err(error) => Err(error),
         }
     }
@@ -282,7 +281,7 @@ impl Store {
     /// `Unsupported`, with their names; otherwise when this cannot be found out.
     pub(crate) fn check_writable(&self, chain: &str) -> Result<()> {
         self.check_store_writable()?;
-        let kept = match sealed::read::<Features>(&**self.storage(), &chain_path(chain)) {
+        let kept = match read_record::<Features>(self, chain) {
             Ok(features) => Some(features.read_only_compatible),
             Err(error) if is_absent_or_lost(&error) => None,
             Err(error) => return Err(error),
@@ -360,16 +359,18 @@ fn newest_manifest(store: &Store, chain: &str) -> Result<Option<Arc<Manifest>>> 
             // Deleted since it was listed.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             // One that cannot be read now may say more than the one before it.
-            Err(error) if error.is_of_medium() => {
-                return Err(error.within(format!(
-                    "{CHECK_DISK}; put a copy of the file back or, if there is none, remove it: then there is no image \
-                     {sequence} any more, and the next sync compares with the one before it"
-                )));
-            }
             Err(error) => return Err(error),
         }
     }
     damaged.map_or(Ok(None), Err)
+}
+
+/// Reads what a chain.json says, or a part of it.
+fn read_record<T: Sealed>(store: &Store, chain: &str) -> Result<T> {
+    sealed::read(&**store.storage(), &chain_path(chain)).map_err(|error| match error.is_of_medium() {
+        true => error.within(format!("{CHECK_DISK}; {MAKE_ANEW}")),
+        false => error,
+    })
 }
 
 /// Makes the directories of a chain, those that are missing.

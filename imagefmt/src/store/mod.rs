@@ -269,7 +269,14 @@ impl Store {
     }
 
     pub(crate) fn read_manifest(&self, chain: &str, sequence: u64) -> Result<Arc<Manifest>> {
-        self.manifests.read(&*self.storage, chain, sequence)
+        let read = self.manifests.read(&*self.storage, chain, sequence);
+        read.map_err(|error| match error.is_of_medium() {
+            true => error.within(format!(
+                "{}; put a copy of the file back or, if there is none, remove it: then there is no image {sequence} any more",
+                chain::CHECK_DISK
+            )),
+            false => error,
+        })
     }
 
     /// The manifest of a chain's unfinished sync, where there is one.

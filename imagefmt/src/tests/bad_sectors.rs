@@ -105,6 +105,8 @@ fn a_record_on_a_bad_sector_is_an_error_that_names_it_and_tells_what_helps() {
             "{message}"
         );
         storage.files.lock().unwrap().remove(record);
+        // A new file lies elsewhere on the medium.
+        heal(&storage);
         sync(&store, &model).unwrap();
         assert_eq!(store.job("job").unwrap().sequences().len(), images, "{record}");
     }
