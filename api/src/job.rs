@@ -31,6 +31,29 @@ impl fmt::Display for Tracking {
     }
 }
 
+/// What becomes of sectors of a disk that cannot be read.
+///
+/// - `stop`: the sync fails and names the first of them.
+/// - `skip`: the image records them as unreadable and has everything else.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnReadError {
+    /// The sync fails and names the first of them.
+    #[default]
+    Stop,
+    /// The image records them as unreadable and has everything else.
+    Skip,
+}
+
+impl fmt::Display for OnReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Stop => "stop",
+            Self::Skip => "skip",
+        })
+    }
+}
+
 /// A request to create a job. It needs a name, and either `disks` or `all_disks`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -129,6 +152,10 @@ pub struct CreateJob {
     /// recorded in the images. Default: false, and such a disk is refused.
     #[serde(default)]
     pub accept_changed_disk: bool,
+    /// What becomes of sectors that cannot be read: `stop` (the sync fails and names them) or `skip` (the image records them
+    /// as unreadable and has everything else: for a disk that is failing). Default: `stop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_read_error: Option<OnReadError>,
     /// Take over, with the first image, images that belong to another machine or to a job that is not known to be over.
     /// The machine or job that wrote them until now is refused from then on. Default: false, and such images are refused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -213,6 +240,9 @@ pub struct ModifyJob {
     /// recorded in the images. `false` withdraws the permission. Takes effect with the next sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accept_changed_disk: Option<bool>,
+    /// What becomes of sectors that cannot be read from now on: `stop` or `skip`. Takes effect with the next sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_read_error: Option<OnReadError>,
     /// Take over, with the next image, images that belong to another machine or to another job of this name. `false`
     /// withdraws the permission. Takes effect with the next sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -291,6 +321,9 @@ pub struct JobView {
     /// Whether the next sync accepts a disk whose identity differs from the recorded one. Creating an image resets it.
     #[serde(default)]
     pub accept_changed_disk: bool,
+    /// What becomes of sectors that cannot be read: `stop` or `skip`.
+    #[serde(default)]
+    pub on_read_error: OnReadError,
     /// Whether the next sync takes over images that belong to another machine or job. Creating an image resets it.
     #[serde(default)]
     pub take_over: bool,

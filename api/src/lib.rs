@@ -24,7 +24,7 @@ pub use error::{ErrorBody, ErrorKind};
 pub use estimate::{DiskEstimate, Estimate, EstimateRequest, StoreEstimate};
 pub use job::{
     CompleteJob, CreateJob, DiskRequest, DiskTracking, DiskView, Event, HooksView, JobView, ModifyJob,
-    NextEvent, PendingView, Tracking,
+    NextEvent, OnReadError, PendingView, Tracking,
 };
 pub use precheck::{Check, Level, Precheck};
 pub use priority::IoPriority;

@@ -127,7 +127,7 @@ impl Action {
             Self::Start => "start",
             Self::Sync => "sync",
             Self::ModifySchedule => "modify interval or max_images",
-            Self::ModifySync => "modify compression, tracking, hooks, start_at or valid_time",
+            Self::ModifySync => "modify compression, tracking, on_read_error, hooks, start_at or valid_time",
             Self::ModifyAny => "modify description, bandwidth_limit, io_priority or min_scan_interval",
             Self::Confirm => "confirm",
             Self::Stop => "stop",

@@ -217,6 +217,10 @@ pub struct RunDisk {
     /// image. 0 if there was no damage, or none was known.
     #[serde(default)]
     pub repaired_clusters: u64,
+    /// The clusters of this disk of which sectors could not be read from it, now or earlier: readers of the image get an error
+    /// there. 0 if all of it could be read.
+    #[serde(default)]
+    pub unreadable_clusters: u64,
     /// The digest of the disk's content, in the form that `smc-image digest` prints: `smc1-64k:` and 64 hexadecimal
     /// digits. Absent if it is not known: only those who have the key know the digests of an encrypted image.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use hostdev::{BlockDevice, DeviceNumber, Identity, Node, Root};
 
 use crate::open;
-use crate::{AlignedBuf, BLOCK_BYTES, Error, ErrorKind, Result, align_down, align_up, to_u64, to_usize};
+use crate::{
+    AlignedBuf, BLOCK, BLOCK_BYTES, Error, ErrorKind, Result, align_down, align_up, to_u64, to_usize,
+};
 
 /// What a [`Device`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -179,7 +181,8 @@ impl Device {
         Ok(())
     }
 
-    /// Reads `buf.len()` bytes at `offset` block by block past whatever cannot be read.
+    /// Reads `buf.len()` bytes at `offset` block by block, and continues behind whatever cannot be read: first blocks of
+    /// 4 KiB, and of those that fail each logical block, as most disks are slow to give up.
     ///
     /// Returns the unreadable byte ranges of the device, ascending, joined where they touch; `buf` holds zeros
     /// there. Each is a multiple of [`alignment`](Device::alignment) long, save at the end of the device.
@@ -187,28 +190,38 @@ impl Device {
     /// # Errors
     /// `Invalid` for an unaligned offset or a range past the end; `ShortRead` when the device ends before its
     /// size. An unreadable block is not an error.
-    pub fn read_salvaging(&self, offset: u64, buf: &mut AlignedBuf) -> Result<Vec<Range<u64>>> {
+    pub fn read_salvaging(&self, offset: u64, buf: &mut [u8]) -> Result<Vec<Range<u64>>> {
         let align = self.alignment();
         self.check_range(offset, to_u64(buf.len()))?;
         if !offset.is_multiple_of(align) {
             return Err(self.invalid(offset, format!("offsets must be multiples of {align}")));
         }
-        let mut block = AlignedBuf::new(to_usize(align));
+        let (large, small) = (to_usize(align.max(BLOCK)), to_usize(align));
+        let mut block = AlignedBuf::new(large);
         let mut bad: Vec<Range<u64>> = Vec::new();
-        for (piece, at) in buf
-            .chunks_mut(to_usize(align))
-            .zip((offset..).step_by(to_usize(align)))
-        {
-            match self.pread_full(at, &mut block, piece.len()) {
-                Ok(()) => piece.copy_from_slice(&block[..piece.len()]),
-                Err(error) if error.kind() == ErrorKind::Io => {
+        for (piece, at) in in_blocks(offset, buf, large) {
+            if self.read_block(at, piece, &mut block)? {
+                continue;
+            }
+            for (piece, at) in in_blocks(at, piece, small) {
+                if !self.read_block(at, piece, &mut block)? {
                     piece.fill(0);
                     join_range(&mut bad, at..at + to_u64(piece.len()));
                 }
-                Err(error) => return Err(error),
             }
         }
         Ok(bad)
+    }
+
+    /// Reads a piece of a device by way of `block`, which is at least as large. False: it cannot be read.
+    fn read_block(&self, at: u64, piece: &mut [u8], block: &mut AlignedBuf) -> Result<bool> {
+        let len = to_usize(align_up(to_u64(piece.len()), self.alignment()));
+        match self.pread_full(at, &mut block[..len], piece.len()) {
+            Ok(()) => piece.copy_from_slice(&block[..piece.len()]),
+            Err(error) if error.kind() == ErrorKind::Io => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        Ok(true)
     }
 
     /// Checks that `[offset, offset + len)` lies within the size.
@@ -453,6 +466,11 @@ impl Progress {
         self.begin = reached - reached % self.align;
         Step::Again
     }
+}
+
+/// The blocks of a buffer, and where each lies on the device.
+fn in_blocks(offset: u64, buf: &mut [u8], len: usize) -> impl Iterator<Item = (&mut [u8], u64)> {
+    buf.chunks_mut(len).zip((offset..).step_by(len))
 }
 
 fn join_range(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {

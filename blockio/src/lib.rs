@@ -13,7 +13,8 @@
 //! - [`LockedFile`] is a file with a `flock` on it.
 //!
 //! **Invariants.** Memory that the kernel may write to or read from is freed only after the operation's
-//! completion. What could not be read is an error that names the first unreadable byte, never zeros. A
+//! completion. What could not be read is an error that names the first unreadable byte, or is listed beside the bytes
+//! that could ([`Chunk::unreadable`]); it is never passed off as zeros. A
 //! device that ends before the size it reported is an error, never padding.
 
 mod buffer;
@@ -43,7 +44,7 @@ pub use pace::Pace;
 pub use pool::Buffers;
 pub use priority::IoPriority;
 pub use ranges::Ranges;
-pub use read::{Chunk, Delivery, ReadOptions, Reader, SequentialReader};
+pub use read::{Chunk, Delivery, OnReadError, ReadManner, ReadOptions, Reader, SequentialReader};
 pub use write::{SequentialWriter, WriteOptions};
 
 /// Alignment in bytes of every buffer, and of file offsets where nothing stricter is known.

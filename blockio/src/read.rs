@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -29,6 +29,19 @@ const RETRIES_MAX: u32 = 100;
 
 /// How often a reader that is held back looks up whether it is to stop, or may read faster now.
 const PACE_POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What a [`Reader`] does where the device cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnReadError {
+    /// It reads the failed chunk block by block, and ends with an error that names the first unreadable block.
+    #[default]
+    Fail,
+    /// It delivers the chunk as [unreadable](Chunk::unreadable) as a whole, and continues behind it: a device that fails may
+    /// take a minute for each bad place, and what can be read comes first.
+    Defer,
+    /// It reads the failed chunk block by block, and delivers it with what is unreadable of it.
+    Salvage,
+}
 
 /// What to read and in which portions.
 #[derive(Debug, Clone)]
@@ -96,6 +109,7 @@ impl SequentialReader {
             device: device.clone(),
             ranges,
             pace: options.pace.clone(),
+            on_error: OnReadError::Fail,
             stop: stop.clone(),
         };
         // A place for every buffer and for the error: the thread never waits for consumers to receive.
@@ -154,6 +168,15 @@ impl fmt::Debug for SequentialReader {
             .field("waiting_chunks", &self.chunks.len())
             .finish_non_exhaustive()
     }
+}
+
+/// How a [`Reader`] reads.
+#[derive(Debug, Clone, Default)]
+pub struct ReadManner {
+    /// How fast; as fast as the device can when absent.
+    pub pace: Option<Arc<Pace>>,
+    /// What it does where the device cannot be read.
+    pub on_error: OnReadError,
 }
 
 /// What a [`Reader`] hands out.
@@ -218,7 +241,7 @@ impl<T: Clone + Send + 'static> Reader<T> {
         &mut self,
         device: &Device,
         ranges: &Ranges,
-        pace: Option<Arc<Pace>>,
+        ReadManner { pace, on_error }: ReadManner,
         tag: T,
         deliveries: &Sender<(T, Delivery)>,
     ) -> Result<()> {
@@ -234,6 +257,7 @@ impl<T: Clone + Send + 'static> Reader<T> {
             device: device.clone(),
             ranges: ranges.clone(),
             pace,
+            on_error,
             stop: stop.clone(),
         };
         let deliveries = deliveries.clone();
@@ -306,6 +330,7 @@ pub struct Chunk {
     index: u64,
     offset: u64,
     len: usize,
+    unreadable: Vec<Range<u64>>,
 }
 
 impl Chunk {
@@ -317,6 +342,12 @@ impl Chunk {
     /// Byte offset on the device.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// The byte ranges of the device that could not be read, ascending; the chunk holds zeros there. Always empty where
+    /// the reader was to fail.
+    pub fn unreadable(&self) -> &[Range<u64>] {
+        &self.unreadable
     }
 }
 
@@ -393,6 +424,7 @@ struct Job {
     device: Device,
     ranges: Ranges,
     pace: Option<Arc<Pace>>,
+    on_error: OnReadError,
     stop: Stop,
 }
 
@@ -585,7 +617,7 @@ impl Run<'_> {
     fn complete(&mut self, mut piece: Piece, result: i32) -> Result<()> {
         if let Ok(count) = usize::try_from(result) {
             match piece.progress.advance(count) {
-                Step::Done => self.deliver(piece),
+                Step::Done => self.deliver(piece, Vec::new()),
                 Step::Again => self.start(piece),
                 Step::Ended => return Err(self.job.device.short_read(piece.progress.reached())),
             }
@@ -593,10 +625,23 @@ impl Run<'_> {
             piece.retries += 1;
             self.start(piece);
         } else {
-            self.read_blockwise(&mut piece, result)?;
-            self.deliver(piece);
+            let unreadable = self.read_failed(&mut piece, result)?;
+            self.deliver(piece, unreadable);
         }
         Ok(())
+    }
+
+    /// Does with a piece that could not be read what is to be done then; returns what is unreadable of it.
+    fn read_failed(&self, piece: &mut Piece, result: i32) -> Result<Vec<Range<u64>>> {
+        let (offset, len) = (piece.progress.offset(), piece.progress.wanted());
+        match self.job.on_error {
+            OnReadError::Fail => self.read_blockwise(piece, result).map(|()| Vec::new()),
+            OnReadError::Defer => {
+                piece.buffer[..len].fill(0);
+                Ok(std::iter::once(offset..offset + to_u64(len)).collect())
+            }
+            OnReadError::Salvage => self.job.device.read_salvaging(offset, &mut piece.buffer[..len]),
+        }
     }
 
     /// A large read failed: reads it block by block, so that the error names the first unreadable one.
@@ -614,7 +659,7 @@ impl Run<'_> {
             .within(|| self.job.device.read_blockwise(offset, buffer, wanted - begin))
     }
 
-    fn deliver(&mut self, piece: Piece) {
+    fn deliver(&mut self, piece: Piece, unreadable: Vec<Range<u64>>) {
         let (offset, len) = (piece.progress.offset(), piece.progress.wanted());
         if !self.job.device.is_direct() {
             self.advise(
@@ -628,6 +673,7 @@ impl Run<'_> {
             index: piece.index,
             offset,
             len,
+            unreadable,
         });
     }
 

@@ -4,15 +4,16 @@
 
 mod common;
 
-use std::fs::{self, Permissions};
 use std::ops::Range;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 
-use blockio::{AlignedBuf, Device, ErrorKind, ReadOptions, SequentialReader};
-use common::{LoopDevice, file_with, pattern, scratch, sparse_file};
-use testkit::process::wait_for;
+use blockio::{
+    AlignedBuf, Buffers, Chunk, Delivery, Device, ErrorKind, OnReadError, Ranges, ReadManner, ReadOptions,
+    Reader, SequentialReader,
+};
+use common::{LoopDevice, pattern, scratch};
+use crossbeam_channel::unbounded;
+use testkit::failing::{BadPlace, FailingFile};
+use testkit::guard::ScratchDir;
 
 const DISK_BYTES: usize = 8 << 20;
 /// The fifth sector of the sixth MiB.
@@ -21,74 +22,38 @@ const BAD: Range<u64> = Range {
     end: (5 << 20) + 5 * 512,
 };
 
-/// A file whose reads fail where they touch [`BAD`] and are longer than `tolerated` bytes.
-struct FailingFile {
-    path: PathBuf,
-    server: Child,
+/// A disk of which [`BAD`] cannot be read, in reads of more than `tolerated` bytes.
+struct FailingDisk {
+    disk: LoopDevice,
+    _file: FailingFile,
+    _scratch: ScratchDir,
 }
 
-impl FailingFile {
-    fn serve(directory: &Path, bytes: &[u8], tolerated: u64) -> FailingFile {
-        let content = file_with(&directory.join("content"), bytes);
-        let script = directory.join("plugin.sh");
-        fs::write(&script, plugin(&content, tolerated)).unwrap();
-        fs::set_permissions(&script, Permissions::from_mode(0o700)).unwrap();
-        let path = sparse_file(&directory.join("served"), 0);
-        let server = Command::new("nbdfuse")
-            .arg("-r")
-            .arg(&path)
-            .args(["[", "nbdkit", "--exit-with-parent", "sh"])
-            .arg(&script)
-            .arg("]")
-            .spawn()
-            .expect("this test needs nbdfuse and nbdkit");
-        let file = FailingFile { path, server };
-        file.wait_until_served();
-        file
+impl FailingDisk {
+    fn new(bytes: &[u8], tolerated: u64) -> FailingDisk {
+        let scratch = scratch();
+        let bad = BadPlace {
+            bytes: BAD,
+            tolerated,
+        };
+        let file = FailingFile::serve(scratch.path(), bytes, &[bad]).unwrap();
+        FailingDisk {
+            disk: LoopDevice::attach(file.path(), 512),
+            _file: file,
+            _scratch: scratch,
+        }
     }
 
-    fn wait_until_served(&self) {
-        wait_for("nbdfuse and nbdkit to serve", || {
-            fs::metadata(&self.path).unwrap().len() == DISK_BYTES as u64
-        });
+    fn open(&self) -> Device {
+        Device::open(&self.disk.path).unwrap()
     }
-}
-
-impl Drop for FailingFile {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-    }
-}
-
-/// Shell script for nbdkit's sh plugin: `$3` is the count and `$4` the offset of a read.
-fn plugin(content: &Path, tolerated: u64) -> String {
-    let Range { start, end } = BAD;
-    format!(
-        r#"#!/bin/sh
-case "$1" in
-get_size) echo {DISK_BYTES} ;;
-pread)
-    if [ "$3" -gt {tolerated} ] && [ "$4" -lt {end} ] && [ $(($4 + $3)) -gt {start} ]; then
-        echo "EIO bad sector" >&2
-        exit 1
-    fi
-    dd if={content} iflag=skip_bytes,count_bytes skip="$4" count="$3" status=none ;;
-*) exit 2 ;;
-esac
-"#,
-        content = content.display()
-    )
 }
 
 #[test]
 fn the_first_bad_sector_is_named_and_the_rest_salvaged() {
-    let scratch = scratch();
     let bytes = pattern(DISK_BYTES);
-    let file = FailingFile::serve(scratch.path(), &bytes, 0);
-    let disk = LoopDevice::attach(&file.path, 512);
-    let device = Device::open(&disk.path).unwrap();
+    let disk = FailingDisk::new(&bytes, 0);
+    let device = disk.open();
     let error = SequentialReader::new(&device, &ReadOptions::default())
         .unwrap()
         .find_map(Result::err)
@@ -107,11 +72,9 @@ fn the_first_bad_sector_is_named_and_the_rest_salvaged() {
 
 #[test]
 fn what_can_be_read_sector_by_sector_is_no_error() {
-    let scratch = scratch();
     let bytes = pattern(DISK_BYTES);
-    let file = FailingFile::serve(scratch.path(), &bytes, 512);
-    let disk = LoopDevice::attach(&file.path, 512);
-    let device = Device::open(&disk.path).unwrap();
+    let disk = FailingDisk::new(&bytes, 512);
+    let device = disk.open();
     // Small chunks: the plugin starts a shell for each sector of the failing one.
     let options = ReadOptions {
         chunk_bytes: 64 << 10,
@@ -128,6 +91,48 @@ fn what_can_be_read_sector_by_sector_is_no_error() {
         read += chunk.len();
     }
     assert_eq!(read, DISK_BYTES);
+}
+
+#[test]
+fn a_reader_that_defers_or_salvages_continues_behind_a_bad_sector() {
+    let bytes = pattern(DISK_BYTES);
+    let disk = FailingDisk::new(&bytes, 0);
+    let device = disk.open();
+    let chunk = 5 << 20..6 << 20;
+    for (on_error, unreadable) in [(OnReadError::Defer, chunk), (OnReadError::Salvage, BAD)] {
+        let mut read = vec![0xEE; DISK_BYTES];
+        let mut found = Vec::new();
+        for chunk in read_all(&device, on_error) {
+            let begin = usize::try_from(chunk.offset()).unwrap();
+            read[begin..begin + chunk.len()].copy_from_slice(&chunk);
+            found.extend_from_slice(chunk.unreadable());
+        }
+        assert_eq!(found, std::slice::from_ref(&unreadable), "{on_error:?}");
+        let mut expected = bytes.clone();
+        let at = |byte| usize::try_from(byte).unwrap();
+        expected[at(unreadable.start)..at(unreadable.end)].fill(0);
+        assert!(read == expected, "{on_error:?}");
+    }
+}
+
+/// The chunks of a device.
+fn read_all(device: &Device, on_error: OnReadError) -> Vec<Chunk> {
+    let mut reader = Reader::new(&Buffers::new(DISK_BYTES >> 20, 1 << 20).unwrap(), 4).unwrap();
+    let manner = ReadManner { pace: None, on_error };
+    let (sender, deliveries) = unbounded();
+    let all = Ranges::from(0..device.size_bytes());
+    reader.read(device, &all, manner, (), &sender).unwrap();
+    let mut chunks = Vec::new();
+    for (_, delivery) in &deliveries {
+        match delivery {
+            Delivery::Chunk(chunk) => chunks.push(chunk),
+            Delivery::End(end) => {
+                end.unwrap();
+                break;
+            }
+        }
+    }
+    chunks
 }
 
 #[test]

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use blockio::{
-    AlignedBuf, Buffers, Delivery, Device, ErrorKind, IoMethod, IoPriority, Pace, Ranges, ReadOptions,
-    Reader, SequentialReader,
+    AlignedBuf, Buffers, Delivery, Device, ErrorKind, IoMethod, IoPriority, Pace, Ranges, ReadManner,
+    ReadOptions, Reader, SequentialReader,
 };
 use common::{LoopDevice, Mount, file_with, pattern, run, scratch, sparse_file};
 use crossbeam_channel::unbounded;
@@ -171,7 +171,9 @@ fn ranges_are_read_to_their_odd_ends_and_nothing_beside_them() {
 /// Reads ranges of a device with a reader that lives on; returns the bytes in order and how it ended.
 fn read_with(reader: &mut Reader<u32>, device: &Device, ranges: &Ranges) -> (Vec<u8>, blockio::Result<()>) {
     let (sender, deliveries) = unbounded();
-    reader.read(device, ranges, None, 7, &sender).unwrap();
+    reader
+        .read(device, ranges, ReadManner::default(), 7, &sender)
+        .unwrap();
     let mut chunks = BTreeMap::new();
     loop {
         let (tag, delivery) = deliveries.recv().unwrap();
@@ -210,7 +212,13 @@ fn one_reader_reads_one_device_after_another_and_outlives_their_errors() {
         let (_, end) = read_with(&mut reader, &shrunk, &Ranges::from(0..MIB as u64));
         assert_eq!(end.unwrap_err().kind(), ErrorKind::ShortRead, "round {round}");
     }
-    let refused = reader.read(&other, &Ranges::from(0..1 << 30), None, 7, &unbounded().0);
+    let refused = reader.read(
+        &other,
+        &Ranges::from(0..1 << 30),
+        ReadManner::default(),
+        7,
+        &unbounded().0,
+    );
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Invalid);
 }
 
@@ -227,7 +235,8 @@ fn a_reader_whose_chunks_are_not_taken_leaves_the_others_their_buffers() {
     );
     let (sender, stuck) = unbounded();
     let all = Ranges::from(0..device.size_bytes());
-    slow.read(&device, &all, None, 1, &sender).unwrap();
+    slow.read(&device, &all, ReadManner::default(), 1, &sender)
+        .unwrap();
     let first = stuck.recv().unwrap();
     // Nobody frees what the first reader delivers, and the second one reads all of the disk.
     let (read, end) = read_with(&mut fast, &device, &all);

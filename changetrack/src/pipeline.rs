@@ -12,10 +12,11 @@
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::worker::{Examined, Outcome, Stream, work};
-use blockio::{Buffers, Delivery, Device, Pace, Reader};
+use blockio::{Buffers, Delivery, Device, OnReadError, Pace, ReadManner, Reader};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use imagefmt::{Base, ClusterEncoder, ClusterUpdate, Geometry};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -91,6 +92,9 @@ pub struct Pass<'a> {
     pub base: Option<Base>,
     /// How fast to read, and with which priority; as fast as the disk can when absent. Several passes may share one.
     pub pace: Option<Arc<Pace>>,
+    /// What to do where the disk cannot be read. Deferred, nothing is compared there, and the sink is told to come back;
+    /// salvaged, the clusters are stored with what could be read of them, and the sink is told what could not.
+    pub on_read_error: OnReadError,
     /// Counts what the pass does.
     pub progress: Arc<Progress>,
 }
@@ -106,6 +110,9 @@ pub trait Sink {
     /// End the run.
     fn push(&mut self, pass: usize, update: &ClusterUpdate<'_>) -> imagefmt::Result<()>;
 
+    /// Bytes of the disk that could not be read, in a pass that does not fail there.
+    fn unread(&mut self, _pass: usize, _bytes: Range<u64>) {}
+
     /// Called behind every chunk, changed or not: a checkpoint must not wait for the next change.
     ///
     /// # Errors
@@ -114,7 +121,7 @@ pub trait Sink {
         Ok(())
     }
 
-    /// Every byte of a pass's plan was compared, and what differs was taken.
+    /// Every byte of a pass's plan was compared but those that were deferred, and what differs was taken.
     ///
     /// # Errors
     /// End the run.
@@ -219,6 +226,9 @@ struct State {
     waiting: BTreeMap<u64, Examined>,
     /// Index of the chunk to be stored next.
     due: u64,
+    /// Bytes of the plan that were dealt with.
+    done_bytes: u64,
+    /// Bytes among them that were compared.
     compared_bytes: u64,
     /// The reader has delivered everything.
     is_read: bool,
@@ -283,11 +293,16 @@ impl Run<'_> {
             pass: number,
             geometry: pass.geometry,
             base: pass.base.clone(),
+            defers: pass.on_read_error == OnReadError::Defer,
             results: self.sender.clone(),
             is_over: self.is_over.clone(),
         });
-        let (ranges, pace) = (pass.plan.ranges(), pass.pace.clone());
-        reader.read(pass.device, ranges, pace, stream, &self.pipeline.deliveries)?;
+        let manner = ReadManner {
+            pace: pass.pace.clone(),
+            on_error: pass.on_read_error,
+        };
+        let deliveries = &self.pipeline.deliveries;
+        reader.read(pass.device, pass.plan.ranges(), manner, stream, deliveries)?;
         self.busy.push((number, reader));
         Ok(())
     }
@@ -338,9 +353,14 @@ impl Run<'_> {
                 stored_bytes += update.stored.len() as u64;
                 dirty_bytes += pass.geometry.cluster_len(update.index) as u64;
             }
+            chunk
+                .unread()
+                .iter()
+                .for_each(|bytes| sink.unread(number, bytes.clone()));
             sink.chunk_done()?;
             state.due += 1;
-            state.compared_bytes += chunk.len();
+            state.done_bytes += chunk.len();
+            state.compared_bytes += chunk.compared();
             let progress = &pass.progress;
             progress.compared_bytes.fetch_add(chunk.len(), Ordering::Relaxed);
             progress.dirty_bytes.fetch_add(dirty_bytes, Ordering::Relaxed);
@@ -352,7 +372,7 @@ impl Run<'_> {
     /// Ends a pass of which everything was stored.
     fn conclude(&mut self, number: usize, sink: &mut dyn Sink) -> Result<()> {
         let (pass, state) = (&self.passes[number], &self.states[number]);
-        if !state.is_read || state.compared_bytes < pass.plan.bytes() {
+        if !state.is_read || state.done_bytes < pass.plan.bytes() {
             return Ok(());
         }
         pass.device.check_unchanged()?;

@@ -17,6 +17,8 @@ pub(crate) struct Stream {
     pub geometry: Geometry,
     /// What the disk is compared with; zeros where absent.
     pub base: Option<Base>,
+    /// Whether clusters that could not be read are left for a later pass, and not stored as unreadable.
+    pub defers: bool,
     pub results: Sender<(usize, Outcome)>,
     /// The run has ended: what still comes is of no use.
     pub is_over: Arc<AtomicBool>,
@@ -43,6 +45,8 @@ pub(crate) struct Examined {
     changed: Vec<Changed>,
     /// Encoded clusters, one behind the other.
     encoded: Vec<u8>,
+    /// Bytes of the disk that were left for a later pass.
+    left: u64,
 }
 
 #[derive(Debug)]
@@ -63,6 +67,16 @@ impl Examined {
     /// Length of the chunk in bytes.
     pub fn len(&self) -> u64 {
         self.chunk.len() as u64
+    }
+
+    /// Bytes of it that were compared: all but what is left for a later pass.
+    pub fn compared(&self) -> u64 {
+        self.len() - self.left
+    }
+
+    /// Byte ranges of the disk that could not be read, ascending.
+    pub fn unread(&self) -> &[Range<u64>] {
+        self.chunk.unreadable()
     }
 
     /// What is to be stored, in ascending order.
@@ -136,14 +150,25 @@ fn examine(encoder: &mut ClusterEncoder, stream: &Stream, chunk: Chunk) -> Resul
         .as_ref()
         .map(|base| base.digests(clusters))
         .transpose()?;
-    let (mut changed, mut encoded) = (Vec::new(), Vec::new());
+    let (mut changed, mut encoded, mut left) = (Vec::new(), Vec::new(), 0);
     for (i, plain) in chunk.chunks(cluster_len).enumerate() {
-        let digest = encoder.digest(plain);
-        let before = base.as_ref().map_or(Some(Digest::NULL), |base| base[i]);
-        if before == Some(digest) {
-            continue;
-        }
-        let update = encoder.encode(first + i as u64, digest, plain);
+        let index = first + i as u64;
+        let start = stream.geometry.cluster_offset(index);
+        let update = match unreadable_sectors(chunk.unreadable(), start..start + plain.len() as u64) {
+            Some(_) if stream.defers => {
+                left += plain.len() as u64;
+                continue;
+            }
+            Some(sectors) => encoder.encode_damaged(index, plain, &sectors),
+            None => {
+                let digest = encoder.digest(plain);
+                let before = base.as_ref().map_or(Some(Digest::NULL), |base| base[i]);
+                if before == Some(digest) {
+                    continue;
+                }
+                encoder.encode(index, digest, plain)
+            }
+        };
         let start = match update.codec {
             Codec::Raw => i * cluster_len,
             _ => {
@@ -152,8 +177,8 @@ fn examine(encoder: &mut ClusterEncoder, stream: &Stream, chunk: Chunk) -> Resul
             }
         };
         changed.push(Changed {
-            index: update.index,
-            digest,
+            index,
+            digest: update.digest,
             codec: update.codec,
             stored: start..start + update.stored.len(),
         });
@@ -162,5 +187,60 @@ fn examine(encoder: &mut ClusterEncoder, stream: &Stream, chunk: Chunk) -> Resul
         chunk,
         changed,
         encoded,
+        left,
     })
+}
+
+/// Bytes for which a cluster that could not be read has a bit.
+const SECTOR_BYTES: u64 = 512;
+
+/// The sectors of a cluster that touch what is unreadable: a bit each, the lowest of the first byte first. `None` where
+/// the cluster could be read.
+fn unreadable_sectors(unreadable: &[Range<u64>], cluster: Range<u64>) -> Option<Vec<u8>> {
+    let touches = |range: &&Range<u64>| range.start < cluster.end && cluster.start < range.end;
+    let sectors = (cluster.end - cluster.start).div_ceil(SECTOR_BYTES);
+    let mut bitmap: Option<Vec<u8>> = None;
+    for range in unreadable.iter().filter(touches) {
+        let bitmap = bitmap.get_or_insert_with(|| vec![0; usize::try_from(sectors.div_ceil(8)).unwrap_or(0)]);
+        let first = range.start.saturating_sub(cluster.start) / SECTOR_BYTES;
+        let end = (range.end.min(cluster.end) - cluster.start).div_ceil(SECTOR_BYTES);
+        for sector in first..end {
+            if let Some(byte) = usize::try_from(sector / 8).ok().and_then(|at| bitmap.get_mut(at)) {
+                *byte |= 1 << (sector % 8);
+            }
+        }
+    }
+    bitmap
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unreadable_sectors;
+    use std::iter;
+    use std::ops::Range;
+
+    #[test]
+    fn each_sector_that_touches_an_unreadable_range_has_its_bit() {
+        let cluster = 16384..32768;
+        let of = |ranges: Vec<Range<u64>>| unreadable_sectors(&ranges, cluster.clone());
+        let one = |range: Range<u64>| iter::once(range).collect::<Vec<_>>();
+        assert_eq!(of(Vec::new()), None);
+        assert_eq!(of(vec![0..16384, 32768..40000]), None, "its neighbours");
+        let mut bits = vec![0; 4];
+        bits[0] = 0b11;
+        assert_eq!(
+            of(one(0..16384 + 513)),
+            Some(bits.clone()),
+            "a part of a sector too"
+        );
+        bits[3] = 0b1000_0000;
+        assert_eq!(of(vec![16384..16384 + 1024, 32767..40000]), Some(bits));
+        assert_eq!(of(one(0..65536)), Some(vec![0xFF; 4]));
+        let short = 16384..16384 + 700;
+        assert_eq!(
+            unreadable_sectors(&one(short.clone()), short),
+            Some(vec![0b11]),
+            "a short last cluster"
+        );
+    }
 }

@@ -205,6 +205,7 @@ fn a_pipeline_runs_plans_over_disks_with_the_threads_it_was_made_with() {
                     plan,
                     base: None,
                     pace: None,
+                    on_read_error: blockio::OnReadError::Fail,
                     progress: Arc::default(),
                 })
                 .collect();
@@ -226,6 +227,7 @@ fn a_pipeline_runs_plans_over_disks_with_the_threads_it_was_made_with() {
             plan: &whole,
             base: None,
             pace: None,
+            on_read_error: blockio::OnReadError::Fail,
             progress: Arc::default(),
         });
         let stopped = pipeline.run(&passes, &AtomicBool::new(true), &mut Counting::default());
@@ -294,6 +296,7 @@ fn memory_of_a_sync_of_eight_disks_stays_within_its_bound() {
                 plan: &plan,
                 base: None,
                 pace: None,
+                on_read_error: blockio::OnReadError::Fail,
                 progress: Arc::default(),
             })
             .collect();

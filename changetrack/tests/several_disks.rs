@@ -46,6 +46,7 @@ fn pass<'a>(device: &'a Device, plan: &'a Plan) -> Pass<'a> {
         plan,
         base: None,
         pace: None,
+        on_read_error: blockio::OnReadError::Fail,
         progress: Arc::default(),
     }
 }

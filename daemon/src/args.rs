@@ -2,7 +2,8 @@
 
 use crate::engine::DiskArg;
 use anyhow::{Context, Result};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use api::OnReadError;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use imagefmt::ClusterSize;
 use std::io::Write;
@@ -24,6 +25,24 @@ pub struct Cli {
 
     #[command(subcommand)]
     pub command: Option<Command>,
+}
+
+/// What becomes of sectors that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReadErrors {
+    /// The sync fails and names the first of them.
+    Stop,
+    /// The image records them as unreadable and has everything else.
+    Skip,
+}
+
+impl From<ReadErrors> for OnReadError {
+    fn from(asked: ReadErrors) -> Self {
+        match asked {
+            ReadErrors::Stop => Self::Stop,
+            ReadErrors::Skip => Self::Skip,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -136,6 +155,12 @@ pub struct SyncArgs {
     /// Accept a disk whose serial number, WWN, UUID or backing file differs from the one that the job recorded.
     #[arg(long)]
     pub accept_changed_disk: bool,
+
+    /// What becomes of sectors that cannot be read: stop (the sync fails and names the first of them) or skip (the image records
+    /// them as unreadable and has everything else). For a disk that is failing: everything that can be read is read first,
+    /// and the bad places are tried again at the end.
+    #[arg(long, value_name = "stop|skip", default_value = "stop")]
+    pub on_read_error: ReadErrors,
 
     /// Take over images that belong to another machine, or to a job of the service that is not over. Their
     /// previous owner can no longer write to them. A server that was installed anew, or runs a rescue system, is another

@@ -2,7 +2,7 @@
 //!
 //! Which values are allowed is for smcd to say: here is only refused what cannot be told to it.
 
-use api::{DiskRequest, Tracking};
+use api::{DiskRequest, OnReadError, Tracking};
 use cli::units::{parse_duration, parse_size};
 use jiff::Timestamp;
 use std::path;
@@ -64,6 +64,15 @@ pub fn tracking(text: &str) -> Result<Tracking, String> {
         "auto" => Ok(Tracking::Auto),
         "off" => Ok(Tracking::Off),
         _ => Err("it must be auto or off".to_owned()),
+    }
+}
+
+/// What becomes of sectors that cannot be read.
+pub fn on_read_error(text: &str) -> Result<OnReadError, String> {
+    match text {
+        "stop" => Ok(OnReadError::Stop),
+        "skip" => Ok(OnReadError::Skip),
+        _ => Err("it must be stop or skip".to_owned()),
     }
 }
 

@@ -3,6 +3,7 @@
 //! - [`device`]: direct writes, discards and zeroing of block devices, and zram devices.
 //! - [`guard`]: loop devices, mounts and scratch directories that are released when they are dropped, on an early
 //!   return and while a panic unwinds too.
+//! - [`failing`]: files with places that cannot be read.
 //! - [`process`]: child processes that end with us, waiting with a deadline, and Ctrl-C.
 //! - [`program`]: programs under test, run to their end or watched while they run.
 //! - [`requests`]: the requests that a loop device gets, as the kernel records them.
@@ -12,6 +13,7 @@
 
 pub mod device;
 pub mod error;
+pub mod failing;
 pub mod guard;
 pub mod noise;
 pub mod pages;

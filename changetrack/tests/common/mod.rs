@@ -103,6 +103,7 @@ pub fn scan(
         plan: &plan,
         base,
         pace: None,
+        on_read_error: blockio::OnReadError::Fail,
         progress: progress.counters.clone(),
     };
     Pipeline::new(options)?.run(&[pass], &progress.cancel, &mut Pushing(push))

@@ -10,6 +10,7 @@ mod identity;
 mod passes;
 mod request;
 mod retention;
+mod salvage;
 mod sync;
 mod tracked;
 

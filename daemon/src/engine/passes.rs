@@ -3,9 +3,12 @@
 use super::disks::SourceDisk;
 use super::error::{Error, ErrorKind, Result, Within};
 use super::request::{Job, Observer};
+use super::salvage::Unread;
 use super::tracked::Trackings;
+use api::OnReadError;
 use changetrack::{Pass, Pipeline, PipelineOptions, Plan, Progress, Sink};
 use imagefmt::{Audited, ClusterUpdate, DiskId, ImageWriter, Method};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -141,6 +144,11 @@ impl<O: Observer> Reading<'_, '_, O> {
             "the tracker has seen every write since {}",
             parent.unwrap_or_default()
         );
+        let Some(unreadable) = self.image.unreadable(id) else {
+            let why = "more places of it could not be read before than an image can list";
+            return Ok(Plan::scan(geometry, true).because(why));
+        };
+        let anew = [anew, unreadable].concat();
         let changed = tracking.dirty().ranges(0);
         Ok(Plan::tracked(geometry, &changed, &anew, &reason))
     }
@@ -192,10 +200,32 @@ impl<O: Observer> Reading<'_, '_, O> {
             .collect()
     }
 
-    /// Makes passes, and counts what they read.
+    /// Makes passes, and counts what they read. What cannot be read is read once more at the end, if it is to be skipped.
     pub fn pass(&mut self, plans: &[Planned]) -> Result<()> {
-        if plans.is_empty() {
+        let manner = self.manner();
+        let left = self.storing_pass(plans, manner)?;
+        if left.is_empty() {
             return Ok(());
+        }
+        self.salvage(&left)
+    }
+
+    /// Makes passes that store what differs, and what could be read of the rest. Returns what could not be read.
+    pub fn salvaging_pass(&mut self, plans: &[Planned]) -> Result<Unread> {
+        self.storing_pass(plans, blockio::OnReadError::Salvage)
+    }
+
+    /// What passes do at first where a disk cannot be read.
+    fn manner(&self) -> blockio::OnReadError {
+        match self.job.request.on_read_error {
+            OnReadError::Stop => blockio::OnReadError::Fail,
+            OnReadError::Skip => blockio::OnReadError::Defer,
+        }
+    }
+
+    fn storing_pass(&mut self, plans: &[Planned], manner: blockio::OnReadError) -> Result<Unread> {
+        if plans.is_empty() {
+            return Ok(Unread::default());
         }
         for (disk, plan) in plans {
             self.image
@@ -205,7 +235,7 @@ impl<O: Observer> Reading<'_, '_, O> {
             self.planned_bytes += plan.bytes();
         }
         self.job.observer.planned(self.planned_bytes);
-        let passes = self.to_passes(plans);
+        let passes = self.to_passes(plans, manner);
         let mut storing = Storing {
             image: self.image,
             ids: self.ids,
@@ -213,24 +243,27 @@ impl<O: Observer> Reading<'_, '_, O> {
             passes: &passes,
             plans,
             shown: passes.iter().map(|_| None).collect(),
+            unread: Unread::default(),
             due: Instant::now() + self.job.request.checkpoint_every,
             deferred: 0,
         };
         let done = self
             .pipeline
             .run(&passes, self.job.control.stop_flag(), &mut storing);
+        let unread = std::mem::take(&mut storing.unread);
         drop(storing);
-        done.map_err(|error| self.conclude(error, plans))
+        done.map_err(|error| self.conclude(error, plans))?;
+        Ok(unread)
     }
 
     /// Reads and compares for `sink`, which stores nothing.
     pub fn run(&mut self, plans: &[Planned], sink: &mut dyn Sink) -> Result<()> {
-        let passes = self.to_passes(plans);
+        let passes = self.to_passes(plans, self.manner());
         let done = self.pipeline.run(&passes, self.job.control.stop_flag(), sink);
         done.map_err(|error| self.conclude(error, plans))
     }
 
-    fn to_passes<'p>(&self, plans: &'p [Planned]) -> Vec<Pass<'p>>
+    fn to_passes<'p>(&self, plans: &'p [Planned], on_read_error: blockio::OnReadError) -> Vec<Pass<'p>>
     where
         Self: 'p,
     {
@@ -242,6 +275,7 @@ impl<O: Observer> Reading<'_, '_, O> {
                 plan,
                 base: self.image.base(id).cloned(),
                 pace: Some(self.job.control.pace().clone()),
+                on_read_error,
                 progress: Arc::new(Progress::default()),
             }
         };
@@ -315,6 +349,7 @@ struct Storing<'a, O: Observer> {
     passes: &'a [Pass<'a>],
     plans: &'a [Planned],
     shown: Vec<Option<O::Shown>>,
+    unread: Unread,
     /// When the next checkpoint is due.
     due: Instant,
     /// How often in a row it was deferred.
@@ -363,6 +398,10 @@ impl<O: Observer> Sink for Storing<'_, O> {
 
     fn push(&mut self, pass: usize, update: &ClusterUpdate<'_>) -> imagefmt::Result<()> {
         self.image.push(self.ids[self.plans[pass].0], update)
+    }
+
+    fn unread(&mut self, pass: usize, bytes: Range<u64>) {
+        self.unread.note(self.plans[pass].0, bytes);
     }
 
     fn chunk_done(&mut self) -> imagefmt::Result<()> {

@@ -3,7 +3,7 @@
 use super::DiskArg;
 use super::control::Control;
 use super::disks::SourceDisk;
-use api::Phase;
+use api::{OnReadError, Phase};
 use changetrack::Progress;
 use imagefmt::{ClusterSize, Owner, Store, TakeOver, WriteRequest};
 use std::path::PathBuf;
@@ -35,6 +35,8 @@ pub struct Request {
     pub take_over: TakeOver,
     /// How the tracker is used.
     pub tracker: UseTracker,
+    /// What becomes of sectors that cannot be read.
+    pub on_read_error: OnReadError,
 }
 
 /// How a sync uses the tracker.

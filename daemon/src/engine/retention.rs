@@ -27,8 +27,8 @@ pub struct Retained {
 ///
 /// Images in use stay; a later sync deletes them when nobody uses them. The newest one always stays. As long as a newer
 /// image is known to be damaged and none since is known to be good, so do that one and the last one that may be good.
-/// The newest image that was verified and is good stays, and so does the newest one that booted. An image that cannot be
-/// deleted for a reason of its own keeps no other one from it.
+/// The newest image that was verified and is good stays, and so do the newest one that booted and the newest one for which all
+/// disks could be read completely. An image that cannot be deleted for a reason of its own keeps no other one from it.
 ///
 /// # Errors
 /// When the store cannot be read or written. What was deleted before stays deleted.
@@ -93,14 +93,17 @@ pub fn apply(store: &Store, job: &str, max_images: usize) -> Result<Retained> {
 }
 
 /// What was proven of an image and of no newer one.
-fn proof_of(proven: &Proven, image: &ImageId) -> Option<&'static str> {
-    let is_it = |newest: &Option<ImageId>| newest.as_ref() == Some(image);
-    match (is_it(&proven.verified), is_it(&proven.booted)) {
-        (true, true) => Some("was verified and booted"),
-        (true, false) => Some("was verified"),
-        (false, true) => Some("booted"),
-        (false, false) => None,
-    }
+fn proof_of(proven: &Proven, image: &ImageId) -> Option<String> {
+    let proofs = [
+        (&proven.verified, "was verified"),
+        (&proven.booted, "booted"),
+        (&proven.whole, "has everything of its disks"),
+    ];
+    let own = proofs
+        .into_iter()
+        .filter(|(newest, _)| newest.as_ref() == Some(image));
+    let own: Vec<_> = own.map(|(_, words)| words).collect();
+    (!own.is_empty()).then(|| own.join(" and "))
 }
 
 /// Why an image stays that nobody uses, where there is a reason.

@@ -3,7 +3,7 @@
 use super::{
     Control, DiskArg, ErrorKind, ImageBegun, Observer, Request, TrackMode, UseTracker, open_all, run,
 };
-use api::Phase;
+use api::{OnReadError, Phase};
 use blockio::IoPriority;
 use changetrack::Progress;
 use imagefmt::{
@@ -101,6 +101,7 @@ impl Fixture {
                 directory: tracker::PIN_DIRECTORY.into(),
                 may_scan: true,
             },
+            on_read_error: OnReadError::Stop,
         }
     }
 

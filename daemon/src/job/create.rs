@@ -78,6 +78,7 @@ pub fn new_record(
         hooks,
         take_up: request.take_up.clone(),
         accept_changed_disk: request.accept_changed_disk,
+        on_read_error: request.on_read_error.unwrap_or_default(),
         take_over: request.take_over,
         created: now.wall,
         start_at: request.start_at,

@@ -42,6 +42,7 @@ fn actions(change: &ModifyJob) -> Vec<Action> {
         || change.start_at.is_some()
         || change.valid_seconds.is_some()
         || change.accept_changed_disk.is_some()
+        || change.on_read_error.is_some()
         || change.take_over.is_some()
         || change.tracking.is_some();
     if for_next_sync {
@@ -115,6 +116,9 @@ fn next_sync(job: &mut JobRecord, change: &ModifyJob, now: &Moment) -> Refused<(
     if let Some(seconds) = change.hook_timeout_seconds {
         check_time("hook_timeout", seconds, &limits::HOOK_TIMEOUT)?;
         job.hooks.timeout_seconds = seconds;
+    }
+    if let Some(on_read_error) = change.on_read_error {
+        job.on_read_error = on_read_error;
     }
     if let Some(accept) = change.accept_changed_disk {
         job.accept_changed_disk = accept;

@@ -4,7 +4,7 @@ use crate::clock::Deadline;
 use crate::config::Config;
 use crate::engine::{DiskArg, Given, Known, Request, TrackMode, UseTracker};
 use crate::owner;
-use api::{CreateJob, DiskView, HooksView, IoPriority, PendingView, RunType, Status, Tracking};
+use api::{CreateJob, DiskView, HooksView, IoPriority, OnReadError, PendingView, RunType, Status, Tracking};
 use hostdev::Machine;
 use imagefmt::{ClusterSize, DiskIdentity, TakeOver, Uuid};
 use jiff::Timestamp;
@@ -44,6 +44,8 @@ pub struct JobRecord {
     pub hooks: HooksView,
     pub take_up: Option<String>,
     pub accept_changed_disk: bool,
+    /// What becomes of sectors that cannot be read.
+    pub on_read_error: OnReadError,
     /// The next image takes over images that belong to another machine or job.
     pub take_over: bool,
     pub created: Timestamp,
@@ -180,6 +182,7 @@ impl JobRecord {
             compress_level: self.compress_level,
             checkpoint_every: config.checkpoint_every,
             accept_changed_disk: self.accept_changed_disk,
+            on_read_error: self.on_read_error,
             owner: owner::owner(machine, &self.name, self.id),
             take_over: if self.take_over {
                 TakeOver::Always

@@ -41,6 +41,7 @@ struct DiskReport {
     stored_bytes: u64,
     /// Clusters that were damaged in the image before and were stored anew.
     repaired_clusters: u64,
+    unreadable_clusters: u64,
     digest: String,
 }
 
@@ -93,10 +94,6 @@ impl Report {
             self.consistency_reason
         ))?;
         for disk in &self.disks {
-            let repaired = match disk.repaired_clusters {
-                0 => String::new(),
-                count => format!(", damaged clusters repaired: {count}"),
-            };
             let speed = disk.compared_bytes.saturating_mul(1000) / self.millis.max(1);
             output::line(format_args!(
                 "  {:<12} {}: {} compared ({}){}, {} changed, {} stored{}\n  {:<12} {}",
@@ -107,7 +104,7 @@ impl Report {
                 disk.audited(),
                 size(disk.dirty_bytes),
                 size(disk.stored_bytes),
-                repaired,
+                disk.not_as_usual(),
                 "",
                 disk.digest
             ))?;
@@ -129,6 +126,16 @@ fn seconds(time: Duration) -> f64 {
 }
 
 impl DiskReport {
+    /// What was damaged in the store, and what could not be read from the disk.
+    fn not_as_usual(&self) -> String {
+        let count = |what: &str, count: u64| match count {
+            0 => String::new(),
+            count => format!(", {what}: {count}"),
+        };
+        let repaired = count("damaged clusters repaired", self.repaired_clusters);
+        repaired + &count("clusters with unreadable sectors", self.unreadable_clusters)
+    }
+
     fn audited(&self) -> String {
         match self.audited_bytes {
             0 => String::new(),
@@ -147,6 +154,7 @@ impl DiskReport {
             dirty_bytes: disk.dirty_bytes,
             stored_bytes: disk.stored_bytes,
             repaired_clusters: disk.repaired_clusters,
+            unreadable_clusters: disk.unreadable_clusters,
             digest: disk.disk_digest(cluster_size)?.to_string(),
         })
     }

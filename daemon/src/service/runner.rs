@@ -399,6 +399,7 @@ impl Runner {
                 dirty_bytes: disk.dirty_bytes,
                 stored_bytes: disk.stored_bytes,
                 repaired_clusters: disk.repaired_clusters,
+                unreadable_clusters: disk.unreadable_clusters,
                 digest: Some(disk.disk_digest(cluster_size)?.to_string()),
             })
         };

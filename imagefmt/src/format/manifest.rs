@@ -1,6 +1,7 @@
 //! The manifest: the small JSON file that makes an image exist.
 
 use crate::error::{Error, Result, Within};
+use crate::format::clusters::ClusterSet;
 use crate::format::digest::{Digest, DiskDigest};
 use crate::format::geometry::{ClusterSize, Geometry};
 use crate::format::id::Uuid;
@@ -13,6 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::ops::Range;
 
 /// Whether an image was made from nothing or from the one before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,7 +160,16 @@ pub struct DiskRecord {
     /// Where the check of the tracker continues in the next sync. What it counts is the daemon's business.
     #[serde(default, skip_serializing_if = "is_none")]
     pub audit_position: u64,
+    /// Clusters of which sectors could not be read at the source, in this sync or an earlier one.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub unreadable_clusters: u64,
+    /// Which these are, as ascending ranges; absent where there are more ranges than a manifest has room for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Range<u64>>,
 }
+
+/// Ranges of unreadable clusters that are listed of a disk. A disk with more of them is read completely by the next sync.
+const UNREADABLE_RANGES_MAX: usize = 4096;
 
 /// Whether a count is left out: as by an smc that did not know it yet.
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
@@ -259,6 +270,38 @@ impl RootRecord {
 }
 
 impl DiskRecord {
+    /// Notes which clusters have sectors that could not be read at the source.
+    pub(crate) fn note_unreadable(&mut self, clusters: &ClusterSet) {
+        self.unreadable_clusters = clusters.runs().map(|run| run.end - run.start).sum();
+        self.unreadable = clusters.runs().take(UNREADABLE_RANGES_MAX + 1).collect();
+        if self.unreadable.len() > UNREADABLE_RANGES_MAX {
+            self.unreadable.clear();
+        }
+    }
+
+    /// The clusters of which sectors could not be read at the source; `None` where they are not listed.
+    pub(crate) fn known_unreadable(&self) -> Option<ClusterSet> {
+        let is_listed = self.unreadable_clusters == 0 || !self.unreadable.is_empty();
+        is_listed.then(|| self.unreadable.iter().cloned().collect())
+    }
+
+    fn check_unreadable(&self, clusters: u64) -> Result<()> {
+        let (mut listed, mut next) = (0, 0);
+        for range in &self.unreadable {
+            if range.is_empty() || range.start < next || range.end > clusters {
+                return Err(Error::damaged("field unreadable is no list of ascending ranges"));
+            }
+            listed += range.end - range.start;
+            next = range.end;
+        }
+        if !self.unreadable.is_empty() && listed != self.unreadable_clusters {
+            return Err(Error::damaged(
+                "fields unreadable and unreadable_clusters contradict each other",
+            ));
+        }
+        Ok(())
+    }
+
     /// Pointer to the root node.
     pub(crate) fn root(&self) -> Result<Pointer> {
         self.root.as_ref().map_or(Ok(Pointer::NULL), RootRecord::pointer)
@@ -288,6 +331,12 @@ impl Manifest {
     /// Bytes of all disks that were read to check the tracker.
     pub fn audited_bytes(&self) -> u64 {
         let counts = self.disks.iter().map(|disk| disk.audited_bytes);
+        counts.fold(0, u64::saturating_add)
+    }
+
+    /// Clusters of all disks of which sectors could not be read at the source.
+    pub fn unreadable_clusters(&self) -> u64 {
+        let counts = self.disks.iter().map(|disk| disk.unreadable_clusters);
         counts.fold(0, u64::saturating_add)
     }
 
@@ -335,7 +384,7 @@ impl Manifest {
         if disk.disk_digest(cluster_size)? != DiskDigest::new(geometry, root.digest) {
             return Err(Error::damaged("field digest does not follow from size and root"));
         }
-        Ok(())
+        disk.check_unreadable(geometry.cluster_count())
     }
 
     /// Cluster size of all disks.

@@ -12,6 +12,8 @@ pub struct Proven {
     pub verified: Option<ImageId>,
     /// The newest image that booted, and is not known to be damaged.
     pub booted: Option<ImageId>,
+    /// The newest image for which everything could be read from the disks.
+    pub whole: Option<ImageId>,
 }
 
 impl Store {
@@ -25,29 +27,43 @@ impl Store {
         for sequence in self.sequences(of.chain())?.into_iter().rev() {
             let image = self.image_id(of.chain(), sequence);
             match self.proofs_of(&image) {
-                Ok((is_good, has_booted)) => {
-                    note(&mut proven.verified, is_good, &image);
-                    note(&mut proven.booted, has_booted, &image);
+                Ok(proofs) => {
+                    note(&mut proven.verified, proofs.is_good, &image);
+                    note(&mut proven.booted, proofs.has_booted, &image);
+                    note(&mut proven.whole, proofs.is_whole, &image);
                 }
                 Err(error) if !is_about_the_image(error.kind()) => return Err(error),
                 Err(_) => {}
             }
-            if proven.verified.is_some() && proven.booted.is_some() {
+            if [&proven.verified, &proven.booted, &proven.whole]
+                .into_iter()
+                .all(Option::is_some)
+            {
                 break;
             }
         }
         Ok(proven)
     }
 
-    /// Whether an image is known to be good, and whether it booted and is not known to be damaged.
-    fn proofs_of(&self, image: &ImageId) -> Result<(bool, bool)> {
+    fn proofs_of(&self, image: &ImageId) -> Result<Proofs> {
         let manifest = self.manifest(image)?;
         let verdict = self.verdict(image, &manifest)?;
         let is_good = verdict.as_ref().is_some_and(Verdict::is_good);
         let is_damaged = verdict.is_some_and(|verdict| verdict.damage.is_some());
         let boot = self.boot_verdict(image, &manifest)?;
-        Ok((is_good, !is_damaged && boot.is_some_and(|boot| boot.booted)))
+        Ok(Proofs {
+            is_good,
+            has_booted: !is_damaged && boot.is_some_and(|boot| boot.booted),
+            is_whole: !is_damaged && manifest.unreadable_clusters() == 0,
+        })
     }
+}
+
+/// What is proven of one image.
+struct Proofs {
+    is_good: bool,
+    has_booted: bool,
+    is_whole: bool,
 }
 
 fn note(newest: &mut Option<ImageId>, is_proven: bool, image: &ImageId) {

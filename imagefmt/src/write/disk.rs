@@ -8,6 +8,7 @@ use crate::format::layer::LayerTable;
 use crate::format::manifest::{DiskIdentity, DiskRecord, LayerRecord, Method, RootRecord};
 use crate::format::name::ImageId;
 use crate::format::node::NodeId;
+use crate::format::pointer::Codec;
 use crate::read::image::Disk;
 use crate::read::tree::{Tree, Unread};
 use crate::write::base::Base;
@@ -67,6 +68,8 @@ pub(crate) struct DraftDisk {
     passes: u32,
     compared_bytes: u64,
     audited: Audited,
+    /// Clusters of which sectors could not be read at the source, then or now; `None` where they are not known.
+    unreadable: Option<ClusterSet>,
     /// Whether anything came since the last checkpoint.
     fresh: bool,
     /// Whether the builder has a tree of what came so far.
@@ -79,6 +82,7 @@ impl DraftDisk {
         geometry: Geometry,
         base: Option<Base>,
         before: Option<DiskRecord>,
+        unreadable: Option<ClusterSet>,
         builder: Builder,
     ) -> Self {
         Self {
@@ -92,6 +96,7 @@ impl DraftDisk {
             passes: 0,
             compared_bytes: 0,
             audited: Audited::default(),
+            unreadable,
             fresh: false,
             settled: false,
         }
@@ -140,8 +145,13 @@ impl DraftDisk {
             if let Some(tree) = self.builder.tree() {
                 let like = self.base.as_ref().map(Base::disk);
                 let disk = Disk::of_tree(image, &self.meta.name, tree.clone(), like);
-                self.base = Some(Base::new(disk, self.builder.due().clone()));
+                let due = with_unreadable(self.builder.due().clone(), self.unreadable.as_ref());
+                self.base = Some(Base::new(disk, due));
             }
+        }
+        // What could not be read comes again: nothing is compared with it.
+        if method != Method::Tracked {
+            self.unreadable = Some(ClusterSet::default());
         }
         // What is read completely after all was found that way, whatever had been tried before.
         if self.method.is_none() || method != Method::Tracked {
@@ -186,7 +196,19 @@ impl DraftDisk {
         }
         self.fresh = true;
         self.settled = false;
+        if let Some(unreadable) = &mut self.unreadable {
+            match update.codec {
+                Codec::Damaged => unreadable.insert(update.index..update.index + 1),
+                _ => drop(unreadable.remove(update.index)),
+            }
+        }
         self.builder.push(update)
+    }
+
+    /// Clusters of which sectors could not be read at the source when they were read last; `None` where they are not known
+    /// and all of the disk has to be read.
+    pub fn unreadable(&self) -> Option<&ClusterSet> {
+        self.unreadable.as_ref()
     }
 
     /// Ends a pass, in which `compared_bytes` were compared.
@@ -265,7 +287,7 @@ impl DraftDisk {
             .method
             .clone()
             .unwrap_or((Method::Full, "nothing was compared yet".to_owned()));
-        DiskRecord {
+        let mut record = DiskRecord {
             name: self.meta.name.clone(),
             size_bytes: self.meta.size_bytes,
             logical_block_size: self.meta.logical_block_size,
@@ -281,12 +303,28 @@ impl DraftDisk {
                 + before.map_or(0, |before| before.repaired_clusters),
             audited_bytes: self.audited.bytes,
             audit_position: self.audited.position,
+            unreadable_clusters: 0,
+            unreadable: Vec::new(),
+        };
+        match &self.unreadable {
+            Some(clusters) => record.note_unreadable(clusters),
+            // As in what the disk is built upon: some, and not known which.
+            None => record.unreadable_clusters = 1,
         }
+        record
     }
 
     fn invalid(&self, what: &str) -> Error {
         Error::invalid(format!("disk {}: {what}", self.meta.name))
     }
+}
+
+/// Clusters to be stored anew, together with those that could not be read at the source: whether they can be by now is to be
+/// found out.
+pub(crate) fn with_unreadable(mut due: ClusterSet, unreadable: Option<&ClusterSet>) -> ClusterSet {
+    let runs = unreadable.into_iter().flat_map(ClusterSet::runs);
+    runs.for_each(|run| due.insert(run));
+    due
 }
 
 /// Adds the clusters below nodes that cannot be read, of those above some leaves, unless they are `known`. Returns whether

@@ -1,6 +1,7 @@
 //! An image being written: its disks, its new layers, and the checkpoint saved of it last.
 
 use crate::error::{Error, Result};
+use crate::format::clusters::ClusterSet;
 use crate::format::geometry::Geometry;
 use crate::format::id::Uuid;
 use crate::format::manifest::{Consistency, DiskRecord, Kind, LayerRecord, Manifest, Method, ParentRef};
@@ -9,7 +10,7 @@ use crate::read::image::{Disk, Image};
 use crate::store::{Chain, Store};
 use crate::write::base::Base;
 use crate::write::builder::{Builder, ClusterUpdate};
-use crate::write::disk::{DiskId, DiskMeta, DraftDisk};
+use crate::write::disk::{DiskId, DiskMeta, DraftDisk, with_unreadable};
 use crate::write::known::{KnownDamage, Suspects};
 use crate::write::new_layers::NewLayers;
 use jiff::Timestamp;
@@ -69,12 +70,14 @@ impl Draft {
         // In a tree that was repaired, the counts were left for the end.
         suspects.counts |= before.as_ref().is_some_and(|before| before.repaired_clusters > 0);
         let tree = base.as_ref().map(|disk| disk.tree().clone());
-        let base = base.map(|disk| Base::new(disk, suspects.clusters.clone()));
+        let unreadable = self.unreadable_before(&meta.name);
+        let due = with_unreadable(suspects.clusters.clone(), unreadable.as_ref());
+        let base = base.map(|disk| Base::new(disk, due));
         let files = self.readers.files();
         let source = Box::new(self.new_layers.clone());
         let builder = Builder::new(geometry, tree, suspects, files, source)?;
         self.disks
-            .push(DraftDisk::new(meta, geometry, base, before, builder));
+            .push(DraftDisk::new(meta, geometry, base, before, unreadable, builder));
         let index = self.disks.len() - 1;
         Ok(self.disks[index].id(index))
     }
@@ -91,6 +94,20 @@ impl Draft {
         let parent = disk_of(self.parent.as_ref(), &meta.name);
         let compared = |disk: &&Disk| !self.may_shrink || fits(disk);
         (parent.filter(compared).cloned(), None)
+    }
+
+    /// The clusters of a disk that could not be read when the parent image was made, or by the sync that is resumed.
+    fn unreadable_before(&self, name: &str) -> Option<ClusterSet> {
+        let images = [self.parent.as_ref(), self.resumed.as_ref()];
+        let records = images
+            .into_iter()
+            .flatten()
+            .filter_map(|image| image.manifest().disk(name));
+        records
+            .map(DiskRecord::known_unreadable)
+            .try_fold(ClusterSet::default(), |all, known| {
+                Some(with_unreadable(all, Some(&known?)))
+            })
     }
 
     /// Repairs what a crash left, and takes the image's number: raised and durable before it is used.

@@ -258,6 +258,13 @@ impl ImageWriter {
         Ok(found.runs().collect())
     }
 
+    /// Clusters of a disk of which sectors could not be read at the source when they were read last, as ascending ranges;
+    /// a tracked pass reads them again. `None` where they are not known, so that the whole disk has to be read.
+    pub fn unreadable(&self, disk: DiskId) -> Option<Vec<Range<u64>>> {
+        let known = self.draft.disks.get(disk.index)?.unreadable()?;
+        Some(known.runs().collect())
+    }
+
     /// Notes what was read of a disk to check the tracker; it was neither part of a pass nor changed the image.
     ///
     /// # Errors

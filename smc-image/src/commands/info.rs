@@ -177,6 +177,15 @@ fn print_disk(disk: &Disk, record: &DiskRecord) -> anyhow::Result<()> {
             format_args!("{clusters}, damaged in the image before"),
         )?;
     }
+    if record.unreadable_clusters > 0 {
+        let count = usize::try_from(record.unreadable_clusters).unwrap_or(usize::MAX);
+        let clusters = text::count(count, "cluster");
+        let what = "sectors in them could not be read from the disk, and cannot be read from the image";
+        disk_field(
+            "unreadable",
+            format_args!("{clusters}: {what} (--unreadable lists them)"),
+        )?;
+    }
     let layers = text::count(count, "layer");
     disk_field(
         "layers",
@@ -263,6 +272,7 @@ fn disk_object(disk: &Disk, record: &DiskRecord, unreadable: &Option<Vec<Range<u
         "dirty_bytes": record.dirty_bytes,
         "stored_bytes": record.stored_bytes,
         "repaired_clusters": record.repaired_clusters,
+        "unreadable_clusters": record.unreadable_clusters,
         "layers": count,
         "referenced_bytes": referenced,
     });

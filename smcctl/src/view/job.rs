@@ -3,7 +3,9 @@
 use crate::view::fields::Fields;
 use crate::view::run;
 use crate::view::words::{deferred, headline, next};
-use api::{DiskTracking, DiskView, Forecast, HooksView, IoPriority, JobView, Progress, Status, Tracking};
+use api::{
+    DiskTracking, DiskView, Forecast, HooksView, IoPriority, JobView, OnReadError, Progress, Status, Tracking,
+};
 use cli::paint::{Paint, Tone};
 use cli::text::count;
 use cli::units::{duration, local_time, measured, rate, setting, size};
@@ -270,6 +272,10 @@ fn sync(job: &JobView) -> String {
     let changed_disk = job
         .accept_changed_disk
         .then_some(", takes a changed disk for one image");
+    let skips = match job.on_read_error {
+        OnReadError::Stop => "",
+        OnReadError::Skip => ", skips what cannot be read",
+    };
     let takes_over = job
         .take_over
         .then_some(", takes over another job's images with the next one");
@@ -282,7 +288,7 @@ fn sync(job: &JobView) -> String {
         Tracking::Off => ", without tracking",
     };
     format!(
-        "{limit}{priority}{tracking}, compression level {}{}{}{}",
+        "{limit}{priority}{tracking}{skips}, compression level {}{}{}{}",
         job.compress_level,
         clusters.unwrap_or_default(),
         changed_disk.unwrap_or_default(),

@@ -7,7 +7,7 @@ use cli::table::Align::{Left, Right};
 use cli::table::{Align, Cell, Table};
 use cli::units::{local_time, measured, rate, size};
 
-const COLUMNS: [(&str, Align); 13] = [
+const COLUMNS: [(&str, Align); 12] = [
     ("RUN", Right),
     ("STARTED", Left),
     ("TOOK", Right),
@@ -20,8 +20,17 @@ const COLUMNS: [(&str, Align); 13] = [
     ("CHANGED", Right),
     ("STORED", Right),
     ("RATE", Right),
-    // Damaged clusters that were stored anew; the column is not shown where there were none.
-    ("REPAIRED", Right),
+];
+
+/// What is counted of each disk of a run.
+type Count = fn(&RunDisk) -> u64;
+
+/// Counts of clusters that nearly all runs have none of: a column is shown where a run has some.
+const RARE: [(&str, Count); 2] = [
+    // Damaged in the store, and stored anew.
+    ("REPAIRED", |disk| disk.repaired_clusters),
+    // With sectors that could not be read from the disk.
+    ("UNREADABLE", |disk| disk.unreadable_clusters),
 ];
 
 /// A row a run, in the order they come in; what went wrong stands below.
@@ -29,17 +38,25 @@ pub fn table(paint: Paint, runs: &[RunView]) -> Vec<String> {
     if runs.is_empty() {
         return vec!["no runs yet".to_owned()];
     }
-    let is_shown = runs.iter().any(|run| repaired_clusters(run) > 0);
-    let count = COLUMNS.len() - usize::from(!is_shown);
-    let mut table = Table::new(&COLUMNS[..count]);
+    let sum = |run: &RunView, count: Count| run.disks.iter().map(count).sum::<u64>();
+    let rare = RARE
+        .into_iter()
+        .filter(|(_, count)| runs.iter().any(|run| sum(run, *count) > 0));
+    let rare: Vec<_> = rare.collect();
+    let columns: Vec<_> = COLUMNS
+        .into_iter()
+        .chain(rare.iter().map(|(name, _)| (*name, Right)))
+        .collect();
+    let mut table = Table::new(&columns);
     for run in runs {
-        table.row(row(run).into_iter().take(count));
+        let counts = rare.iter().map(|(_, count)| sum(run, *count).to_string().into());
+        table.row(row(run).into_iter().chain(counts));
         complaints(run).for_each(|text| table.note(format!("  {text}")));
     }
     table.lines(paint)
 }
 
-fn row(run: &RunView) -> [Cell; 13] {
+fn row(run: &RunView) -> [Cell; 12] {
     let or_dash = |text: &Option<String>| Cell::from(text.clone().unwrap_or_else(|| "-".to_owned()));
     [
         run.number.to_string().into(),
@@ -54,12 +71,7 @@ fn row(run: &RunView) -> [Cell; 13] {
         size(run.dirty_bytes).into(),
         size(run.stored_bytes).into(),
         rate(run.compare_rate_bytes).into(),
-        repaired_clusters(run).to_string().into(),
     ]
-}
-
-fn repaired_clusters(run: &RunView) -> u64 {
-    run.disks.iter().map(|disk| disk.repaired_clusters).sum()
 }
 
 fn complaints(run: &RunView) -> impl Iterator<Item = String> {
@@ -119,10 +131,12 @@ fn disk(disk: &RunDisk) -> Vec<String> {
         size(disk.dirty_bytes),
         size(disk.stored_bytes),
     );
-    let repaired = match disk.repaired_clusters {
+    let counted = |what: &str, count: u64| match count {
         0 => String::new(),
-        count => format!(", damaged clusters repaired: {count}"),
+        count => format!(", {what}: {count}"),
     };
+    let repaired = counted("damaged clusters repaired", disk.repaired_clusters);
+    let unreadable = counted("clusters with unreadable sectors", disk.unreadable_clusters);
     let name = &disk.name;
     let digest = disk.digest.iter().map(|digest| {
         let width = name.chars().count();
@@ -134,8 +148,9 @@ fn disk(disk: &RunDisk) -> Vec<String> {
     };
     let method = disk.method.as_ref().map(|method| format!("{method}, "));
     let method = method.unwrap_or_default();
-    let counts =
-        format!("{name}: {method}{compared} compared{audited}, {changed} changed, {stored} stored{repaired}");
+    let counts = format!(
+        "{name}: {method}{compared} compared{audited}, {changed} changed, {stored} stored{repaired}{unreadable}"
+    );
     let reason = disk
         .method_reason
         .iter()

@@ -47,6 +47,7 @@ pub fn waiting(name: &str) -> JobView {
         tracking: api::Tracking::Auto,
         min_scan_interval_seconds: 3600,
         accept_changed_disk: false,
+        on_read_error: api::OnReadError::Stop,
         take_over: false,
         unconfirmed: false,
         hooks: HooksView {
@@ -172,6 +173,7 @@ pub fn succeeded(name: &str, number: u64) -> RunView {
         compare_rate_bytes: 2 * GIB,
         disks: vec![RunDisk {
             repaired_clusters: 2,
+            unreadable_clusters: 0,
             name: "vda".to_owned(),
             size_bytes: 40 * GIB,
             method: Some("scan".to_owned()),

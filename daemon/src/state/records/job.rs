@@ -3,7 +3,10 @@
 use super::{Extra, Version};
 use crate::clock::Deadline;
 use crate::job::{ActiveRun, DiskRecord, Ending, JobRecord, Schedule, WriteCounter};
-use api::{CreateJob, DiskRequest, HooksView, IoPriority, PendingView, RunType, Status, Tracking, limits};
+use api::{
+    CreateJob, DiskRequest, HooksView, IoPriority, OnReadError, PendingView, RunType, Status, Tracking,
+    limits,
+};
 use imagefmt::{DiskIdentity, Uuid};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -44,6 +47,8 @@ pub struct StoredJob {
     pub(super) hooks: StoredHooks,
     take_up: Option<String>,
     accept_changed_disk: bool,
+    #[serde(default, with = "OnReadErrorName")]
+    on_read_error: OnReadError,
     #[serde(default, skip_serializing_if = "Not::not")]
     take_over: bool,
     created: Timestamp,
@@ -215,6 +220,8 @@ struct StoredRequest {
     take_up: Option<String>,
     #[serde(default)]
     accept_changed_disk: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    on_read_error: Option<StoredOnReadError>,
     #[serde(default, skip_serializing_if = "Not::not")]
     take_over: bool,
     #[serde(default)]
@@ -278,6 +285,19 @@ impl From<StoredPriority> for String {
         priority.to_string()
     }
 }
+
+/// What becomes of sectors that cannot be read, on disk.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "OnReadError", rename_all = "snake_case")]
+enum OnReadErrorName {
+    Stop,
+    Skip,
+}
+
+/// The same where it may be absent.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+struct StoredOnReadError(#[serde(with = "OnReadErrorName")] OnReadError);
 
 /// That of a job of a version without it.
 fn min_scan_interval() -> u64 {
@@ -387,6 +407,7 @@ impl StoredJob {
             },
             take_up: self.take_up,
             accept_changed_disk: self.accept_changed_disk,
+            on_read_error: self.on_read_error,
             take_over: self.take_over,
             created: self.created,
             start_at: self.start_at,
@@ -463,6 +484,7 @@ impl From<&JobRecord> for StoredJob {
             },
             take_up: job.take_up.clone(),
             accept_changed_disk: job.accept_changed_disk,
+            on_read_error: job.on_read_error,
             take_over: job.take_over,
             created: job.created,
             start_at: job.start_at,
@@ -658,6 +680,7 @@ impl From<&CreateJob> for StoredRequest {
             hook_timeout_seconds,
             take_up,
             accept_changed_disk,
+            on_read_error,
             take_over,
             allow_network_fs,
         } = request.clone();
@@ -689,6 +712,7 @@ impl From<&CreateJob> for StoredRequest {
             hook_timeout_seconds,
             take_up,
             accept_changed_disk,
+            on_read_error: on_read_error.map(StoredOnReadError),
             take_over,
             allow_network_fs,
             extra: Extra::new(),
@@ -734,6 +758,7 @@ impl StoredRequest {
             hook_timeout_seconds: self.hook_timeout_seconds,
             take_up: self.take_up,
             accept_changed_disk: self.accept_changed_disk,
+            on_read_error: self.on_read_error.map(|stored| stored.0),
             take_over: self.take_over,
             allow_network_fs: self.allow_network_fs,
         }

@@ -53,6 +53,8 @@ pub(super) struct StoredRunDisk {
     #[serde(default)]
     repaired_clusters: u64,
     #[serde(default)]
+    unreadable_clusters: u64,
+    #[serde(default)]
     digest: Option<String>,
     #[serde(flatten)]
     extra: Extra,
@@ -97,6 +99,7 @@ impl StoredRun {
             dirty_bytes: disk.dirty_bytes,
             stored_bytes: disk.stored_bytes,
             repaired_clusters: disk.repaired_clusters,
+            unreadable_clusters: disk.unreadable_clusters,
             digest: disk.digest,
         };
         RunView {
@@ -136,6 +139,7 @@ impl From<&RunView> for StoredRun {
             dirty_bytes: disk.dirty_bytes,
             stored_bytes: disk.stored_bytes,
             repaired_clusters: disk.repaired_clusters,
+            unreadable_clusters: disk.unreadable_clusters,
             digest: disk.digest.clone(),
             extra: Extra::new(),
         };

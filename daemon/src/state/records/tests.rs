@@ -64,6 +64,7 @@ fn a_run_of_before_repairs_were_counted_had_none() {
         dirty_bytes: 0,
         stored_bytes: 0,
         repaired_clusters: 3,
+        unreadable_clusters: 0,
         digest: None,
     });
     let mut record = serde_json::to_value(StoredRun::new(&run, None)).unwrap();

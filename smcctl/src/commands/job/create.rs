@@ -7,7 +7,7 @@ use crate::commands::job::name::JobName;
 use crate::context::Context;
 use crate::{values, view};
 use anyhow::Context as _;
-use api::{CreateJob, IoPriority, JobView, Status, Tracking};
+use api::{CreateJob, IoPriority, JobView, OnReadError, Status, Tracking};
 use cli::exit::Advise;
 use cli::exit::WrongUse;
 use cli::output;
@@ -86,6 +86,10 @@ pub struct Args {
     /// Accept disks whose serial number, WWN, UUID or backing file differs from the one in the images
     #[arg(long)]
     accept_changed_disk: bool,
+    /// What becomes of sectors that cannot be read: stop (the sync fails and names them) or skip (the image records them as
+    /// unreadable and has everything else: for a disk that is failing) [default: stop]
+    #[arg(long, value_name = "stop|skip", value_parser = values::on_read_error)]
+    on_read_error: Option<OnReadError>,
     /// Take over images that belong to another machine, or to a job that is not known to be over
     #[arg(long)]
     take_over: bool,
@@ -177,6 +181,7 @@ fn wanted(args: &Args) -> anyhow::Result<CreateJob> {
         hook_timeout_seconds: args.hook_timeout,
         take_up: args.take_up.clone(),
         accept_changed_disk: args.accept_changed_disk,
+        on_read_error: args.on_read_error,
         take_over: args.take_over,
         allow_network_fs: args.allow_network_fs,
     })

@@ -4,7 +4,7 @@ use crate::client::{Request, job};
 use crate::commands::job::name::JobName;
 use crate::context::Context;
 use crate::{values, view};
-use api::{IoPriority, ModifyJob, Tracking};
+use api::{IoPriority, ModifyJob, OnReadError, Tracking};
 use cli::exit::WrongUse;
 use jiff::Timestamp;
 use std::process::ExitCode;
@@ -67,6 +67,10 @@ pub struct Args {
         default_missing_value = "true"
     )]
     accept_changed_disk: Option<bool>,
+    /// What becomes of sectors that cannot be read: stop (the sync fails and names them) or skip (the image records them as
+    /// unreadable and has everything else)
+    #[arg(long, value_name = "stop|skip", value_parser = values::on_read_error)]
+    on_read_error: Option<OnReadError>,
     /// Whether to take over images that belong to another machine or job, with the next image
     #[arg(
         long,
@@ -113,6 +117,7 @@ fn wanted(args: &Args) -> ModifyJob {
         start_at: args.start_at,
         valid_seconds: args.valid,
         accept_changed_disk: args.accept_changed_disk,
+        on_read_error: args.on_read_error,
         take_over: args.take_over,
     }
 }

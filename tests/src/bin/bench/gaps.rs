@@ -89,6 +89,7 @@ fn seconds(
         plan: &plan,
         base: None,
         pace: None,
+        on_read_error: blockio::OnReadError::Fail,
         progress: Arc::new(Progress::default()),
     };
     settle()?;
