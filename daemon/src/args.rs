@@ -68,6 +68,33 @@ pub enum Command {
 
     /// Print the OpenAPI document of the control API.
     Openapi,
+
+    /// Thaw what a process of smc left frozen that has died, and its watchdog too. The service's unit runs it after each stop.
+    #[command(hide = true)]
+    Thaw {
+        /// Where the lists of what may be frozen are.
+        #[arg(long, value_name = "DIR", default_value = freeze::LIST_DIRECTORY)]
+        lists: PathBuf,
+    },
+
+    /// Thaw what the process that starts this froze, when its time is up, and when it dies. smcd starts it before it freezes.
+    #[command(hide = true)]
+    ThawWatchdog(WatchdogArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct WatchdogArgs {
+    /// The list of what may be frozen.
+    #[arg(long, value_name = "FILE")]
+    pub list: PathBuf,
+
+    /// Move into a cgroup of its own.
+    #[arg(long)]
+    pub own_cgroup: bool,
+
+    /// Inherited descriptors: the connection, the process, and one on each filesystem.
+    #[arg(value_name = "FD", required = true)]
+    pub descriptors: Vec<i32>,
 }
 
 /// Prints a completion script.

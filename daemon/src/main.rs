@@ -16,6 +16,7 @@ mod service;
 mod signals;
 mod state;
 mod stores;
+mod thawing;
 mod units;
 
 use anyhow::Result;
@@ -41,6 +42,8 @@ fn main() -> ExitCode {
         Some(Command::Completions { shell }) => args::print_completions(*shell),
         Some(Command::Man { dir }) => args::write_man_pages(dir),
         Some(Command::Openapi) => args::print(&http::openapi_json()),
+        Some(Command::Thaw { lists }) => thawing::thaw(lists),
+        Some(Command::ThawWatchdog(args)) => thawing::watch(args),
     };
     report(done)
 }

@@ -71,6 +71,8 @@ pub struct PlacedMount {
     pub mount: Mount,
     /// The block devices that the filesystem lies on directly; none for one without, or where that is not known.
     pub devices: BTreeSet<String>,
+    /// A process that sees the mount, at its point below its own root directory; `None` for the reading process itself.
+    pub process: Option<u32>,
 }
 
 impl Deref for PlacedMount {
@@ -405,12 +407,15 @@ impl Reader<'_> {
             let path = self.root.join("/proc/1/mountinfo");
             self.unread.push(Error::new(ErrorKind::Malformed, "read", path));
         }
-        let mounts = tables.into_iter().flat_map(|table| table.mounts);
-        let unplaced = |mount| PlacedMount {
-            mount,
-            devices: BTreeSet::new(),
+        let unplaced = |table: MountTable| {
+            let process = table.process;
+            table.mounts.into_iter().map(move |mount| PlacedMount {
+                mount,
+                devices: BTreeSet::new(),
+                process,
+            })
         };
-        mounts.map(unplaced).collect()
+        tables.into_iter().flat_map(unplaced).collect()
     }
 
     /// Members of each mounted btrfs: `/sys/fs/btrfs/UUID/devices/NAME`.

@@ -49,5 +49,7 @@ pub use node::{FileId, Node};
 pub use number::{DeviceNumber, ParseDeviceNumberError};
 pub use root::Root;
 pub use swaps::{Swap, swaps};
-pub use topology::{Backing, Dependencies, below, below_path, devices_of, disks_below, lies_on, schedulers};
+pub use topology::{
+    Backing, Dependencies, below, below_path, devices_of, disks_below, lies_on, mount_id, schedulers,
+};
 pub use usage::{User, first_user};

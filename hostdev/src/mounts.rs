@@ -68,13 +68,12 @@ impl Mount {
 
     /// Whether nothing can be written through it: the mount or its filesystem is read-only.
     pub fn is_read_only(&self) -> bool {
-        let has_ro = |options: &OsStr| {
-            options
-                .as_bytes()
-                .split(|byte| *byte == b',')
-                .any(|option| option == b"ro")
-        };
-        has_ro(&self.options) || has_ro(&self.super_options)
+        has_option(&self.options, "ro") || self.is_filesystem_read_only()
+    }
+
+    /// Whether nothing can be written to its filesystem, through no mount of it.
+    pub fn is_filesystem_read_only(&self) -> bool {
+        has_option(&self.super_options, "ro")
     }
 
     /// The values of an option of the filesystem, in order: `lowerdir+` of an overlay may be there several times.
@@ -97,6 +96,11 @@ impl Mount {
     }
 }
 
+fn has_option(options: &OsStr, wanted: &str) -> bool {
+    let mut options = options.as_bytes().split(|byte| *byte == b',');
+    options.any(|option| option == wanted.as_bytes())
+}
+
 fn number(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
@@ -108,6 +112,8 @@ pub struct MountTable {
     pub mounts: Vec<Mount>,
     /// Lines that could not be understood. Each costs only itself.
     pub skipped_lines: usize,
+    /// The process whose table it is; `None` for that of the reading process itself.
+    pub process: Option<u32>,
 }
 
 impl MountTable {
@@ -125,7 +131,7 @@ impl MountTable {
     /// # Errors
     /// As for [`own`](MountTable::own), when both cannot be read.
     pub fn of_machine(root: &Root) -> Result<MountTable> {
-        match MountTable::read(root, Path::new("/proc/1/mountinfo")) {
+        match MountTable::of_process(root, 1) {
             Ok(table) if !table.mounts.is_empty() => Ok(table),
             Ok(empty) => Ok(if_present(MountTable::own(root))?.unwrap_or(empty)),
             Err(_) => MountTable::own(root),
@@ -137,31 +143,47 @@ impl MountTable {
     /// Namespaces that only a file descriptor or a bind mount keeps are not found.
     ///
     /// # Errors
-    /// `NotFound` without procfs; `PermissionDenied` when a process's namespace is not shown (it needs
-    /// `CAP_SYS_PTRACE`); `TooLarge`, `Io`.
+    /// `NotFound` without procfs; `PermissionDenied` when a process's mounts are not shown; `TooLarge`, `Io`.
     pub fn of_all_namespaces(root: &Root) -> Result<Vec<MountTable>> {
         let proc = root.join("/proc");
         let fail = |source| Error::os("list", &proc, source);
         let (mut seen, mut tables) = (BTreeSet::new(), Vec::new());
         for entry in fs::read_dir(&proc).map_err(fail)? {
-            let process = entry.map_err(fail)?.file_name();
-            if !process.as_bytes().iter().all(u8::is_ascii_digit) {
-                continue;
-            }
-            let process = Path::new("/proc").join(process);
-            // A process that ended meanwhile has no mounts any more.
-            let Some(namespace) = if_present(namespace_of(root, &process))? else {
+            let name = entry.map_err(fail)?.file_name();
+            let Some(process) = name.to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
-            if seen.contains(&namespace) {
+            let namespace = match namespace_of(root, process) {
+                Ok(namespace) => Some(namespace),
+                // Of a process whose namespace is not shown, the mounts may be: they tell as much.
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => None,
+                // A process that ended meanwhile has no mounts any more.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if namespace.as_ref().is_some_and(|known| seen.contains(known)) {
                 continue;
             }
-            if let Some(table) = if_present(MountTable::read(root, &process.join("mountinfo")))? {
-                seen.insert(namespace);
-                tables.push(table);
+            if let Some(table) = if_present(MountTable::of_process(root, process))? {
+                seen.extend(namespace);
+                // Ids of mounts are those of the machine.
+                if !tables
+                    .iter()
+                    .any(|known: &MountTable| known.mounts == table.mounts)
+                {
+                    tables.push(table);
+                }
             }
         }
         Ok(tables)
+    }
+
+    fn of_process(root: &Root, process: u32) -> Result<MountTable> {
+        let table = MountTable::read(root, Path::new(&format!("/proc/{process}/mountinfo")))?;
+        Ok(MountTable {
+            process: Some(process),
+            ..table
+        })
     }
 
     fn read(root: &Root, path: &Path) -> Result<MountTable> {
@@ -201,8 +223,8 @@ impl MountTable {
     }
 }
 
-fn namespace_of(root: &Root, process: &Path) -> Result<PathBuf> {
-    let link = root.join(process.join("ns/mnt"));
+fn namespace_of(root: &Root, process: u32) -> Result<PathBuf> {
+    let link = root.join(format!("/proc/{process}/ns/mnt"));
     fs::read_link(&link).map_err(|source| Error::os("read", link, source))
 }
 

@@ -300,8 +300,11 @@ pub fn devices_of(root: &Root, mount: &Mount) -> Result<BTreeSet<DeviceNumber>> 
     Ok(named)
 }
 
-/// The id of the mount that a file of this process was opened through (proc_pid_fdinfo(5), `mnt_id`).
-fn mount_id(root: &Root, file: &File) -> Result<u64> {
+/// The id of the mount that a file of this process was opened through (proc_pid_fdinfo(5), `mnt_id`), as [`Mount::id`].
+///
+/// # Errors
+/// `NotFound` without procfs; `Malformed`, `PermissionDenied`, `Io`.
+pub fn mount_id(root: &Root, file: &File) -> Result<u64> {
     let path = format!("/proc/self/fdinfo/{}", file.as_raw_fd());
     let text = root.text(&path)?;
     let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:"));
