@@ -47,14 +47,20 @@ impl Watch {
     }
 
     /// The class that an image earns without a freeze, and why it is no better. `read_bytes` is what the sync has read
-    /// of each disk.
-    pub fn finish(&self, read_bytes: &[u64]) -> (Consistency, String) {
+    /// of each disk, `held_back` what could not be flushed before.
+    pub fn finish(&self, read_bytes: &[u64], held_back: Option<&str>) -> (Consistency, String) {
         let mut disks = self.disks.iter().zip(read_bytes);
         match disks.find_map(|(disk, &read_bytes)| disk.doubt(read_bytes)) {
             Some(doubt) => (Consistency::Fuzzy, doubt),
             None => {
-                let reason = "no disk was written to during the sync, but nothing was flushed or frozen";
-                (Consistency::Crash, reason.to_owned())
+                let reason = match held_back {
+                    None => "all was flushed, and no disk was written to during the sync; nothing was frozen"
+                        .to_owned(),
+                    Some(held_back) => format!(
+                        "no disk was written to during the sync; nothing was frozen, and not all was flushed: {held_back}"
+                    ),
+                };
+                (Consistency::Crash, reason)
             }
         }
     }

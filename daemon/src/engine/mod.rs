@@ -6,6 +6,7 @@ mod audit;
 mod control;
 mod disks;
 mod error;
+mod flush;
 mod identity;
 mod passes;
 mod request;

@@ -4,6 +4,7 @@ use super::activity::Watch;
 use super::control::Control;
 use super::disks::SourceDisk;
 use super::error::{Result, Within};
+use super::flush;
 use super::identity::{self, KnownFrom};
 use super::passes;
 use super::request::{ImageBegun, Job, Observer, Request};
@@ -115,6 +116,13 @@ impl<O: Observer> Job<'_, O> {
     /// The image's manifest, and how long the audit took.
     fn make_image(&self, mut image: ImageWriter) -> Result<(Manifest, Duration)> {
         let ids = passes::add_disks(&mut image, self.disks).within(|| what_is_left(&image))?;
+        // Before the tracker's bits are taken: a write that the flush causes is one of those that this sync reads.
+        let held_back = flush::flush(self.disks);
+        if let Some(held_back) = &held_back {
+            self.observer.warn(&format!(
+                "the image may be without what was written last: {held_back}"
+            ));
+        }
         let mut trackings = Trackings::begin(self, &image, &ids);
         if !self.request.tracker.may_scan {
             passes::refuse_scans(self, &image, &trackings)?;
@@ -129,7 +137,7 @@ impl<O: Observer> Job<'_, O> {
         let read = passes::read_all(self, &mut image, &ids, &mut trackings);
         let read = read.within(|| what_is_left(&image))?;
         self.observer.phase(Phase::Processing);
-        let (consistency, reason) = watch.finish(&read.bytes);
+        let (consistency, reason) = watch.finish(&read.bytes, held_back.as_deref());
         let before = image.parent().map(|parent| parent.manifest().clone());
         let left = what_is_left(&image);
         let manifest = image.commit(consistency, &reason).within(|| left)?;

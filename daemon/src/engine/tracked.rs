@@ -3,10 +3,8 @@
 use super::disks::SourceDisk;
 use super::request::{Job, Observer, TrackMode, UseTracker};
 use blockio::DeviceKind;
-use hostdev::{BlockDevice, Root};
+use hostdev::Root;
 use imagefmt::{DiskId, ImageWriter, Manifest, Uuid};
-use std::fs::File;
-use std::path::{Path, PathBuf};
 use tracker::{ImageMark, Target, Tracker, Tracking};
 
 /// The disks of a sync, each with its tracking or the reason for none.
@@ -39,7 +37,7 @@ impl Trackings {
             let parent = parent_mark(image, disk, id);
             let tracking = target.and_then(|target| {
                 let tracker = found.as_ref().map_err(Clone::clone)?;
-                begin_one(tracker, used.mode, &target, disk, parent.as_ref())
+                begin_one(tracker, used.mode, &target, parent.as_ref())
             });
             let doubt = match &tracking {
                 Ok(tracking) => doubt(tracking, parent.as_ref()),
@@ -120,7 +118,6 @@ fn begin_one(
     tracker: &Tracker,
     mode: TrackMode,
     target: &Target,
-    disk: &SourceDisk,
     parent: Option<&ImageMark>,
 ) -> Result<Tracking, String> {
     let watch = match mode {
@@ -136,7 +133,6 @@ fn begin_one(
             watch
         }
     };
-    write_out(disk);
     watch.begin().map_err(|error| error.full_message())
 }
 
@@ -161,36 +157,4 @@ fn doubt(tracking: &Tracking, parent: Option<&ImageMark>) -> Option<String> {
 fn parent_mark(image: &ImageWriter, disk: &SourceDisk, id: DiskId) -> Option<ImageMark> {
     let parent = image.tracked_from(id)?;
     Some(mark(image.chain_id(), parent, &disk.meta.name))
-}
-
-/// Has the kernel write what it holds back of a disk and its partitions: a read of a cluster would cause it, and most
-/// clusters are not read. What cannot be written shows when it is read.
-fn write_out(disk: &SourceDisk) {
-    let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
-    let mut paths = vec![disk.device.path().to_owned()];
-    match partition_nodes(disk) {
-        Ok(nodes) => paths.extend(nodes),
-        Err(error) => {
-            let (name, error) = (&disk.meta.name, anyhow::Error::from(error));
-            tracing::warn!(
-                disk = name,
-                "what the kernel holds back of its partitions is not written: {error:#}"
-            );
-        }
-    }
-    for path in paths {
-        if let Err(error) = sync(&path) {
-            tracing::warn!(path = %path.display(), "what the kernel holds back is not written: {error}");
-        }
-    }
-}
-
-fn partition_nodes(disk: &SourceDisk) -> hostdev::Result<Vec<PathBuf>> {
-    let Some(number) = disk.device.device_number() else {
-        return Ok(Vec::new());
-    };
-    let Some(device) = BlockDevice::find(&Root::system(), number)? else {
-        return Ok(Vec::new());
-    };
-    Ok(device.partitions()?.iter().map(BlockDevice::node).collect())
 }

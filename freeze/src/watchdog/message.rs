@@ -24,6 +24,10 @@ pub enum Order {
 
 /// What the watchdog says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it is received while filesystems are frozen, without an allocation"
+)]
 pub enum Answer {
     Ready { has_own_cgroup: bool, is_locked: bool },
     Armed,
