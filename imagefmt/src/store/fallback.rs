@@ -2,6 +2,7 @@
 
 use crate::error::{ErrorKind, Result};
 use crate::format::name::ImageId;
+use crate::parallel;
 use crate::store::Store;
 
 /// An image to keep, and the newer one because of which it is to be kept.
@@ -29,14 +30,9 @@ impl Store {
     /// # Errors
     /// When the chain cannot be listed.
     pub fn fallback(&self, of: &ImageId) -> Result<Option<Fallback>> {
-        let chain = of.chain();
         let mut damaged = None;
         let mut fallback = None;
-        for sequence in self.sequences(chain)?.into_iter().rev() {
-            let image = self.image_id(chain, sequence);
-            let Some(known) = self.known_of(&image) else {
-                continue;
-            };
+        for (image, known) in self.known_of_all(of.chain())? {
             match (known, &damaged) {
                 (Known::Good, None) => return Ok(None),
                 (Known::Good, Some(_)) => {
@@ -51,6 +47,23 @@ impl Store {
         Ok(damaged
             .zip(fallback)
             .map(|(damaged, image)| Fallback { image, damaged }))
+    }
+
+    /// What is known of the images of a chain, the newest first; of that one alone if it is good.
+    fn known_of_all(&self, chain: &str) -> Result<Vec<(ImageId, Known)>> {
+        let mut sequences = self.sequences(chain)?;
+        let known = |&sequence: &u64| {
+            let image = self.image_id(chain, sequence);
+            self.known_of(&image).map(|known| (image, known))
+        };
+        let newest = sequences.pop().as_ref().and_then(known);
+        if matches!(newest, Some((_, Known::Good))) {
+            return Ok(newest.into_iter().collect());
+        }
+        sequences.reverse();
+        // Where there are very many, reading their manifests takes the time of a deletion.
+        let earlier = parallel::map(&sequences, known);
+        Ok(newest.into_iter().chain(earlier.into_iter().flatten()).collect())
     }
 
     /// What is known of an image; `None` for one that was deleted since it was listed.

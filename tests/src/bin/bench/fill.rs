@@ -3,9 +3,11 @@
 use anyhow::{Context, Result};
 use smc_tests::Disk;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
+use testkit::device::Zram;
 use testkit::noise;
 
 const MIB: u64 = 1 << 20;
@@ -59,4 +61,27 @@ fn fill(disk: &Disk, layout: Layout, mut next: impl FnMut(u64) -> Result<Vec<u8>
         device.write_all_at(&next(mib)?, mib * MIB)?;
     }
     Ok(device.sync_all()?)
+}
+
+/// A zram device full of text: what compresses takes little memory.
+pub fn zram_with_text(size_bytes: u64) -> Result<Zram> {
+    let zram = Zram::new(size_bytes)?;
+    fill_with_text(zram.path(), size_bytes)?;
+    Ok(zram)
+}
+
+fn fill_with_text(path: &Path, size_bytes: u64) -> Result<()> {
+    let mut device = File::options().write(true).open(path)?;
+    let mut piece = vec![0; 1 << 20];
+    for number in 0..size_bytes >> 20 {
+        for (line, chunk) in piece.chunks_mut(64).enumerate() {
+            let text = format!("line {line} of piece {number} ");
+            chunk
+                .iter_mut()
+                .zip(text.bytes().cycle())
+                .for_each(|(byte, text)| *byte = text);
+        }
+        device.write_all(&piece)?;
+    }
+    device.sync_all().context("fill the zram device")
 }

@@ -2,7 +2,6 @@
 
 use crate::fill::{self, Layout};
 use crate::measure::{median, settle, sorted, table};
-use crate::zram::Zram;
 use anyhow::Result;
 use blockio::Device;
 use changetrack::{Pass, Pipeline, PipelineOptions, Plan, Progress, Sink};
@@ -26,7 +25,7 @@ pub fn print(size_bytes: u64, rounds: usize) -> Result<()> {
     let bench = Bench::new("bench-gaps")?;
     let disk = bench.disk("disk.img", size_bytes)?;
     fill::with_noise(&disk, Layout::Full)?;
-    let zram = Zram::with_text(size_bytes)?;
+    let zram = fill::zram_with_text(size_bytes)?;
     let mut table = table(&["device", "gap", "two reads", "one read", "two / one"]);
     for (name, path) in [("loop", disk.path()), ("zram", zram.path())] {
         for gap in GAPS {

@@ -19,7 +19,6 @@ mod serving;
 mod syncs;
 mod tracked;
 mod tracker_cost;
-mod zram;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;

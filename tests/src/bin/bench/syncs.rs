@@ -2,7 +2,6 @@
 
 use crate::fill::{self, Layout};
 use crate::measure::{Comparison, Goal, Pair, dd, fio_read_seconds, run, settle, timed};
-use crate::zram::Zram;
 use anyhow::{Context, Result};
 use smc_tests::{Bench, Disk, program};
 use std::fs::{self, File};
@@ -77,7 +76,7 @@ pub fn two_disks(bench: &Bench, size_bytes: u64, pairs: usize) -> Result<Vec<Com
     eprintln!("two disks: filling {} MiB each", size_bytes >> 20);
     let disk = bench.disk("disk.img", size_bytes)?;
     fill::with_noise(&disk, Layout::Full)?;
-    let zram = Zram::with_text(size_bytes)?;
+    let zram = fill::zram_with_text(size_bytes)?;
     let both = [("vda", disk.path()), ("vdb", zram.path())];
     let alone = |job: &str, disk: &[(&str, &Path)]| -> Result<f64> {
         settle()?;

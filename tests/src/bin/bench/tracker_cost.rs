@@ -1,7 +1,6 @@
 //! What the tracker costs those who write: 4 KiB random writes with and without it, in turn, on a loop and on a zram device.
 
 use crate::measure::{fio, median, met, sorted, spread, table};
-use crate::zram::Zram;
 use anyhow::{Context, Result};
 use aya::programs::BtfTracePoint;
 use aya::sys::{Stats, enable_stats};
@@ -13,6 +12,7 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use testkit::device::Zram;
 use testkit::guard::Mount;
 use tracker::{Target, Tracker};
 
