@@ -68,6 +68,8 @@ remove() {
     rmdir "$DESTDIR$PREFIX/share/doc/smc" 2>/dev/null || true
     rm -f "$DESTDIR$UNITS/smcd.service" "$DESTDIR$UNITS/smcd.socket"
     if systemd_runs; then systemctl daemon-reload; fi
+    # What the tracker pinned: without smcd it would only cost time.
+    if [ "$DESTDIR" = "" ]; then rm -rf /sys/fs/bpf/smc; fi
     echo "smc is removed. /etc/smc, /var/lib/smc and all images are kept."
 }
 

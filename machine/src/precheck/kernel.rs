@@ -136,8 +136,14 @@ fn bpf(case: &Context<'_>, out: &mut Findings) {
         let found =
             format!("changes cannot be tracked: the kernel is locked down for confidentiality; {SLOWER}");
         out.warning("bpf", found, "boot with lockdown=integrity");
+    } else if !case.inventory.mounts().iter().any(|mount| mount.fs_type == "bpf") {
+        let found = format!("changes cannot be tracked: no BPF filesystem is mounted; {SLOWER}");
+        out.warning("bpf", found, "mount -t bpf bpf /sys/fs/bpf");
     } else {
-        out.ok("bpf", "BPF and BTF are available to track changes");
+        out.ok(
+            "bpf",
+            "BPF, BTF and a BPF filesystem are available to track changes",
+        );
     }
 }
 

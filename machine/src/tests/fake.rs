@@ -254,6 +254,7 @@ pub fn ready() -> Tree {
         .udev("254:3", "ID_FS_TYPE=swap ID_FS_UUID=6e0b-swap")
         .mount("ext4", "/dev/vda2", "254:2", "/")
         .mount("proc", "proc", "0:20", "/proc")
+        .mount("bpf", "bpf", "0:21", "/sys/fs/bpf")
         .file(
             "/proc/swaps",
             "Filename Type Size Used Priority\n/dev/vda3 partition 1 0 -2\n",

@@ -126,6 +126,12 @@ fn what_smcd_needs_of_the_kernel() {
         ),
         (|t| t.remove("/sys/kernel/btf/vmlinux"), "bpf", Warning, "no BTF"),
         (
+            |t| t.file("/proc/1/mountinfo", "21 1 254:2 / / rw - ext4 /dev/vda2 rw\n"),
+            "bpf",
+            Warning,
+            "mount -t bpf bpf /sys/fs/bpf",
+        ),
+        (
             |t| {
                 t.file(
                     "/sys/kernel/security/lockdown",

@@ -158,7 +158,7 @@ use_service() {
 
 remove_archive() {
     do_or_fail sh /root/archive/install.sh --remove
-    say "LEFT $(find /usr/local /etc/systemd/system -name '*smc*' | tr '\n' ' ')"
+    say "LEFT $(find /usr/local /etc/systemd/system /sys/fs/bpf -name '*smc*' | tr '\n' ' ')"
     say "GONE $(systemctl is-active smcd.service) $(systemctl is-active smcd.socket)"
 }
 
