@@ -171,18 +171,39 @@ impl<'a> Walk<'a> {
                 return Ok(());
             }
         };
+        let filesystem = DeviceNumber::of_dev(id.filesystem);
+        // The path may lead to a server that does not answer: it is looked at only where nothing else leads to the disks.
+        if self.root.is_system() && (!filesystem.is_anonymous() || self.has_no_disk(filesystem)?) {
+            self.found.files.insert(backing.path.clone());
+            self.found.file_ids.insert(id);
+            return match filesystem.is_anonymous() {
+                true => Ok(()),
+                false => self.add_device(filesystem),
+            };
+        }
         let at_path = self.root.metadata(&backing.path)?.as_ref().map(FileId::of);
         if at_path == Some(id) {
             return self.add_file(&backing.path, id);
         }
         self.found.files.insert(backing.path.clone());
         self.found.file_ids.insert(id);
-        let filesystem = DeviceNumber::of_dev(id.filesystem);
         if filesystem.is_anonymous() {
             self.no_place(&backing.path);
             return Ok(());
         }
         self.add_device(filesystem)
+    }
+
+    /// Whether a filesystem is one of a server or of a program: such a one lies on no disk of this machine that is known.
+    fn has_no_disk(&self, filesystem: DeviceNumber) -> Result<bool> {
+        let elsewhere = [
+            "9p", "afs", "ceph", "cifs", "fuse", "nfs", "nfs4", "smb3", "virtiofs",
+        ];
+        let mounts = MountTable::own(self.root)?.mounts;
+        let mount = mounts.iter().find(|mount| mount.number == filesystem);
+        // A subtype follows a dot: fuse.sshfs.
+        let kind = mount.and_then(|mount| mount.fs_type.split('.').next());
+        Ok(kind.is_some_and(|kind| elsewhere.contains(&kind)))
     }
 
     fn no_place(&mut self, file: &Path) {

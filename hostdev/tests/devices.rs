@@ -14,7 +14,7 @@ use hostdev::{
     User, below, detach_loop, disks_below, first_user, lies_on, loop_status,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use testkit::guard::{Mount, ScratchDir};
+use testkit::guard::{Mount, ScratchDir, SilentMount};
 use testkit::process::run;
 
 /// xfs and btrfs need some room.
@@ -431,4 +431,21 @@ fn filesystems_are_recognized_by_their_ids() {
     // The device's own id, which it makes up.
     let btrfs = made("mkfs.btrfs", &["-q", "-U", ID]).unwrap();
     assert!(btrfs.starts_with("btrfs:") && !btrfs.contains(ID), "{btrfs}");
+}
+
+#[test]
+fn what_lies_below_a_loop_device_is_found_without_its_path() {
+    let scratch = scratch();
+    fs::create_dir(scratch.join("dir")).unwrap();
+    let image = scratch.sparse_file("dir/image", 8 << 20).unwrap();
+    let disk = attach(&image);
+    let expected = below_disks(scratch.path());
+    // From here on, whoever looks at the path waits for ever.
+    let silent = SilentMount::over(&scratch.join("dir")).unwrap();
+    let found = below(&Root::system(), &node(disk.path())).unwrap();
+    for number in expected {
+        assert!(found.devices.contains(&number), "{number}: {found:?}");
+    }
+    assert!(found.unplaced.is_empty(), "{found:?}");
+    drop(silent);
 }
