@@ -18,6 +18,9 @@ pub struct Context {
 
 impl Context {
     /// Prints an answer: as it came, or the lines that `view` makes of it.
+    ///
+    /// # Errors
+    /// When the answer is not what was expected, or the output cannot be written.
     pub fn tell<T: DeserializeOwned>(
         &self,
         answer: &Answer,

@@ -59,6 +59,9 @@ pub fn seconds(text: &str) -> Result<u64, String> {
 }
 
 /// How changes are found.
+///
+/// # Errors
+/// Where it is neither `auto` nor `off`.
 pub fn tracking(text: &str) -> Result<Tracking, String> {
     match text {
         "auto" => Ok(Tracking::Auto),

@@ -8,7 +8,7 @@ use smc_tests::service::Service;
 use smc_tests::{code, program, stderr};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use testkit::guard::{ScratchDir, SilentMount};
 use testkit::process::{PATIENCE, Server, wait_for, wait_until};
@@ -337,13 +337,8 @@ fn with_small_state(name: &str, filesystem: &StoreFs) -> Result<Service> {
     Ok(service)
 }
 
-#[test]
-fn a_full_state_directory_ends_no_running_sync_and_loses_nothing() -> Result<()> {
-    // The daemon goes first, then the filesystem that its state lies on.
-    let dir = ScratchDir::new("lifecycle-full-state-fs")?;
-    let filesystem = StoreFs::new(&dir, Kind::Ext4, 16 * MIB)?;
-    let mut service = with_small_state("lifecycle-full-state", &filesystem)?;
-    // Its post hook waits for the file: the sync is between its image and the record of it.
+/// From now on a post hook waits for a file: the sync is then between its image and the record of it. Returns the file.
+fn hold_in_post_hook(service: &Service) -> Result<PathBuf> {
     let (hook, file) = (service.dir.join("hooks.d/wait"), service.dir.join("go"));
     let script = format!(
         "#!/bin/sh\n[ $1 = pre ] || while [ ! -e {} ]; do sleep 0.02; done\n",
@@ -351,6 +346,16 @@ fn a_full_state_directory_ends_no_running_sync_and_loses_nothing() -> Result<()>
     );
     fs::write(&hook, script)?;
     fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))?;
+    Ok(file)
+}
+
+#[test]
+fn a_full_state_directory_ends_no_running_sync_and_loses_nothing() -> Result<()> {
+    // The daemon goes first, then the filesystem that its state lies on.
+    let dir = ScratchDir::new("lifecycle-full-state-fs")?;
+    let filesystem = StoreFs::new(&dir, Kind::Ext4, 16 * MIB)?;
+    let mut service = with_small_state("lifecycle-full-state", &filesystem)?;
+    let file = hold_in_post_hook(&service)?;
     let disk = service.disk("source", 4 * MIB)?;
     let device = format!("vda={}", disk.path().display());
     let create = [

@@ -136,91 +136,107 @@ impl Figures {
         }
     }
 
-    fn text(self) -> anyhow::Result<String> {
+    fn text(&self) -> anyhow::Result<String> {
         let mut registry = Registry::with_prefix("smc");
-        let bytes = || Unit::Bytes;
+        self.register_jobs(&mut registry);
+        self.register_last_syncs(&mut registry);
+        self.register_tracker(&mut registry);
+        let mut text = String::new();
+        encode(&mut text, &registry).context("write metrics")?;
+        Ok(text)
+    }
+
+    fn register_jobs(&self, registry: &mut Registry) {
         registry.register(
             "job_status",
             "1 for the current state of a job, 0 for the others",
-            self.status,
+            self.status.clone(),
         );
-        registry.register("job_runs", "Number of syncs started so far", self.runs);
-        registry.register_with_unit("job_size", "Size of all disks of a job", bytes(), self.size);
+        registry.register("job_runs", "Number of syncs started so far", self.runs.clone());
+        registry.register_with_unit(
+            "job_size",
+            "Size of all disks of a job",
+            Unit::Bytes,
+            self.size.clone(),
+        );
         registry.register_with_unit(
             "sync_compared",
             "Bytes compared so far by the running sync",
-            bytes(),
-            self.compared,
+            Unit::Bytes,
+            self.compared.clone(),
         );
         registry.register(
             "sync_compare_rate_bytes_per_second",
             "Current rate of comparing in the running sync",
-            self.compare_rate,
+            self.compare_rate.clone(),
         );
         registry.register_with_unit(
             "sync_stored",
             "Bytes stored so far by the running sync",
-            bytes(),
-            self.stored,
+            Unit::Bytes,
+            self.stored.clone(),
         );
+    }
+
+    fn register_last_syncs(&self, registry: &mut Registry) {
         registry.register_with_unit(
             "last_sync_finished_timestamp",
             "Unix time when the last successful sync ended",
             Unit::Seconds,
-            self.last_success,
+            self.last_success.clone(),
         );
         registry.register_with_unit(
             "last_sync_duration",
             "Duration of the last successful sync",
             Unit::Seconds,
-            self.last_duration,
+            self.last_duration.clone(),
         );
         registry.register_with_unit(
             "last_sync_compared",
             "Bytes compared by the last successful sync",
-            bytes(),
-            self.last_compared,
+            Unit::Bytes,
+            self.last_compared.clone(),
         );
         registry.register_with_unit(
             "last_sync_dirty",
             "Bytes that differed in the last successful sync",
-            bytes(),
-            self.last_dirty,
+            Unit::Bytes,
+            self.last_dirty.clone(),
         );
         registry.register_with_unit(
             "last_sync_stored",
             "Bytes stored by the last successful sync",
-            bytes(),
-            self.last_stored,
+            Unit::Bytes,
+            self.last_stored.clone(),
         );
         registry.register(
             "last_sync_failed",
             "1 if the last sync failed, otherwise 0",
-            self.last_failed,
+            self.last_failed.clone(),
         );
+    }
+
+    fn register_tracker(&self, registry: &mut Registry) {
         registry.register(
             "tracker_attached",
             "1 while the tracker's programs are attached in the kernel, otherwise 0",
-            self.tracker_attached,
+            self.tracker_attached.clone(),
         );
         registry.register(
             "tracked_disk_trusted",
             "1 if the next sync can rely on the tracker of a disk, 0 if it reads the whole disk",
-            self.tracked_trusted,
+            self.tracked_trusted.clone(),
         );
         registry.register(
             "tracked_disk_missed",
             "1 if the tracker has missed writes to a disk, or may have, since its newest image",
-            self.tracked_missed,
+            self.tracked_missed.clone(),
         );
         registry.register(
             "tracked_disk_dirty_clusters",
             "Clusters of a tracked disk that were written to since its newest image",
-            self.tracked_dirty,
+            self.tracked_dirty.clone(),
         );
-        let mut text = String::new();
-        encode(&mut text, &registry).context("write metrics")?;
-        Ok(text)
     }
 }
 

@@ -43,14 +43,6 @@ pub fn new_record(
     in_range("compress_level", compress_level, &limits::COMPRESS_LEVEL)?;
     let bandwidth_limit_bytes = request.bandwidth_limit_bytes.unwrap_or(0);
     check_bandwidth(bandwidth_limit_bytes)?;
-    let hooks = HooksView {
-        pre: hook("pre_hook", request.pre_hook.as_deref())?,
-        post: hook("post_hook", request.post_hook.as_deref())?,
-        timeout_seconds: request
-            .hook_timeout_seconds
-            .unwrap_or(limits::HOOK_TIMEOUT_DEFAULT.as_secs()),
-    };
-    check_time("hook_timeout", hooks.timeout_seconds, &limits::HOOK_TIMEOUT)?;
     let min_scan_interval_seconds = request
         .min_scan_interval_seconds
         .unwrap_or(limits::MIN_SCAN_INTERVAL_DEFAULT.as_secs());
@@ -75,7 +67,7 @@ pub fn new_record(
         min_scan_interval_seconds,
         scan_from: None,
         unwatch_owed: false,
-        hooks,
+        hooks: hooks(request)?,
         take_up: request.take_up.clone(),
         accept_changed_disk: request.accept_changed_disk,
         on_read_error: request.on_read_error.unwrap_or_default(),
@@ -98,6 +90,19 @@ pub fn new_record(
         written: None,
         request: request.clone(),
     })
+}
+
+/// The hooks of a new job.
+fn hooks(request: &CreateJob) -> Refused<HooksView> {
+    let hooks = HooksView {
+        pre: hook("pre_hook", request.pre_hook.as_deref())?,
+        post: hook("post_hook", request.post_hook.as_deref())?,
+        timeout_seconds: request
+            .hook_timeout_seconds
+            .unwrap_or(limits::HOOK_TIMEOUT_DEFAULT.as_secs()),
+    };
+    check_time("hook_timeout", hooks.timeout_seconds, &limits::HOOK_TIMEOUT)?;
+    Ok(hooks)
 }
 
 /// SMC's rule for names, without the colon, and the store's.

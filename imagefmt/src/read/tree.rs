@@ -338,6 +338,9 @@ impl Tree {
     }
 
     /// Visits the clusters of `range` in ascending order, runs of zeros as one, until `visit` breaks.
+    ///
+    /// # Errors
+    /// When a node that leads to them is damaged or cannot be read.
     pub fn walk(&self, range: Range<u64>, visit: &mut dyn FnMut(Run) -> ControlFlow<()>) -> Result<()> {
         let range = range.start..range.end.min(self.geometry.cluster_count());
         if range.start < range.end {

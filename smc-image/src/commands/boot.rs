@@ -176,6 +176,10 @@ fn parse_forward(text: &str) -> Result<Forward, String> {
 }
 
 /// Boots it, until somebody or something ends it.
+///
+/// # Errors
+/// Wrong use, an image that cannot be opened, and a guest that cannot be started or watched. A guest that does not boot is no
+/// error: the exit code says it.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(error) = wrong_use(args) {
         error.exit();

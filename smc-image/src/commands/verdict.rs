@@ -31,6 +31,9 @@ pub struct Args {
 }
 
 /// Shows it.
+///
+/// # Errors
+/// An image or verdict that cannot be read, and output that cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let store = context.open_store()?;
     let id = store.resolve(&args.image)?;

@@ -19,6 +19,9 @@ pub struct Terminal {
 impl Terminal {
     /// Lets keys through at once, except those that interrupt: Ctrl-C ends the boot, as it ends every command. What is no
     /// terminal is left alone.
+    ///
+    /// # Errors
+    /// When the terminal does not let its settings be read or changed.
     pub fn take_over() -> anyhow::Result<Self> {
         let stdin = io::stdin();
         if !stdin.is_terminal() {
@@ -43,6 +46,9 @@ impl Drop for Terminal {
 }
 
 /// Types what comes on standard input on the guest's console, from a thread that ends with the process.
+///
+/// # Errors
+/// When the console cannot be used twice, or no thread can be started.
 pub fn type_to(console: BorrowedFd<'_>) -> anyhow::Result<()> {
     let console = console.as_fd().try_clone_to_owned().context("use the console")?;
     let mut console = UnixStream::from(console);

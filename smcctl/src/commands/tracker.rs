@@ -26,6 +26,9 @@ enum Command {
 }
 
 /// Shows or removes it.
+///
+/// # Errors
+/// When smcd does not answer, or refuses, or the output cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let request = match args.command {
         None => Request::get("/tracker"),
