@@ -625,7 +625,8 @@ impl Run<'_> {
             piece.retries += 1;
             self.start(piece);
         } else {
-            let unreadable = self.read_failed(&mut piece, result)?;
+            let priority = self.priority();
+            let unreadable = priority.within(|| self.read_failed(&mut piece, result))?;
             self.deliver(piece, unreadable);
         }
         Ok(())
@@ -655,8 +656,7 @@ impl Run<'_> {
             return Err(self.job.device.read_error(offset, source));
         }
         let buffer = &mut piece.buffer[begin..end];
-        self.priority()
-            .within(|| self.job.device.read_blockwise(offset, buffer, wanted - begin))
+        self.job.device.read_blockwise(offset, buffer, wanted - begin)
     }
 
     fn deliver(&mut self, piece: Piece, unreadable: Vec<Range<u64>>) {
