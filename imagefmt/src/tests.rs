@@ -33,5 +33,6 @@ mod repair;
 mod sim;
 mod support;
 mod sweep;
+mod tracked;
 mod unread;
 mod verifying;
