@@ -92,14 +92,22 @@ impl OnDisks {
     }
 }
 
+/// Whether it is found out which devices somebody holds who is neither a mounted filesystem nor swap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holders {
+    /// It is: each device that nothing seems to use is opened exclusively for a moment. Whoever wants to mount it at that moment is
+    /// told that it is busy.
+    Find,
+    /// Nothing is opened exclusively.
+    Ignore,
+}
+
 /// Finds what lies on disks: devices, or files that are imaged as disks. It opens a directory of each filesystem, so that none of
 /// them can be unmounted until the value is dropped.
 ///
-/// A device that nothing seems to use is opened exclusively for a moment, so as to find out whether somebody holds it.
-///
 /// # Errors
 /// `Unknown` when the kernel does not say what lies on what. A part that is not known is [`Unaccounted`].
-pub fn on_disks(disks: &[Node]) -> Result<OnDisks> {
+pub fn on_disks(disks: &[Node], holders: Holders) -> Result<OnDisks> {
     let root = Root::system();
     let inventory = Inventory::read(&root, Namespaces::All).map_err(unknown)?;
     let mut finder = Finder {
@@ -108,6 +116,7 @@ pub fn on_disks(disks: &[Node]) -> Result<OnDisks> {
         inventory,
         below: BTreeMap::new(),
         unaccounted: BTreeSet::new(),
+        holders,
     };
     finder.add_same_content()?;
     finder.note_unread();
@@ -144,6 +153,7 @@ struct Finder {
     inventory: Inventory,
     below: BTreeMap<DeviceNumber, Below>,
     unaccounted: BTreeSet<Unaccounted>,
+    holders: Holders,
 }
 
 impl Finder {
@@ -283,7 +293,8 @@ impl Finder {
             if !below.is_on_disks {
                 continue;
             }
-            if !explained.contains(&block.number) && is_held(&block.node()) {
+            let is_in_question = self.holders == Holders::Find && !explained.contains(&block.number);
+            if is_in_question && is_held(&block.node()) {
                 self.unaccounted.insert(Unaccounted::Held(block.node()));
             }
             found.push((below.devices.len(), block.node()));

@@ -27,7 +27,7 @@ mod watchdog;
 
 pub use error::{Error, ErrorKind, Result};
 pub use evidence::{Evidence, FreezeOutcome, OfFilesystem, ThawOutcome};
-pub use find::{Filesystem, Kind, OnDisks, Unaccounted, on_disks};
+pub use find::{Filesystem, Holders, Kind, OnDisks, Unaccounted, on_disks};
 pub use flush::{Flushed, NotFlushed};
 pub use frozen::Frozen;
 pub use list::{LIST_DIRECTORY, thaw_listed};

@@ -2,14 +2,14 @@
 //! moment ago is not on its disk yet.
 
 use super::disks::SourceDisk;
-use freeze::{Flushed, OnDisks, Unaccounted};
+use freeze::{Flushed, Holders, OnDisks};
 
 /// What could not be flushed, as a part of a sentence: `/srv, which ...`. `None` if the disks have everything that had been written.
 ///
 /// Nothing of it ends a sync: the image is what a power cut would leave, with or without.
 pub(super) fn flush(disks: &[SourceDisk]) -> Option<String> {
     let nodes: Vec<_> = disks.iter().map(|disk| disk.device.node().clone()).collect();
-    match freeze::on_disks(&nodes) {
+    match freeze::on_disks(&nodes, Holders::Ignore) {
         Ok(found) => held_back(&found, &found.flush()),
         Err(error) => Some(format!("{:#}", anyhow::Error::from(error))),
     }
@@ -23,11 +23,7 @@ fn held_back(found: &OnDisks, flushed: &Flushed) -> Option<String> {
             None => format!("{path} could not be opened to be flushed"),
         }
     });
-    // Its page cache is not ours to flush.
-    let unaccounted = found
-        .unaccounted
-        .iter()
-        .filter(|one| !matches!(one, Unaccounted::Held(_)));
-    let all: Vec<String> = failures.chain(unaccounted.map(ToString::to_string)).collect();
+    let unaccounted = found.unaccounted.iter().map(ToString::to_string);
+    let all: Vec<String> = failures.chain(unaccounted).collect();
     (!all.is_empty()).then(|| all.join("; "))
 }

@@ -59,7 +59,8 @@ fn main() -> Result<()> {
 
 fn on(disks: &[PathBuf]) -> Result<OnDisks> {
     let nodes = disks.iter().map(|disk| Node::at(&Root::system(), disk));
-    Ok(freeze::on_disks(&nodes.collect::<hostdev::Result<Vec<_>>>()?)?)
+    let nodes = nodes.collect::<hostdev::Result<Vec<_>>>()?;
+    Ok(freeze::on_disks(&nodes, freeze::Holders::Find)?)
 }
 
 fn find(disks: &[PathBuf]) -> Result<()> {
