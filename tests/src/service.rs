@@ -31,12 +31,13 @@ impl Service {
         Self::with_config(name, "")
     }
 
-    /// A running daemon on a machine that can track. The tracker's pins go with the mount, which is to be dropped first.
-    pub fn tracking(name: &str) -> Result<(Mount, Self)> {
+    /// A running daemon on a machine that can track. The tracker's pins go with the mount, which lies in the daemon's directory
+    /// and is to be dropped first: as the second of two variables is.
+    pub fn tracking(name: &str) -> Result<(Self, Mount)> {
         let service = Self::new(name)?;
         let bpf = service.dir.join("bpf");
         let bpf = Mount::new(Path::new("bpf"), &bpf, "bpf", MsFlags::empty())?;
-        Ok((bpf, service))
+        Ok((service, bpf))
     }
 
     /// The same, with more lines of configuration (before the first table).

@@ -30,7 +30,7 @@ fn sync(service: &Service) -> Result<Value> {
 
 #[test]
 fn a_job_tracks_its_disks_until_it_is_over() -> Result<()> {
-    let (_bpf, mut service) = Service::tracking("trackedlife")?;
+    let (mut service, _bpf) = Service::tracking("trackedlife")?;
     let disk = service.disk("source", 24 * MIB)?;
     disk.write_noise(0, 24 << 20, 1)?;
     create(&service, &disk, &["--interval", "5m"])?;
@@ -75,7 +75,7 @@ fn a_job_tracks_its_disks_until_it_is_over() -> Result<()> {
 
 #[test]
 fn canceled_deleted_and_modified_jobs_leave_nothing_in_the_kernel() -> Result<()> {
-    let (_bpf, service) = Service::tracking("trackedgone")?;
+    let (service, _bpf) = Service::tracking("trackedgone")?;
     let disk = service.disk("source", 4 * MIB)?;
     let pins = service.dir.join("bpf/smc");
     for end in [
@@ -197,7 +197,7 @@ fn sync_until_scan(service: &Service, by_audit: bool) -> Result<Value> {
 
 #[test]
 fn whatever_speaks_against_the_tracker_is_told_and_the_sync_after_is_tracked_again() -> Result<()> {
-    let (_bpf, mut service) = Service::tracking("trackedtrust")?;
+    let (mut service, _bpf) = Service::tracking("trackedtrust")?;
     let disk = service.disk("source", 24 * MIB)?;
     disk.write_noise(0, 24 << 20, 1)?;
     create(&service, &disk, &["--interval", "6h"])?;
@@ -233,7 +233,7 @@ fn whatever_speaks_against_the_tracker_is_told_and_the_sync_after_is_tracked_aga
 
 #[test]
 fn a_sync_that_would_read_the_whole_disk_too_soon_is_deferred_and_no_run_at_all() -> Result<()> {
-    let (_bpf, mut service) = Service::tracking("trackedrare")?;
+    let (mut service, _bpf) = Service::tracking("trackedrare")?;
     let disk = service.disk("source", 4 * MIB)?;
     create(&service, &disk, &["--interval", "5m"])?;
     service.ask(&["job", "start", "web01", "--wait"])?;
@@ -274,7 +274,7 @@ fn a_sync_that_would_read_the_whole_disk_too_soon_is_deferred_and_no_run_at_all(
 /// Only the store tells that the bits are relative to an image that is gone: by then a run has begun.
 #[test]
 fn a_run_that_turns_out_to_be_too_soon_is_deferred_and_not_failed() -> Result<()> {
-    let (_bpf, mut service) = Service::tracking("trackedlate")?;
+    let (mut service, _bpf) = Service::tracking("trackedlate")?;
     let disk = service.disk("source", 4 * MIB)?;
     create(&service, &disk, &["--interval", "5m"])?;
     service.ask(&["job", "start", "web01", "--wait"])?;

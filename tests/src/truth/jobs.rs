@@ -55,7 +55,7 @@ impl TrackedJob {
     /// # Errors
     /// What the system says.
     pub fn new(driver: Driver, seed: u64) -> Result<Self> {
-        let (bpf, service) = Service::tracking("truthjob")?;
+        let (service, bpf) = Service::tracking("truthjob")?;
         let disk = KnownDisk::new(&service.dir, driver, DISK_BYTES, seed)?;
         let device = format!("vda={}", disk.path().display());
         let mut create = vec!["job", "create", "web01", "--disk", &device];
