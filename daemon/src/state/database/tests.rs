@@ -209,6 +209,7 @@ fn the_version_before_can_read_what_this_one_writes() {
             "io_priority",
             "min_reader",
             "min_scan_interval_seconds",
+            "on_read_error",
             "scan_from",
             "tracking",
             "unconfirmed",
