@@ -161,6 +161,8 @@ fn hostile(view: &Value, name: &str) -> Value {
         "phase",
         "run_type",
         "tracking",
+        "io_priority",
+        "on_read_error",
         "outcome",
         "level",
         "error_kind",
