@@ -1,6 +1,7 @@
 //! Which filesystems a process may have frozen: a file below `/run`, for the case that neither it nor its watchdog thaws them.
 
-use crate::{Error, Result, ioctl};
+use crate::{Error, ErrorKind, Result, ioctl};
+use hostdev::{ProcessStat, Root};
 use nix::errno::Errno;
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -39,7 +40,7 @@ impl List {
         let list = List {
             path: directory.join(name),
         };
-        let started = start_of(process).unwrap_or_default();
+        let started = start_of(process)?.unwrap_or_default();
         let mut content = format!("{process}\0{started}\0").into_bytes();
         for path in paths {
             content.extend_from_slice(path.as_os_str().as_bytes());
@@ -98,7 +99,9 @@ fn thaw_list(path: &Path, thawed: &mut Vec<PathBuf>) -> Result<()> {
             io::Error::from(io::ErrorKind::InvalidData),
         ));
     };
-    if u32::try_from(process).is_ok_and(|process| start_of(process) == Some(started)) {
+    if let Ok(process) = u32::try_from(process)
+        && start_of(process)? == Some(started)
+    {
         return Ok(());
     }
     for field in fields {
@@ -132,12 +135,13 @@ fn thaw(mount_point: &Path) -> Result<bool> {
 }
 
 /// When a process started, in clock ticks since the boot; `None` if there is none.
-fn start_of(process: u32) -> Option<u64> {
-    let stat = fs::read(format!("/proc/{process}/stat")).ok()?;
-    // The name before the last parenthesis may hold anything.
-    let end = stat.iter().rposition(|byte| *byte == b')')?;
-    let fields = std::str::from_utf8(&stat[end + 1..]).ok()?;
-    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+fn start_of(process: u32) -> Result<Option<u64>> {
+    let stat = ProcessStat::read(&Root::system(), process);
+    let stat = stat.map_err(|error| {
+        let message = format!("cannot find out whether process {process} runs");
+        Error::caused(ErrorKind::Io, message, error)
+    })?;
+    Ok(stat.map(|stat| stat.started))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! - [`Inventory`]: all devices, mounts and swaps, read once, and which lie on which disks.
 //! - [`MountTable`] and [`swaps`]: what is mounted and what is swapped to.
 //! - [`LoopDevice`]: a loop device that goes away with its last user; [`loop_status`] and [`detach_loop`] for any.
-//! - [`Machine`]: which machine this is.
+//! - [`Machine`]: which machine this is; [`ProcessStat`]: which process an id means.
 //! - [`table_id`], [`filesystem_id`]: ids that are stored on a disk.
 //! - [`Root`]: where the machine's files are seen, read within bounds, so that tests build machines out of
 //!   directories.
@@ -29,6 +29,7 @@ mod machine;
 mod mounts;
 mod node;
 mod number;
+mod process;
 mod root;
 mod swaps;
 mod topology;
@@ -47,6 +48,7 @@ pub use machine::Machine;
 pub use mounts::{Mount, MountTable};
 pub use node::{FileId, Node};
 pub use number::{DeviceNumber, ParseDeviceNumberError};
+pub use process::ProcessStat;
 pub use root::Root;
 pub use swaps::{Swap, swaps};
 pub use topology::{

@@ -7,8 +7,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use hostdev::{
-    BlockDevice, DeviceNumber, ErrorKind, Inventory, Machine, Namespaces, Node, Root, User, below,
-    disks_below, first_user, schedulers,
+    BlockDevice, DeviceNumber, ErrorKind, Inventory, Machine, Namespaces, Node, ProcessStat, Root, User,
+    below, disks_below, first_user, schedulers,
 };
 
 const GIB: u64 = 1 << 30;
@@ -311,6 +311,27 @@ fn counters_are_read_as_the_kernel_documents_them() {
     let tree = tree.file("/sys/block/sda/stat", "11 12 13 14 15 16 17 18 19 20 21\n");
     assert_eq!(device.counters().unwrap().discards, None, "before Linux 4.18");
     drop(tree);
+}
+
+#[test]
+fn a_process_has_its_state_and_start_behind_any_name() {
+    let numbers = (4..=52)
+        .map(|number: u32| number.to_string())
+        .collect::<Vec<_>>()
+        .join(" ");
+    let tree = Tree::new()
+        .file("/proc/4711/stat", format!("4711 (a) Z 1 (b) S {numbers}\n"))
+        .file(
+            "/proc/4712/stat",
+            [b"4712 (\xff\xfe) R ".as_slice(), numbers.as_bytes()].concat(),
+        )
+        .file("/proc/4713/stat", "4713 (cut) R 1 2");
+    let read = |process| ProcessStat::read(&tree.root(), process);
+    let stat = |state| Some(ProcessStat { state, started: 22 });
+    assert_eq!(read(4711).unwrap(), stat('S'));
+    assert_eq!(read(4712).unwrap(), stat('R'));
+    assert_eq!(read(4713).unwrap_err().kind(), ErrorKind::Malformed);
+    assert_eq!(read(4714).unwrap(), None);
 }
 
 fn machine(id: &str, firmware: &str) -> Machine {

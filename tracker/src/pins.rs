@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use blockio::LockedFile;
+use hostdev::Root;
 
 use crate::layout::{PROGRAMS, SHARED_MAPS};
 use crate::{Error, ErrorKind, Result, sys};
@@ -112,10 +113,13 @@ impl Pins {
     /// `Unsupported`: it is not, and what to do; `Io`.
     pub(crate) fn check(&self) -> Result<()> {
         let directory = self.directory.display();
-        let existing = self.directory.ancestors().find(|ancestor| ancestor.is_dir());
-        let existing = existing.unwrap_or(Path::new("/"));
+        let existing = Root::system()
+            .existing_ancestor(&self.directory)
+            .map_err(|error| {
+                Error::with_source(ErrorKind::Io, format!("cannot examine {directory}"), error)
+            })?;
         let fail = |error| Error::os(format_args!("examine {}", existing.display()), error);
-        if !is_bpffs(existing).map_err(fail)? {
+        if !is_bpffs(&existing).map_err(fail)? {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 format!(
@@ -123,7 +127,7 @@ impl Pins {
                 ),
             ));
         }
-        sys::check_writable(existing)
+        sys::check_writable(&existing)
             .map_err(|error| Error::os(format_args!("write to {}", existing.display()), error))
     }
 

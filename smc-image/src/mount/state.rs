@@ -6,7 +6,7 @@ use crate::waiting;
 use anyhow::Context;
 use blockio::LockedFile;
 use cli::interrupt::Interrupt;
-use hostdev::{BlockDevice, MountTable, Root};
+use hostdev::{BlockDevice, MountTable, ProcessStat, Root};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use serde::{Deserialize, Serialize};
@@ -45,22 +45,17 @@ pub struct Process {
 impl Process {
     /// The running process with this id.
     pub fn running(pid: i32) -> Option<Self> {
-        let (state, started) = stat(pid)?;
-        (state != 'Z').then_some(Self { pid, started })
+        let stat = ProcessStat::read(&Root::system(), u32::try_from(pid).ok()?).ok()??;
+        (stat.state != 'Z').then_some(Self {
+            pid,
+            started: stat.started,
+        })
     }
 
     /// Whether it still runs.
     pub fn is_alive(&self) -> bool {
         Self::running(self.pid) == Some(*self)
     }
-}
-
-/// State and start time of a process (proc(5), `/proc/PID/stat`).
-fn stat(pid: i32) -> Option<(char, u64)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command's name stands in parentheses and may hold anything; the state is the first field behind it.
-    let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
-    Some((fields.first()?.chars().next()?, fields.get(19)?.parse().ok()?))
 }
 
 /// Holds everybody else off who mounts or unmounts. One of them that does so already is waited for.
