@@ -92,8 +92,8 @@ pub struct Pass<'a> {
     pub base: Option<Base>,
     /// How fast to read, and with which priority; as fast as the disk can when absent. Several passes may share one.
     pub pace: Option<Arc<Pace>>,
-    /// What to do where the disk cannot be read. Deferred, nothing is compared there, and the sink is told to come back;
-    /// salvaged, the clusters are stored with what could be read of them, and the sink is told what could not.
+    /// What to do where the disk cannot be read. Deferred, nothing is compared there; salvaged, the clusters are stored with what
+    /// could be read of them. The sink gets what could not be read.
     pub on_read_error: OnReadError,
     /// Counts what the pass does.
     pub progress: Arc<Progress>,

@@ -17,7 +17,7 @@ pub(crate) struct Stream {
     pub geometry: Geometry,
     /// What the disk is compared with; zeros where absent.
     pub base: Option<Base>,
-    /// Whether clusters that could not be read are left for a later pass, and not stored as unreadable.
+    /// Whether chunks that could not be read are left for a later pass, and not stored as unreadable.
     pub defers: bool,
     pub results: Sender<(usize, Outcome)>,
     /// The run has ended: what still comes is of no use.
@@ -45,8 +45,8 @@ pub(crate) struct Examined {
     changed: Vec<Changed>,
     /// Encoded clusters, one behind the other.
     encoded: Vec<u8>,
-    /// Bytes of the disk that were left for a later pass.
-    left: u64,
+    /// Whether it is left for a later pass, because it could not be read.
+    is_deferred: bool,
 }
 
 #[derive(Debug)]
@@ -69,9 +69,9 @@ impl Examined {
         self.chunk.len() as u64
     }
 
-    /// Bytes of it that were compared: all but what is left for a later pass.
+    /// Bytes of it that were compared: none if it is left for a later pass.
     pub fn compared(&self) -> u64 {
-        self.len() - self.left
+        if self.is_deferred { 0 } else { self.len() }
     }
 
     /// Byte ranges of the disk that could not be read, ascending.
@@ -142,6 +142,15 @@ fn lower_priority() {
 
 /// Digests every cluster of a chunk and prepares those that differ, or that cannot be read in the base, for storing.
 fn examine(encoder: &mut ClusterEncoder, stream: &Stream, chunk: Chunk) -> Result<Examined> {
+    // A reader that defers has read all of a chunk, or nothing.
+    if stream.defers && !chunk.unreadable().is_empty() {
+        return Ok(Examined {
+            chunk,
+            changed: Vec::new(),
+            encoded: Vec::new(),
+            is_deferred: true,
+        });
+    }
     let cluster_len = stream.geometry.cluster_size().byte_len();
     let first = stream.geometry.cluster_at(chunk.offset());
     let clusters = first..first + chunk.len().div_ceil(cluster_len) as u64;
@@ -150,15 +159,11 @@ fn examine(encoder: &mut ClusterEncoder, stream: &Stream, chunk: Chunk) -> Resul
         .as_ref()
         .map(|base| base.digests(clusters))
         .transpose()?;
-    let (mut changed, mut encoded, mut left) = (Vec::new(), Vec::new(), 0);
+    let (mut changed, mut encoded) = (Vec::new(), Vec::new());
     for (i, plain) in chunk.chunks(cluster_len).enumerate() {
         let index = first + i as u64;
         let start = stream.geometry.cluster_offset(index);
         let update = match unreadable_sectors(chunk.unreadable(), start..start + plain.len() as u64) {
-            Some(_) if stream.defers => {
-                left += plain.len() as u64;
-                continue;
-            }
             Some(sectors) => encoder.encode_damaged(index, plain, &sectors),
             None => {
                 let digest = encoder.digest(plain);
@@ -187,7 +192,7 @@ fn examine(encoder: &mut ClusterEncoder, stream: &Stream, chunk: Chunk) -> Resul
         chunk,
         changed,
         encoded,
-        left,
+        is_deferred: false,
     })
 }
 

@@ -175,7 +175,7 @@ impl<O: Observer> Reading<'_, '_, O> {
                 let doubt = self.report_missed(disk, &clusters);
                 if let Err(error) = tracking.fail(&doubt) {
                     let error = error.full_message();
-                    tracing::warn!("that the tracker was wrong cannot be kept: {error}");
+                    tracing::warn!("cannot record that the tracker has missed writes: {error}");
                 }
                 self.trackings.doubt(disk, doubt);
             }

@@ -202,17 +202,11 @@ impl<O: Observer> Reading<'_, '_, O> {
 
     /// Makes passes, and counts what they read. What cannot be read is read once more at the end, if it is to be skipped.
     pub fn pass(&mut self, plans: &[Planned]) -> Result<()> {
-        let manner = self.manner();
-        let left = self.storing_pass(plans, manner)?;
+        let left = self.storing_pass(plans, self.manner())?;
         if left.is_empty() {
             return Ok(());
         }
         self.salvage(&left)
-    }
-
-    /// Makes passes that store what differs, and what could be read of the rest. Returns what could not be read.
-    pub fn salvaging_pass(&mut self, plans: &[Planned]) -> Result<Unread> {
-        self.storing_pass(plans, blockio::OnReadError::Salvage)
     }
 
     /// What passes do at first where a disk cannot be read.
@@ -223,7 +217,8 @@ impl<O: Observer> Reading<'_, '_, O> {
         }
     }
 
-    fn storing_pass(&mut self, plans: &[Planned], manner: blockio::OnReadError) -> Result<Unread> {
+    /// Makes passes that store what differs. Returns what could not be read.
+    pub fn storing_pass(&mut self, plans: &[Planned], manner: blockio::OnReadError) -> Result<Unread> {
         if plans.is_empty() {
             return Ok(Unread::default());
         }
@@ -401,7 +396,7 @@ impl<O: Observer> Sink for Storing<'_, O> {
     }
 
     fn unread(&mut self, pass: usize, bytes: Range<u64>) {
-        self.unread.note(self.plans[pass].0, bytes);
+        self.unread.entry(self.plans[pass].0).or_default().push(bytes);
     }
 
     fn chunk_done(&mut self) -> imagefmt::Result<()> {

@@ -85,7 +85,7 @@ pub fn apply(store: &Store, job: &str, max_images: usize) -> Result<Retained> {
             Err(error) => return Err(error),
         }
     }
-    // Where the number of images is as wished, nobody need be told.
+    // There is nothing to warn of if no more images are left than were wished for.
     if excess > 0 {
         retained.warnings.append(&mut kept_as_proven);
     }

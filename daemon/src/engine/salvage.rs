@@ -7,9 +7,10 @@ use super::disks::SourceDisk;
 use super::error::{Error, ErrorKind, Result};
 use super::passes::{Planned, Reading, named};
 use super::request::Observer;
-use blockio::{AlignedBuf, BLOCK_BYTES, Device};
+use blockio::{AlignedBuf, BLOCK_BYTES, Device, OnReadError};
 use changetrack::Plan;
 use imagefmt::{Geometry, Method};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Places at which a disk is asked whether it still answers.
@@ -18,25 +19,8 @@ const PROBES: u64 = 32;
 /// Places that a warning counts one by one.
 const NAMED_MAX: usize = 3;
 
-/// What a pass could not read of each disk.
-#[derive(Debug, Default)]
-pub(super) struct Unread(Vec<(usize, Range<u64>)>);
-
-impl Unread {
-    pub fn note(&mut self, disk: usize, bytes: Range<u64>) {
-        self.0.push((disk, bytes));
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// The bytes of a disk.
-    pub fn of(&self, disk: usize) -> Vec<Range<u64>> {
-        let own = self.0.iter().filter(|(other, _)| *other == disk);
-        own.map(|(_, bytes)| bytes.clone()).collect()
-    }
-}
+/// What a pass could not read: bytes of each disk, by its place in the job.
+pub(super) type Unread = BTreeMap<usize, Vec<Range<u64>>>;
 
 impl<O: Observer> Reading<'_, '_, O> {
     /// Reads block by block what a pass has left, and stores what can be read of it.
@@ -45,29 +29,18 @@ impl<O: Observer> Reading<'_, '_, O> {
     /// `Device` where a disk no longer answers at all: that is not a bad place.
     pub(super) fn salvage(&mut self, left: &Unread) -> Result<()> {
         let mut plans: Vec<Planned> = Vec::new();
-        for disk in 0..self.ids.len() {
-            let (bytes, geometry) = (left.of(disk), self.ids[disk].geometry());
-            if !bytes.is_empty() {
-                check_answers(&self.job.disks[disk], &bytes)?;
-                let clusters = bytes.iter().map(|bytes| clusters_of(geometry, bytes));
-                plans.push((
-                    disk,
-                    Plan::new(
-                        geometry,
-                        clusters,
-                        Method::Tracked,
-                        "what could not be read at once",
-                    ),
-                ));
-            }
+        for (&disk, bytes) in left {
+            check_answers(&self.job.disks[disk], bytes)?;
+            let geometry = self.ids[disk].geometry();
+            let clusters = bytes.iter().map(|bytes| clusters_of(geometry, bytes));
+            let why = "what could not be read at once";
+            plans.push((disk, Plan::new(geometry, clusters, Method::Tracked, why)));
         }
-        let unreadable = self.salvaging_pass(&plans)?;
-        for (disk, _) in &plans {
-            let (source, bytes) = (&self.job.disks[*disk], unreadable.of(*disk));
-            if !bytes.is_empty() {
-                check_answers(source, &bytes)?;
-                self.job.observer.warn(&warning(&source.meta.name, &bytes));
-            }
+        let unreadable = self.storing_pass(&plans, OnReadError::Salvage)?;
+        for (disk, bytes) in unreadable {
+            let source = &self.job.disks[disk];
+            check_answers(source, &bytes)?;
+            self.job.observer.warn(&warning(&source.meta.name, &bytes));
         }
         Ok(())
     }
@@ -111,8 +84,8 @@ fn warning(name: &str, bytes: &[Range<u64>]) -> String {
         more => format!(" and {more} more"),
     };
     format!(
-        "{name}: {} could not be read from the disk, at byte {places}{more}. The image has everything else; whoever reads \
-         these bytes of it gets an error. `smc-image info --unreadable` lists them. Back up the disk's files, and replace the \
+        "{name}: {} could not be read from the disk, at byte {places}{more}. The image has everything else; reads of \
+         these bytes of it fail. `smc-image info --unreadable` lists them. Back up the disk's files, and replace the \
          disk",
         cli::units::size(total)
     )

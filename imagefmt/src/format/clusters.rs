@@ -29,6 +29,12 @@ impl ClusterSet {
         self.runs.insert(start, end);
     }
 
+    /// The clusters of either set.
+    pub fn union(mut self, other: &Self) -> Self {
+        other.runs().for_each(|run| self.insert(run));
+        self
+    }
+
     /// Takes a cluster out; says whether it was there.
     pub fn remove(&mut self, cluster: u64) -> bool {
         let Some(Range { start, end }) = self.run_with(cluster) else {

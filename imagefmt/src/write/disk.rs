@@ -145,8 +145,8 @@ impl DraftDisk {
             if let Some(tree) = self.builder.tree() {
                 let like = self.base.as_ref().map(Base::disk);
                 let disk = Disk::of_tree(image, &self.meta.name, tree.clone(), like);
-                let due = with_unreadable(self.builder.due().clone(), self.unreadable.as_ref());
-                self.base = Some(Base::new(disk, due));
+                let due = self.builder.due().clone();
+                self.base = Some(Base::new(disk, to_compare_anew(due, self.unreadable.as_ref())));
             }
         }
         // What could not be read comes again: nothing is compared with it.
@@ -319,12 +319,13 @@ impl DraftDisk {
     }
 }
 
-/// Clusters to be stored anew, together with those that could not be read at the source: whether they can be by now is to be
-/// found out.
-pub(crate) fn with_unreadable(mut due: ClusterSet, unreadable: Option<&ClusterSet>) -> ClusterSet {
-    let runs = unreadable.into_iter().flat_map(ClusterSet::runs);
-    runs.for_each(|run| due.insert(run));
-    due
+/// Clusters that are to be taken for changed: those that have to be stored anew, and those that could not be read at the source,
+/// which perhaps can be by now.
+pub(crate) fn to_compare_anew(due: ClusterSet, unreadable: Option<&ClusterSet>) -> ClusterSet {
+    match unreadable {
+        Some(unreadable) => due.union(unreadable),
+        None => due,
+    }
 }
 
 /// Adds the clusters below nodes that cannot be read, of those above some leaves, unless they are `known`. Returns whether

@@ -10,7 +10,7 @@ use crate::read::image::{Disk, Image};
 use crate::store::{Chain, Store};
 use crate::write::base::Base;
 use crate::write::builder::{Builder, ClusterUpdate};
-use crate::write::disk::{DiskId, DiskMeta, DraftDisk, with_unreadable};
+use crate::write::disk::{DiskId, DiskMeta, DraftDisk, to_compare_anew};
 use crate::write::known::{KnownDamage, Suspects};
 use crate::write::new_layers::NewLayers;
 use jiff::Timestamp;
@@ -71,7 +71,7 @@ impl Draft {
         suspects.counts |= before.as_ref().is_some_and(|before| before.repaired_clusters > 0);
         let tree = base.as_ref().map(|disk| disk.tree().clone());
         let unreadable = self.unreadable_before(&meta.name);
-        let due = with_unreadable(suspects.clusters.clone(), unreadable.as_ref());
+        let due = to_compare_anew(suspects.clusters.clone(), unreadable.as_ref());
         let base = base.map(|disk| Base::new(disk, due));
         let files = self.readers.files();
         let source = Box::new(self.new_layers.clone());
@@ -105,9 +105,7 @@ impl Draft {
             .filter_map(|image| image.manifest().disk(name));
         records
             .map(DiskRecord::known_unreadable)
-            .try_fold(ClusterSet::default(), |all, known| {
-                Some(with_unreadable(all, Some(&known?)))
-            })
+            .try_fold(ClusterSet::default(), |all, known| Some(all.union(&known?)))
     }
 
     /// Repairs what a crash left, and takes the image's number: raised and durable before it is used.
