@@ -299,6 +299,14 @@ impl Mount {
         Ok(Self::adopt(target))
     }
 
+    /// Mounts a BPF filesystem of its own on `target`, so that tests have trackers beside each other.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn bpf(target: &Path) -> Result<Self> {
+        Self::new(Path::new("bpf"), target, "bpf", MsFlags::empty())
+    }
+
     /// Makes a filesystem of this kind on `device` and mounts it on `target`.
     ///
     /// # Errors

@@ -45,18 +45,7 @@ impl Lifecycle {
             kills: 0,
             in_sync: 0,
         };
-        let device = format!("vda={}", cycle.disk.path().display());
-        cycle.service.ask(&[
-            "job",
-            "create",
-            "web01",
-            "--disk",
-            &device,
-            "--interval",
-            "6h",
-            "--max-images",
-            "3",
-        ])?;
+        cycle.service.create(&cycle.disk, &["--interval", "6h"])?;
         Ok(cycle)
     }
 

@@ -3,7 +3,6 @@
 
 use crate::{Disk, code, program, started_by, stderr};
 use anyhow::{Context, Result, ensure};
-use nix::mount::MsFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -36,11 +35,21 @@ impl Service {
     pub fn tracking(name: &str) -> Result<(Self, Mount)> {
         let service = Self::new(name)?;
         let bpf = service.dir.join("bpf");
-        let bpf = Mount::new(Path::new("bpf"), &bpf, "bpf", MsFlags::empty())?;
+        let bpf = Mount::bpf(&bpf)?;
         Ok((service, bpf))
     }
 
-    /// The same, with more lines of configuration (before the first table).
+    /// Creates `web01`, a job of one disk that keeps three images.
+    ///
+    /// # Errors
+    /// When smcctl refuses it.
+    pub fn create(&self, disk: &Disk, more: &[&str]) -> Result<()> {
+        let device = format!("vda={}", disk.path().display());
+        let create = ["job", "create", "web01", "--disk", &device, "--max-images", "3"];
+        self.ask(&[&create, more].concat()).map(drop)
+    }
+
+    /// As [`new`](Self::new), with more lines of configuration (before the first table).
     pub fn with_config(name: &str, more: &str) -> Result<Self> {
         let dir = ScratchDir::new(name)?;
         let config = format!(

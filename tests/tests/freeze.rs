@@ -20,6 +20,7 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 use testkit::guard::{LoopDevice, Mount, ScratchDir};
 use testkit::process::{spawn, wait_for};
+use testkit::program::tool;
 use testkit::{Random, noise};
 
 /// xfs and btrfs need some room.
@@ -81,6 +82,11 @@ impl Ground {
 
     fn lists(&self) -> PathBuf {
         self.scratch.join("lists")
+    }
+
+    /// Freezes or thaws as somebody else does; it has to succeed.
+    fn fsfreeze(&self, how: &str) {
+        tool("fsfreeze", &[how, self.mount.path().to_str().unwrap()]);
     }
 
     /// A process that freezes the disk, and has said so.
@@ -420,14 +426,7 @@ fn the_watchdog_thaws_when_the_time_is_up_and_the_evidence_says_so() {
 fn who_thaws_in_between_denies_the_freeze() {
     let ground = Ground::new("xfs");
     let freezer = ground.freezer("hold", NEVER_MS, 1500);
-    let mut thaw = Command::new("fsfreeze");
-    assert!(
-        thaw.arg("-u")
-            .arg(ground.mount.path())
-            .status()
-            .unwrap()
-            .success()
-    );
+    ground.fsfreeze("-u");
     let evidence = freezer.evidence();
     assert_eq!(evidence["is_thawed_by_watchdog"], false, "{evidence}");
     let doubt = evidence["doubt"].as_str().unwrap();
@@ -438,30 +437,15 @@ fn who_thaws_in_between_denies_the_freeze() {
 #[test]
 fn a_filesystem_that_somebody_else_has_frozen_stays_frozen() {
     let ground = Ground::new("ext4");
-    let mut fsfreeze = Command::new("fsfreeze");
-    assert!(
-        fsfreeze
-            .arg("-f")
-            .arg(ground.mount.path())
-            .status()
-            .unwrap()
-            .success()
-    );
+    ground.fsfreeze("-f");
     let mut writer = ground.writer("during");
     writer.assert_held();
     let evidence = ground.freezer("hold", NEVER_MS, 0).evidence();
     let doubt = evidence["doubt"].as_str().unwrap();
     assert!(doubt.contains("frozen by somebody else already"), "{doubt}");
     writer.assert_held();
-    let mut thaw = Command::new("fsfreeze");
-    assert!(
-        thaw.arg("-u")
-            .arg(ground.mount.path())
-            .status()
-            .unwrap()
-            .success(),
-        "it was thawed"
-    );
+    // It fails on what is not frozen.
+    ground.fsfreeze("-u");
     writer.assert_done();
 }
 

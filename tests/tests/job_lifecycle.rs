@@ -61,20 +61,7 @@ fn a_whole_lifecycle_through_smcctl() -> Result<()> {
     let mut service = Service::new("lifecycle")?;
     let disk = service.disk("source", 64 * MIB)?;
     disk.write_noise(0, 40 << 20, 1)?;
-    let device = format!("vda={}", disk.path().display());
-    service.ask(&[
-        "job",
-        "create",
-        "web01",
-        "--disk",
-        &device,
-        "--interval",
-        "6h",
-        "--max-images",
-        "3",
-        "--description",
-        "the web server",
-    ])?;
+    service.create(&disk, &["--interval", "6h", "--description", "the web server"])?;
     // The full sync, while fio writes.
     let busy = busy_writer(disk.path(), &service.dir.join("fio.log"))?;
     service.ask(&["job", "start", "web01", "--wait"])?;
@@ -136,6 +123,7 @@ fn a_whole_lifecycle_through_smcctl() -> Result<()> {
     assert_eq!(service.job("web01")?["status"], "Finished");
 
     // A new job continues with its newest image.
+    let device = format!("vda={}", disk.path().display());
     service.ask(&[
         "job",
         "create",
@@ -195,21 +183,10 @@ fn kills_at_random_moments_change_nothing() -> Result<()> {
 fn slow_sync(service: &Service) -> Result<smc_tests::Disk> {
     let disk = service.disk("source", 64 * MIB)?;
     disk.write_noise(0, 64 << 20, 1)?;
-    let device = format!("vda={}", disk.path().display());
-    service.ask(&[
-        "job",
-        "create",
-        "web01",
-        "--disk",
-        &device,
-        "--interval",
-        "6h",
-        "--max-images",
-        "3",
-        "--bandwidth-limit",
-        "1MiB",
-        "--start",
-    ])?;
+    service.create(
+        &disk,
+        &["--interval", "6h", "--bandwidth-limit", "1MiB", "--start"],
+    )?;
     service.wait_for("web01", "the middle of a sync", |job| {
         job["progress"]["stored_bytes"]
             .as_u64()
@@ -289,20 +266,7 @@ fn a_full_store_is_in_error_until_there_is_room() -> Result<()> {
     disk.write_noise(0, 48 << 20, 1)?;
     let filler = filesystem.fill(24 * MIB)?;
     let store = filesystem.path().join("store").display().to_string();
-    let device = format!("vda={}", disk.path().display());
-    service.ask(&[
-        "job",
-        "create",
-        "web01",
-        "--disk",
-        &device,
-        "--store",
-        &store,
-        "--interval",
-        "6h",
-        "--max-images",
-        "3",
-    ])?;
+    service.create(&disk, &["--store", &store, "--interval", "6h"])?;
     let output = service.ctl(&["job", "start", "web01", "--wait"])?;
     assert_eq!(code(&output), 1);
     ensure!(stderr(&output).contains("No space left"), "{}", stderr(&output));
@@ -357,19 +321,7 @@ fn a_full_state_directory_ends_no_running_sync_and_loses_nothing() -> Result<()>
     let mut service = with_small_state("lifecycle-full-state", &filesystem)?;
     let file = hold_in_post_hook(&service)?;
     let disk = service.disk("source", 4 * MIB)?;
-    let device = format!("vda={}", disk.path().display());
-    let create = [
-        "job",
-        "create",
-        "web01",
-        "--disk",
-        &device,
-        "--interval",
-        "6h",
-        "--max-images",
-        "3",
-    ];
-    service.ask(&[&create[..], &["--start"]].concat())?;
+    service.create(&disk, &["--interval", "6h", "--start"])?;
     service.wait_for("web01", "its post hook", |job| {
         job["progress"]["phase"] == "Cleaning"
     })?;

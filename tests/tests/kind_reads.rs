@@ -3,11 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use nix::mount::MsFlags;
 use serde_json::Value;
 use smc_tests::{Bench, Disk, code, program, stderr};
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 use testkit::guard::Mount;
@@ -30,7 +28,7 @@ struct Ground {
 impl Ground {
     fn new(name: &str) -> Self {
         let bench = Bench::new(name).unwrap();
-        let bpf = Mount::new(Path::new("bpf"), &bench.dir.join("bpf"), "bpf", MsFlags::empty()).unwrap();
+        let bpf = Mount::bpf(&bench.dir.join("bpf")).unwrap();
         let disk = bench.disk("disk.img", SIZE_BYTES).unwrap();
         let ground = Self {
             _bpf: bpf,

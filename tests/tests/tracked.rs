@@ -3,13 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use nix::mount::MsFlags;
 use serde_json::Value;
 use smc_tests::truth::tamper;
 use smc_tests::{Bench, Disk, code, program, stderr};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use testkit::guard::Mount;
 use testkit::process::wait_for;
@@ -28,7 +27,7 @@ impl Ground {
     /// A disk of noise.
     fn new(name: &str, size_bytes: u64) -> Self {
         let bench = Bench::new(name).unwrap();
-        let bpf = Mount::new(Path::new("bpf"), &bench.dir.join("bpf"), "bpf", MsFlags::empty()).unwrap();
+        let bpf = Mount::bpf(&bench.dir.join("bpf")).unwrap();
         let disk = bench.disk("disk.img", size_bytes).unwrap();
         disk.write_noise(0, usize::try_from(size_bytes).unwrap(), 1)
             .unwrap();

@@ -12,12 +12,6 @@ use testkit::process::{run, wait_for};
 
 const MIB: u64 = 1 << 20;
 
-fn create(service: &Service, disk: &Disk, more: &[&str]) -> Result<()> {
-    let device = format!("vda={}", disk.path().display());
-    let create = ["job", "create", "web01", "--disk", &device, "--max-images", "3"];
-    service.ask(&[&create, more].concat()).map(drop)
-}
-
 fn tracker(service: &Service) -> Result<Value> {
     let text = service.ask(&["--json", "tracker"])?;
     serde_json::from_str(&text).with_context(|| format!("parse {text}"))
@@ -33,7 +27,7 @@ fn a_job_tracks_its_disks_until_it_is_over() -> Result<()> {
     let (mut service, _bpf) = Service::tracking("trackedlife")?;
     let disk = service.disk("source", 24 * MIB)?;
     disk.write_noise(0, 24 << 20, 1)?;
-    create(&service, &disk, &["--interval", "5m"])?;
+    service.create(&disk, &["--interval", "5m"])?;
     service.ask(&["job", "start", "web01", "--wait"])?;
     disk.write_noise(5 * MIB, 4096, 2)?;
     let job = service.job("web01")?;
@@ -84,7 +78,7 @@ fn canceled_deleted_and_modified_jobs_leave_nothing_in_the_kernel() -> Result<()
         &["delete", "web01", "--purge", "--yes"],
         &["modify", "web01", "--tracking", "off"],
     ] {
-        create(&service, &disk, &["--interval", "6h"])?;
+        service.create(&disk, &["--interval", "6h"])?;
         service.ask(&["job", "start", "web01", "--wait"])?;
         assert!(pins.join("control").exists(), "{end:?}");
         service.ask(&[&["job"], end].concat())?;
@@ -119,7 +113,7 @@ fn short_intervals_need_a_machine_that_can_track() -> Result<()> {
     );
     let message = refused(&["--interval", "59s"])?;
     assert!(message.contains("1m to 7d"), "{message}");
-    create(&service, &disk, &["--interval", "1h"])
+    service.create(&disk, &["--interval", "1h"])
 }
 
 /// What happens to a tracker between two syncs of a job.
@@ -200,7 +194,7 @@ fn whatever_speaks_against_the_tracker_is_told_and_the_sync_after_is_tracked_aga
     let (mut service, _bpf) = Service::tracking("trackedtrust")?;
     let disk = service.disk("source", 24 * MIB)?;
     disk.write_noise(0, 24 << 20, 1)?;
-    create(&service, &disk, &["--interval", "6h"])?;
+    service.create(&disk, &["--interval", "6h"])?;
     service.ask(&["job", "start", "web01", "--wait"])?;
     for (round, (happening, reason)) in (1..).zip(HAPPENINGS) {
         disk.write_noise(round * MIB, 4096, round)?;
@@ -235,7 +229,7 @@ fn whatever_speaks_against_the_tracker_is_told_and_the_sync_after_is_tracked_aga
 fn a_sync_that_would_read_the_whole_disk_too_soon_is_deferred_and_no_run_at_all() -> Result<()> {
     let (mut service, _bpf) = Service::tracking("trackedrare")?;
     let disk = service.disk("source", 4 * MIB)?;
-    create(&service, &disk, &["--interval", "5m"])?;
+    service.create(&disk, &["--interval", "5m"])?;
     service.ask(&["job", "start", "web01", "--wait"])?;
     fs::remove_file(pins(&service).join("link-request_0"))?;
     service.pass(301)?;
@@ -276,7 +270,7 @@ fn a_sync_that_would_read_the_whole_disk_too_soon_is_deferred_and_no_run_at_all(
 fn a_run_that_turns_out_to_be_too_soon_is_deferred_and_not_failed() -> Result<()> {
     let (mut service, _bpf) = Service::tracking("trackedlate")?;
     let disk = service.disk("source", 4 * MIB)?;
-    create(&service, &disk, &["--interval", "5m"])?;
+    service.create(&disk, &["--interval", "5m"])?;
     service.ask(&["job", "start", "web01", "--wait"])?;
     sync(&service)?;
     run(Command::new(program("smc-image"))

@@ -3,12 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use nix::mount::MsFlags;
 use serde_json::Value;
 use smc_tests::{Bench, code, stderr};
 use std::fs;
 use std::ops::Range;
-use std::path::Path;
 use std::process::Command;
 use testkit::failing::{BadPlace, FailingFile};
 use testkit::guard::{LoopDevice, Mount};
@@ -33,7 +31,7 @@ struct Ground {
 impl Ground {
     fn new(name: &str) -> Self {
         let bench = Bench::new(name).unwrap();
-        let bpf = Mount::new(Path::new("bpf"), &bench.dir.join("bpf"), "bpf", MsFlags::empty()).unwrap();
+        let bpf = Mount::bpf(&bench.dir.join("bpf")).unwrap();
         let served = bench.dir.join("failing");
         fs::create_dir(&served).unwrap();
         let file = FailingFile::serve(&served, &testkit::noise(SIZE, 1), &[]).unwrap();

@@ -5,7 +5,6 @@ use super::Methods;
 use super::known::{read_device, same};
 use crate::{Bench, Disk};
 use anyhow::{Context, Result, ensure};
-use nix::mount::MsFlags;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -116,7 +115,7 @@ struct Ground {
 impl Ground {
     fn new() -> Result<Self> {
         let bench = Bench::new("fire")?;
-        let bpf = Mount::new(Path::new("bpf"), &bench.dir.join("bpf"), "bpf", MsFlags::empty())?;
+        let bpf = Mount::bpf(&bench.dir.join("bpf"))?;
         Ok(Self {
             disk: bench.disk("disk.img", DISK_BYTES)?,
             zram: Zram::new(DISK_BYTES)?,

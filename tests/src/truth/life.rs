@@ -6,14 +6,12 @@ use super::known::{Driver, KnownDisk, same};
 use crate::crash::{tell, wait_for};
 use crate::{Bench, program};
 use anyhow::{Context, Result, bail, ensure};
-use nix::mount::MsFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -108,7 +106,7 @@ impl Life {
     /// What the system says, and whatever is not true.
     pub fn new(seed: u64) -> Result<Self> {
         let bench = Bench::new("truth")?;
-        let bpf = Mount::new(Path::new("bpf"), &bench.dir.join("bpf"), "bpf", MsFlags::empty())?;
+        let bpf = Mount::bpf(&bench.dir.join("bpf"))?;
         let disk = |(_, driver, size)| KnownDisk::new(&bench.dir, driver, size, seed);
         let mut life = Self {
             counts: Counts::default(),

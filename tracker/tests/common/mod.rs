@@ -6,10 +6,9 @@
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use hostdev::{DeviceNumber, Root};
-use nix::mount::MsFlags;
 use testkit::Random;
 use testkit::device::{Aligned, open_direct, write_direct};
 #[allow(unused_imports, reason = "each test program uses a part")]
@@ -30,7 +29,7 @@ impl Ground {
     pub fn new(name: &str) -> Ground {
         let scratch = ScratchDir::new(name).unwrap();
         let at = scratch.join("bpf");
-        let mount = Mount::new(Path::new("bpf"), &at, "bpf", MsFlags::empty()).unwrap();
+        let mount = Mount::bpf(&at).unwrap();
         let filesystem = File::open(&at).unwrap();
         nix::mount::umount2(&at, nix::mount::MntFlags::MNT_DETACH).unwrap();
         drop(mount);

@@ -2,13 +2,11 @@
 
 use crate::measure::{median, met, settle, sorted, spread, table};
 use anyhow::{Context, Result, ensure};
-use nix::mount::MsFlags;
 use serde_json::Value;
 use smc_tests::{Bench, Disk, program};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 use testkit::guard::Mount;
@@ -55,7 +53,7 @@ impl Measured {
 impl Tracked {
     fn new(size_bytes: u64) -> Result<Self> {
         let bench = Bench::new("bench-tracked")?;
-        let bpf = Mount::new(Path::new("bpf"), &bench.dir.join("bpf"), "bpf", MsFlags::empty())?;
+        let bpf = Mount::bpf(&bench.dir.join("bpf"))?;
         let disk = bench.disk("disk.img", size_bytes)?;
         Ok(Self {
             _bpf: bpf,

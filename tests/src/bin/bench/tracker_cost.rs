@@ -6,7 +6,6 @@ use aya::programs::BtfTracePoint;
 use aya::sys::{Stats, enable_stats};
 use comfy_table::Table;
 use hostdev::{DeviceNumber, Root};
-use nix::mount::MsFlags;
 use smc_tests::Bench;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
@@ -63,7 +62,7 @@ struct Subject<'a> {
 /// Prints ratios of `pairs` runs of fio with the tracker to runs without it, each of so many seconds.
 pub fn print(size_bytes: u64, pairs: usize, seconds: u32) -> Result<()> {
     let bench = Bench::new("bench-cost")?;
-    let _bpf = Mount::new(Path::new("bpf"), &bench.dir.join("bpf"), "bpf", MsFlags::empty())?;
+    let _bpf = Mount::bpf(&bench.dir.join("bpf"))?;
     let pins = bench.dir.join("bpf/smc");
     let disk = bench.disk("disk.img", size_bytes)?;
     let zram = Zram::new(size_bytes)?;
