@@ -1,4 +1,4 @@
-//! What a guest's disks are attached to, and how QEMU is told.
+//! What a guest's disks are attached to, and the options of QEMU for it.
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ pub enum Bus {
     Ide,
 }
 
-/// A disk, as a bus is told of it.
+/// A disk to be attached to a bus.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attached<'a> {
     /// The id of its content in QEMU.
@@ -60,12 +60,12 @@ impl Bus {
 
     /// Values of QEMU's option `-device` that attach a disk.
     pub(crate) fn devices(self, disk: &Attached<'_>) -> Vec<String> {
-        let Attached {
+        let &Attached {
             drive,
             index,
             serial,
             more,
-        } = *disk;
+        } = disk;
         let named = format!("drive={drive},serial={serial}{more}");
         let one = match self {
             Self::Virtio => format!("virtio-blk-pci,{named}"),
@@ -81,12 +81,8 @@ impl Bus {
 
 /// A subsystem, its two controllers, and the namespace that they share.
 fn multipath(disk: &Attached<'_>) -> Vec<String> {
-    let Attached {
-        drive,
-        index,
-        serial,
-        more,
-    } = *disk;
+    let Attached { drive, more, .. } = disk;
+    let (index, serial) = (disk.index, disk.serial);
     let subsystem = format!("nvme-subsys,id=subsystem{index},nqn={serial}");
     let controller =
         |path| format!("nvme,serial={serial},id=controller{index}{path},subsys=subsystem{index}");

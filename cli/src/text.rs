@@ -55,6 +55,14 @@ pub fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{plural}")
 }
 
+/// The rest of a list for what is rarely there: `, damaged clusters repaired: 3`, or nothing where the number is 0.
+pub fn count_if_any(what: &str, number: u64) -> String {
+    match number {
+        0 => String::new(),
+        number => format!(", {what}: {number}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

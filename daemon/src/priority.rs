@@ -47,7 +47,7 @@ fn ignored_by(root: &Root, disk: &Path) -> Option<String> {
     match found {
         Ok(schedulers) => all_ignore(&schedulers),
         Err(error) => {
-            // Whoever reads the disk says what is wrong with it.
+            // The sync that reads the disk reports what is wrong with it.
             tracing::debug!(disk = %disk.display(), "its I/O scheduler is not known: {error:#}");
             None
         }

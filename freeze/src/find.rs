@@ -95,8 +95,8 @@ impl OnDisks {
 /// Whether it is found out which devices somebody holds who is neither a mounted filesystem nor swap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holders {
-    /// It is: each device that nothing seems to use is opened exclusively for a moment. Whoever wants to mount it at that moment is
-    /// told that it is busy.
+    /// It is: each device that nothing seems to use is opened exclusively for a moment. Mounting it at that moment fails, because it
+    /// is busy.
     Find,
     /// Nothing is opened exclusively.
     Ignore,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// All filesystems on some disks that can be frozen, frozen; thawed when dropped.
 ///
-/// Whoever has it must not log, allocate, write, or wait for a thread that does so: all of that may need a filesystem that is frozen.
+/// While it exists, do not log, allocate, write, or wait for a thread that does so: all of that may need a filesystem that is frozen.
 #[derive(Debug)]
 pub struct Frozen<'a> {
     watchdog: &'a mut Watchdog,

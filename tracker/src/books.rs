@@ -168,7 +168,7 @@ impl<'a> Ledger<'a> {
         })
     }
 
-    /// Bios are counted by whoever removes them from the table; requests by the first copy, which is complete if it
+    /// Bios are counted by the program that removes them from the table; requests by the first copy, which is complete if it
     /// was never skipped, and bios that never became one by the first copy for bios.
     fn counted(&self) -> Result<Counted> {
         let Stats { queued, completed } = self.shared.stats(self.slot)?;

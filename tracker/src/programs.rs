@@ -187,7 +187,7 @@ mod tests {
     fn refused_object() -> Vec<u8> {
         let mut object = OBJECT.to_vec();
         let at = object.windows(4).position(|bytes| bytes == b"GPL\0").unwrap();
-        object[at..at + 3].copy_from_slice(b"XXX");
+        object[at..at + 3].copy_from_slice(b"BSD");
         object
     }
 

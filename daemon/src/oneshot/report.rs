@@ -3,6 +3,7 @@
 use crate::engine::{DeletedImage, Synced};
 use anyhow::Result;
 use cli::output;
+use cli::text::count_if_any;
 use cli::units::{measured, rate, size};
 use imagefmt::{ClusterSize, Consistency, DiskRecord, Kind, Method};
 use serde::Serialize;
@@ -128,12 +129,8 @@ fn seconds(time: Duration) -> f64 {
 impl DiskReport {
     /// What was damaged in the store, and what could not be read from the disk.
     fn not_as_usual(&self) -> String {
-        let count = |what: &str, count: u64| match count {
-            0 => String::new(),
-            count => format!(", {what}: {count}"),
-        };
-        let repaired = count("damaged clusters repaired", self.repaired_clusters);
-        repaired + &count("clusters with unreadable sectors", self.unreadable_clusters)
+        let repaired = count_if_any("damaged clusters repaired", self.repaired_clusters);
+        repaired + &count_if_any("clusters with unreadable sectors", self.unreadable_clusters)
     }
 
     fn audited(&self) -> String {

@@ -5,6 +5,7 @@ use api::{RunDisk, RunView};
 use cli::paint::Paint;
 use cli::table::Align::{Left, Right};
 use cli::table::{Align, Cell, Table};
+use cli::text::count_if_any;
 use cli::units::{local_time, measured, rate, size};
 
 const COLUMNS: [(&str, Align); 12] = [
@@ -131,12 +132,8 @@ fn disk(disk: &RunDisk) -> Vec<String> {
         size(disk.dirty_bytes),
         size(disk.stored_bytes),
     );
-    let counted = |what: &str, count: u64| match count {
-        0 => String::new(),
-        count => format!(", {what}: {count}"),
-    };
-    let repaired = counted("damaged clusters repaired", disk.repaired_clusters);
-    let unreadable = counted("clusters with unreadable sectors", disk.unreadable_clusters);
+    let repaired = count_if_any("damaged clusters repaired", disk.repaired_clusters);
+    let unreadable = count_if_any("clusters with unreadable sectors", disk.unreadable_clusters);
     let name = &disk.name;
     let digest = disk.digest.iter().map(|digest| {
         let width = name.chars().count();
