@@ -125,6 +125,12 @@ install_packages() {
 # Options that make apt look at another release than this machine's; empty otherwise.
 APART=()
 
+# Nothing asks the kernel for zram by itself, and the distributions' kernels have it as a module.
+load_modules() {
+    [ -e /sys/class/zram-control ] || modprobe -q zram num_devices=0 ||
+        say "warning: this kernel has no zram: the tests that need a second kind of disk fail"
+}
+
 # The packages that the newest version of PACKAGE depends on, first alternatives only.
 dependencies_of() {
     apt-cache "${APART[@]}" show --no-all-versions "$1" 2>/dev/null | sed -n 's/^\(Pre-\)\?Depends: //p' |
@@ -443,6 +449,7 @@ for part in "$@"; do
 done
 check_machine
 install_packages
+load_modules
 lock_cache
 unpack_kernel "$CACHE/kernel"
 unpack_newer

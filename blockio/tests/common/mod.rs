@@ -50,8 +50,8 @@ pub struct LoopDevice {
 }
 
 impl LoopDevice {
-    /// Records the requests that it gets.
-    pub fn record_requests(&self) -> Requests {
+    /// Records the requests that it gets, if this kernel can.
+    pub fn record_requests(&self) -> Option<Requests> {
         Requests::record(&self.guard).unwrap()
     }
 
