@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -186,7 +187,7 @@ impl Running {
     /// Starts it without standard input; what it writes can be read from here.
     pub fn start(command: &mut Command) -> Self {
         Self(
-            command
+            with_default_signals(command)
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
@@ -218,6 +219,23 @@ impl Running {
             .unwrap();
         (status.unwrap().code(), complaints)
     }
+}
+
+/// Makes the signals that end a program end it even if the suite runs under nohup(1) or in the background of a shell, which have
+/// some of them ignored.
+pub fn with_default_signals(command: &mut Command) -> &mut Command {
+    let unignore = || {
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+            // SAFETY: signal(2) with SIG_DFL runs no code of ours, touches no memory, and is async-signal-safe.
+            if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure runs in the child between fork and exec; it makes async-signal-safe calls only, allocates nothing and
+    // takes no lock.
+    unsafe { command.pre_exec(unignore) }
 }
 
 /// The next line, read byte by byte: what lies behind it is for the next call. `None` at the end.

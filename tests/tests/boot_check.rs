@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use testkit::guard::LoopDevice;
 use testkit::process::wait_for;
+use testkit::program::with_default_signals;
 use vm_tests::disk::{BootDisk, MountedRoot};
 use vm_tests::payload::Payload;
 
@@ -227,7 +228,7 @@ struct Shown {
 impl Shown {
     /// Starts it, and waits until the guest writes.
     fn start(source: &Source, log: &Path) -> Result<Self> {
-        let child = Command::new(program("smc-image"))
+        let child = with_default_signals(&mut Command::new(program("smc-image")))
             .arg("--store")
             .arg(source.bench.store())
             .args(["boot", "web01/1", "--memory", "256MiB", "--overlay-dir"])
