@@ -6,6 +6,8 @@ use crate::{BlockDevice, Error, ErrorKind, Result};
 /// Sectors have 512 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counters {
+    /// Reads completed.
+    pub reads: u64,
     /// Sectors read.
     pub read_sectors: u64,
     /// Writes completed.
@@ -41,6 +43,7 @@ impl BlockDevice {
         let field = |number: usize| stat.get(number - 1).copied();
         let needed = |number| field(number).ok_or_else(|| malformed("stat"));
         Ok(Counters {
+            reads: needed(1)?,
             read_sectors: needed(3)?,
             writes: needed(5)?,
             written_sectors: needed(7)?,

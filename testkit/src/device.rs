@@ -119,6 +119,15 @@ impl Zram {
         Ok(zram)
     }
 
+    /// Resets it, and sets it up again as a device of so many bytes, all zeros, with the same number.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Timeout`] while it is open, [`ErrorKind::Io`].
+    pub fn set_up_again(&self, size_bytes: u64) -> Result<()> {
+        wait_until(DROP_TIMEOUT, || self.set("reset", "1").is_ok())?;
+        self.set("disksize", &size_bytes.to_string())
+    }
+
     /// The device node, `/dev/zramN`.
     pub fn path(&self) -> &Path {
         &self.path

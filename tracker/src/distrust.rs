@@ -21,6 +21,9 @@ pub enum Distrust {
     Resized,
     /// Another disk is in its place.
     ReplacedDisk,
+    /// The device is the same, but the kernel's counts of it began anew: it was set up again, with other content. zram is, after a
+    /// reset.
+    SetUpAgain,
     /// Clusters have another size than before.
     OtherClusters,
     /// The kernel skipped a program.
@@ -73,6 +76,7 @@ impl fmt::Display for Distrust {
             Distrust::Suspended => f.write_str("the machine was suspended"),
             Distrust::Resized => f.write_str("the disk was resized or moved"),
             Distrust::ReplacedDisk => f.write_str("the disk was replaced by another one"),
+            Distrust::SetUpAgain => f.write_str("the disk was reset and set up again"),
             Distrust::OtherClusters => f.write_str("the disk was tracked with another cluster size"),
             Distrust::Missed { runs } => write!(f, "the kernel skipped the tracker {runs} times"),
             Distrust::Counters { what, times } => write!(f, "the tracker saw {times} {what}"),

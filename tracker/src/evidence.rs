@@ -4,7 +4,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use crate::layout::{ERRORS, Evidence, MAPS, PROGRAMS};
+use hostdev::BlockDevice;
+
+use crate::layout::{ERRORS, Evidence, KERNEL_COUNTS, MAPS, PROGRAMS};
 use crate::pins::{self, TRACEPOINTS};
 use crate::shared::{Shared, kernel_number};
 use crate::target::{SECTOR_BYTES, Target};
@@ -45,6 +47,7 @@ pub(crate) fn gather(shared: &Shared, maps: &WatchMaps, target: &Target) -> Resu
         maps: map_ids(shared, maps)?,
         misses: [0; PROGRAMS],
         errors: errors(shared, maps)?,
+        kernel: kernel_counts(shared, target)?,
     };
     for (index, (name, _)) in TRACEPOINTS.into_iter().enumerate() {
         let program = opened(&shared.pins.program(name))?;
@@ -76,6 +79,14 @@ pub(crate) fn compare(before: &Evidence, now: &Evidence) -> Result<(), Distrust>
     if place(before) != place(now) {
         return Err(Distrust::Resized);
     }
+    if before
+        .kernel
+        .iter()
+        .zip(now.kernel)
+        .any(|(before, now)| now < *before)
+    {
+        return Err(Distrust::SetUpAgain);
+    }
     if (before.programs, before.links) != (now.programs, now.links) {
         return Err(changed("its programs were attached anew"));
     }
@@ -105,6 +116,22 @@ fn compare_counters(before: &Evidence, now: &Evidence) -> Result<(), Distrust> {
         });
     }
     Ok(())
+}
+
+/// What of the kernel's counts never becomes smaller while a device is the same.
+fn kernel_counts(shared: &Shared, target: &Target) -> Result<[u64; KERNEL_COUNTS], Distrust> {
+    let unreadable = |error: hostdev::Error| Distrust::unreadable(&error);
+    let disk = BlockDevice::find(&shared.root, target.disk).map_err(unreadable)?;
+    let counters = disk
+        .ok_or(Distrust::ReplacedDisk)?
+        .counters()
+        .map_err(unreadable)?;
+    Ok([
+        counters.reads,
+        counters.read_sectors,
+        counters.writes,
+        counters.written_sectors,
+    ])
 }
 
 fn errors(shared: &Shared, maps: &WatchMaps) -> Result<[u64; ERRORS], Distrust> {
@@ -222,6 +249,7 @@ mod tests {
             maps: [3; MAPS],
             misses: [4; PROGRAMS],
             errors: [5; ERRORS],
+            kernel: [6; KERNEL_COUNTS],
         }
     }
 
@@ -265,6 +293,10 @@ mod tests {
             Err(Distrust::LinksChanged { .. })
         ));
         assert_eq!(found(|now| now.misses[5] += 2), Err(Distrust::Missed { runs: 2 }));
+        for index in 0..KERNEL_COUNTS {
+            assert_eq!(found(|now| now.kernel[index] -= 1), Err(Distrust::SetUpAgain));
+            assert_eq!(found(|now| now.kernel[index] += 1), Ok(()));
+        }
         for (index, what) in ERROR_NAMES.into_iter().enumerate() {
             let moved = found(|now| now.errors[index] += 3);
             assert_eq!(moved, Err(Distrust::Counters { what, times: 3 }));

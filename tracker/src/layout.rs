@@ -16,7 +16,7 @@ pub(crate) const DISK_BIO_BASED: u32 = 1;
 /// "smc trac" in ASCII.
 pub(crate) const MAGIC: u64 = 0x736d_6320_7472_6163;
 /// Raised with every change of a structure in this file or in bpf/layout.h, and of their meaning.
-pub(crate) const LAYOUT: u64 = 4;
+pub(crate) const LAYOUT: u64 = 5;
 
 /// Values in maps that are memory of both sides: all zero bytes and any bytes are a value.
 ///
@@ -129,10 +129,12 @@ pub(crate) struct Evidence {
     pub misses: [u64; PROGRAMS],
     /// bios_full, bios_stale, chain; outside, passthrough, zone, unmarked of the disk.
     pub errors: [u64; ERRORS],
+    /// The kernel's own counts of the whole disk, which only ever grow: reads, sectors read, writes, sectors written.
+    pub kernel: [u64; KERNEL_COUNTS],
 }
 plain!(
     Evidence,
-    16 + 5 * 8 + 4 * (2 * PROGRAMS + MAPS) + 8 * (PROGRAMS + ERRORS)
+    16 + 5 * 8 + 4 * (2 * PROGRAMS + MAPS) + 8 * (PROGRAMS + ERRORS + KERNEL_COUNTS)
 );
 
 impl Evidence {
@@ -150,12 +152,15 @@ impl Evidence {
             maps: [0; MAPS],
             misses: [0; PROGRAMS],
             errors: [0; ERRORS],
+            kernel: [0; KERNEL_COUNTS],
         }
     }
 }
 
 /// Error counters in [`Evidence`].
 pub(crate) const ERRORS: usize = 7;
+/// Counts of the kernel in [`Evidence`].
+pub(crate) const KERNEL_COUNTS: usize = 4;
 
 /// What the counts of sectors differ by when nothing is lost.
 #[repr(C)]

@@ -164,6 +164,31 @@ fn a_disk_that_is_gone_is_shown_and_can_be_forgotten() {
     assert!(tracker.status().unwrap().watches.is_empty());
 }
 
+/// Number, size and sequence number are what they were, and the programs were never gone.
+#[test]
+fn a_zram_that_is_reset_and_set_up_again_is_not_believed() {
+    let ground = Ground::new("tracker-set-up-again");
+    let zram = Zram::new(16 << 20).unwrap();
+    let disk = Disk::new(zram.path().to_owned(), None);
+    (0..8).for_each(|cluster| disk.write(cluster << 16, 65536, 1));
+    let watch = committed(&ground.start(), &disk.target());
+    disk.write(0, 4096, 2);
+    let tracking = watch.begin().unwrap();
+    assert_eq!(tracking.trust(&mark(1)), Ok(()));
+    tracking.abandon().unwrap();
+    drop(disk);
+    zram.set_up_again(16 << 20).unwrap();
+    let disk = Disk::new(zram.path().to_owned(), None);
+    disk.write(0, 4096, 2);
+    let tracking = watch.begin().unwrap();
+    assert_eq!(tracking.trust(&mark(1)), Err(Distrust::SetUpAgain));
+    tracking.commit(&mark(1)).unwrap();
+    disk.write(65536, 4096, 3);
+    let tracking = watch.begin().unwrap();
+    assert_eq!(tracking.trust(&mark(1)), Ok(()), "after a scan");
+    tracking.abandon().unwrap();
+}
+
 #[test]
 fn another_disk_in_the_same_place_is_not_believed() {
     let ground = Ground::new("tracker-replaced");
