@@ -53,6 +53,9 @@ pub enum Command {
     /// read-only and may be in use; the image records how consistent it therefore is (its consistency class).
     Sync(SyncArgs),
 
+    /// Show which disks are tracked, what was written to them, and whether the next sync can rely on it; without the service.
+    Tracker(TrackerArgs),
+
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -80,6 +83,29 @@ pub enum Command {
     /// Thaw what the process that starts this froze, when its time is up, and when it dies. smcd starts it before it freezes.
     #[command(hide = true)]
     ThawWatchdog(WatchdogArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct TrackerArgs {
+    #[command(subcommand)]
+    pub command: Option<TrackerCommand>,
+
+    /// Where the tracker is pinned: a directory on a mounted BPF filesystem.
+    #[arg(long, value_name = "DIR", default_value = tracker::PIN_DIRECTORY, global = true)]
+    pub tracker_directory: PathBuf,
+
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum TrackerCommand {
+    /// Stop tracking: take the tracker out of the kernel. The next syncs read whole disks.
+    ///
+    /// It is refused while the service runs: `smcctl tracker remove` knows which jobs use the tracker.
+    Remove,
 }
 
 #[derive(Debug, Args)]

@@ -210,6 +210,32 @@ fn a_sync_without_track_uses_a_tracker_that_is_there_and_starts_none() {
     assert_eq!(method(&sync("web01")), "tracked");
 }
 
+/// Those who use no service see it and get rid of it all the same.
+#[test]
+fn the_tracker_is_shown_and_removed_without_the_service() {
+    let ground = Ground::new("tracked-shown", 8 * MIB);
+    let pins = ground.pins();
+    let tracker = |more: &[&str]| {
+        let mut command = Command::new(program("smcd"));
+        command
+            .arg("tracker")
+            .args(more)
+            .arg("--tracker-directory")
+            .arg(&pins);
+        testkit::program::run(&mut command)
+    };
+    assert_eq!(tracker(&[]).ok(), "no disk is tracked\n");
+    ground.sync();
+    ground.change(1);
+    let shown = tracker(&[]).ok();
+    assert!(shown.contains("the next sync reads what was written"), "{shown}");
+    let shown: Value = serde_json::from_str(&tracker(&["--json"]).ok()).unwrap();
+    assert!(shown["disks"][0]["dirty_bytes"].as_u64() > Some(0), "{shown}");
+    assert_eq!(tracker(&["remove"]).ok(), "no disk is tracked\n");
+    assert!(!pins.join("control").exists());
+    ground.scanned("the disk is tracked only since the last sync began");
+}
+
 #[test]
 fn whatever_cannot_be_tracked_is_scanned_with_a_reason() {
     let ground = Ground::new("trackednot", 8 * MIB);

@@ -1,7 +1,8 @@
-//! `smcd sync`: one sync now, without the service, for cron and rescue systems.
+//! `smcd sync` and `smcd tracker`: one sync now, and a look at the tracker, without the service, for cron and rescue systems.
 
 mod progress;
 mod report;
+mod tracked;
 
 use crate::args::SyncArgs;
 use crate::engine::{
@@ -24,6 +25,7 @@ use progress::Shown;
 use report::Report;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+pub use tracked::tracker;
 
 /// Runs one sync, deletes the images beyond those to be kept, and reports both.
 ///

@@ -77,9 +77,16 @@ fn device_of(path: &Path) -> Option<DeviceNumber> {
     DeviceNumber::of_block_device(&std::fs::metadata(path).ok()?)
 }
 
-/// The tracker as it is now.
+/// The tracker as it is now, for the service.
 pub fn view(parts: &Parts) -> TrackerView {
-    let directory = &parts.config.tracker;
+    let jobs = devices_of_jobs(&parts.table.lock());
+    let view = read(&parts.config.tracker, &jobs);
+    parts.tracker.keep(&view);
+    view
+}
+
+/// The tracker in a directory as it is now; `jobs` are those that track a device.
+pub fn read(directory: &Path, jobs: &BTreeMap<DeviceNumber, Vec<String>>) -> TrackerView {
     let mut view = TrackerView {
         available: true,
         unavailable_reason: None,
@@ -92,13 +99,12 @@ pub fn view(parts: &Parts) -> TrackerView {
     };
     match Tracker::find(directory).and_then(|found| found.map(|found| found.status()).transpose()) {
         Ok(Some(status)) => {
-            let jobs = devices_of_jobs(&parts.table.lock());
             view.attached = true;
             view.events = status.worked.iter().sum();
             view.disks = status
                 .watches
                 .iter()
-                .map(|watch| disk_view(watch, &jobs))
+                .map(|watch| disk_view(watch, jobs))
                 .collect();
             view.memory_bytes = view.disks.iter().map(|disk| disk.memory_bytes).sum();
             let unreadable = status.unreadable.iter().map(|(_, reason)| reason.as_str());
@@ -113,7 +119,6 @@ pub fn view(parts: &Parts) -> TrackerView {
         }
         Err(error) => view.problem = Some(error.full_message()),
     }
-    parts.tracker.keep(&view);
     view
 }
 
