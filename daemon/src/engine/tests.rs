@@ -102,6 +102,7 @@ impl Fixture {
                 may_scan: true,
             },
             on_read_error: OnReadError::Stop,
+            freeze: None,
         }
     }
 

@@ -183,6 +183,7 @@ impl JobRecord {
             checkpoint_every: config.checkpoint_every,
             accept_changed_disk: self.accept_changed_disk,
             on_read_error: self.on_read_error,
+            freeze: None,
             owner: owner::owner(machine, &self.name, self.id),
             take_over: if self.take_over {
                 TakeOver::Always

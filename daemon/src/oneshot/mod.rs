@@ -94,6 +94,7 @@ fn request(args: &SyncArgs, store: &Store) -> engine::Result<Request> {
         checkpoint_every: Duration::from_secs(args.checkpoint_every.into()),
         accept_changed_disk: args.accept_changed_disk,
         on_read_error: args.on_read_error.into(),
+        freeze: None,
         owner: owner::owner(&machine, &args.job, None),
         take_over: TakeOver::Always,
         tracker: UseTracker {
