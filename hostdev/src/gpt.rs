@@ -59,8 +59,8 @@ pub fn guid_text(guid: &[u8; 16]) -> String {
     uuid_text(&[[d, c, b, a, f, e, h, g], rest].concat())
 }
 
-/// The 16 bytes of a UUID as people write it.
-pub(crate) fn uuid_text(bytes: &[u8]) -> String {
+/// The bytes of a UUID, of which there are 16, as people write it.
+pub fn uuid_text(bytes: &[u8]) -> String {
     let dash = |index| if matches!(index, 4 | 6 | 8 | 10) { "-" } else { "" };
     let digits = bytes.iter().enumerate();
     digits

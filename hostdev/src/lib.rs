@@ -7,6 +7,7 @@
 //! - [`Inventory`]: all devices, mounts and swaps, read once, and which lie on which disks.
 //! - [`MountTable`] and [`swaps`]: what is mounted and what is swapped to.
 //! - [`LoopDevice`]: a loop device that goes away with its last user; [`loop_status`] and [`detach_loop`] for any.
+//! - [`forget_btrfs`]: what the kernel remembers of a btrfs that is unmounted.
 //! - [`Machine`]: which machine this is; [`ProcessStat`]: which process an id means.
 //! - [`table_id`], [`filesystem_id`]: ids that are stored on a disk.
 //! - [`Root`]: where the machine's files are seen, read within bounds, so that tests build machines out of
@@ -17,6 +18,7 @@
 //! line that cannot be understood costs that line only, and is counted.
 
 mod block;
+mod btrfs;
 mod content;
 mod counters;
 mod error;
@@ -36,11 +38,12 @@ mod topology;
 mod usage;
 
 pub use block::{BlockDevice, Mapped};
+pub use btrfs::forget_btrfs;
 pub use content::{HEAD_BYTES, filesystem_id, table_id};
 pub use counters::{Counters, Discards};
 pub use error::{Error, ErrorKind, Result};
 pub use escape::unescape;
-pub use gpt::{GptDefect, gpt_header, guid_text};
+pub use gpt::{GptDefect, gpt_header, guid_text, uuid_text};
 pub use identity::Identity;
 pub use inventory::{Block, Filesystem, Inventory, Namespaces, OnDisk, PlacedMount};
 pub use loopdev::{LoopDevice, LoopOptions, LoopStatus, detach_loop, loop_status};

@@ -17,6 +17,7 @@ mod copy;
 mod exit;
 mod guest;
 mod mount;
+mod overlay;
 mod restore;
 mod selection;
 mod stdio;

@@ -11,6 +11,7 @@ use common::{CLUSTER, Fixture, MIB, disk, find, has_entry, is_locked, noise};
 use nix::mount::MsFlags;
 use serde_json::Value;
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use testkit::guard::{LoopDevice, Mount};
@@ -73,8 +74,9 @@ struct Mounted<'a> {
 impl<'a> Mounted<'a> {
     fn new(fixture: &'a Fixture, args: &[&str]) -> Self {
         let dir = target(fixture);
-        let mut all = vec!["mount", "--json", args[0], dir.to_str().unwrap()];
-        all.extend(&args[1..]);
+        let mut all = vec!["mount", "--json"];
+        all.extend(args);
+        all.push(dir.to_str().unwrap());
         let said = serde_json::from_str(&fixture.run(&all).ok()).unwrap();
         Self { fixture, dir, said }
     }
@@ -84,7 +86,7 @@ impl<'a> Mounted<'a> {
     }
 
     fn device(&self) -> &Path {
-        Path::new(self.said["loop_device"].as_str().unwrap())
+        Path::new(self.said["loop_devices"][0].as_str().unwrap())
     }
 
     fn pid(&self) -> String {
@@ -113,6 +115,13 @@ fn target(fixture: &Fixture) -> PathBuf {
     let dir = fixture.join("mnt");
     fs::create_dir_all(&dir).unwrap();
     dir.canonicalize().unwrap()
+}
+
+/// The digest of what is in the only disk of an image.
+fn digest(fixture: &Fixture, job: &str, sequence: u64) -> String {
+    fixture
+        .run(&["digest", "--recompute", &format!("{job}/{sequence}")])
+        .ok()
 }
 
 /// Whether anything is left of mounts of `job`'s images, or on the fixture's directory.
@@ -224,6 +233,7 @@ fn several_filesystems_need_a_choice() {
         "1  8 MiB, Linux filesystem: ext4",
         "2  16 MiB",
         "3  1 MiB, Linux LVM: an LVM",
+        "vda, partition 1",
     ] {
         assert!(complaint.contains(part), "{part} is not in {complaint}");
     }
@@ -236,7 +246,7 @@ fn several_filesystems_need_a_choice() {
     );
     assert_eq!(leftovers(&fixture, job), [""; 0]);
     for (number, name) in [("1", "boot"), ("2", "root")] {
-        let mounted = Mounted::new(&fixture, &[&image, "--partition", number]);
+        let mounted = Mounted::new(&fixture, &["--partition", number, &image]);
         assert_eq!(mounted.name(), name);
         mounted.umount();
     }
@@ -270,6 +280,16 @@ fn every_common_filesystem_can_fill_the_disk() {
     }
 }
 
+/// Files that are made durable one by one.
+const LATE_FILES: usize = 50;
+
+/// How many of them can be read.
+fn late_files(dir: &Path) -> usize {
+    let read =
+        |number: &usize| fs::read(dir.join(format!("late-{number}"))).is_ok_and(|text| text == b"late");
+    (0..LATE_FILES).filter(read).count()
+}
+
 /// A filesystem after a power cut, and after an unmount: what its disk holds each time.
 fn dirty_and_clean(fixture: &Fixture, fstype: &str, mib: usize) -> [Vec<u8>; 2] {
     let file = fixture.sparse_file(&format!("{fstype}.raw"), mib * MIB);
@@ -280,13 +300,38 @@ fn dirty_and_clean(fixture: &Fixture, fstype: &str, mib: usize) -> [Vec<u8>; 2] 
     fs::write(mounted.path().join("early"), "early").unwrap();
     nix::unistd::sync();
     // What fsync makes durable is in the journal first.
-    let late = File::create(mounted.path().join("late")).unwrap();
-    late.sync_all().unwrap();
-    drop(late);
+    for number in 0..LATE_FILES {
+        let mut late = File::create(mounted.path().join(format!("late-{number}"))).unwrap();
+        late.write_all(b"late").unwrap();
+        late.sync_all().unwrap();
+    }
     let dirty = fs::read(&file).unwrap();
     mounted.unmount().unwrap();
     device.detach().unwrap();
     [dirty, fs::read(&file).unwrap()]
+}
+
+/// What was written last before an image shows: after a power cut it is in the journal only.
+#[test]
+fn journal_is_replayed_into_an_overlay() {
+    let _turn = turn();
+    for (fstype, mib) in [("ext4", 16), ("xfs", 300), ("btrfs", 128)] {
+        let fixture = Fixture::new();
+        let job = format!("mnt-dirty-{fstype}");
+        let image = format!("{job}/latest");
+        for (content, dirty) in dirty_and_clean(&fixture, fstype, mib).iter().zip([true, false]) {
+            let synced = fixture.sync(&job, &[("vda", content)]);
+            let before = digest(&fixture, &job, synced.sequence);
+            let mounted = Mounted::new(&fixture, &[&image]);
+            assert_eq!(mounted.said["journal_not_replayed"], false, "{fstype}");
+            assert_eq!(late_files(&mounted.dir), LATE_FILES, "{fstype}, dirty: {dirty}");
+            let refused = fs::write(mounted.dir.join("new"), "x").unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EROFS), "{fstype}: {refused}");
+            mounted.umount();
+            assert_eq!(digest(&fixture, &job, synced.sequence), before, "{fstype}");
+        }
+        assert_eq!(leftovers(&fixture, &job), [""; 0]);
+    }
 }
 
 #[test]
@@ -294,20 +339,15 @@ fn a_journal_that_is_not_replayed_is_told_of() {
     let _turn = turn();
     for (fstype, mib) in [("ext4", 16), ("xfs", 300), ("btrfs", 128)] {
         let fixture = Fixture::new();
-        let job = format!("mnt-dirty-{fstype}");
+        let job = format!("mnt-noreplay-{fstype}");
         let image = format!("{job}/latest");
         for (content, dirty) in dirty_and_clean(&fixture, fstype, mib).iter().zip([true, false]) {
             fixture.sync(&job, &[("vda", content)]);
-            let mounted = Mounted::new(&fixture, &[&image]);
-            assert_eq!(
-                mounted.said["journal_not_replayed"], dirty,
-                "{fstype}: {}",
-                mounted.said
-            );
-            mounted.umount();
             let dir = target(&fixture);
-            let ended = fixture.run(&["mount", &image, dir.to_str().unwrap()]);
+            let ended = fixture.run(&["mount", "--no-replay", &image, dir.to_str().unwrap()]);
+            let found = late_files(&dir);
             fixture.run(&["umount", dir.to_str().unwrap()]).ok();
+            assert_eq!(found == LATE_FILES, !dirty, "{fstype}: {found} files");
             assert_eq!(
                 ended.stderr.contains("was not replayed"),
                 dirty,
@@ -319,25 +359,123 @@ fn a_journal_that_is_not_replayed_is_told_of() {
 }
 
 #[test]
-fn one_disk_of_a_btrfs_of_two_is_told_of() {
+fn what_is_changed_in_a_writable_mount_is_not_in_the_image() {
+    let _turn = turn();
+    for (fstype, mib) in [("ext4", 16), ("xfs", 300), ("btrfs", 128)] {
+        let fixture = Fixture::new();
+        let job = format!("mnt-rw-{fstype}");
+        let image = format!("{job}/1");
+        let [dirty, _] = dirty_and_clean(&fixture, fstype, mib);
+        fixture.sync(&job, &[("vda", &dirty)]);
+        let before = digest(&fixture, &job, 1);
+        let mounted = Mounted::new(&fixture, &["--rw", &image]);
+        assert_eq!(mounted.said["writable"], true);
+        let content = noise(2 * MIB + 7, 3);
+        let new = mounted.dir.join("new");
+        fs::write(&new, &content).unwrap();
+        File::open(&new).unwrap().sync_all().unwrap();
+        fs::remove_file(mounted.dir.join("early")).unwrap();
+        tool("fstrim", &[mounted.dir.to_str().unwrap()]);
+        fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+        assert!(fs::read(&new).unwrap() == content, "{fstype}");
+        mounted.umount();
+        assert_eq!(digest(&fixture, &job, 1), before, "{fstype}");
+        let again = Mounted::new(&fixture, &[&image]);
+        assert!(!again.dir.join("new").exists() && again.dir.join("early").exists());
+        again.umount();
+        assert_eq!(leftovers(&fixture, &job), [""; 0]);
+    }
+}
+
+/// A full overlay is an error for whoever writes, and the mount can still be taken away.
+#[test]
+fn an_overlay_has_a_limit() {
     let _turn = turn();
     let fixture = Fixture::new();
+    let job = "mnt-limit";
+    fixture.sync(job, &[("vda", &ext4(&fixture, 32, "root"))]);
+    let mounted = Mounted::new(
+        &fixture,
+        &["--rw", "--overlay-limit", "1MiB", &format!("{job}/1")],
+    );
+    let written = fs::write(mounted.dir.join("new"), noise(8 * MIB, 5));
+    let synced = written.and_then(|()| File::open(mounted.dir.join("new"))?.sync_all());
+    synced.unwrap_err();
+    let ended = mounted.try_umount();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stderr.contains("--overlay-limit"), "{ended:?}");
+    assert_eq!(leftovers(&fixture, job), [""; 0]);
+}
+
+/// A btrfs on two disks with a file, as after a power cut.
+fn btrfs_of_two(fixture: &Fixture) -> [Vec<u8>; 2] {
     let files = ["a", "b"].map(|name| fixture.sparse_file(name, 128 * MIB));
-    let [first, second] = [&files[0], &files[1]].map(|file| file.to_str().unwrap());
+    let devices = [&files[0], &files[1]].map(|file| LoopDevice::attach(file).unwrap());
+    let [first, second] = [&devices[0], &devices[1]].map(|device| device.path().to_str().unwrap());
     tool(
         "mkfs.btrfs",
         &["-q", "-d", "single", "-m", "raid1", first, second],
     );
+    // The kernel knows the second one from mkfs.
+    let place = fixture.join("two.mnt");
+    let mounted = Mount::new(devices[0].path(), &place, "btrfs", MsFlags::empty()).unwrap();
+    fs::write(place.join("file"), noise(MIB, 9)).unwrap();
+    File::open(place.join("file")).unwrap().sync_all().unwrap();
     let disks = [fs::read(&files[0]).unwrap(), fs::read(&files[1]).unwrap()];
-    fixture.sync("mnt-two", &[("vda", &disks[0]), ("vdb", &disks[1])]);
-    let dir = target(&fixture);
-    for disk in ["vda", "vdb"] {
-        let said = fixture
-            .run(&["mount", &format!("mnt-two/1:{disk}"), dir.to_str().unwrap()])
-            .fails(1);
-        assert!(said.contains("one of 2 devices of a btrfs"), "{said}");
+    mounted.unmount().unwrap();
+    for device in &devices {
+        hostdev::forget_btrfs(device.path()).unwrap();
     }
+    disks
+}
+
+#[test]
+fn a_btrfs_on_two_disks_is_mounted_by_either() {
+    let _turn = turn();
+    let fixture = Fixture::new();
+    let disks = btrfs_of_two(&fixture);
+    fixture.sync("mnt-two", &[("vda", &disks[0]), ("vdb", &disks[1])]);
+    for image in ["mnt-two/1", "mnt-two/1:vda", "mnt-two/1:vdb"] {
+        let mounted = Mounted::new(&fixture, &[image]);
+        assert_eq!(mounted.said["image"], "mnt-two/1");
+        assert_eq!(mounted.said["disks"], serde_json::json!(["vda", "vdb"]));
+        assert!(fs::read(mounted.dir.join("file")).unwrap() == noise(MIB, 9));
+        // The kernel would take the one for the other.
+        let dir = fixture.join("second");
+        fs::create_dir_all(&dir).unwrap();
+        let said = fixture.run(&["mount", image, dir.to_str().unwrap()]).fails(1);
+        assert!(said.contains("is mounted already"), "{said}");
+        mounted.umount();
+        assert_eq!(leftovers(&fixture, "mnt-two"), [""; 0]);
+    }
+    let writable = Mounted::new(&fixture, &["--rw", "mnt-two/1"]);
+    fs::remove_file(writable.dir.join("file")).unwrap();
+    writable.umount();
     assert_eq!(leftovers(&fixture, "mnt-two"), [""; 0]);
+}
+
+#[test]
+fn one_disk_of_a_btrfs_of_two_is_told_of() {
+    let _turn = turn();
+    let fixture = Fixture::new();
+    let disks = btrfs_of_two(&fixture);
+    let dir = target(&fixture);
+    fixture.sync("mnt-half", &[("vda", &disks[0])]);
+    let said = fixture
+        .run(&["mount", "mnt-half/1", dir.to_str().unwrap()])
+        .fails(1);
+    assert!(
+        said.contains("has 2 devices, and 1 of them are not in the image"),
+        "{said}"
+    );
+    fixture.sync("mnt-copy", &[("vda", &disks[0]), ("vdb", &disks[0])]);
+    let said = fixture
+        .run(&["mount", "mnt-copy/1:vda", dir.to_str().unwrap()])
+        .fails(1);
+    assert!(said.contains("one of them is a copy"), "{said}");
+    for job in ["mnt-half", "mnt-copy"] {
+        assert_eq!(leftovers(&fixture, job), [""; 0]);
+    }
 }
 
 #[test]
@@ -362,6 +500,13 @@ fn killed_server_is_cleared_up_after() {
     let job = "mnt-killed";
     fixture.sync(job, &[("vda", &ext4(&fixture, 8, "root"))]);
     let mounted = Mounted::new(&fixture, &[&format!("{job}/1")]);
+    tool("kill", &["-s", "KILL", &mounted.pid()]);
+    mounted.umount();
+    assert_eq!(leftovers(&fixture, job), [""; 0]);
+
+    // The same while there are changes that it has not got yet.
+    let mounted = Mounted::new(&fixture, &["--rw", &format!("{job}/1")]);
+    fs::write(mounted.dir.join("new"), noise(CLUSTER, 1)).unwrap();
     tool("kill", &["-s", "KILL", &mounted.pid()]);
     mounted.umount();
     assert_eq!(leftovers(&fixture, job), [""; 0]);
@@ -481,7 +626,7 @@ fn server_without_mounter_goes() {
     let private = PathBuf::from(format!("{STATE}/{job}-orphan"));
     fs::create_dir_all(private.join("fuse")).unwrap();
     // With no stdin to hold on to, its mounter is as good as dead from the start.
-    let image = format!("{job}/1:vda");
+    let image = format!("{job}/1");
     let serve = |id: &str| {
         let mut command = fixture.command();
         command.args(["mount", "--fuse-server", id, &image]).arg(&private);

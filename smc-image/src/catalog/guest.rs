@@ -1,4 +1,4 @@
-//! All disks of an opened image for one guest, which may write to them.
+//! All disks of an opened image for one guest or one mount, which may write to them.
 
 use super::chain_text;
 use super::reporting::ReadFailures;
@@ -44,6 +44,11 @@ impl GuestDisks {
             disks: image.disks().iter().map(offer).collect(),
             failures: Arc::clone(&failures),
         })
+    }
+
+    /// Each disk with its description.
+    pub fn disks(&self) -> &[(ExportInfo, Arc<Overlay>)] {
+        &self.disks
     }
 
     /// Why the guest could not read something, if it could not.

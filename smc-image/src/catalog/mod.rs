@@ -11,7 +11,7 @@ mod served;
 mod single;
 
 pub use guest::GuestDisks;
-pub use reporting::{ReadFailures, ReportingDisk};
+pub use reporting::ReadFailures;
 pub use single::SingleDisk;
 
 use attached::{Attached, Bound, Follower};

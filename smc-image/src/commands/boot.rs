@@ -6,6 +6,7 @@ use crate::context::Context;
 use crate::guest::machine::{self, Described, Started, Wanted};
 use crate::guest::terminal::{self, Terminal};
 use crate::guest::watch::{Check, watch};
+use crate::overlay::parse_limit;
 use anyhow::Context as _;
 use boot::{Accelerator, Bus, Forward};
 use clap::ValueEnum;
@@ -19,8 +20,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// What the first byte written takes.
-const OVERLAY_MIN_BYTES: u64 = 64 << 10;
 const MIB: u64 = 1 << 20;
 
 /// Boot an image in QEMU
@@ -154,13 +153,6 @@ fn parse_memory(text: &str) -> Result<u64, String> {
             Err("a guest can have 32MiB to 4TiB of memory".to_owned())
         }
         size => Ok(size),
-    }
-}
-
-fn parse_limit(text: &str) -> Result<u64, String> {
-    match parse_size(text)? {
-        limit if limit < OVERLAY_MIN_BYTES => Err("an overlay takes 64KiB at least".to_owned()),
-        limit => Ok(limit),
     }
 }
 

@@ -2,7 +2,10 @@
 
 use crate::context::Context;
 use crate::mount::journal::Journal;
-use crate::mount::{self, Plan, fuse, select};
+use crate::mount::select::{self, Selection, Wanted};
+use crate::mount::state::Record;
+use crate::mount::{self, Access, Plan, fuse};
+use crate::overlay::parse_limit;
 use anyhow::{Context as _, ensure};
 use cli::interrupt::Interrupt;
 use cli::output;
@@ -12,22 +15,38 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Mount a filesystem of an image, read-only
+/// Mount a filesystem of an image
 ///
-/// Uses FUSE and a loop device, so it also works on kernels without NBD. The filesystem's journal is not replayed:
-/// the last writes before the image was created may be missing. Unmount it with 'smc-image umount DIR' or umount(8).
+/// The image is not changed. It is mounted read-only, and what was in the filesystem's journal when the image was
+/// created is shown too: the kernel replays the journal into an overlay, which is deleted when the filesystem is
+/// unmounted. With --rw, everything that is changed goes to that overlay.
+///
+/// Uses FUSE and a loop device, so it also works on kernels without NBD. A btrfs on several disks is mounted as a
+/// whole. Unmount with 'smc-image umount DIR' or umount(8).
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The image, with :DISK if it has several disks
+    /// The image; with :DISK if several of its disks have a filesystem
     #[arg(value_name = "IMAGE")]
     image: ImageRef,
     /// Directory to mount it on
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// Number of the partition; not needed if there is one filesystem on the disk
+    /// Number of the partition; not needed if there is one filesystem
     #[arg(long, value_name = "N")]
     partition: Option<u32>,
-    /// Serve the disk in the foreground, in this mount's private DIR, if its image has this id (what mount itself
+    /// Let files be changed; the changes are lost when it is unmounted
+    #[arg(long)]
+    rw: bool,
+    /// Do not replay the journal: shows the filesystem as it is without it, which may be incomplete
+    #[arg(long, conflicts_with = "rw")]
+    no_replay: bool,
+    /// Largest amount that may be written
+    #[arg(long, value_name = "SIZE", default_value = "16GiB", value_parser = parse_limit)]
+    overlay_limit: u64,
+    /// Directory for what is written and does not fit into memory, in a file without a name
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    overlay_dir: PathBuf,
+    /// Serve the disks in the foreground, in this mount's private DIR, if their image has this id (what mount itself
     /// starts)
     #[arg(long, value_name = "ID", hide = true, conflicts_with = "partition")]
     fuse_server: Option<String>,
@@ -37,12 +56,14 @@ pub struct Args {
 #[derive(Debug, Serialize)]
 struct Mounted<'a> {
     image: &'a str,
+    disks: Vec<&'a str>,
     partition: Option<u32>,
     filesystem: &'a str,
     size_bytes: u64,
     dir: &'a Path,
-    loop_device: Option<&'a Path>,
+    loop_devices: &'a [PathBuf],
     server_pid: i32,
+    writable: bool,
     journal_not_replayed: bool,
 }
 
@@ -53,7 +74,7 @@ struct Mounted<'a> {
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     mount::require_root()?;
     if let Some(id) = &args.fuse_server {
-        return fuse::serve(context, &args.image, id, &args.dir);
+        return fuse::serve(context, &order(args, id));
     }
     let interrupt = Interrupt::install()?;
     let dir = args
@@ -63,34 +84,75 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     ensure!(dir.is_dir(), "{} is not a directory", dir.display());
     // Held until the server holds it too: nobody deletes the image in between.
     let image = context.open_image(&args.image)?;
-    let disk = image.disk(args.image.disk.as_deref())?;
-    let block_bytes = block_bytes(&image, disk.name());
-    let selection = select::select(disk, block_bytes.into(), args.partition)
-        .with_context(|| format!("mount {}", disk.label()))?;
+    let selection = selection(&image, args)?;
     let plan = Plan {
         store: &context.store,
-        image: &image.id().reference(Some(disk.name())),
+        image: &image.id().reference(None),
         image_id: &image.manifest().id.to_string(),
         selection: &selection,
-        block_bytes,
+        access: access(args),
+        overlay_dir: &std::path::absolute(&args.overlay_dir).context("find the overlay's directory")?,
+        overlay_limit_bytes: args.overlay_limit,
         dir: &dir,
     };
     let record = mount::mount(&plan, &interrupt)?;
-    let shown = Mounted {
-        image: &record.image,
-        partition: record.partition,
-        filesystem: selection.filesystem.fstype,
-        size_bytes: selection.length,
-        dir: &record.dir,
-        loop_device: record.loop_device.as_deref(),
-        server_pid: record.server.pid,
-        journal_not_replayed: is_incomplete(selection.journal, image.manifest().consistency),
-    };
-    show(context, &shown)?;
+    show(context, &mounted(&plan, &record, image.manifest().consistency))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether what is mounted may lack what was written last: where that cannot be told from the journal, it depends on
+fn order<'a>(args: &'a Args, id: &'a str) -> fuse::Order<'a> {
+    fuse::Order {
+        image: &args.image,
+        id,
+        dir: &args.dir,
+        overlay_dir: &args.overlay_dir,
+        overlay_limit_bytes: args.overlay_limit,
+    }
+}
+
+fn selection(image: &Image, args: &Args) -> anyhow::Result<Selection> {
+    let wanted = Wanted {
+        disk: args.image.disk.as_deref(),
+        partition: args.partition,
+    };
+    if let Some(name) = wanted.disk {
+        // Only to say which disks there are.
+        image.disk(Some(name))?;
+    }
+    let selection = select::select(&select::disks_of(image), wanted);
+    selection.with_context(|| format!("mount {}", args.image))
+}
+
+fn access(args: &Args) -> Access {
+    match (args.rw, args.no_replay) {
+        (true, _) => Access::Writable,
+        (false, true) => Access::NoReplay,
+        (false, false) => Access::ReadOnly,
+    }
+}
+
+fn mounted<'a>(plan: &Plan<'a>, record: &'a Record, consistency: Consistency) -> Mounted<'a> {
+    let Selection {
+        places,
+        filesystem,
+        journal,
+        ..
+    } = plan.selection;
+    Mounted {
+        image: &record.image,
+        disks: places.iter().map(|place| place.disk.as_str()).collect(),
+        partition: record.partition,
+        filesystem: filesystem.fstype,
+        size_bytes: places.iter().map(|place| place.length).sum(),
+        dir: &record.dir,
+        loop_devices: &record.loop_devices,
+        server_pid: record.server.pid,
+        writable: plan.access == Access::Writable,
+        journal_not_replayed: plan.access == Access::NoReplay && is_incomplete(*journal, consistency),
+    }
+}
+
+/// Whether what is mounted without its journal may lack what was written last: where that cannot be told from the journal, it depends on
 /// whether the filesystem was written to while the image was made.
 fn is_incomplete(journal: Journal, consistency: Consistency) -> bool {
     match journal {
@@ -100,23 +162,13 @@ fn is_incomplete(journal: Journal, consistency: Consistency) -> bool {
     }
 }
 
-/// The disk's logical block size, where it is one that a loop device can have.
-fn block_bytes(image: &Image, disk: &str) -> u32 {
-    let recorded = image
-        .manifest()
-        .disk(disk)
-        .map(|record| record.logical_block_size);
-    recorded
-        .filter(|bytes| matches!(bytes, 512 | 1024 | 2048 | 4096))
-        .unwrap_or(512)
-}
-
 fn show(context: &Context, mounted: &Mounted<'_>) -> anyhow::Result<()> {
     if context.json {
         return output::json(mounted);
     }
     let Mounted {
         image,
+        disks,
         filesystem,
         dir,
         ..
@@ -124,9 +176,18 @@ fn show(context: &Context, mounted: &Mounted<'_>) -> anyhow::Result<()> {
     let place = mounted
         .partition
         .map_or_else(String::new, |number| format!(", partition {number}"));
+    let on = match disks.as_slice() {
+        [_] => String::new(),
+        several => format!(" on {}", several.join(" and ")),
+    };
     let size = units::size(mounted.size_bytes);
+    let how = if mounted.writable {
+        "writable, for as long as it is mounted,"
+    } else {
+        "read-only"
+    };
     output::line(format!(
-        "mounted {image}{place} ({filesystem}, {size}) read-only on {}",
+        "mounted {image}{place} ({filesystem}{on}, {size}) {how} on {}",
         dir.display()
     ))?;
     if mounted.journal_not_replayed {

@@ -8,6 +8,7 @@ pub use places::default_uri;
 use crate::catalog::{Offer, StoreCatalog, limits};
 use crate::confine::{self, Confinement};
 use crate::context::Context;
+use crate::overlay::{self, parse_limit};
 use crate::stdio;
 use anyhow::Context as _;
 use cli::output;
@@ -21,17 +22,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What overlays keep in memory before they use their file.
-const OVERLAY_MEMORY_BYTES: u64 = 64 << 20;
-
 /// Buffers from this length on are the system's again when they are freed.
 #[cfg(target_env = "gnu")]
 const LARGE_BUFFER_BYTES: libc::c_int = 128 << 10;
 
 const GRACE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// What the first byte written takes.
-const OVERLAY_MIN_BYTES: u64 = 64 << 10;
 
 /// Serve images over NBD until interrupted
 ///
@@ -80,13 +75,6 @@ pub struct Args {
     /// Keep all privileges and system calls, to find the cause of a problem
     #[arg(long, conflicts_with = "user")]
     no_confine: bool,
-}
-
-fn parse_limit(text: &str) -> Result<u64, String> {
-    match parse_size(text)? {
-        limit if limit < OVERLAY_MIN_BYTES => Err("an overlay takes 64KiB at least".to_owned()),
-        limit => Ok(limit),
-    }
 }
 
 fn parse_grace(text: &str) -> Result<Duration, String> {
@@ -167,7 +155,7 @@ fn catalog(context: &Context, args: &Args) -> anyhow::Result<StoreCatalog> {
     if !args.overlay {
         return Ok(catalog);
     }
-    let memory = OVERLAY_MEMORY_BYTES.min(args.overlay_limit);
+    let memory = overlay::memory_bytes(args.overlay_limit);
     Ok(catalog.with_overlays(&args.overlay_dir, memory, args.overlay_limit)?)
 }
 

@@ -4,6 +4,7 @@
 use super::firmware::Signs;
 use crate::catalog::{GuestDisks, limits};
 use crate::exit::Advise;
+use crate::overlay;
 use anyhow::{Context as _, ensure};
 use boot::{Accelerator, Bus, Firmware, Forward, Network, Ovmf, Pc, PcDisk, Running, Source};
 use cli::interrupt::Interrupt;
@@ -17,8 +18,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-/// What guests write is kept in memory up to this, and then in a file.
-const OVERLAY_MEMORY_BYTES: u64 = 64 << 20;
 const INSTALL_QEMU: &str = "install the package qemu-system-x86 (Debian, Ubuntu), qemu-kvm (RHEL, Fedora) or \
     qemu-x86 (openSUSE)";
 const INSTALL_OVMF: &str = "install the package ovmf (Debian, Ubuntu), edk2-ovmf (RHEL, Fedora) or qemu-ovmf-x86_64 \
@@ -86,7 +85,7 @@ pub fn start(image: &Image, wanted: &Wanted, interrupt: &Interrupt) -> anyhow::R
     let disks = Arc::new(GuestDisks::new(
         image,
         &wanted.overlay_dir,
-        OVERLAY_MEMORY_BYTES.min(wanted.overlay_limit_bytes),
+        overlay::memory_bytes(wanted.overlay_limit_bytes),
         wanted.overlay_limit_bytes,
     )?);
     let described = Described {

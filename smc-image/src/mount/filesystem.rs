@@ -1,4 +1,4 @@
-//! What a disk or a partition holds, by its magic numbers, and how each filesystem is mounted without writing.
+//! What a disk or a partition holds, by its magic numbers, and how each filesystem is mounted.
 
 use super::journal::Journal;
 use super::partition::{Source, u64_at};
@@ -6,13 +6,37 @@ use super::xfs::Superblock;
 use anyhow::Context;
 use cli::output;
 
-/// How a filesystem is mounted from a device that cannot be written to.
+/// How a filesystem is mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Filesystem {
     /// The kernel's name.
     pub fstype: &'static str,
-    /// Options that keep it from replaying its journal, which lies on a device that is read-only.
-    pub options: &'static str,
+    /// Options that keep it from replaying its journal; without them the device has to be writable.
+    no_replay: &'static str,
+}
+
+impl Filesystem {
+    /// The options of mount(8) that it needs, `replay` of its journal included or not.
+    pub fn options(&self, replay: bool) -> Vec<String> {
+        // The original may be mounted on this machine.
+        let beside_original = (self.fstype == "xfs").then_some("nouuid");
+        let no_replay = Some(self.no_replay).filter(|options| !replay && !options.is_empty());
+        let options = beside_original.into_iter().chain(no_replay);
+        options.map(str::to_owned).collect()
+    }
+}
+
+/// One device of a filesystem that lies on several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// The filesystem.
+    pub filesystem: Filesystem,
+    /// Its id, which all of its devices have.
+    pub id: [u8; 16],
+    /// The device's number in it.
+    pub device: u64,
+    /// How many devices it has.
+    pub devices: u64,
 }
 
 /// What is in a place.
@@ -22,8 +46,8 @@ pub enum Content {
     Filesystem(Filesystem),
     /// Something that holds a filesystem only together with other things, or behind a key.
     Part(&'static str),
-    /// One of so many devices of a filesystem, which is named as the kernel does.
-    OneOfSeveral(&'static str, u64),
+    /// One of several devices of a filesystem.
+    OneOfSeveral(Member),
     /// Nothing that we know.
     Unknown,
 }
@@ -39,12 +63,12 @@ const fn filesystem(
     offset: usize,
     bytes: &'static [u8],
     fstype: &'static str,
-    options: &'static str,
+    no_replay: &'static str,
 ) -> Magic {
     Magic {
         offset,
         bytes,
-        content: Content::Filesystem(Filesystem { fstype, options }),
+        content: Content::Filesystem(Filesystem { fstype, no_replay }),
     }
 }
 
@@ -67,7 +91,7 @@ const MAGICS: [Magic; 21] = [
     part(4096, b"\xfc\x4e\x2b\xa9", "a member of a RAID array"),
     part(4086, b"SWAPSPACE2", "swap space"),
     part(4086, b"SWAP-SPACE", "swap space"),
-    filesystem(0, b"XFSB", "xfs", "norecovery,nouuid"),
+    filesystem(0, b"XFSB", "xfs", "norecovery"),
     filesystem(0, b"hsqs", "squashfs", ""),
     filesystem(1080, b"\x53\xef", "ext4", "noload"),
     filesystem(1024, b"\x10\x20\xf5\xf2", "f2fs", "norecovery"),
@@ -82,15 +106,17 @@ const MAGICS: [Magic; 21] = [
 ];
 
 /// All magic numbers, and what else is looked at in superblocks, lie in the first bytes, so many.
-const PROBED_BYTES: u64 = 65_536 + 0x90;
+const PROBED_BYTES: u64 = 65_536 + 0xd1;
 
 /// Of the ext4 superblock, which starts at byte 1024: `s_feature_incompat`, and in it the journal's flag.
 const EXT4_INCOMPAT: usize = 1024 + 0x60;
 const EXT4_NEEDS_RECOVERY: u8 = 0x4;
 
-/// Of the btrfs superblock, which starts at byte 65536: `log_root` and `num_devices`.
+/// Of the btrfs superblock, which starts at byte 65536: `fsid`, `log_root`, `num_devices` and `dev_item.devid`.
+const BTRFS_ID: usize = 65_536 + 0x20;
 const BTRFS_LOG_ROOT: usize = 65_536 + 0x60;
 const BTRFS_NUM_DEVICES: usize = 65_536 + 0x88;
+const BTRFS_DEVICE: usize = 65_536 + 0xc9;
 
 /// Looks at what begins at byte `offset` and is `length` bytes long.
 ///
@@ -119,14 +145,22 @@ fn read_start(source: &dyn Source, offset: u64, length: u64) -> anyhow::Result<V
 /// What a filesystem needs beside what is in its place.
 fn examine(start: &[u8], filesystem: Filesystem) -> anyhow::Result<Content> {
     Ok(match filesystem.fstype {
-        "btrfs" if u64_at(start, BTRFS_NUM_DEVICES) > 1 => {
-            Content::OneOfSeveral(filesystem.fstype, u64_at(start, BTRFS_NUM_DEVICES))
-        }
+        "btrfs" if u64_at(start, BTRFS_NUM_DEVICES) > 1 => Content::OneOfSeveral(member(start, filesystem)),
         "xfs" if superblock_of_xfs(start)?.has_external_log() => {
             Content::Part("an xfs whose journal is on another device")
         }
         _ => Content::Filesystem(filesystem),
     })
+}
+
+fn member(start: &[u8], filesystem: Filesystem) -> Member {
+    let id = start.get(BTRFS_ID..).and_then(<[u8]>::first_chunk);
+    Member {
+        filesystem,
+        id: id.copied().unwrap_or_default(),
+        device: u64_at(start, BTRFS_DEVICE),
+        devices: u64_at(start, BTRFS_NUM_DEVICES),
+    }
 }
 
 fn superblock_of_xfs(start: &[u8]) -> anyhow::Result<Superblock> {
@@ -151,7 +185,7 @@ pub fn journal(
         "btrfs" => dirty_if(u64_at(&start, BTRFS_LOG_ROOT) != 0),
         "xfs" => {
             let found = superblock_of_xfs(&start)?.journal(source, offset, length);
-            // The filesystem is mounted without its log, so one that cannot be read is no obstacle.
+            // Whether it can be replayed is for the kernel to find out.
             found.unwrap_or_else(|error| {
                 output::complain(format_args!(
                     "smc-image: the log of an xfs cannot be read: {error:#}"

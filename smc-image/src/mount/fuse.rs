@@ -1,69 +1,102 @@
-//! One disk of an image as a file, served to the kernel through FUSE by a process of its own.
+//! The disks of an image as files, served to the kernel through FUSE by a process of its own. What the kernel writes to
+//! them goes to an overlay that ends with the process.
 //!
-//! The process that mounts holds a pipe to this one. While that pipe is open, or somebody has the file open (the
-//! loop device does for as long as it is attached), the file is served. When neither is, everything that this
+//! The process that mounts holds a pipe to this one. While that pipe is open, or somebody has a file open (a loop
+//! device does for as long as it is attached), the files are served. When neither is, everything that this
 //! process and its mounter made is removed, and it ends: so nothing stays behind, whoever unmounts, and however the
 //! mounter died.
 
-use super::{DISK_FILE, state};
-use crate::catalog::{ReadFailures, ReportingDisk};
+use super::state;
+use crate::catalog::GuestDisks;
 use crate::context::Context;
+use crate::overlay;
 use anyhow::{Context as _, ensure};
 use fuser::{
     AccessFlags, BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr, Request, Session,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request, Session, WriteFlags,
 };
 use imagefmt::ImageRef;
+use nbd::{Export, ExportError, ExportInfo, FailureKind, Overlay, Zeroing};
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-/// What the server says on its stdout when the file is there.
+/// What the server says on its stdout when the files are there.
 pub const READY: &str = "ready\n";
 
-/// Nothing here ever changes.
+/// Nothing here ever changes but what is in the files.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
 
-const DISK: INodeNo = INodeNo(2);
+/// The inode of the first disk; the next ones follow.
+const FIRST_DISK: u64 = 2;
 
 /// Requests that the kernel may have under way in the background (readahead).
 const BACKGROUND_MAX: u16 = 64;
 
-/// Serves `image` (one disk, by number), which has the random id `id`, in the private directory `dir` of a mount,
-/// until nobody needs it.
+/// Of the kernel's include/uapi/linux/prctl.h.
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+
+/// What the server of a mount is told.
+#[derive(Debug)]
+pub struct Order<'a> {
+    /// The image, by number.
+    pub image: &'a ImageRef,
+    /// Its random id: no other image is served.
+    pub id: &'a str,
+    /// The private directory of the mount.
+    pub dir: &'a Path,
+    /// Where what is written is kept.
+    pub overlay_dir: &'a Path,
+    /// How much may be written.
+    pub overlay_limit_bytes: u64,
+}
+
+/// Serves the disks of an image until nobody needs them.
 ///
 /// # Errors
 /// An image that cannot be opened or is another one by now, and a FUSE session that cannot begin.
-pub fn serve(context: &Context, image: &ImageRef, id: &str, dir: &Path) -> anyhow::Result<ExitCode> {
+pub fn serve(context: &Context, order: &Order<'_>) -> anyhow::Result<ExitCode> {
+    let Order { image, id, dir, .. } = order;
     let opened = context.open_image(image)?;
     let found = opened.manifest().id.to_string();
     ensure!(
-        found == id,
+        found == *id,
         "{image} is another image now: its id is {found}, not {id}"
     );
-    let disk = opened.disk(image.disk.as_deref())?.clone();
-    let disk = ReportingDisk::new(disk, Arc::new(ReadFailures::default()));
+    let limit = order.overlay_limit_bytes;
+    let disks = GuestDisks::new(&opened, order.overlay_dir, overlay::memory_bytes(limit), limit)?;
+    become_io_flusher();
     let users = Arc::new(Users::default());
-    let _session = start(disk, users.clone(), &state::fuse_dir(dir))?;
+    let _session = start(disks, users.clone(), &state::fuse_dir(dir))?;
     let ready = io::stdout()
         .write_all(READY.as_bytes())
         .and_then(|()| io::stdout().flush());
-    ready.context("tell that the disk is there")?;
+    ready.context("tell that the disks are there")?;
     watch_mounter(users.clone())?;
     users.wait_until_gone();
     state::remove(dir)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn start(disk: ReportingDisk, users: Arc<Users>, mount_point: &Path) -> anyhow::Result<BackgroundSession> {
+/// Asks the kernel never to make this thread, or one that it starts, wait for the filesystem whose writes it serves: under
+/// memory pressure both would wait for ever. Kernels before 5.6 do not know this.
+fn become_io_flusher() {
+    // SAFETY: PR_SET_IO_FLUSHER takes numbers only and touches no memory of ours; a refusal changes nothing.
+    let set = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+    if set != 0 {
+        tracing::debug!("PR_SET_IO_FLUSHER is refused: {}", io::Error::last_os_error());
+    }
+}
+
+fn start(disks: GuestDisks, users: Arc<Users>, mount_point: &Path) -> anyhow::Result<BackgroundSession> {
     let mut config = Config::default();
     config.mount_options = vec![
-        MountOption::RO,
         MountOption::NoExec,
         MountOption::DefaultPermissions,
         MountOption::FSName("smc-image".to_owned()),
@@ -75,11 +108,11 @@ fn start(disk: ReportingDisk, users: Arc<Users>, mount_point: &Path) -> anyhow::
             .clamp(2, 16),
     );
     config.clone_fd = true;
-    let filesystem = DiskFile {
-        size_bytes: disk.disk().size_bytes(),
-        disk,
+    let filesystem = DiskFiles {
+        disks,
         users,
         made: SystemTime::now(),
+        is_full: AtomicBool::new(false),
     };
     let session = Session::new(filesystem, mount_point, &config);
     let session = session.with_context(|| format!("mount {} through FUSE", mount_point.display()))?;
@@ -99,7 +132,7 @@ fn watch_mounter(users: Arc<Users>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Who needs the file.
+/// Who needs the files.
 #[derive(Debug, Default)]
 struct Users {
     now: Mutex<Using>,
@@ -141,21 +174,39 @@ impl Users {
     }
 }
 
-/// The filesystem: a directory with one file.
+/// The filesystem: a directory with a file for each disk, which has the disk's name.
 #[derive(Debug)]
-struct DiskFile {
-    disk: ReportingDisk,
-    size_bytes: u64,
+struct DiskFiles {
+    disks: GuestDisks,
     users: Arc<Users>,
     made: SystemTime,
+    /// Whether a write has found no space.
+    is_full: AtomicBool,
 }
 
-impl DiskFile {
+impl DiskFiles {
+    fn disk(&self, inode: INodeNo) -> Option<&(ExportInfo, Arc<Overlay>)> {
+        let index = usize::try_from(inode.0.checked_sub(FIRST_DISK)?).ok()?;
+        self.disks.disks().get(index)
+    }
+
+    /// The disks with their inodes.
+    fn files(&self) -> impl Iterator<Item = (INodeNo, &str)> {
+        let names = self.disks.disks().iter().map(|(info, _)| info.name.as_str());
+        (FIRST_DISK..).map(INodeNo).zip(names)
+    }
+
     fn attributes(&self, inode: INodeNo) -> Option<FileAttr> {
-        let (kind, perm, nlink, size) = match inode {
-            INodeNo::ROOT => (FileType::Directory, 0o500, 2, 0),
-            DISK => (FileType::RegularFile, 0o400, 1, self.size_bytes),
-            _ => return None,
+        let (kind, perm, nlink, size, blksize) = match self.disk(inode) {
+            Some((info, _)) => (
+                FileType::RegularFile,
+                0o600,
+                1,
+                info.size_bytes,
+                info.preferred_block_bytes,
+            ),
+            None if inode == INodeNo::ROOT => (FileType::Directory, 0o500, 2, 0, 4096),
+            None => return None,
         };
         Some(FileAttr {
             ino: inode,
@@ -171,13 +222,46 @@ impl DiskFile {
             uid: 0,
             gid: 0,
             rdev: 0,
-            blksize: self.disk.disk().geometry().cluster_size().bytes(),
+            blksize,
             flags: 0,
         })
     }
+
+    /// Bytes of a disk; fewer where it ends.
+    fn bytes(&self, inode: INodeNo, offset: u64, size: u32) -> Result<Vec<u8>, Errno> {
+        let (info, disk) = self.disk(inode).ok_or(Errno::ENOENT)?;
+        let left = info.size_bytes.saturating_sub(offset);
+        let mut bytes = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(size as usize)];
+        if !bytes.is_empty() {
+            // Told in the log already.
+            disk.read_at(offset, &mut bytes).map_err(|_| Errno::EIO)?;
+        }
+        Ok(bytes)
+    }
+
+    /// The disk, where a range that is to be changed lies within it and is not empty.
+    fn writable(&self, inode: INodeNo, offset: u64, length: u64) -> Result<&Overlay, Errno> {
+        let (info, disk) = self.disk(inode).ok_or(Errno::ENOENT)?;
+        let fits = offset
+            .checked_add(length)
+            .is_some_and(|end| length > 0 && end <= info.size_bytes);
+        fits.then_some(&**disk).ok_or(Errno::EINVAL)
+    }
+
+    /// What a write that failed answers; why goes to the log, once for an overlay that is full.
+    fn failed(&self, error: &ExportError) -> Errno {
+        if error.kind != FailureKind::NoSpace {
+            tracing::error!("cannot write {error}");
+            return Errno::EIO;
+        }
+        if !self.is_full.swap(true, Ordering::Relaxed) {
+            tracing::error!("no space was left for changes: mount it with a larger --overlay-limit");
+        }
+        Errno::ENOSPC
+    }
 }
 
-impl Filesystem for DiskFile {
+impl Filesystem for DiskFiles {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Where the kernel wants less it says so by the error, and keeps its own.
         let _ = config.set_max_background(BACKGROUND_MAX);
@@ -185,10 +269,10 @@ impl Filesystem for DiskFile {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self
-            .attributes(DISK)
-            .filter(|_| parent == INodeNo::ROOT && name == DISK_FILE)
-        {
+        let inode = self
+            .files()
+            .find(|(_, disk)| parent == INodeNo::ROOT && name == *disk);
+        match inode.and_then(|(inode, _)| self.attributes(inode)) {
             Some(attributes) => reply.entry(&FOREVER, &attributes, Generation(0)),
             None => reply.error(Errno::ENOENT),
         }
@@ -210,7 +294,7 @@ impl Filesystem for DiskFile {
     fn read(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
         size: u32,
@@ -218,11 +302,55 @@ impl Filesystem for DiskFile {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let left = self.size_bytes.saturating_sub(offset);
-        let mut bytes = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(size as usize)];
-        match self.disk.read(offset, &mut bytes) {
-            Ok(()) => reply.data(&bytes),
-            Err(_) => reply.error(Errno::EIO),
+        match self.bytes(ino, offset, size) {
+            Ok(bytes) => reply.data(&bytes),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let disk = self.writable(ino, offset, data.len() as u64);
+        let written = disk.and_then(|disk| disk.write_at(offset, data).map_err(|error| self.failed(&error)));
+        match written {
+            // The kernel sends no more than a u32 can count.
+            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    /// What the loop driver makes of a discard, and of writing zeros.
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) == 0 {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let disk = self.writable(ino, offset, length);
+        let zeroed = disk.and_then(|disk| {
+            disk.write_zeroes(offset, length, Zeroing::default())
+                .map_err(|error| self.failed(&error))
+        });
+        match zeroed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error),
         }
     }
 
@@ -244,13 +372,12 @@ impl Filesystem for DiskFile {
         if ino != INodeNo::ROOT {
             return reply.error(Errno::ENOTDIR);
         }
-        let entries = [
-            (INodeNo::ROOT, FileType::Directory, "."),
-            (INodeNo::ROOT, FileType::Directory, ".."),
-            (DISK, FileType::RegularFile, DISK_FILE),
-        ];
+        let own = [".", ".."].map(|name| (INodeNo::ROOT, FileType::Directory, name));
+        let files = self
+            .files()
+            .map(|(inode, name)| (inode, FileType::RegularFile, name));
         let unseen = (1..)
-            .zip(entries)
+            .zip(own.into_iter().chain(files))
             .skip(usize::try_from(offset).unwrap_or(usize::MAX));
         for (next, (inode, kind, name)) in unseen {
             if reply.add(inode, next, kind, name) {
@@ -271,7 +398,7 @@ impl Filesystem for DiskFile {
         reply.ok();
     }
 
-    /// A read-only file has nothing to sync; the loop driver asks all the same when its device is closed.
+    /// What is written lives as long as this process, whose memory needs no sync.
     fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         reply.ok();
     }

@@ -1,5 +1,6 @@
-//! Mounting a filesystem of an image: image → FUSE file → loop device → filesystem. It needs no kernel module beyond
-//! those two, and every part goes when the one above it goes.
+//! Mounting a filesystem of an image: image → overlay → FUSE file → loop device → filesystem. It needs no kernel module
+//! beyond those two, and every part goes when the one above it goes. What the kernel writes, to replay a journal
+//! or because somebody changes files, ends in the overlay; the image stays as it is.
 
 pub mod filesystem;
 pub mod fuse;
@@ -15,9 +16,10 @@ use anyhow::{Context, anyhow, bail, ensure};
 use cli::interrupt::Interrupt;
 use hostdev::{LoopDevice, LoopOptions};
 use imagefmt::{Disk, ImageRef};
+use journal::Journal;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
-use select::Selection;
+use select::{Place, Selection};
 use state::{Process, Record};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
@@ -28,9 +30,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// Name of the file that holds the disk.
-const DISK_FILE: &str = "disk";
 
 /// How long a server may take to end when nobody needs it any more.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,16 +49,42 @@ impl partition::Source for Disk {
 pub struct Plan<'a> {
     /// The store.
     pub store: &'a Path,
-    /// The disk, with the image's number.
+    /// The image, by number.
     pub image: &'a ImageRef,
     /// The image's random id: the server serves no other one.
     pub image_id: &'a str,
-    /// Which part of it.
+    /// Which filesystem of it.
     pub selection: &'a Selection,
-    /// Its logical block size in bytes.
-    pub block_bytes: u32,
+    /// What may be written to the overlay.
+    pub access: Access,
+    /// Where the overlay keeps what does not fit into memory.
+    pub overlay_dir: &'a Path,
+    /// How much may be written to it.
+    pub overlay_limit_bytes: u64,
     /// Where.
     pub dir: &'a Path,
+}
+
+/// Who may write to the overlay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Nobody: the filesystem is shown without what is in its journal only.
+    NoReplay,
+    /// The kernel, to replay the journal.
+    ReadOnly,
+    /// Everybody whom the filesystem lets.
+    Writable,
+}
+
+impl Plan<'_> {
+    /// The image, with the disk if the filesystem lies on one.
+    fn label(&self) -> String {
+        let disk = match self.selection.places.as_slice() {
+            [only] => Some(only.disk.as_str()),
+            _ => None,
+        };
+        self.image.with_disk(disk).to_string()
+    }
 }
 
 /// Mounts it, or leaves everything as it was.
@@ -69,17 +94,37 @@ pub struct Plan<'a> {
 pub fn mount(plan: &Plan<'_>, interrupt: &Interrupt) -> anyhow::Result<Record> {
     let _lock = state::lock(Some(interrupt))?;
     state::sweep()?;
+    check_not_mounted(plan)?;
     let mut setup = Setup::new(plan)?;
     let mut record = setup.start_server(plan)?;
     interrupt.check()?;
-    record.loop_device = Some(setup.attach(plan)?.to_owned());
-    // Before it is mounted, so that what is mounted can always be found.
-    record.save(&setup.dir)?;
-    interrupt.check()?;
+    for place in &plan.selection.places {
+        record.loop_devices.push(setup.attach(plan, place)?);
+        // Before it is mounted, so that what is mounted can always be found.
+        record.save(&setup.dir)?;
+        interrupt.check()?;
+    }
     setup.mount(plan)?;
     interrupt.check()?;
     setup.finished = true;
     Ok(record)
+}
+
+/// The kernel would take the devices of a filesystem on several for those of another one with the same id.
+fn check_not_mounted(plan: &Plan<'_>) -> anyhow::Result<()> {
+    let Some(id) = &plan.selection.id else {
+        return Ok(());
+    };
+    let known = Path::new("/sys/fs/btrfs").join(hostdev::uuid_text(id));
+    if known.exists() {
+        let what = format!(
+            "the {} filesystem of {}, or one with the same id, is mounted already",
+            plan.selection.filesystem.fstype,
+            plan.label()
+        );
+        return Err(anyhow!(what)).advise("unmount it first, or mount the image on another machine");
+    }
+    Ok(())
 }
 
 /// A mount being made; undone when dropped unfinished.
@@ -87,25 +132,25 @@ struct Setup {
     /// The private directory.
     dir: PathBuf,
     server: Option<Child>,
-    device: Option<LoopDevice>,
+    devices: Vec<LoopDevice>,
     mounted_on: Option<PathBuf>,
     finished: bool,
 }
 
 impl Setup {
     fn new(plan: &Plan<'_>) -> anyhow::Result<Self> {
-        let name = plan.image.to_string().replace(['/', ':'], "-") + "-";
+        let name = plan.label().replace(['/', ':'], "-") + "-";
         let dir = state::create(&name)?;
         Ok(Self {
             dir,
             server: None,
-            device: None,
+            devices: Vec::new(),
             mounted_on: None,
             finished: false,
         })
     }
 
-    /// Starts the process that serves the disk and waits until the disk is there.
+    /// Starts the process that serves the disks and waits until they are there.
     fn start_server(&mut self, plan: &Plan<'_>) -> anyhow::Result<Record> {
         let child = self.server.insert(spawn_server(plan, &self.dir)?);
         let pid = i32::try_from(child.id()).context("read a process id")?;
@@ -114,54 +159,62 @@ impl Setup {
         if let Some(stdout) = child.stdout.take() {
             BufReader::new(stdout)
                 .read_line(&mut said)
-                .context("wait for the server of the disk")?;
+                .context("wait for the server of the disks")?;
         }
         let Some(server) = server.filter(|_| said == fuse::READY) else {
             let log = fs::read_to_string(state::log_path(&self.dir)).unwrap_or_default();
             let why = log.trim().trim_start_matches("smc-image: ").replace('\n', "; ");
-            return Err(anyhow!("the server of the disk did not start: {why}")).advise(fuse_advice());
+            return Err(anyhow!("the server of the disks did not start: {why}")).advise(fuse_advice());
         };
-        let Plan {
-            dir,
-            image,
-            selection,
-            ..
-        } = plan;
-        let (dir, image, partition) = (dir.to_path_buf(), image.to_string(), selection.partition);
+        let partition = match plan.selection.places.as_slice() {
+            [only] => only.partition,
+            _ => None,
+        };
         let record = Record {
-            dir,
-            image,
+            dir: plan.dir.to_owned(),
+            image: plan.label(),
             partition,
             server,
-            loop_device: None,
+            loop_devices: Vec::new(),
         };
         record.save(&self.dir)?;
         Ok(record)
     }
 
-    fn attach(&mut self, plan: &Plan<'_>) -> anyhow::Result<&Path> {
-        let path = state::disk_path(&self.dir);
-        let disk = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-        let Selection { offset, length, .. } = *plan.selection;
+    fn attach(&mut self, plan: &Plan<'_>, place: &Place) -> anyhow::Result<PathBuf> {
+        let path = state::disk_path(&self.dir, &place.disk);
+        let read_only = plan.access == Access::NoReplay;
+        let disk = File::options().read(true).write(!read_only).open(&path);
+        let disk = disk.with_context(|| format!("open {}", path.display()))?;
         let options = LoopOptions {
-            offset_bytes: offset,
-            length_bytes: length,
-            block_bytes: plan.block_bytes,
-            read_only: true,
+            offset_bytes: place.offset,
+            length_bytes: place.length,
+            block_bytes: place.block_bytes,
+            read_only,
             ..LoopOptions::default()
         };
         let device = LoopDevice::attach(disk.as_fd(), &options)?;
-        Ok(self.device.insert(device).path())
+        let path = device.path().to_owned();
+        self.devices.push(device);
+        Ok(path)
     }
 
     fn mount(&mut self, plan: &Plan<'_>) -> anyhow::Result<()> {
-        let device = self.device.as_ref().context("no loop device is attached")?.path();
+        let devices: Vec<&Path> = self.devices.iter().map(LoopDevice::path).collect();
+        let device = *devices.first().context("no loop device is attached")?;
         let filesystem = plan.selection.filesystem;
-        let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
-        let options = Some(filesystem.options).filter(|options| !options.is_empty());
+        let mut flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
+        flags.set(MsFlags::MS_RDONLY, plan.access != Access::Writable);
+        let options = mount_options(plan, &devices);
         let opened = open_place(plan.dir)?;
         let place = format!("/proc/self/fd/{}", opened.as_raw_fd());
-        match nix::mount::mount(Some(device), &*place, Some(filesystem.fstype), flags, options) {
+        match nix::mount::mount(
+            Some(device),
+            &*place,
+            Some(filesystem.fstype),
+            flags,
+            Some(&*options),
+        ) {
             Ok(()) => {
                 self.mounted_on = Some(plan.dir.to_owned());
                 Ok(())
@@ -170,10 +223,10 @@ impl Setup {
                 let what = format!(
                     "mount the {} filesystem of {} on {}",
                     filesystem.fstype,
-                    plan.image,
+                    plan.label(),
                     plan.dir.display()
                 );
-                Err(error).context(what).advise(mount_advice(error))
+                Err(error).context(what).advise(mount_advice(error, plan))
             }
         }
     }
@@ -183,9 +236,9 @@ impl Setup {
         if let Some(dir) = self.mounted_on.take() {
             umount2(&dir, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", dir.display()))?;
         }
-        drop(self.device.take());
+        self.devices.clear();
         if let Some(mut server) = self.server.take() {
-            end_server(&mut server).context("end the server of the disk")?;
+            end_server(&mut server).context("end the server of the disks")?;
         }
         state::remove(&self.dir)
     }
@@ -212,6 +265,8 @@ fn spawn_server(plan: &Plan<'_>, dir: &Path) -> anyhow::Result<Child> {
         .arg("--store")
         .arg(store)
         .args(["mount", "--fuse-server", plan.image_id]);
+    command.arg("--overlay-dir").arg(plan.overlay_dir);
+    command.args(["--overlay-limit", &plan.overlay_limit_bytes.to_string()]);
     command.arg(plan.image.to_string()).arg(dir);
     command
         .stdin(Stdio::piped())
@@ -220,7 +275,7 @@ fn spawn_server(plan: &Plan<'_>, dir: &Path) -> anyhow::Result<Child> {
         .current_dir("/");
     // SAFETY: between fork and exec the closure makes two system calls and touches no memory but its own.
     unsafe { command.pre_exec(leave_everything) };
-    command.spawn().context("start the server of the disk")
+    command.spawn().context("start the server of the disks")
 }
 
 /// Leaves the terminal's session and lets go of descriptors that our caller left open, locks among them.
@@ -282,13 +337,25 @@ fn fuse_advice() -> &'static str {
     }
 }
 
-fn mount_advice(error: Errno) -> &'static str {
+/// The options of mount(8): those of the filesystem, and its further devices.
+fn mount_options(plan: &Plan<'_>, devices: &[&Path]) -> String {
+    let replay = plan.access != Access::NoReplay;
+    let mut options = plan.selection.filesystem.options(replay);
+    let further = devices.iter().skip(1);
+    options.extend(further.map(|device| format!("device={}", device.display())));
+    options.join(",")
+}
+
+fn mount_advice(error: Errno, plan: &Plan<'_>) -> &'static str {
     match error {
         Errno::ENODEV => {
             "this kernel does not know the filesystem: load its module, or serve the image elsewhere"
         }
         Errno::EEXIST => {
             "a filesystem with the same id is mounted already, and this kernel cannot mount two: unmount it first"
+        }
+        _ if plan.access == Access::ReadOnly && plan.selection.journal != Journal::Clean => {
+            "the kernel's log says more (dmesg); --no-replay mounts it without its journal"
         }
         _ => "the kernel's log says more (dmesg); 'smc-image verify' tells whether the image is intact",
     }

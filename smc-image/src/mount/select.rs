@@ -1,73 +1,201 @@
-//! Which part of a disk is to be mounted.
+//! Which filesystem of an image is to be mounted, and on which parts of its disks it lies.
 
-use super::filesystem::{Content, Filesystem, journal, probe};
+use super::filesystem::{Content, Filesystem, Member, journal, probe};
 use super::journal::Journal;
 use super::partition::{Partition, SECTOR_BYTES, Source, read_table};
 use crate::exit::Advise;
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail, ensure};
 use cli::units;
+use imagefmt::Image;
+use std::fmt::{self, Debug, Formatter};
 
 /// Block sizes that disks have.
 const BLOCK_BYTES: [u64; 2] = [SECTOR_BYTES, 4096];
 
-/// The range of a disk that holds a filesystem, and which.
+/// A disk of an image.
+#[derive(Clone, Copy)]
+pub struct NamedDisk<'a> {
+    /// Its name in the image.
+    pub name: &'a str,
+    /// Its logical block size in bytes.
+    pub block_bytes: u32,
+    /// What is on it.
+    pub source: &'a dyn Source,
+}
+
+impl Debug for NamedDisk<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NamedDisk")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// All disks of an image.
+pub fn disks_of(image: &Image) -> Vec<NamedDisk<'_>> {
+    let named = |disk| named_disk(image, disk);
+    image.disks().iter().map(named).collect()
+}
+
+fn named_disk<'a>(image: &'a Image, disk: &'a imagefmt::Disk) -> NamedDisk<'a> {
+    let recorded = image.manifest().disk(disk.name());
+    // One that a loop device can have.
+    let block_bytes = recorded
+        .map(|record| record.logical_block_size)
+        .filter(|bytes| matches!(bytes, 512 | 1024 | 2048 | 4096));
+    NamedDisk {
+        name: disk.name(),
+        block_bytes: block_bytes.unwrap_or(512),
+        source: disk,
+    }
+}
+
+/// A range of a disk: a partition, or all of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Selection {
-    /// Number of the partition; `None` where the filesystem fills the disk.
+pub struct Place {
+    /// Name of the disk.
+    pub disk: String,
+    /// The disk's logical block size in bytes.
+    pub block_bytes: u32,
+    /// Number of the partition; `None` for the whole disk.
     pub partition: Option<u32>,
     /// First byte.
     pub offset: u64,
     /// Length in bytes.
     pub length: u64,
-    /// The filesystem.
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.partition {
+            Some(number) => write!(f, "partition {number} of {}", self.disk),
+            None => f.write_str(&self.disk),
+        }
+    }
+}
+
+/// What was found in a place.
+#[derive(Debug)]
+pub struct Found {
+    /// Where.
+    pub place: Place,
+    /// What the partition table says that it is for; empty for a whole disk.
+    kind: String,
+    /// What is there, or why it cannot be read.
+    pub content: anyhow::Result<Content>,
+}
+
+/// A filesystem and where it lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selection {
+    /// Its devices; most filesystems have one.
+    pub places: Vec<Place>,
+    /// What it is.
     pub filesystem: Filesystem,
-    /// Its journal, which is not replayed.
+    /// Its id, where it has several devices.
+    pub id: Option<[u8; 16]>,
+    /// What is known of its journal.
     pub journal: Journal,
 }
 
-/// Finds partition `wanted`, or the one filesystem of the disk. `block_bytes` is the disk's logical block size as the
-/// image recorded it; a disk that was copied from one with another still has its partitions found.
-///
-/// # Errors
-/// Where there is no such partition, nothing or more than one thing that can be mounted; a table that is damaged, and
-/// a disk that cannot be read.
-pub fn select(source: &dyn Source, block_bytes: u64, wanted: Option<u32>) -> anyhow::Result<Selection> {
-    let selected = match (partitions(source, block_bytes)?, wanted) {
-        (None, None) => whole_disk(source),
-        (None, Some(_)) => Err(anyhow!("the disk has no partition table"))
-            .advise("leave --partition out to mount the disk itself"),
-        (Some(partitions), wanted) => one_of(source, &partitions, wanted),
-    };
-    // Only of what was selected: a journal may have gigabytes.
-    selected?.examined(source)
+/// What somebody asks for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted<'a> {
+    /// Name of the disk; `None` for any.
+    pub disk: Option<&'a str>,
+    /// Number of the partition; `None` for the only one that has a filesystem.
+    pub partition: Option<u32>,
 }
 
-/// A part of a disk whose journal was not looked at.
-#[derive(Debug)]
-struct Candidate {
-    partition: Option<u32>,
-    offset: u64,
-    length: u64,
-    filesystem: Filesystem,
+/// Finds the filesystem that is wanted. A disk that was copied from one with other logical blocks still has its partitions
+/// found.
+///
+/// # Errors
+/// Where there is no such partition, nothing or more than one filesystem that can be mounted; a table that is damaged, and
+/// a disk that cannot be read.
+pub fn select(disks: &[NamedDisk<'_>], wanted: Wanted<'_>) -> anyhow::Result<Selection> {
+    let looked_at = disks
+        .iter()
+        .filter(|disk| wanted.disk.is_none_or(|name| name == disk.name));
+    let mut found = Vec::new();
+    for disk in looked_at {
+        found.extend(survey(disk)?);
+    }
+    // Only of what was selected: a journal may have gigabytes.
+    choose(disks, found, wanted.partition)?.examined(disks)
+}
+
+/// A filesystem whose journal was not looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its devices.
+    pub places: Vec<Place>,
+    /// What it is.
+    pub filesystem: Filesystem,
+    /// Its id, where it has several devices.
+    id: Option<[u8; 16]>,
 }
 
 impl Candidate {
-    fn examined(self, source: &dyn Source) -> anyhow::Result<Selection> {
+    /// Looks at the journal.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn examined(self, disks: &[NamedDisk<'_>]) -> anyhow::Result<Selection> {
         let Self {
-            partition,
-            offset,
-            length,
+            places,
             filesystem,
+            id,
         } = self;
-        let journal = journal(source, offset, length, filesystem).context("look at the journal")?;
+        let first = places.first().context("a filesystem lies nowhere")?;
+        let source = disks.iter().find(|disk| disk.name == first.disk);
+        let source = source.context("a filesystem lies on no disk")?.source;
+        let journal =
+            journal(source, first.offset, first.length, filesystem).context("look at the journal")?;
         Ok(Selection {
-            partition,
-            offset,
-            length,
+            places,
             filesystem,
+            id,
             journal,
         })
     }
+}
+
+/// What is in each partition of a disk; what is on the disk itself if it has none.
+///
+/// # Errors
+/// A partition table that is damaged or cannot be read.
+pub fn survey(disk: &NamedDisk<'_>) -> anyhow::Result<Vec<Found>> {
+    let table = partitions(disk.source, disk.block_bytes.into());
+    let table = table.with_context(|| format!("read the partition table of {}", disk.name))?;
+    let whole = Partition {
+        number: 0,
+        offset: 0,
+        length: disk.source.size_bytes(),
+        kind: String::new(),
+    };
+    let found = |partition: Partition| {
+        let Partition {
+            number,
+            offset,
+            length,
+            kind,
+        } = partition;
+        let place = Place {
+            disk: disk.name.to_owned(),
+            block_bytes: disk.block_bytes,
+            partition: (number > 0).then_some(number),
+            offset,
+            length,
+        };
+        let content = probe(disk.source, offset, length);
+        Found { place, kind, content }
+    };
+    Ok(table
+        .unwrap_or_else(|| vec![whole])
+        .into_iter()
+        .map(found)
+        .collect())
 }
 
 fn partitions(source: &dyn Source, block_bytes: u64) -> anyhow::Result<Option<Vec<Partition>>> {
@@ -76,101 +204,137 @@ fn partitions(source: &dyn Source, block_bytes: u64) -> anyhow::Result<Option<Ve
         .find(|&size| size == block_bytes)
         .unwrap_or(SECTOR_BYTES);
     let other = BLOCK_BYTES.into_iter().find(|&size| size != own).unwrap_or(own);
-    let found = read_table(source, own).context("read the partition table");
-    match found {
+    match read_table(source, own) {
         Err(error) => read_table(source, other).map_err(|_| error),
         found => found,
     }
 }
 
-fn whole_disk(source: &dyn Source) -> anyhow::Result<Candidate> {
-    let length = source.size_bytes();
-    let content = probe(source, 0, length).context("look for a filesystem")?;
-    match usable(None, 0, length, content) {
-        Some(candidate) => Ok(candidate),
-        None => Err(unusable("the disk", content)),
+fn choose(disks: &[NamedDisk<'_>], found: Vec<Found>, wanted: Option<u32>) -> anyhow::Result<Candidate> {
+    let listing = listing(&found);
+    let has_table = found.iter().any(|found| found.place.partition.is_some());
+    let mut matching: Vec<Found> = found
+        .into_iter()
+        .filter(|found| wanted.is_none() || found.place.partition == wanted)
+        .collect();
+    if matching.len() <= 1 {
+        return match (matching.pop(), wanted) {
+            (Some(only), _) => candidate(disks, only),
+            (None, Some(_)) if !has_table => Err(anyhow!("the disk has no partition table"))
+                .advise("leave --partition out to mount the disk itself"),
+            (None, Some(number)) => Err(anyhow!("there is no partition {number}")).advise(listing),
+            (None, None) => bail!("the partition table is empty"),
+        };
+    }
+    let mut fitting = fitting(disks, matching)?;
+    match (fitting.pop(), fitting.is_empty()) {
+        (Some(only), true) => Ok(only),
+        (Some(_), false) => Err(anyhow!("there are several filesystems"))
+            .advise(format!("choose one with IMAGE:DISK and --partition; {listing}")),
+        (None, _) => Err(anyhow!("there is no filesystem that can be mounted")).advise(listing),
     }
 }
 
-fn one_of(source: &dyn Source, partitions: &[Partition], wanted: Option<u32>) -> anyhow::Result<Candidate> {
-    let mut listing = String::from("the disk's partitions:");
+/// The filesystems among what was found, each once. What cannot be read, or is incomplete, is told and left out.
+///
+/// # Errors
+/// A disk whose partition table cannot be read, where one has to be looked at again.
+pub fn fitting(disks: &[NamedDisk<'_>], found: Vec<Found>) -> anyhow::Result<Vec<Candidate>> {
     let mut fitting = Vec::new();
-    for partition in partitions {
-        let Partition {
-            number,
-            offset,
-            length,
-            kind,
-        } = partition;
-        let probed = probe(source, *offset, *length);
-        let shown = match &probed {
+    for found in found {
+        match found.content {
+            Ok(Content::Filesystem(_) | Content::OneOfSeveral(_)) => {}
+            Ok(_) => continue,
+            Err(error) => {
+                tracing::warn!("{} cannot be read: {error:#}", found.place);
+                continue;
+            }
+        }
+        match candidate(disks, found) {
+            Ok(candidate) if fitting.contains(&candidate) => {}
+            Ok(candidate) => fitting.push(candidate),
+            Err(error) => tracing::warn!("{error:#}"),
+        }
+    }
+    Ok(fitting)
+}
+
+fn listing(found: &[Found]) -> String {
+    let line = |found: &Found| {
+        let Found { place, kind, content } = found;
+        let shown = match content {
             Ok(content) => describe(*content),
             Err(_) => "cannot be read".to_owned(),
         };
-        listing.push_str(&format!(
-            "\n    {number}  {}, {kind}: {shown}",
-            units::size(*length)
-        ));
-        if wanted.is_some_and(|wanted| wanted != *number) {
-            continue;
+        let (disk, size) = (&place.disk, units::size(place.length));
+        match place.partition {
+            Some(number) => format!("\n    {disk}, partition {number}  {size}, {kind}: {shown}"),
+            None => format!("\n    {disk}  {size}: {shown}"),
         }
-        let name = format!("partition {number}");
-        match (wanted, probed) {
-            (_, Ok(content)) => match usable(Some(*number), *offset, *length, content) {
-                Some(candidate) => fitting.push(candidate),
-                None if wanted.is_some() => return Err(unusable(&name, content)),
-                None => {}
-            },
-            (Some(_), Err(error)) => return Err(error.context(format!("look for a filesystem in {name}"))),
-            (None, Err(error)) => tracing::warn!("{name} cannot be read: {error:#}"),
+    };
+    format!("these are there:{}", found.iter().map(line).collect::<String>())
+}
+
+/// The filesystem in a place, with all its devices.
+fn candidate(disks: &[NamedDisk<'_>], found: Found) -> anyhow::Result<Candidate> {
+    let Found { place, content, .. } = found;
+    let content = content.with_context(|| format!("look for a filesystem in {place}"))?;
+    match content {
+        Content::Filesystem(filesystem) => Ok(Candidate {
+            places: vec![place],
+            filesystem,
+            id: None,
+        }),
+        Content::OneOfSeveral(member) => {
+            let places = members(disks, &member);
+            Ok(Candidate {
+                places: places.with_context(|| format!("look at {place}"))?,
+                filesystem: member.filesystem,
+                id: Some(member.id),
+            })
         }
-    }
-    match (fitting.pop(), wanted) {
-        (Some(only), _) if fitting.is_empty() => Ok(only),
-        (Some(_), _) => Err(anyhow!("several partitions have a filesystem"))
-            .advise(format!("choose one with --partition; {listing}")),
-        (None, Some(number)) => Err(anyhow!("there is no partition {number}")).advise(listing),
-        (None, None) => Err(anyhow!("no partition has a filesystem that can be mounted")).advise(listing),
+        Content::Part(name) => Err(anyhow!("{place} holds {name}, which cannot be mounted as it is"))
+            .advise("serve the image over NBD, and put it together from there"),
+        Content::Unknown => Err(anyhow!("{place} holds no filesystem that is known"))
+            .advise("export the image, or serve it, to look at it"),
     }
 }
 
-fn usable(partition: Option<u32>, offset: u64, length: u64, content: Content) -> Option<Candidate> {
-    let Content::Filesystem(filesystem) = content else {
-        return None;
-    };
-    Some(Candidate {
-        partition,
-        offset,
-        length,
-        filesystem,
-    })
-}
-
-fn unusable(place: &str, content: Content) -> anyhow::Error {
-    let (what, advice) = match content {
-        Content::Part(name) => (
-            format!("{place} holds {name}, which cannot be mounted as it is"),
-            "serve the image over NBD, and put it together from there",
-        ),
-        Content::OneOfSeveral(name, devices) => (
-            format!("{place} is one of {devices} devices of a {name} filesystem, which needs all of them"),
-            "serve the image with all its disks over NBD, connect these, and mount it from there",
-        ),
-        _ => (
-            format!("{place} holds no filesystem that is known"),
-            "export the image, or serve it, to look at it",
-        ),
-    };
-    Err::<(), _>(anyhow!(what))
-        .advise(advice)
-        .expect_err("it was made an error")
+/// All devices of a filesystem, by their numbers in it.
+fn members(disks: &[NamedDisk<'_>], member: &Member) -> anyhow::Result<Vec<Place>> {
+    let mut found = Vec::new();
+    for disk in disks {
+        for other in survey(disk)? {
+            if let Ok(Content::OneOfSeveral(other_member)) = other.content {
+                let is_ours = other_member.id == member.id;
+                found.extend(is_ours.then_some((other_member.device, other.place)));
+            }
+        }
+    }
+    found.sort_by_key(|(device, _)| *device);
+    let places: Vec<Place> = found.iter().map(|(_, place)| place.clone()).collect();
+    let name = member.filesystem.fstype;
+    if let Some(pair) = found.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        let (first, second) = (&pair[0].1, &pair[1].1);
+        bail!("{first} and {second} are the same device of a {name} filesystem: one of them is a copy");
+    }
+    let missing = member.devices.saturating_sub(places.len() as u64);
+    ensure!(
+        missing == 0,
+        "a {name} filesystem has {} devices, and {missing} of them are not in the image",
+        member.devices
+    );
+    Ok(places)
 }
 
 fn describe(content: Content) -> String {
     match content {
         Content::Filesystem(filesystem) => filesystem.fstype.to_owned(),
         Content::Part(name) => name.to_owned(),
-        Content::OneOfSeveral(name, devices) => format!("one of {devices} devices of a {name} filesystem"),
+        Content::OneOfSeveral(member) => format!(
+            "one of {} devices of a {} filesystem",
+            member.devices, member.filesystem.fstype
+        ),
         Content::Unknown => "no known filesystem".to_owned(),
     }
 }
@@ -220,30 +384,42 @@ mod tests {
         start
     }
 
+    /// A disk with a boot record and an xfs in each of three partitions.
+    fn three_partitions() -> Sparse {
+        let offsets = [MIB, 1025 * MIB, 2049 * MIB];
+        let mut mbr = vec![0; 512];
+        mbr[510..].copy_from_slice(&[0x55, 0xaa]);
+        for (slot, offset) in offsets.iter().enumerate() {
+            let entry = &mut mbr[446 + 16 * slot..][..16];
+            let sectors = |bytes: u64| u32::try_from(bytes / 512).unwrap().to_le_bytes();
+            entry[4] = 0x83;
+            entry[8..12].copy_from_slice(&sectors(*offset));
+            entry[12..].copy_from_slice(&sectors(1024 * MIB));
+        }
+        let filesystems = offsets.iter().map(|offset| (*offset, xfs()));
+        Sparse {
+            bytes: filesystems.chain([(0, mbr)]).collect(),
+            read: Cell::default(),
+        }
+    }
+
     #[test]
     fn only_the_journal_of_what_is_mounted_is_read() {
-        let partition = |number: u32, offset: u64| Partition {
-            number,
-            offset,
-            length: 1024 * MIB,
-            kind: String::new(),
+        let disk = three_partitions();
+        let disks = [NamedDisk {
+            name: "vda",
+            block_bytes: 512,
+            source: &disk,
+        }];
+        let partition = |partition| Wanted {
+            disk: None,
+            partition,
         };
-        let partitions = [
-            partition(1, MIB),
-            partition(2, 1025 * MIB),
-            partition(3, 2049 * MIB),
-        ];
-        let disk = Sparse {
-            bytes: partitions.iter().map(|found| (found.offset, xfs())).collect(),
-            read: Cell::default(),
-        };
-        one_of(&disk, &partitions, None).unwrap_err();
+        select(&disks, partition(None)).unwrap_err();
         assert!(disk.read.get() < MIB, "{} bytes were read", disk.read.get());
-        let selected = one_of(&disk, &partitions, Some(2))
-            .unwrap()
-            .examined(&disk)
-            .unwrap();
-        assert_eq!((selected.offset, selected.journal), (1025 * MIB, Journal::Clean));
+        let selected = select(&disks, partition(Some(2))).unwrap();
+        let offsets: Vec<u64> = selected.places.iter().map(|place| place.offset).collect();
+        assert_eq!((offsets, selected.journal), (vec![1025 * MIB], Journal::Clean));
         assert!((512 * MIB..514 * MIB).contains(&disk.read.get()));
     }
 }

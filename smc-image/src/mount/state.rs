@@ -1,6 +1,5 @@
 //! What is known about each mount, under `/run/smc/mounts`: a private directory and, beside it, a record.
 
-use super::DISK_FILE;
 use crate::exit::Advise;
 use crate::waiting;
 use anyhow::Context;
@@ -23,14 +22,14 @@ const ROOT: &str = "/run/smc/mounts";
 pub struct Record {
     /// Where the filesystem is mounted.
     pub dir: PathBuf,
-    /// The disk: `web01/7:vda`.
+    /// The image, with the disk if the filesystem lies on one: `web01/7:vda`.
     pub image: String,
-    /// The partition of it; `None` for the whole disk.
+    /// The partition of that disk; `None` for the whole disk, and for several.
     pub partition: Option<u32>,
-    /// The process that serves the disk.
+    /// The process that serves the disks.
     pub server: Process,
-    /// The loop device, once it is attached.
-    pub loop_device: Option<PathBuf>,
+    /// The loop devices that are attached, one for each device of the filesystem.
+    pub loop_devices: Vec<PathBuf>,
 }
 
 /// A process, told apart from a later one that got the same id.
@@ -84,14 +83,14 @@ pub fn create(name: &str) -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
-/// Where the disk's file is mounted.
+/// Where the files of the disks are mounted.
 pub fn fuse_dir(dir: &Path) -> PathBuf {
     dir.join("fuse")
 }
 
-/// The disk's file.
-pub fn disk_path(dir: &Path) -> PathBuf {
-    fuse_dir(dir).join(DISK_FILE)
+/// The file of a disk.
+pub fn disk_path(dir: &Path, disk: &str) -> PathBuf {
+    fuse_dir(dir).join(disk)
 }
 
 /// What the server complains about.
@@ -123,37 +122,58 @@ impl Record {
     /// Whether anything of the mount still does its work.
     ///
     /// # Errors
-    /// As [`attached_loop`](Self::attached_loop).
+    /// As [`attached_loops`](Self::attached_loops).
     pub fn is_in_use(&self, dir: &Path) -> anyhow::Result<bool> {
-        Ok(self.server.is_alive() || self.attached_loop(dir)?.is_some())
+        Ok(self.server.is_alive() || !self.attached_loops(dir)?.is_empty())
     }
 
-    /// The loop device, if it is still attached to this mount's disk.
+    /// The loop devices that are still attached to this mount's disks.
     ///
     /// # Errors
     /// When the kernel does not say what is attached.
-    pub fn attached_loop(&self, dir: &Path) -> anyhow::Result<Option<&Path>> {
-        let Some(path) = self.loop_device.as_deref() else {
-            return Ok(None);
-        };
-        let device = BlockDevice::at(&Root::system(), path)?;
-        let backing = device.map_or(Ok(None), |device| device.backing_path())?;
-        Ok(Some(path).filter(|_| backing.is_some_and(|file| file == disk_path(dir))))
+    pub fn attached_loops(&self, dir: &Path) -> anyhow::Result<Vec<&Path>> {
+        let mut attached = Vec::new();
+        for path in &self.loop_devices {
+            let is_ours = backing_file(path)?.is_some_and(|file| file.starts_with(fuse_dir(dir)));
+            attached.extend(is_ours.then_some(path.as_path()));
+        }
+        Ok(attached)
     }
 
-    /// The loop device, if it is mounted where it was.
+    /// Whether one of its loop devices is mounted where it was. The kernel names one of them as the source of a mount.
     ///
     /// # Errors
     /// When the kernel does not say what is attached, or mounted.
-    pub fn mounted_loop(&self, dir: &Path) -> anyhow::Result<Option<&Path>> {
-        let Some(device) = self.attached_loop(dir)? else {
-            return Ok(None);
-        };
+    pub fn is_mounted(&self, dir: &Path) -> anyhow::Result<bool> {
+        let devices = self.attached_loops(dir)?;
         // It may be below something else.
         let table = MountTable::own(&Root::system())?;
-        let is_on = |mount: &hostdev::Mount| mount.point == self.dir && mount.source == device;
-        Ok(Some(device).filter(|_| table.mounts.iter().any(is_on)))
+        let is_on =
+            |mount: &hostdev::Mount| mount.point == self.dir && devices.contains(&Path::new(&mount.source));
+        Ok(table.mounts.iter().any(is_on))
     }
+
+    /// Makes the kernel forget the devices of a filesystem on several, which it otherwise remembers by their names.
+    fn forget_devices(&self) {
+        for path in self.loop_devices.iter().filter(|_| self.loop_devices.len() > 1) {
+            // One that has been attached again is somebody else's.
+            let is_free = matches!(backing_file(path), Ok(None));
+            let forgotten = if is_free {
+                hostdev::forget_btrfs(path)
+            } else {
+                Ok(())
+            };
+            if let Err(error) = forgotten {
+                tracing::debug!("{} is still known to btrfs: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// The file behind a loop device; `None` if none is attached.
+fn backing_file(device: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let device = BlockDevice::at(&Root::system(), device)?;
+    Ok(device.map_or(Ok(None), |device| device.backing_path())?)
 }
 
 /// Every mount: its private directory and, where one was written, its record. One that cannot be read is an error: what is
@@ -188,11 +208,14 @@ fn read_record(path: &Path) -> anyhow::Result<Option<Record>> {
         .advise("remove the file if nothing of its mount is in use any more")
 }
 
-/// Takes the disk's file out of sight and removes what is left of a mount. Nothing of it need be there any more.
+/// Takes the files of the disks out of sight and removes what is left of a mount. Nothing of it need be there any more.
 ///
 /// # Errors
 /// What cannot be unmounted or removed.
 pub fn remove(dir: &Path) -> anyhow::Result<()> {
+    if let Some(record) = read_record(&record_path(dir)).unwrap_or_default() {
+        record.forget_devices();
+    }
     match umount2(&fuse_dir(dir), MntFlags::MNT_DETACH) {
         // Not mounted, or not even there.
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}

@@ -29,7 +29,7 @@ pub fn unmount(dir: &Path) -> anyhow::Result<Unmounted> {
     let _lock = state::lock(None)?;
     let (private, record) = find(dir)?;
     let complaints = fs::read_to_string(state::log_path(&private)).unwrap_or_default();
-    if record.mounted_loop(&private)?.is_some() {
+    if record.is_mounted(&private)? {
         release(dir)?;
     }
     detach(&private, &record)?;
@@ -51,14 +51,14 @@ fn find(dir: &Path) -> anyhow::Result<(PathBuf, Record)> {
     let table = MountTable::own(&Root::system())?;
     let top = table.on(dir).map(|mount| Path::new(&mount.source));
     for (private, record) in &ours {
-        let device = record.attached_loop(private)?;
-        if device.is_some() && device == top {
+        let devices = record.attached_loops(private)?;
+        if top.is_some_and(|top| devices.contains(&top)) {
             return Ok((private.clone(), record.clone()));
         }
     }
     let covered = !ours.is_empty();
     for (private, record) in ours {
-        if record.mounted_loop(&private)?.is_none() {
+        if !record.is_mounted(&private)? {
             return Ok((private, record));
         }
     }
@@ -84,22 +84,23 @@ fn release(dir: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The device goes by itself when its filesystem is unmounted; one that has never been mounted is told to.
+/// Devices go by themselves when their filesystem is unmounted; those that have never been mounted are told to.
 fn detach(private: &Path, record: &Record) -> anyhow::Result<()> {
-    let is_gone = || matches!(record.attached_loop(private), Ok(None));
-    if wait_until(END_TIMEOUT / 5, is_gone) {
+    let are_gone = || matches!(record.attached_loops(private), Ok(devices) if devices.is_empty());
+    if wait_until(END_TIMEOUT / 5, are_gone) {
         return Ok(());
     }
-    if let Some(device) = record.attached_loop(private)? {
+    let attached = record.attached_loops(private)?;
+    for device in &attached {
         hostdev::detach_loop(device)?;
-        if !wait_until(END_TIMEOUT, is_gone) {
-            return Err(anyhow!(
-                "{} is still in use, although {} is unmounted",
-                device.display(),
-                record.dir.display()
-            ))
-            .advise("it goes by itself with its last user, which may be in another mount namespace");
-        }
+    }
+    if let Some(device) = attached.first().filter(|_| !wait_until(END_TIMEOUT, are_gone)) {
+        return Err(anyhow!(
+            "{} is still in use, although {} is unmounted",
+            device.display(),
+            record.dir.display()
+        ))
+        .advise("it goes by itself with its last user, which may be in another mount namespace");
     }
     Ok(())
 }
@@ -117,5 +118,5 @@ fn end_server(record: &Record) -> anyhow::Result<()> {
     if wait_until(END_TIMEOUT, || !record.server.is_alive()) {
         return Ok(());
     }
-    bail!("process {pid}, which served the disk, does not end")
+    bail!("process {pid}, which served the disks, does not end")
 }
