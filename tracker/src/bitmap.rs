@@ -53,6 +53,18 @@ impl Bitmap {
         }
     }
 
+    /// Takes all clusters of another set out.
+    pub fn remove(&mut self, other: &Bitmap) {
+        for (own, word) in self.words.iter_mut().zip(&other.words) {
+            *own &= !word;
+        }
+    }
+
+    /// Takes all clusters out. The memory stays.
+    pub fn clear(&mut self) {
+        self.words.fill(0);
+    }
+
     /// The clusters as ranges in ascending order, where at most `merge_gap` clusters between two are taken in.
     pub fn ranges(&self, merge_gap: u64) -> Ranges<'_> {
         Ranges {
@@ -164,6 +176,17 @@ mod tests {
         bitmap.merge(2, u64::MAX);
         assert_eq!(bitmap.count(), 6);
         assert!(bitmap.contains(69) && !bitmap.contains(70) && !bitmap.contains(u64::MAX));
+    }
+
+    #[test]
+    fn what_is_removed_is_gone_and_the_rest_stays() {
+        let mut bitmap = of(130, &[0, 5, 64, 129]);
+        bitmap.remove(&of(130, &[5, 6, 129]));
+        assert!(bitmap.ranges(0).eq([0..1, 64..65]));
+        bitmap.remove(&of(10, &[0]));
+        assert!(bitmap.ranges(0).eq(std::iter::once(64..65)), "a shorter set");
+        bitmap.clear();
+        assert!(bitmap.is_empty() && bitmap.clusters() == 130);
     }
 
     #[test]

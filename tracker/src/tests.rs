@@ -11,7 +11,7 @@ use common::{Disk, Ground, mark};
 
 use crate::layout::{AT_MOST, Control, Disk as DiskEntry, Header, KNOWN};
 use crate::watch::Watch;
-use crate::{Distrust, ErrorKind, Tracker};
+use crate::{Bitmap, Distrust, ErrorKind, Tracker};
 
 /// A disk that is watched, with one committed image of mark 1.
 struct Case {
@@ -312,4 +312,73 @@ fn a_second_sync_of_the_same_disk_has_to_wait() {
     tracking.abandon().unwrap();
     case.tracker.unwatch(&case.disk.target()).unwrap();
     assert!(case.tracker.watched(&case.disk.target()).unwrap().is_none());
+}
+
+#[test]
+fn what_was_taken_and_not_read_is_left_to_the_next_sync() {
+    let case = Case::new("tracker-unread");
+    let cluster = u64::from(common::CLUSTER);
+    let write = |place: u64| case.disk.write(place * cluster, 4096, place);
+    let mut tracking = case.watch.begin().unwrap();
+    let mut taken = Bitmap::empty(tracking.dirty().clusters());
+    [3, 4, 5].into_iter().for_each(write);
+    tracking.take_into(&mut taken);
+    assert!(taken.ranges(0).eq(std::iter::once(3..6)));
+    let mut read = Bitmap::empty(taken.clusters());
+    [3, 4].into_iter().for_each(|place| read.insert(place));
+    tracking.has_read(&read);
+    // It was read, and then written to once more.
+    write(4);
+    taken.clear();
+    tracking.take_into(&mut taken);
+    assert!(taken.ranges(0).eq(std::iter::once(4..5)));
+    tracking.commit(&mark(2)).unwrap();
+    let next = case.watch.begin().unwrap();
+    assert_eq!(next.trust(&mark(2)), Ok(()));
+    assert!(next.dirty().ranges(0).eq(std::iter::once(4..6)));
+    next.commit(&mark(3)).unwrap();
+    let last = case.watch.begin().unwrap();
+    assert!(last.dirty().is_empty());
+    last.abandon().unwrap();
+}
+
+#[test]
+fn a_later_take_reads_what_an_earlier_one_left() {
+    let case = Case::new("tracker-again");
+    let mut tracking = case.watch.begin().unwrap();
+    case.disk.write(0, 4096, 1);
+    tracking.take_into(&mut Bitmap::empty(tracking.dirty().clusters()));
+    case.disk.write(0, 4096, 2);
+    assert!(tracking.take().contains(0));
+    tracking.commit(&mark(2)).unwrap();
+    let next = case.watch.begin().unwrap();
+    assert!(next.dirty().is_empty());
+    next.abandon().unwrap();
+}
+
+#[test]
+fn a_kill_at_any_point_of_a_take_loses_no_bit() {
+    let case = Case::new("tracker-kill");
+    let maps = &case.watch.maps;
+    let (live, pending) = (&maps.live.words()[0], &maps.pending.words()[0]);
+    case.disk.write(0, 4096, 1);
+    let seen = live.load(Ordering::SeqCst);
+    assert_eq!(seen, 1);
+    // The steps of a take, and a kill behind each.
+    let is_kept = || maps.dirty(64).contains(0);
+    assert!(is_kept());
+    pending.fetch_or(seen, Ordering::SeqCst);
+    assert!(is_kept());
+    live.fetch_and(!seen, Ordering::SeqCst);
+    assert!(is_kept());
+    // Killed while filesystems were frozen: taken, read or not, and no image.
+    let mut tracking = case.watch.begin().unwrap();
+    case.disk.write(1 << 20, 4096, 1);
+    let mut taken = Bitmap::empty(tracking.dirty().clusters());
+    tracking.take_into(&mut taken);
+    tracking.has_read(&taken);
+    drop(tracking);
+    let next = case.watch.begin().unwrap();
+    assert!([0, 16].into_iter().all(|place| next.dirty().contains(place)));
+    assert_eq!(next.trust(&mark(1)), Err(Distrust::Interrupted));
 }

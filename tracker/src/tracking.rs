@@ -19,6 +19,8 @@ pub struct Tracking {
     /// Held until the sync has ended.
     _lock: LockedFile,
     dirty: Bitmap,
+    /// Taken for a read that has not been made: the next sync reads them.
+    unread: Bitmap,
     began: std::result::Result<Evidence, Distrust>,
     books: Books,
     /// A sync before this one was killed.
@@ -60,9 +62,10 @@ impl Tracking {
             .map_err(|error| Distrust::unreadable(&error))
             .and_then(|target| evidence::gather(&watch.shared, &watch.maps, &target));
         let was_interrupted = watch.maps.under_way()?.swap(1, Ordering::SeqCst) != 0;
-        watch.maps.take(header.clusters);
+        watch.maps.take(&mut []);
         Ok(Tracking {
             dirty: watch.maps.pending(header.clusters),
+            unread: Bitmap::empty(header.clusters),
             watch: watch.clone(),
             _lock: lock,
             began,
@@ -104,14 +107,25 @@ impl Tracking {
         &self.dirty
     }
 
-    /// Takes again: what was written since the last take, for a further pass. It joins [`dirty`](Tracking::dirty).
-    ///
-    /// # Errors
-    /// None yet; the maps are memory.
-    pub fn take_more(&mut self) -> Result<Bitmap> {
-        let taken = self.watch.maps.take(self.dirty.clusters());
-        self.dirty.union(&taken);
-        Ok(taken)
+    /// Takes again: what was written since the last take, for a further pass. It joins [`dirty`](Tracking::dirty), so it has to be
+    /// read before [`commit`](Tracking::commit).
+    pub fn take(&mut self) -> Bitmap {
+        let mut taken = Bitmap::empty(self.dirty.clusters());
+        self.watch.maps.take(&mut [&mut taken]);
+        self.has_read(&taken);
+        taken
+    }
+
+    /// As [`take`](Tracking::take), but adds what was taken to a set, and allocates nothing: for the time in which filesystems are
+    /// frozen. Until [`has_read`](Tracking::has_read) is called, the clusters count as not read, and the next sync reads them.
+    pub fn take_into(&mut self, taken: &mut Bitmap) {
+        self.watch.maps.take(&mut [taken, &mut self.unread]);
+    }
+
+    /// These clusters have been read, and nothing has been taken since. Allocates nothing.
+    pub fn has_read(&mut self, clusters: &Bitmap) {
+        self.unread.remove(clusters);
+        self.dirty.union(clusters);
     }
 
     /// Waits until every write that is in flight has completed, at most for `deadline`, and says which bits are set
@@ -162,7 +176,7 @@ impl Tracking {
         Ok(())
     }
 
-    /// The image exists: from now on the bits are relative to it. What was taken is cleared, and what
+    /// The image exists: from now on the bits are relative to it. What was taken and read is cleared, and what
     /// [`begin`](Watch::begin) noted is what is compared with from now on. After a scan too.
     ///
     /// # Errors
@@ -185,7 +199,9 @@ impl Tracking {
         header.under_way = 1;
         // A kill before the last of these three leaves the mark of an interrupted sync.
         self.watch.maps.header.store(0, header);
-        self.watch.maps.clear_pending(&self.dirty);
+        let mut read = self.dirty;
+        read.remove(&self.unread);
+        self.watch.maps.clear_pending(&read);
         self.watch.maps.under_way()?.store(0, Ordering::SeqCst);
         Ok(())
     }

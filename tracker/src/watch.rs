@@ -92,19 +92,17 @@ impl WatchMaps {
         dirty
     }
 
-    /// Moves the live bits to pending. The bits that were taken.
-    pub(crate) fn take(&self, clusters: u64) -> Bitmap {
-        let mut taken = Bitmap::empty(clusters);
+    /// Moves the live bits to pending, and adds those that were moved to each of `taken`. Allocates nothing.
+    pub(crate) fn take(&self, taken: &mut [&mut Bitmap]) {
         for (position, (live, pending)) in self.live.words().iter().zip(self.pending.words()).enumerate() {
             let seen = live.load(Ordering::SeqCst);
             if seen != 0 {
                 // In this order, so that a bit is in one of the two at any moment.
                 pending.fetch_or(seen, Ordering::SeqCst);
                 live.fetch_and(!seen, Ordering::SeqCst);
-                taken.merge(position, seen);
+                taken.iter_mut().for_each(|bitmap| bitmap.merge(position, seen));
             }
         }
-        taken
     }
 
     /// All bits in pending.

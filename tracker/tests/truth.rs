@@ -41,11 +41,11 @@ impl<'a> Truth<'a> {
         thread::scope(|scope| {
             let writer = scope.spawn(write);
             while !writer.is_finished() {
-                tracking.take_more().unwrap();
+                tracking.take();
                 thread::sleep(Duration::from_millis(5));
             }
         });
-        tracking.take_more().unwrap();
+        tracking.take();
         let now = self.disk.content();
         let lost = lost(&self.content, &now, tracking.dirty());
         let trust = tracking.trust(&mark(self.round));
