@@ -102,6 +102,46 @@ impl fmt::Debug for AlignedBuf {
     }
 }
 
+/// An [`AlignedBuf`] whose pages stay in memory: using it needs nothing from a disk.
+#[derive(Debug)]
+pub struct LockedBuf(AlignedBuf);
+
+impl LockedBuf {
+    /// A zeroed buffer of `len` bytes, with all its pages in memory.
+    ///
+    /// # Errors
+    /// When the kernel does not lock so much memory (mlock(2)).
+    pub fn new(len: usize) -> io::Result<LockedBuf> {
+        let buffer = AlignedBuf::new(len);
+        // SAFETY: the whole of a live allocation; locking changes nothing about it.
+        match unsafe { libc::mlock(buffer.memory.as_ptr().cast(), buffer.capacity) } {
+            0 => Ok(LockedBuf(buffer)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for LockedBuf {
+    fn drop(&mut self) {
+        // SAFETY: the memory that was locked, which is freed only behind this.
+        unsafe { libc::munlock(self.0.memory.as_ptr().cast(), self.0.capacity) };
+    }
+}
+
+impl Deref for LockedBuf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl DerefMut for LockedBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
 /// One anonymous mapping, cut into slots of equal size.
 ///
 /// A mapping rather than heap memory, so that huge pages can back it and so that the pages that a ring has

@@ -181,6 +181,15 @@ impl Device {
         Ok(())
     }
 
+    /// Reads exactly `buf.len()` bytes at `offset`, and allocates nothing: for the time in which filesystems are frozen. Offset, length
+    /// and the memory's address are multiples of [`alignment`](Device::alignment).
+    ///
+    /// # Errors
+    /// What the kernel says; `UnexpectedEof` where the device ends before.
+    pub fn read_aligned_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.inner.file.read_exact_at(buf, offset)
+    }
+
     /// Reads `buf.len()` bytes at `offset` block by block, and continues behind whatever cannot be read: first blocks of
     /// 4 KiB, and of those that fail each logical block, as most disks are slow to give up.
     ///

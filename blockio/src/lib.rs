@@ -33,7 +33,7 @@ mod ring;
 mod threads;
 mod write;
 
-pub use buffer::{AlignedBuf, is_zero};
+pub use buffer::{AlignedBuf, LockedBuf, is_zero};
 pub use crossbeam_channel::Receiver;
 pub use device::{Device, DeviceKind};
 pub use error::{Error, ErrorKind, Result};

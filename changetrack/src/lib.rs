@@ -4,6 +4,7 @@
 //!   disk, is always right. [`Plan::tracked`] is right where the one that names the changed clusters has missed none.
 //! - A [`Pipeline`] reads the ranges of several disks at the same time, compares every cluster's digest with a base,
 //!   and gives a [`Sink`] what differs. Its threads, rings and buffers are made once, for any number of passes.
+//! - [`compare_read`] does the same with what has been read before, while filesystems were frozen.
 
 mod error;
 mod pipeline;
@@ -13,3 +14,4 @@ mod worker;
 pub use error::{Error, ErrorKind, Result};
 pub use pipeline::{COMPRESS_LEVEL, Pass, Pipeline, PipelineOptions, Progress, Sink};
 pub use plan::{MERGE_GAP_BYTES, Plan};
+pub use worker::compare_read;

@@ -153,17 +153,65 @@ fn examine(encoder: &mut ClusterEncoder, stream: &Stream, chunk: Chunk) -> Resul
     }
     let cluster_len = stream.geometry.cluster_size().byte_len();
     let first = stream.geometry.cluster_at(chunk.offset());
-    let clusters = first..first + chunk.len().div_ceil(cluster_len) as u64;
-    let base = stream
-        .base
-        .as_ref()
-        .map(|base| base.digests(clusters))
-        .transpose()?;
     let (mut changed, mut encoded) = (Vec::new(), Vec::new());
-    for (i, plain) in chunk.chunks(cluster_len).enumerate() {
+    let mut note = |update: &ClusterUpdate<'_>| {
+        let start = match update.codec {
+            Codec::Raw => usize::try_from(update.index - first).unwrap_or(usize::MAX) * cluster_len,
+            _ => {
+                encoded.extend_from_slice(update.stored);
+                encoded.len() - update.stored.len()
+            }
+        };
+        changed.push(Changed {
+            index: update.index,
+            digest: update.digest,
+            codec: update.codec,
+            stored: start..start + update.stored.len(),
+        });
+        Ok(())
+    };
+    let found = Found {
+        offset: chunk.offset(),
+        plain: &chunk,
+        unreadable: chunk.unreadable(),
+    };
+    differing(encoder, stream.geometry, stream.base.as_ref(), &found, &mut note)?;
+    Ok(Examined {
+        chunk,
+        changed,
+        encoded,
+        is_deferred: false,
+    })
+}
+
+/// What was read of a disk, from a cluster's first byte on.
+struct Found<'a> {
+    /// Where it begins on the disk.
+    offset: u64,
+    plain: &'a [u8],
+    /// Byte ranges of the disk that could not be read, ascending.
+    unreadable: &'a [Range<u64>],
+}
+
+/// Takes a cluster that differs.
+type Take<'a> = dyn FnMut(&ClusterUpdate<'_>) -> imagefmt::Result<()> + 'a;
+
+/// Gives `take` the clusters that differ from the base, or that cannot be read in it.
+fn differing(
+    encoder: &mut ClusterEncoder,
+    geometry: Geometry,
+    base: Option<&Base>,
+    found: &Found<'_>,
+    take: &mut Take<'_>,
+) -> imagefmt::Result<()> {
+    let cluster_len = geometry.cluster_size().byte_len();
+    let first = geometry.cluster_at(found.offset);
+    let clusters = first..first + found.plain.len().div_ceil(cluster_len) as u64;
+    let base = base.map(|base| base.digests(clusters)).transpose()?;
+    for (i, plain) in found.plain.chunks(cluster_len).enumerate() {
         let index = first + i as u64;
-        let start = stream.geometry.cluster_offset(index);
-        let update = match unreadable_sectors(chunk.unreadable(), start..start + plain.len() as u64) {
+        let start = geometry.cluster_offset(index);
+        let update = match unreadable_sectors(found.unreadable, start..start + plain.len() as u64) {
             Some(sectors) => encoder.encode_damaged(index, plain, &sectors),
             None => {
                 let digest = encoder.digest(plain);
@@ -174,26 +222,30 @@ fn examine(encoder: &mut ClusterEncoder, stream: &Stream, chunk: Chunk) -> Resul
                 encoder.encode(index, digest, plain)
             }
         };
-        let start = match update.codec {
-            Codec::Raw => i * cluster_len,
-            _ => {
-                encoded.extend_from_slice(update.stored);
-                encoded.len() - update.stored.len()
-            }
-        };
-        changed.push(Changed {
-            index,
-            digest: update.digest,
-            codec: update.codec,
-            stored: start..start + update.stored.len(),
-        });
+        take(&update)?;
     }
-    Ok(Examined {
-        chunk,
-        changed,
-        encoded,
-        is_deferred: false,
-    })
+    Ok(())
+}
+
+/// Compares what was read of a disk before, whole clusters from byte `offset` on, with a base (zeros where absent), as a pass does
+/// it. `take` gets the clusters that differ, or that cannot be read in the base, in ascending order.
+///
+/// # Errors
+/// When the base cannot be read; those of `take`.
+pub fn compare_read(
+    encoder: &mut ClusterEncoder,
+    geometry: Geometry,
+    base: Option<&Base>,
+    offset: u64,
+    plain: &[u8],
+    take: &mut dyn FnMut(&ClusterUpdate<'_>) -> imagefmt::Result<()>,
+) -> imagefmt::Result<()> {
+    let found = Found {
+        offset,
+        plain,
+        unreadable: &[],
+    };
+    differing(encoder, geometry, base, &found, take)
 }
 
 /// Bytes for which a cluster that could not be read has a bit.

@@ -7,7 +7,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use imagefmt::ClusterSize;
 use std::io::Write;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Block-level server migration: reads disks while the server runs and writes chained images.
 ///
@@ -226,6 +228,12 @@ pub struct SyncArgs {
     #[arg(long)]
     pub track: bool,
 
+    /// Bring all disks to one instant: passes over what was written meanwhile, until the rest is little; then all filesystems on the
+    /// disks are frozen together while it is read. Writers are held for at most BUDGET (10ms to 10s) [default: 200ms]. Implies
+    /// --track. If that does not succeed, the image is made all the same, and says why.
+    #[arg(long, value_name = "BUDGET", num_args = 0..=1, require_equals = true, default_missing_value = "200ms", value_parser = parse_freeze_budget)]
+    pub freeze: Option<Duration>,
+
     /// Where the tracker is pinned: a directory on a mounted BPF filesystem.
     #[arg(long, value_name = "DIR", default_value = tracker::PIN_DIRECTORY)]
     pub tracker_directory: PathBuf,
@@ -234,6 +242,18 @@ pub struct SyncArgs {
     /// durability guarantees.
     #[arg(long)]
     pub allow_network_fs: bool,
+}
+
+/// How long writers may be held.
+const FREEZE_BUDGETS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(10);
+
+fn parse_freeze_budget(text: &str) -> std::result::Result<Duration, String> {
+    let budget = ::cli::units::parse_duration(text)?;
+    if FREEZE_BUDGETS.contains(&budget) {
+        Ok(budget)
+    } else {
+        Err("it must be between 10ms and 10s".to_owned())
+    }
 }
 
 fn parse_cluster_size(text: &str) -> std::result::Result<ClusterSize, String> {
@@ -252,6 +272,23 @@ mod tests {
         }
         assert!(parse_cluster_size("32KiB").is_err());
         assert!(parse_cluster_size("big").is_err());
+    }
+
+    #[test]
+    fn a_freeze_has_a_budget_of_10_ms_to_10_s() {
+        let budget = |more: &[&str]| {
+            let sync = ["smcd", "sync", "--store=s", "--job=j", "--disk=/dev/x"];
+            let arguments = sync.iter().chain(more);
+            match Cli::try_parse_from(arguments).ok().and_then(|cli| cli.command) {
+                Some(Command::Sync(args)) => Some(args.freeze),
+                _ => None,
+            }
+        };
+        assert_eq!(budget(&[]), Some(None));
+        assert_eq!(budget(&["--freeze"]), Some(Some(Duration::from_millis(200))));
+        assert_eq!(budget(&["--freeze=2s"]), Some(Some(Duration::from_secs(2))));
+        assert_eq!(budget(&["--freeze=9ms"]), None);
+        assert_eq!(budget(&["--freeze=11s"]), None);
     }
 
     #[test]

@@ -369,6 +369,11 @@ impl Filesystem {
         }
     }
 
+    /// The device number of its files: of a filesystem on one device, the number of that.
+    pub fn number(&self) -> DeviceNumber {
+        self.number
+    }
+
     /// Whether it takes part in a freeze.
     pub(crate) fn to_freeze(&self) -> Option<&File> {
         self.file.as_ref().filter(|_| self.kind == Kind::Freezable)

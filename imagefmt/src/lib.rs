@@ -26,6 +26,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use format::digest::{Digest, DiskDigest, DiskHasher};
 pub use format::geometry::{ClusterSize, Geometry};
 pub use format::id::Uuid;
+pub use format::instant::{FrozenRecord, InstantRecord, PassRecord};
 pub use format::manifest::{Consistency, DiskIdentity, DiskRecord, Kind, Manifest, Method};
 pub use format::name::{ImageId, ImageRef, check_name};
 pub use format::owner::{Owner, TakeOver};

@@ -18,6 +18,17 @@ impl Bitmap {
         }
     }
 
+    /// As [`empty`](Bitmap::empty), with memory of which the kernel has given all pages: adding a cluster allocates nothing there
+    /// either.
+    pub fn in_memory(clusters: u64) -> Bitmap {
+        let mut bitmap = Bitmap {
+            words: vec![u64::MAX; index(clusters.div_ceil(64))],
+            clusters,
+        };
+        bitmap.clear();
+        bitmap
+    }
+
     /// How many clusters the disk has.
     pub fn clusters(&self) -> u64 {
         self.clusters

@@ -65,7 +65,7 @@ impl Tracking {
         watch.maps.take(&mut []);
         Ok(Tracking {
             dirty: watch.maps.pending(header.clusters),
-            unread: Bitmap::empty(header.clusters),
+            unread: Bitmap::in_memory(header.clusters),
             watch: watch.clone(),
             _lock: lock,
             began,

@@ -4,16 +4,20 @@
 mod activity;
 mod audit;
 mod control;
+mod converge;
 mod disks;
 mod error;
 mod flush;
+mod held;
 mod identity;
+mod instant;
 mod passes;
 mod request;
 mod retention;
 mod salvage;
 mod sync;
 mod tracked;
+mod unfrozen;
 
 pub use control::Control;
 pub use disks::{Given, SourceDisk, open_all};

@@ -7,9 +7,10 @@ use super::salvage::Unread;
 use super::tracked::Trackings;
 use api::OnReadError;
 use changetrack::{Pass, Pipeline, PipelineOptions, Plan, Progress, Sink};
-use imagefmt::{Audited, ClusterUpdate, DiskId, ImageWriter, Method};
+use imagefmt::{Audited, ClusterUpdate, DiskId, ImageWriter, Method, PassRecord};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Leaves of what a disk is built upon that are read to find damage, beside those that change: 16 GiB of a disk with
@@ -29,6 +30,7 @@ pub(super) fn read_all<O: Observer>(
     image: &mut ImageWriter,
     ids: &[DiskId],
     trackings: &mut Trackings,
+    first_flush: Duration,
 ) -> Result<WasRead> {
     let pipeline = Pipeline::new(&PipelineOptions {
         compress_level: job.request.compress_level,
@@ -43,14 +45,28 @@ pub(super) fn read_all<O: Observer>(
         is_tracked: vec![false; ids.len()],
         read_bytes: vec![0; ids.len()],
         planned_bytes: 0,
+        dirty_bytes: 0,
         audit_took: Duration::ZERO,
     };
     reading.first()?;
+    let first = PassRecord {
+        bytes: reading.planned_bytes,
+        dirty_bytes: reading.dirty_bytes,
+        flush_ms: milliseconds(first_flush),
+    };
     reading.keep_audit_positions()?;
     reading.audit()?;
     reading.repair()?;
-    reading.scan_where_doubted()?;
+    let mut instant = reading.instant(first)?;
+    let is_more_read = reading.repair()? | reading.scan_where_doubted()?;
+    if let Some(instant) = instant.as_mut().filter(|_| is_more_read) {
+        instant.reached = Err("more had to be read after the filesystems were thawed".to_owned());
+    }
+    if let Some(instant) = &instant {
+        reading.image.note_instant(instant.record.clone());
+    }
     Ok(WasRead {
+        instant: instant.map(|instant| instant.reached),
         bytes: reading.read_bytes,
         audit_took: reading.audit_took,
     })
@@ -61,6 +77,8 @@ pub(super) fn read_all<O: Observer>(
 pub(super) struct WasRead {
     /// Bytes of each disk, the audited ones too.
     pub bytes: Vec<u64>,
+    /// How the image shows all disks at one instant, or why it does not; absent where that was not wanted.
+    pub instant: Option<std::result::Result<String, String>>,
     /// How long the audit took.
     pub audit_took: Duration,
 }
@@ -110,7 +128,9 @@ pub(super) struct Reading<'a, 'j, O: Observer> {
     /// Bytes read of each disk.
     pub read_bytes: Vec<u64>,
     /// Bytes of all passes so far.
-    planned_bytes: u64,
+    pub planned_bytes: u64,
+    /// Bytes among them in clusters that were stored.
+    pub dirty_bytes: u64,
     pub audit_took: Duration,
 }
 
@@ -153,8 +173,9 @@ impl<O: Observer> Reading<'_, '_, O> {
         Ok(Plan::tracked(geometry, &changed, &anew, &reason))
     }
 
-    /// Reads what turned out to be damaged in the store while the first pass built upon it.
-    fn repair(&mut self) -> Result<()> {
+    /// Reads what turned out to be damaged in the store while the first pass built upon it. Returns whether it read anything.
+    fn repair(&mut self) -> Result<bool> {
+        let mut has_read = false;
         for _ in 0..REPAIRS_MAX {
             let mut plans = Vec::new();
             for disk in self.tracked() {
@@ -172,12 +193,13 @@ impl<O: Observer> Reading<'_, '_, O> {
                 break;
             }
             self.pass(&plans)?;
+            has_read = true;
         }
-        Ok(())
+        Ok(has_read)
     }
 
-    /// Reads disks completely of which the tracker turns out not to be right.
-    fn scan_where_doubted(&mut self) -> Result<()> {
+    /// Reads disks completely of which the tracker turns out not to be right. Returns whether it read any.
+    fn scan_where_doubted(&mut self) -> Result<bool> {
         let mut plans = Vec::new();
         for disk in self.tracked() {
             let doubt = match self.trackings.vouching(disk) {
@@ -190,7 +212,8 @@ impl<O: Observer> Reading<'_, '_, O> {
                 self.trackings.doubt(disk, doubt);
             }
         }
-        self.pass(&plans)
+        self.pass(&plans)?;
+        Ok(!plans.is_empty())
     }
 
     /// The disks whose first pass was one of what the tracker named.
@@ -247,6 +270,10 @@ impl<O: Observer> Reading<'_, '_, O> {
             .run(&passes, self.job.control.stop_flag(), &mut storing);
         let unread = std::mem::take(&mut storing.unread);
         drop(storing);
+        let dirty = passes
+            .iter()
+            .map(|pass| pass.progress.dirty_bytes.load(Ordering::Relaxed));
+        self.dirty_bytes += dirty.sum::<u64>();
         done.map_err(|error| self.conclude(error, plans))?;
         Ok(unread)
     }
@@ -297,6 +324,11 @@ impl<O: Observer> Reading<'_, '_, O> {
         }
         Ok(())
     }
+}
+
+/// As the records of passes have it.
+pub(super) fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Whether the disk is compared with the one in the image that this one is made from: one that was larger is not.

@@ -38,10 +38,6 @@ pub struct Request {
     /// What becomes of sectors that cannot be read.
     pub on_read_error: OnReadError,
     /// How long writers may be held so that the image has all disks at one instant; not at all if absent.
-    #[allow(
-        dead_code,
-        reason = "the freeze that reads it is being built; the options that set it are too"
-    )]
     pub freeze: Option<Duration>,
 }
 
@@ -130,14 +126,12 @@ pub trait Observer {
     /// # Errors
     /// Why nothing is to be frozen, as a part of a sentence; the image is then made without. [`after_thaw`](Self::after_thaw)
     /// follows all the same.
-    #[allow(dead_code, reason = "the freeze that calls it is being built")]
     fn before_freeze(&self) -> std::result::Result<(), String> {
         Ok(())
     }
 
     /// Nothing is frozen any more, or nothing was. It is called once after each [`before_freeze`](Self::before_freeze), before
     /// anything that was read is stored.
-    #[allow(dead_code, reason = "the freeze that calls it is being built")]
     fn after_thaw(&self) {}
 }
 

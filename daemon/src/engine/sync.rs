@@ -6,11 +6,11 @@ use super::disks::SourceDisk;
 use super::error::{Result, Within};
 use super::flush;
 use super::identity::{self, KnownFrom};
-use super::passes;
+use super::passes::{self, WasRead};
 use super::request::{ImageBegun, Job, Observer, Request};
 use super::tracked::Trackings;
 use api::Phase;
-use imagefmt::{Image, ImageWriter, Manifest, Store};
+use imagefmt::{Consistency, Image, ImageWriter, Manifest, Store};
 use std::time::{Duration, Instant};
 
 /// A sync that made an image.
@@ -117,8 +117,8 @@ impl<O: Observer> Job<'_, O> {
     fn make_image(&self, mut image: ImageWriter) -> Result<(Manifest, Duration)> {
         let ids = passes::add_disks(&mut image, self.disks).within(|| what_is_left(&image))?;
         // Before the tracker's bits are taken: a write that the flush causes is one of those that this sync reads.
-        let held_back = flush::flush(self.disks);
-        if let Some(held_back) = &held_back {
+        let flushed = flush::flush(self.disks);
+        if let Some(held_back) = &flushed.held_back {
             self.observer.warn(&format!(
                 "the image may be without what was written last: {held_back}"
             ));
@@ -134,10 +134,10 @@ impl<O: Observer> Job<'_, O> {
         } else {
             Phase::Transferring
         });
-        let read = passes::read_all(self, &mut image, &ids, &mut trackings);
+        let read = passes::read_all(self, &mut image, &ids, &mut trackings, flushed.took);
         let read = read.within(|| what_is_left(&image))?;
         self.observer.phase(Phase::Processing);
-        let (consistency, reason) = watch.finish(&read.bytes, held_back.as_deref());
+        let (consistency, reason) = class(&read, &watch, flushed.held_back.as_deref());
         let before = image.parent().map(|parent| parent.manifest().clone());
         let left = what_is_left(&image);
         let manifest = image.commit(consistency, &reason).within(|| left)?;
@@ -159,6 +159,19 @@ impl<O: Observer> Job<'_, O> {
                  {}/{} has them, earlier images remain damaged. `smc-image verify` shows which; check the store's disk",
                 manifest.job, manifest.sequence
             ));
+        }
+    }
+}
+
+/// The class that the image earns, and why it is no better.
+fn class(read: &WasRead, watch: &Watch, held_back: Option<&str>) -> (Consistency, String) {
+    let without = || watch.finish(&read.bytes, held_back);
+    match &read.instant {
+        None => without(),
+        Some(Ok(reason)) => (Consistency::Filesystem, reason.clone()),
+        Some(Err(missed)) => {
+            let (consistency, reason) = without();
+            (consistency, format!("{missed}; {reason}"))
         }
     }
 }

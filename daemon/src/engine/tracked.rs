@@ -59,6 +59,18 @@ impl Trackings {
         }
     }
 
+    /// The tracking of a disk, which has seen what was written since before the first read of this sync, or the reason why there is
+    /// none.
+    pub fn watching(&self, disk: usize) -> Result<&Tracking, &str> {
+        self.disks[disk].tracking.as_ref().map_err(String::as_str)
+    }
+
+    /// As [`watching`](Self::watching), of each disk, to take from it. None if one of them is not watched.
+    pub fn all_watching(&mut self) -> Option<Vec<&mut Tracking>> {
+        let disks = self.disks.iter_mut();
+        disks.map(|disk| disk.tracking.as_mut().ok()).collect()
+    }
+
     /// The tracker does not vouch for a disk after all.
     pub fn doubt(&mut self, disk: usize, reason: String) {
         self.disks[disk].doubt = Some(reason);

@@ -94,11 +94,11 @@ fn request(args: &SyncArgs, store: &Store) -> engine::Result<Request> {
         checkpoint_every: Duration::from_secs(args.checkpoint_every.into()),
         accept_changed_disk: args.accept_changed_disk,
         on_read_error: args.on_read_error.into(),
-        freeze: None,
+        freeze: args.freeze,
         owner: owner::owner(&machine, &args.job, None),
         take_over: TakeOver::Always,
         tracker: UseTracker {
-            mode: if args.track {
+            mode: if args.track || args.freeze.is_some() {
                 TrackMode::Start
             } else {
                 TrackMode::IfWatched

@@ -5,7 +5,7 @@ use anyhow::Result;
 use cli::output;
 use cli::text::count_if_any;
 use cli::units::{measured, rate, size};
-use imagefmt::{ClusterSize, Consistency, DiskRecord, Kind, Method};
+use imagefmt::{ClusterSize, Consistency, DiskRecord, InstantRecord, Kind, Method};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ pub struct Report {
     method: Method,
     consistency: Consistency,
     consistency_reason: String,
+    /// What was done to have all disks at one instant.
+    instant: Option<InstantRecord>,
     seconds: f64,
     /// Seconds among them in which the tracker was checked.
     audit_seconds: f64,
@@ -64,6 +66,7 @@ impl Report {
             method: manifest.method(),
             consistency: manifest.consistency,
             consistency_reason: manifest.consistency_reason.clone(),
+            instant: manifest.instant.clone(),
             seconds: seconds(took),
             audit_seconds: seconds(synced.audit_took),
             millis: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
@@ -94,6 +97,9 @@ impl Report {
             measured(self.seconds),
             self.consistency_reason
         ))?;
+        if let Some(instant) = &self.instant {
+            output::line(format_args!("  {}", instant.in_short()))?;
+        }
         for disk in &self.disks {
             let speed = disk.compared_bytes.saturating_mul(1000) / self.millis.max(1);
             output::line(format_args!(

@@ -5,6 +5,7 @@ use crate::format::clusters::ClusterSet;
 use crate::format::digest::{Digest, DiskDigest};
 use crate::format::geometry::{ClusterSize, Geometry};
 use crate::format::id::Uuid;
+use crate::format::instant::InstantRecord;
 use crate::format::layer::{HEADER_LEN, LAYER_LEN_LIMIT, LayerEntry, LayerTable};
 use crate::format::name::{SHOWN_MAX, printable};
 use crate::format::owner::Owner;
@@ -105,6 +106,9 @@ pub struct Manifest {
     /// Why the class is no better.
     #[serde(default)]
     pub consistency_reason: String,
+    /// What the sync did to have all disks at one instant; absent where that was not wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instant: Option<InstantRecord>,
     /// Cluster size of all disks in bytes.
     pub cluster_size: u32,
     /// The disks.

@@ -5,6 +5,7 @@ pub(crate) mod codec;
 pub(crate) mod digest;
 pub(crate) mod geometry;
 pub(crate) mod id;
+pub(crate) mod instant;
 pub(crate) mod int;
 pub(crate) mod layer;
 pub(crate) mod manifest;

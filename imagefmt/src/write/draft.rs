@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::format::clusters::ClusterSet;
 use crate::format::geometry::Geometry;
 use crate::format::id::Uuid;
+use crate::format::instant::InstantRecord;
 use crate::format::manifest::{Consistency, DiskRecord, Kind, LayerRecord, Manifest, Method, ParentRef};
 use crate::format::name::ImageId;
 use crate::read::image::{Disk, Image};
@@ -37,6 +38,8 @@ pub(crate) struct Draft {
     /// Whether the image's number was taken.
     pub begun: bool,
     pub disks: Vec<DraftDisk>,
+    /// What is recorded of how it shows one instant.
+    pub instant: Option<InstantRecord>,
     /// The checkpoint that this sync saved last.
     pub saved: Option<Manifest>,
     /// A manifest or checkpoint was given its name, or may have been: what it lists must stay.
@@ -233,6 +236,7 @@ impl Draft {
             finished: Timestamp::now(),
             consistency,
             consistency_reason: consistency_reason.to_owned(),
+            instant: self.instant.clone(),
             cluster_size: self.new_layers.cluster_size().bytes(),
             disks,
             layers,

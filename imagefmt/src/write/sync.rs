@@ -3,6 +3,7 @@
 use crate::error::{Error, ErrorKind, Result, Within};
 use crate::format::geometry::ClusterSize;
 use crate::format::id::Uuid;
+use crate::format::instant::InstantRecord;
 use crate::format::manifest::{Consistency, Manifest, Method};
 use crate::format::name::{ImageId, check_name};
 use crate::format::sealed;
@@ -164,6 +165,7 @@ impl ImageWriter {
             known,
             begun: false,
             disks: Vec::new(),
+            instant: None,
             saved: None,
             named: false,
         };
@@ -272,6 +274,11 @@ impl ImageWriter {
     pub fn note_audit(&mut self, disk: DiskId, audited: Audited) -> Result<()> {
         self.draft.disk(disk)?.note_audit(audited);
         Ok(())
+    }
+
+    /// Notes what was done to have all disks at one instant; the last note counts.
+    pub fn note_instant(&mut self, instant: InstantRecord) {
+        self.draft.instant = Some(instant);
     }
 
     /// Begins a pass over a disk, which finds changes by `method`, and why that way. The record of the disk

@@ -7,10 +7,13 @@ use anyhow::Context as _;
 use cli::output;
 use cli::text;
 use cli::units;
-use imagefmt::{BootVerdict, Disk, DiskIdentity, DiskRecord, Image, ImageId, ImageRef, Manifest};
+use imagefmt::{
+    BootVerdict, Disk, DiskIdentity, DiskRecord, Image, ImageId, ImageRef, InstantRecord, Manifest,
+};
 use serde_json::{Value, json};
 use std::ops::Range;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Show all that is recorded about an image
 #[derive(Debug, clap::Args)]
@@ -126,8 +129,23 @@ fn print_image(image: &Image, parent: &Parent) -> anyhow::Result<()> {
         "consistency",
         with_reason(manifest.consistency, &manifest.consistency_reason),
     )?;
+    if let Some(instant) = &manifest.instant {
+        print_instant(instant)?;
+    }
     field("cluster size", units::size(manifest.cluster_size.into()))?;
     field("features", features(manifest))
+}
+
+/// Paths came from the source, so they are shown without control characters.
+fn print_instant(instant: &InstantRecord) -> anyhow::Result<()> {
+    field("instant", instant.in_short())?;
+    for one in &instant.filesystems {
+        let took = Duration::from_micros(one.freezing_us).as_millis();
+        let what = format!("{} ({}), within {took} ms", one.mount_point, one.fs_type);
+        field("frozen", what.escape_debug())?;
+    }
+    let mut left_out = instant.left_out.iter();
+    left_out.try_for_each(|what| field("not frozen", what.escape_debug()))
 }
 
 fn features(manifest: &Manifest) -> String {
@@ -250,6 +268,7 @@ fn image_object(image: &Image, parent: &Parent, disks: &[Value]) -> Value {
         "kind": manifest.kind,
         "consistency": manifest.consistency,
         "consistency_reason": manifest.consistency_reason,
+        "instant": manifest.instant,
         "cluster_size": manifest.cluster_size,
         "format": manifest.format,
         "incompatible": manifest.incompatible,
