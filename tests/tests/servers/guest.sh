@@ -130,9 +130,13 @@ conditions() {
     condition filter "$FILTER" SystemCallErrorNumber=EPERM
     condition container "$FILTER bpf" SystemCallErrorNumber=EPERM "$CONTAINER"
     condition no-bpf SystemCallFilter=~bpf SystemCallErrorNumber=ENOSYS
+    # A tracker that is attached needs it no more.
+    do_or_fail systemctl stop smcd.socket smcd.service
+    do_or_fail smcd tracker remove
     do_or_fail mount -t tmpfs none /sys/kernel/btf
     condition no-btf
     do_or_fail umount /sys/kernel/btf
+    do_or_fail systemctl start smcd.service
     do_or_fail umount /sys/fs/bpf
     condition no-bpffs
     do_or_fail mount -t bpf bpf /sys/fs/bpf
