@@ -1,5 +1,6 @@
 //! Jobs: the requests that create, change and complete them, and the answer that describes one.
 
+use crate::checks::{ChecksRequest, ChecksView};
 use crate::priority::IoPriority;
 use crate::rules::Status;
 use crate::run::{Forecast, Progress, RunView};
@@ -104,6 +105,9 @@ pub struct CreateJob {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 604_800, maximum = 7_776_000)]
     pub valid_seconds: Option<u64>,
+    /// Which checks to make of the images beside the syncs. Default: none.
+    #[serde(default, skip_serializing_if = "ChecksRequest::is_empty")]
+    pub checks: ChecksRequest,
     /// The zstd compression level, 0 to 19; 0 means no compression. Default: 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0, maximum = 19)]
@@ -212,6 +216,9 @@ pub struct ModifyJob {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 60, maximum = 604_800)]
     pub min_scan_interval_seconds: Option<u64>,
+    /// Which checks to make of the images beside the syncs. Takes effect immediately.
+    #[serde(default, skip_serializing_if = "ChecksRequest::is_empty")]
+    pub checks: ChecksRequest,
     /// The new zstd compression level, 0 to 19; 0 means no compression. Takes effect with the next sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0, maximum = 19)]
@@ -316,6 +323,9 @@ pub struct JobView {
     /// The least time between two scheduled syncs that read a whole disk, in seconds.
     #[serde(default)]
     pub min_scan_interval_seconds: u64,
+    /// The checks that are made of the images beside the syncs, and what the last ones found.
+    #[serde(default)]
+    pub checks: ChecksView,
     /// The cluster size in bytes. Absent for a job that continues another one, until its first sync has determined it.
     pub cluster_size_bytes: Option<u32>,
     /// Whether the next sync accepts a disk whose identity differs from the recorded one. Creating an image resets it.

@@ -9,6 +9,7 @@
 //! Field names end in their unit. Times are RFC 3339 in UTC. The comments on fields are the descriptions in the OpenAPI
 //! document: full sentences with unit, range and default. This crate does no I/O.
 
+mod checks;
 mod error;
 mod estimate;
 mod job;
@@ -20,6 +21,7 @@ mod run;
 mod service;
 mod tracker;
 
+pub use checks::{CheckView, ChecksRequest, ChecksView};
 pub use error::{ErrorBody, ErrorKind};
 pub use estimate::{DiskEstimate, Estimate, EstimateRequest, StoreEstimate};
 pub use job::{

@@ -24,6 +24,12 @@ pub const MIN_SCAN_INTERVAL: RangeInclusive<Duration> =
 /// That time for a job that does not specify one.
 pub const MIN_SCAN_INTERVAL_DEFAULT: Duration = Duration::from_secs(HOUR);
 
+/// How often new images are booted: every N-th. 0 is none.
+pub const BOOT_EVERY_IMAGES: RangeInclusive<u32> = 0..=1000;
+
+/// The time within which an image is booted, or all are read again. 0 is never.
+pub const CHECK_EVERY: RangeInclusive<Duration> = Duration::from_secs(DAY)..=Duration::from_secs(90 * DAY);
+
 /// How many images of a job are kept.
 pub const MAX_IMAGES: RangeInclusive<u32> = 1..=10;
 

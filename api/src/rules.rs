@@ -128,7 +128,9 @@ impl Action {
             Self::Sync => "sync",
             Self::ModifySchedule => "modify interval or max_images",
             Self::ModifySync => "modify compression, tracking, on_read_error, hooks, start_at or valid_time",
-            Self::ModifyAny => "modify description, bandwidth_limit, io_priority or min_scan_interval",
+            Self::ModifyAny => {
+                "modify description, bandwidth_limit, io_priority, min_scan_interval or checks"
+            }
             Self::Confirm => "confirm",
             Self::Stop => "stop",
             Self::Cancel => "cancel",

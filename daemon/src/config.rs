@@ -12,6 +12,9 @@ use toml::Spanned;
 /// The default path of the configuration file. The file is optional.
 pub const DEFAULT_PATH: &str = "/etc/smc/smcd.toml";
 
+/// Slow enough for the disk of a store to serve others meanwhile: a TiB in six hours.
+const VERIFY_RATE_BYTES: u64 = 50 << 20;
+
 /// The settings of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -31,6 +34,10 @@ pub struct Config {
     pub checkpoint_every: Duration,
     /// How long a shutdown waits for running syncs to write their checkpoints.
     pub stop_timeout: Duration,
+    /// Whether images are also checked while a sync runs.
+    pub checks_beside_syncs: bool,
+    /// How fast verifications that smcd makes by itself read a store, in bytes per second.
+    pub verify_rate_bytes: u64,
     /// The log filter: `error`, `warn`, `info`, `debug`, or tracing's directives.
     pub log: String,
     /// The shortest allowed interval of a job.
@@ -54,6 +61,8 @@ struct Raw {
     hooks_dir: Option<Spanned<PathBuf>>,
     checkpoint_every: Option<Spanned<String>>,
     stop_timeout: Option<Spanned<String>>,
+    checks_beside_syncs: bool,
+    verify_rate: Option<Spanned<String>>,
     log: Option<Spanned<String>>,
     laboratory: RawLaboratory,
 }
@@ -111,6 +120,8 @@ impl Config {
                 seconds(60),
                 seconds(1)..=seconds(600),
             )?,
+            checks_beside_syncs: raw.checks_beside_syncs,
+            verify_rate_bytes: reader.rate("verify_rate", raw.verify_rate.as_ref(), VERIFY_RATE_BYTES)?,
             log: reader.log(raw.log)?,
             min_interval: reader.time(
                 "laboratory.min_interval",
@@ -187,6 +198,22 @@ impl Reader<'_> {
             ));
         }
         Ok(parsed)
+    }
+
+    fn rate(&self, key: &str, value: Option<&Spanned<String>>, default: u64) -> Result<u64> {
+        let Some(value) = value else {
+            return Ok(default);
+        };
+        let text = value.get_ref();
+        let parsed = cli::units::parse_size(text).ok();
+        parsed
+            .filter(|bytes| *bytes >= limits::BANDWIDTH_MIN_BYTES)
+            .ok_or_else(|| {
+                self.wrong(
+                    value,
+                    &format!("{key} must be at least 64KiB, such as \"50MiB\", but it is \"{text}\""),
+                )
+            })
     }
 
     fn log(&self, value: Option<Spanned<String>>) -> Result<String> {

@@ -2,6 +2,7 @@
 
 use super::Service;
 use super::answer::Failure;
+use crate::job::ImageChecks;
 use crate::service::view;
 use anyhow::Context;
 use api::{Progress, RunOutcome, RunView, Status, TrackerView};
@@ -29,6 +30,12 @@ struct InState {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfCheck {
+    job: String,
+    check: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Disk {
     disk: String,
 }
@@ -52,6 +59,8 @@ struct Figures {
     last_dirty: Whole,
     last_stored: Whole,
     last_failed: Whole,
+    check_failed: Family<OfCheck, Gauge<i64>>,
+    check_finished: Family<OfCheck, Gauge<f64, AtomicU64>>,
     tracker_attached: Gauge<i64>,
     tracked_trusted: OfDisk,
     tracked_missed: OfDisk,
@@ -65,6 +74,7 @@ pub async fn serve(State(service): State<Service>) -> Result<impl IntoResponse, 
     let figures = Figures::default();
     for (job, progress, run) in view::measured(&service) {
         figures.add_job(&job.name, job.status, job.runs, job.total_bytes());
+        figures.add_checks(&job.name, &job.checks);
         if let Some(progress) = progress {
             figures.add_progress(&job.name, &progress);
         }
@@ -93,6 +103,21 @@ impl Figures {
         }
         set(&self.runs, name, runs);
         set(&self.size, name, size);
+    }
+
+    fn add_checks(&self, name: &str, checks: &ImageChecks) {
+        for (check, last) in [("boot", &checks.booted), ("verify", &checks.verified)] {
+            let Some(last) = last else { continue };
+            let labels = OfCheck {
+                job: name.to_owned(),
+                check,
+            };
+            self.check_failed
+                .get_or_create(&labels)
+                .set(i64::from(!last.good));
+            let finished = last.finished.as_duration().as_secs_f64();
+            self.check_finished.get_or_create(&labels).set(finished);
+        }
     }
 
     fn add_progress(&self, name: &str, progress: &Progress) {
@@ -140,6 +165,7 @@ impl Figures {
         let mut registry = Registry::with_prefix("smc");
         self.register_jobs(&mut registry);
         self.register_last_syncs(&mut registry);
+        self.register_checks(&mut registry);
         self.register_tracker(&mut registry);
         let mut text = String::new();
         encode(&mut text, &registry).context("write metrics")?;
@@ -216,6 +242,20 @@ impl Figures {
         );
     }
 
+    fn register_checks(&self, registry: &mut Registry) {
+        registry.register(
+            "image_check_failed",
+            "1 if the last check of a job's images found that one does not boot, or damage, or could not be made; otherwise 0",
+            self.check_failed.clone(),
+        );
+        registry.register_with_unit(
+            "image_check_finished_timestamp",
+            "Unix time when the last check of a job's images ended",
+            Unit::Seconds,
+            self.check_finished.clone(),
+        );
+    }
+
     fn register_tracker(&self, registry: &mut Registry) {
         registry.register(
             "tracker_attached",
@@ -257,6 +297,18 @@ mod tests {
     fn names_of_jobs_and_states_are_labels() {
         let figures = Figures::default();
         figures.add_job("web01", Status::Waiting, 7, 1 << 30);
+        let failed = crate::job::Checked {
+            sequence: 7,
+            finished: "2026-11-24T10:00:00Z".parse().unwrap(),
+            good: false,
+            is_made: true,
+            text: String::new(),
+        };
+        let checks = ImageChecks {
+            booted: Some(failed),
+            ..ImageChecks::default()
+        };
+        figures.add_checks("web01", &checks);
         let text = figures.text().unwrap();
         assert!(
             text.contains("smc_job_status{job=\"web01\",status=\"Waiting\"} 1"),
@@ -270,6 +322,11 @@ mod tests {
             text.contains("smc_job_size_bytes{job=\"web01\"} 1073741824"),
             "{text}"
         );
+        assert!(
+            text.contains("smc_image_check_failed{job=\"web01\",check=\"boot\"} 1"),
+            "{text}"
+        );
+        assert!(!text.contains("check=\"verify\""), "{text}");
         assert!(text.ends_with("# EOF\n"), "{text}");
     }
 }

@@ -1,5 +1,6 @@
 //! Checking what is asked of a new job: every range in one place, every message with value and range.
 
+use super::checks::ImageChecks;
 use super::record::{DiskRecord, JobRecord, Schedule};
 use super::refusal::{Refusal, Refused};
 use crate::clock::{Deadline, Moment};
@@ -47,6 +48,8 @@ pub fn new_record(
         .min_scan_interval_seconds
         .unwrap_or(limits::MIN_SCAN_INTERVAL_DEFAULT.as_secs());
     check_min_scan_interval(min_scan_interval_seconds)?;
+    let mut checks = ImageChecks::default();
+    checks.change(&request.checks)?;
     Ok(JobRecord {
         name: request.name.clone(),
         id: Some(Uuid::random().map_err(|error| Refusal::failed(&error.into()))?),
@@ -67,6 +70,7 @@ pub fn new_record(
         min_scan_interval_seconds,
         scan_from: None,
         unwatch_owed: false,
+        checks,
         hooks: hooks(request)?,
         take_up: request.take_up.clone(),
         accept_changed_disk: request.accept_changed_disk,

@@ -52,6 +52,7 @@ fn actions(change: &ModifyJob) -> Vec<Action> {
         || change.bandwidth_limit_bytes.is_some()
         || change.io_priority.is_some()
         || change.min_scan_interval_seconds.is_some()
+        || !change.checks.is_empty()
     {
         actions.push(Action::ModifyAny);
     }
@@ -68,7 +69,7 @@ fn at_once(job: &mut JobRecord, change: &ModifyJob) -> Refused<()> {
         job.bandwidth_limit_bytes = limit;
     }
     job.io_priority = change.io_priority.unwrap_or(job.io_priority);
-    Ok(())
+    job.checks.change(&change.checks)
 }
 
 /// In Ready at once, otherwise after the next sync has ended.

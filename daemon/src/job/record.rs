@@ -1,5 +1,6 @@
 //! A job as the daemon knows it. `state/records` is how it is written down.
 
+use super::checks::ImageChecks;
 use crate::clock::Deadline;
 use crate::config::Config;
 use crate::engine::{DiskArg, Given, Known, Request, TrackMode, UseTracker};
@@ -41,6 +42,8 @@ pub struct JobRecord {
     pub scan_from: Option<Deadline>,
     /// The tracker watches its disks, or may: they are to be let go when the job needs it no longer.
     pub unwatch_owed: bool,
+    /// What is checked of its images.
+    pub checks: ImageChecks,
     pub hooks: HooksView,
     pub take_up: Option<String>,
     pub accept_changed_disk: bool,

@@ -20,6 +20,8 @@ pub enum Task {
     Release(String),
     /// Lets go of the disks that the job of this name tracked.
     Unwatch(String),
+    /// Checks images: one job at a time.
+    Check,
     /// Looks at the tracker.
     Tracker,
     /// Looks for lost jobs in their stores.
@@ -36,6 +38,7 @@ impl Task {
             Self::Release(job) => format!("hooks {job}"),
             Self::Refresh(_) => "refresh".to_owned(),
             Self::Unwatch(job) => format!("untrack {job}"),
+            Self::Check => "check".to_owned(),
             Self::Tracker => "tracker".to_owned(),
             Self::Look => "look for jobs".to_owned(),
         }

@@ -135,8 +135,7 @@ fn run_one(
     env: &HookEnv,
     stopped: &dyn Fn() -> bool,
 ) -> Result<()> {
-    let (reader, writer) = std::io::pipe().context("create a pipe for its output")?;
-    let wrote = Output::collect(reader).context("start a thread that reads its output")?;
+    let (wrote, writer) = Output::piped()?;
     let child = Command::new(path)
         .arg(stage.label())
         .envs(environment(stage, job, env))
@@ -213,8 +212,8 @@ fn watch(mut child: Child, limit: Duration, stopped: &dyn Fn() -> bool) -> Watch
     why
 }
 
-/// The end of what a hook writes, read in a thread of its own.
-struct Output {
+/// The end of what a hook or another program writes, read in a thread of its own.
+pub(super) struct Output {
     kept: Arc<Mutex<Vec<u8>>>,
     /// Closed when everything is read.
     ended: Receiver<()>,
@@ -225,6 +224,16 @@ struct Output {
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Output {
+    /// What is written to a pipe.
+    ///
+    /// # Errors
+    /// Where there is no pipe or no thread to be had.
+    pub(super) fn piped() -> Result<(Self, std::io::PipeWriter)> {
+        let (reader, writer) = std::io::pipe().context("create a pipe for its output")?;
+        let output = Self::collect(reader).context("start a thread that reads its output")?;
+        Ok((output, writer))
+    }
+
     fn collect(mut reader: std::io::PipeReader) -> std::io::Result<Self> {
         let kept: Arc<Mutex<Vec<u8>>> = Arc::default();
         let (end, ended) = channel();
@@ -248,13 +257,17 @@ impl Output {
         Ok(output)
     }
 
-    /// What was written last, on one line.
-    fn tail(&self) -> String {
+    /// What was written last.
+    pub(super) fn text(&self) -> String {
         // Nothing is ever sent: this waits for the thread to end.
         let _ = self.ended.recv_timeout(OUTPUT_PATIENCE);
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = String::from_utf8_lossy(&kept);
-        let text = text.trim();
+        String::from_utf8_lossy(&kept).trim().to_owned()
+    }
+
+    /// The same on one line.
+    fn tail(&self) -> String {
+        let text = self.text();
         if text.is_empty() {
             return String::new();
         }

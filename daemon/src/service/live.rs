@@ -297,6 +297,11 @@ impl LiveRuns {
         self.runs().insert(job.to_owned(), (run, ending));
     }
 
+    /// Whether no sync runs.
+    pub fn is_empty(&self) -> bool {
+        self.runs().is_empty()
+    }
+
     /// The sync of a job is over.
     pub fn end(&self, job: &str) {
         self.runs().remove(job);

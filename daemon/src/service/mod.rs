@@ -16,6 +16,7 @@
 
 pub mod actions;
 mod background;
+mod checks;
 pub mod create;
 pub mod deleting;
 pub mod disks;

@@ -5,6 +5,7 @@
 
 use super::actions;
 use super::background::Task;
+use super::checks;
 use super::deleting;
 use super::images;
 use super::looking;
@@ -68,6 +69,7 @@ impl Scheduler {
                 self.act(parts, job, due, &now);
             }
         }
+        checks::begin_due(parts, &jobs);
         if self.retry.as_ref().is_none_or(|retry| retry.is_due(&now)) {
             self.retry = Some(Deadline::after(&now, RETRY));
             if let Err(error) = parts.table.lock().write_again() {

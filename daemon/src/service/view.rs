@@ -208,7 +208,13 @@ fn view(job: &JobRecord, runs: &[RunView], now: &Moment) -> JobView {
         ending: None,
         completing: job.completing,
         error: job.error.clone(),
-        warnings: job.warnings.clone(),
+        warnings: job
+            .warnings
+            .iter()
+            .map(String::as_str)
+            .chain(job.checks.warnings())
+            .map(str::to_owned)
+            .collect(),
         unconfirmed: job.unconfirmed,
         next: next_event(job, now),
         progress: None,
@@ -226,6 +232,7 @@ fn view(job: &JobRecord, runs: &[RunView], now: &Moment) -> JobView {
         cluster_size_bytes: job.cluster_size_bytes,
         tracking: job.tracking,
         min_scan_interval_seconds: job.min_scan_interval_seconds,
+        checks: job.checks.view(job),
         accept_changed_disk: job.accept_changed_disk,
         on_read_error: job.on_read_error,
         take_over: job.take_over,
@@ -277,6 +284,7 @@ fn unreadable_view(job: &Unreadable) -> JobView {
         cluster_size_bytes: None,
         tracking: api::Tracking::default(),
         min_scan_interval_seconds: 0,
+        checks: api::ChecksView::default(),
         accept_changed_disk: false,
         on_read_error: api::OnReadError::default(),
         take_over: false,

@@ -4,7 +4,8 @@ use crate::view::fields::Fields;
 use crate::view::run;
 use crate::view::words::{deferred, headline, next};
 use api::{
-    DiskTracking, DiskView, Forecast, HooksView, IoPriority, JobView, OnReadError, Progress, Status, Tracking,
+    ChecksView, DiskTracking, DiskView, Forecast, HooksView, IoPriority, JobView, OnReadError, Progress,
+    Status, Tracking,
 };
 use cli::paint::{Paint, Tone};
 use cli::text::count;
@@ -71,6 +72,7 @@ fn settings(fields: &mut Fields, job: &JobView) {
     if let Some(note) = &job.io_priority_note {
         fields.field("note", note);
     }
+    fields.list("checks", checks(&job.checks));
     fields.list("hooks", hooks(&job.hooks));
     life(fields, job);
 }
@@ -294,6 +296,33 @@ fn sync(job: &JobView) -> String {
         changed_disk.unwrap_or_default(),
         takes_over.unwrap_or_default()
     )
+}
+
+/// Which checks are made of the images, and what the last ones found.
+fn checks(checks: &ChecksView) -> Vec<String> {
+    let mut lines = Vec::new();
+    match checks.boot_every_images {
+        0 => {}
+        1 => lines.push("boots each new image".to_owned()),
+        images => lines.push(format!("boots one of {images} new images")),
+    }
+    if checks.boot_every_seconds > 0 {
+        let time = setting(checks.boot_every_seconds);
+        lines.push(format!("boots the newest image if none was booted for {time}"));
+    }
+    if checks.verify_every_seconds > 0 {
+        let time = setting(checks.verify_every_seconds);
+        lines.push(format!("reads all images again within {time}"));
+    }
+    let last = [&checks.booted, &checks.verified].into_iter().flatten();
+    for check in last {
+        let finished = local_time(check.finished);
+        let mut text = check.text.lines().map(|line| line.trim_end().to_owned());
+        let first = text.next().unwrap_or_else(|| check.image.clone());
+        lines.push(format!("{finished}: {first}"));
+        lines.extend(text);
+    }
+    lines
 }
 
 fn hooks(hooks: &HooksView) -> Vec<String> {

@@ -46,6 +46,7 @@ pub fn waiting(name: &str) -> JobView {
         cluster_size_bytes: Some(65_536),
         tracking: api::Tracking::Auto,
         min_scan_interval_seconds: 3600,
+        checks: api::ChecksView::default(),
         accept_changed_disk: false,
         on_read_error: api::OnReadError::Stop,
         take_over: false,

@@ -202,6 +202,7 @@ fn the_version_before_can_read_what_this_one_writes() {
     assert_eq!(
         added,
         [
+            "checks",
             "deferred",
             "format",
             "hooks_owed",

@@ -88,6 +88,21 @@ impl Checked for StoredJob {
             self.min_scan_interval_seconds,
             &up_to(&limits::MIN_SCAN_INTERVAL),
         )?;
+        within(
+            "boot_every_images",
+            self.checks.boot_every_images,
+            &limits::BOOT_EVERY_IMAGES,
+        )?;
+        for seconds in [self.checks.boot_every_seconds, self.checks.verify_every_seconds] {
+            within(
+                "the time between two checks",
+                seconds,
+                &up_to(&limits::CHECK_EVERY),
+            )?;
+        }
+        for checked in self.checks.booted.iter().chain(&self.checks.verified) {
+            within("the number of a checked image", checked.sequence, &COUNT)?;
+        }
         let deadlines = std::iter::once(&self.expires).chain(&self.next_sync);
         for deadline in deadlines.chain(&self.scan_from) {
             within("since_boot_ms", deadline.since_boot_ms, &COUNT)?;

@@ -1,5 +1,6 @@
 //! The record of a job.
 
+use super::image_checks::{StoredChecks, StoredChecksRequest};
 use super::{Extra, Version};
 use crate::clock::Deadline;
 use crate::job::{ActiveRun, DiskRecord, Ending, JobRecord, Schedule, WriteCounter};
@@ -44,6 +45,8 @@ pub struct StoredJob {
     pub(super) scan_from: Option<StoredDeadline>,
     #[serde(default)]
     unwatch_owed: bool,
+    #[serde(default)]
+    pub(super) checks: StoredChecks,
     pub(super) hooks: StoredHooks,
     take_up: Option<String>,
     accept_changed_disk: bool,
@@ -211,6 +214,8 @@ struct StoredRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     min_scan_interval_seconds: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    checks: Option<StoredChecksRequest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pre_hook: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     post_hook: Option<String>,
@@ -341,6 +346,7 @@ impl StoredJob {
         self.extra = before.extra;
         self.pending.extra = before.pending.extra;
         self.hooks.extra = before.hooks.extra;
+        self.checks.inherit(before.checks);
         if let (Some(schedule), Some(before)) = (&mut self.schedule, before.schedule) {
             schedule.extra = before.extra;
         }
@@ -400,6 +406,7 @@ impl StoredJob {
             min_scan_interval_seconds: self.min_scan_interval_seconds,
             scan_from: self.scan_from.map(StoredDeadline::into_deadline),
             unwatch_owed: self.unwatch_owed,
+            checks: self.checks.into_checks(),
             hooks: HooksView {
                 pre: self.hooks.pre,
                 post: self.hooks.post,
@@ -431,7 +438,11 @@ impl StoredJob {
 }
 
 /// Takes over the unknown fields of a value that has not changed.
-fn keep_value<T: PartialEq>(now: Option<&mut T>, before: Option<T>, extra: impl Fn(&mut T) -> &mut Extra) {
+pub(super) fn keep_value<T: PartialEq>(
+    now: Option<&mut T>,
+    before: Option<T>,
+    extra: impl Fn(&mut T) -> &mut Extra,
+) {
     if let (Some(now), Some(mut before)) = (now, before) {
         let fields = std::mem::take(extra(&mut before));
         if *now == before {
@@ -476,6 +487,7 @@ impl From<&JobRecord> for StoredJob {
             min_scan_interval_seconds: job.min_scan_interval_seconds,
             scan_from: job.scan_from.as_ref().map(StoredDeadline::from),
             unwatch_owed: job.unwatch_owed,
+            checks: StoredChecks::from(&job.checks),
             hooks: StoredHooks {
                 pre: job.hooks.pre.clone(),
                 post: job.hooks.post.clone(),
@@ -675,6 +687,7 @@ impl From<&CreateJob> for StoredRequest {
             cluster_size_bytes,
             tracking,
             min_scan_interval_seconds,
+            checks,
             pre_hook,
             post_hook,
             hook_timeout_seconds,
@@ -707,6 +720,7 @@ impl From<&CreateJob> for StoredRequest {
             cluster_size_bytes,
             tracking: tracking.map(StoredTracking),
             min_scan_interval_seconds,
+            checks: StoredChecksRequest::of(&checks),
             pre_hook,
             post_hook,
             hook_timeout_seconds,
@@ -753,6 +767,7 @@ impl StoredRequest {
             cluster_size_bytes: self.cluster_size_bytes,
             tracking: self.tracking.map(|tracking| tracking.0),
             min_scan_interval_seconds: self.min_scan_interval_seconds,
+            checks: self.checks.unwrap_or_default().into_request(),
             pre_hook: self.pre_hook,
             post_hook: self.post_hook,
             hook_timeout_seconds: self.hook_timeout_seconds,

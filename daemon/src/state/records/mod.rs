@@ -14,6 +14,7 @@
 //!   nothing is done for its job, until a version that knows it runs.
 
 mod checks;
+mod image_checks;
 mod job;
 mod note;
 mod run;
@@ -30,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// The format of the records that this version writes.
-pub const FORMAT: u32 = 5;
+pub const FORMAT: u32 = 6;
 
 /// The earliest format whose readers do the right thing with them.
 pub const MIN_READER: u32 = 0;

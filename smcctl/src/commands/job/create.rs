@@ -3,6 +3,7 @@
 use crate::client::{Request, job};
 use crate::commands::disks;
 use crate::commands::estimate::Disks;
+use crate::commands::job::checks::Checks;
 use crate::commands::job::name::JobName;
 use crate::context::Context;
 use crate::{values, view};
@@ -65,6 +66,8 @@ pub struct Args {
     /// below it, while a disk cannot be tracked [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     min_scan_interval: Option<u64>,
+    #[command(flatten)]
+    checks: Checks,
     /// Unit of comparison and storage: 16KiB, 64KiB or 256KiB [default: 64KiB]
     #[arg(long, value_name = "SIZE", value_parser = values::cluster_size)]
     cluster_size: Option<u32>,
@@ -176,6 +179,7 @@ fn wanted(args: &Args) -> anyhow::Result<CreateJob> {
         cluster_size_bytes: args.cluster_size,
         tracking: args.tracking,
         min_scan_interval_seconds: args.min_scan_interval,
+        checks: args.checks.request(),
         pre_hook: args.pre_hook.clone(),
         post_hook: args.post_hook.clone(),
         hook_timeout_seconds: args.hook_timeout,

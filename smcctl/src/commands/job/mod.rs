@@ -1,6 +1,7 @@
 //! `smcctl job`: one module for what is asked of a job, with its arguments.
 
 mod action;
+mod checks;
 mod create;
 mod delete;
 mod history;

@@ -1,6 +1,7 @@
 //! `smcctl job modify`: other parameters.
 
 use crate::client::{Request, job};
+use crate::commands::job::checks::Checks;
 use crate::commands::job::name::JobName;
 use crate::context::Context;
 use crate::{values, view};
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 /// Change parameters of a job
 ///
 /// Parameters that are not named stay as they are. Interval and number of images take effect when the next sync
-/// has ended; description, bandwidth limit, least time between scans and valid time immediately; the others with the next sync.
+/// has ended; description, bandwidth limit, least time between scans, checks and valid time immediately; the others with the next sync.
 /// `smcctl job show` shows current and future values.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -49,6 +50,8 @@ pub struct Args {
     /// Least time between the starts of two scheduled syncs that read a whole disk, 1min to 7d
     #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     min_scan_interval: Option<u64>,
+    #[command(flatten)]
+    checks: Checks,
     /// Program to run before every sync; an empty PATH removes it
     #[arg(long, value_name = "PATH", value_parser = values::path_or_none)]
     pre_hook: Option<String>,
@@ -111,6 +114,7 @@ fn wanted(args: &Args) -> ModifyJob {
         compress_level: args.compress_level,
         tracking: args.tracking,
         min_scan_interval_seconds: args.min_scan_interval,
+        checks: args.checks.request(),
         pre_hook: args.pre_hook.clone(),
         post_hook: args.post_hook.clone(),
         hook_timeout_seconds: args.hook_timeout,
