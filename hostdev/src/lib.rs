@@ -9,7 +9,7 @@
 //! - [`LoopDevice`]: a loop device that goes away with its last user; [`loop_status`] and [`detach_loop`] for any.
 //! - [`forget_btrfs`]: what the kernel remembers of a btrfs that is unmounted.
 //! - [`Machine`]: which machine this is; [`ProcessStat`]: which process an id means.
-//! - [`table_id`], [`filesystem_id`]: ids that are stored on a disk.
+//! - [`table_id`], [`filesystem_id`]: ids that are stored on a disk; [`FstabLine`]: what is mounted at boot.
 //! - [`Root`]: where the machine's files are seen, read within bounds, so that tests build machines out of
 //!   directories.
 //!
@@ -23,6 +23,7 @@ mod content;
 mod counters;
 mod error;
 mod escape;
+mod fstab;
 mod gpt;
 mod identity;
 mod inventory;
@@ -43,6 +44,7 @@ pub use content::{HEAD_BYTES, filesystem_id, table_id};
 pub use counters::{Counters, Discards};
 pub use error::{Error, ErrorKind, Result};
 pub use escape::unescape;
+pub use fstab::FstabLine;
 pub use gpt::{GptDefect, gpt_header, guid_text, uuid_text};
 pub use identity::Identity;
 pub use inventory::{Block, Filesystem, Inventory, Namespaces, OnDisk, PlacedMount};

@@ -5,7 +5,7 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::error::if_present;
 use crate::{Error, ErrorKind, Result};
@@ -34,7 +34,7 @@ impl Root {
         Root::at("/")
     }
 
-    /// The tree at `path`. Absolute symbolic links in it lead out of it.
+    /// The tree at `path`. Symbolic links in it lead to places in it, as they would if it were the machine's root.
     pub fn at(path: impl Into<PathBuf>) -> Root {
         Root { path: path.into() }
     }
@@ -50,12 +50,48 @@ impl Root {
         self.path.join(path.strip_prefix("/").unwrap_or(path))
     }
 
+    /// Where what the machine's `path` leads to is, symbolic links followed as that machine follows them. Whatever does not
+    /// exist is where it would be. Of this machine the path itself, which the kernel follows.
+    ///
+    /// # Errors
+    /// `Io` for more links than the kernel follows.
+    pub fn located(&self, path: impl AsRef<Path>) -> Result<PathBuf> {
+        let path = path.as_ref();
+        if self.is_system() {
+            return Ok(self.join(path));
+        }
+        let mut pending = names_reversed(path);
+        let mut found = PathBuf::new();
+        let mut links = 0;
+        while let Some(name) = pending.pop() {
+            if name == ".." {
+                found.pop();
+                continue;
+            }
+            let next = found.join(&name);
+            // What is no link, or not there, is for whoever opens it.
+            let Ok(target) = fs::read_link(self.path.join(&next)) else {
+                found = next;
+                continue;
+            };
+            links += 1;
+            if links > LINKS_MAX {
+                return Err(self.too_many_links(path));
+            }
+            if target.is_absolute() {
+                found.clear();
+            }
+            pending.extend(names_reversed(&target));
+        }
+        Ok(self.path.join(found))
+    }
+
     /// Metadata of what a path leads to, symbolic links followed; `None` if there is nothing.
     ///
     /// # Errors
     /// `PermissionDenied` or `Io` when that cannot be found out.
     pub fn metadata(&self, path: impl AsRef<Path>) -> Result<Option<Metadata>> {
-        let path = self.join(path);
+        let path = self.located(path)?;
         if_present(fs::metadata(&path).map_err(|source| Error::os("examine", path, source)))
     }
 
@@ -72,7 +108,7 @@ impl Root {
     /// # Errors
     /// `NotFound`, `PermissionDenied`, `Io`; `WrongType` for anything else.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<File> {
-        let path = self.join(path);
+        let path = self.located(path)?;
         let fail = |source| Error::os("open", &path, source);
         let opened = File::options()
             .read(true)
@@ -164,7 +200,7 @@ impl Root {
     /// # Errors
     /// `NotFound`, `PermissionDenied`, `Io`; `TooLarge` for more than 16,384 entries.
     pub fn read_dir(&self, directory: impl AsRef<Path>) -> Result<Vec<String>> {
-        let path = self.join(directory);
+        let path = self.located(directory)?;
         let fail = |source| Error::os("list", &path, source);
         let mut names = Vec::new();
         for (index, entry) in fs::read_dir(&path).map_err(fail)?.enumerate() {
@@ -190,7 +226,7 @@ impl Root {
     /// # Errors
     /// `PermissionDenied`, `Io`; `WrongType` if it leads out of the tree.
     pub fn resolve(&self, path: impl AsRef<Path>) -> Result<Option<PathBuf>> {
-        let path = self.join(path);
+        let path = self.located(path)?;
         let resolved = |path: &Path| {
             if_present(fs::canonicalize(path).map_err(|source| Error::os("resolve", path, source)))
         };
@@ -247,6 +283,15 @@ impl Root {
             io::Error::from_raw_os_error(libc::ELOOP),
         )
     }
+}
+
+/// The names in a path, the last one first.
+fn names_reversed(path: &Path) -> Vec<OsString> {
+    let names = path.components().rev();
+    names
+        .filter(|name| matches!(name, Component::Normal(_) | Component::ParentDir))
+        .map(|name| name.as_os_str().to_owned())
+        .collect()
 }
 
 fn has_no_value(error: &Error) -> bool {
@@ -327,15 +372,23 @@ mod tests {
         let (_tree, root) = tree();
         fs::create_dir_all(root.join("/sys/block/sda")).expect("made");
         symlink("block/sda", root.join("/sys/link")).expect("linked");
-        symlink("/", root.join("/out")).expect("linked");
+        fs::create_dir_all(root.join("/etc")).expect("made");
+        fs::write(root.join("/etc/name"), "own").expect("written");
+        symlink("/etc", root.join("/config")).expect("linked");
+        symlink("../../../../etc/name", root.join("/sys/up")).expect("linked");
         assert_eq!(
             root.resolve("/sys/link").expect("resolved"),
             Some("/sys/block/sda".into())
         );
         assert_eq!(root.resolve("/missing").expect("nothing there"), None);
-        assert_eq!(
-            root.resolve("/out").map_err(|e| e.kind()),
-            Err(ErrorKind::WrongType)
-        );
+        // Links never lead out of the tree, where other files have the same names.
+        for path in ["/config/name", "/sys/up", "/../../config/../etc/name"] {
+            assert_eq!(
+                root.resolve(path).expect("resolved"),
+                Some("/etc/name".into()),
+                "{path}"
+            );
+            assert_eq!(root.text(path).expect("read"), "own", "{path}");
+        }
     }
 }

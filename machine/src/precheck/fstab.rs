@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use api::Level;
-use hostdev::{ErrorKind, unescape};
+use hostdev::{ErrorKind, FstabLine};
 
 use super::Context;
 use super::findings::Findings;
@@ -16,53 +16,10 @@ pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
     units(case, out);
 }
 
-/// One line of fstab(5).
-struct Line {
-    device: String,
-    point: String,
-    fs_type: String,
-    options: String,
-}
-
-impl Line {
-    fn parse(line: &str) -> Option<Line> {
-        let mut fields = line.split_ascii_whitespace();
-        let device = fields.next().filter(|field| !field.starts_with('#'))?;
-        Some(Line {
-            device: unquoted(&text(device)),
-            point: text(fields.next()?),
-            fs_type: fields.next().unwrap_or("auto").to_owned(),
-            options: fields.next().unwrap_or("defaults").to_owned(),
-        })
-    }
-
-    fn is_swap(&self) -> bool {
-        self.fs_type == "swap"
-    }
-
-    /// Whether a boot stops when the device is not there. It continues without swap, after a time-out.
-    fn is_required(&self) -> bool {
-        let mut options = self.options.split(',');
-        !self.is_swap()
-            && !options
-                .any(|option| option == "nofail" || option == "noauto" || option == "x-systemd.automount")
-    }
-}
-
-/// A field with its escapes undone.
-fn text(field: &str) -> String {
-    String::from_utf8_lossy(&unescape(field.as_bytes())).into_owned()
-}
-
-/// `UUID="x"` means `UUID=x`.
-fn unquoted(device: &str) -> String {
-    device.replace('"', "")
-}
-
-fn lines(case: &Context<'_>) -> Vec<Line> {
+fn lines(case: &Context<'_>) -> Vec<FstabLine> {
     // That it cannot be read is a line of its own.
     let text = case.files.root().text("/etc/fstab").unwrap_or_default();
-    text.lines().filter_map(Line::parse).collect()
+    FstabLine::all(&text)
 }
 
 /// Whether fstab requires something to be mounted there at boot.
@@ -155,7 +112,7 @@ fn encrypted(case: &Context<'_>, out: &mut Findings) {
             .split(',')
             .any(|option| option == "nofail" || option == "noauto");
         let named = format!("/etc/crypttab names {} for {}", shown(device), shown(volume));
-        judge(case, out, "crypttab", &unquoted(device), &named, is_required);
+        judge(case, out, "crypttab", &device.replace('"', ""), &named, is_required);
     }
     if !out.has("crypttab") {
         out.ok(
