@@ -1,8 +1,8 @@
 //! The command line: what can be asked, and who answers.
 
 use crate::commands::{
-    boot, diff, digest, export, gc, info, ls, map, mount, pin, restore, rm, serve, tls_init, umount, verdict,
-    verify,
+    boot, cp, diff, digest, export, gc, info, ls, ls_files, map, mount, pin, restore, rm, serve, tls_init,
+    umount, verdict, verify,
 };
 use crate::context::Context;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -49,6 +49,8 @@ enum Command {
     Restore(restore::Args),
     Mount(mount::Args),
     Umount(umount::Args),
+    LsFiles(ls_files::Args),
+    Cp(cp::Args),
     Boot(boot::Args),
     Verdict(verdict::Args),
     Rm(rm::Args),
@@ -87,6 +89,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Restore(args) => restore::run(context, args),
         Command::Mount(args) => mount::run(context, args),
         Command::Umount(args) => umount::run(context, args),
+        Command::LsFiles(args) => ls_files::run(context, args),
+        Command::Cp(args) => cp::run(context, args),
         Command::Boot(args) => boot::run(context, args),
         Command::Verdict(args) => verdict::run(context, args),
         Command::Rm(args) => rm::run(context, args),

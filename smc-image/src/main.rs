@@ -16,6 +16,7 @@ mod context;
 mod copy;
 mod exit;
 mod guest;
+mod guest_path;
 mod mount;
 mod overlay;
 mod restore;

@@ -112,7 +112,14 @@ fn encrypted(case: &Context<'_>, out: &mut Findings) {
             .split(',')
             .any(|option| option == "nofail" || option == "noauto");
         let named = format!("/etc/crypttab names {} for {}", shown(device), shown(volume));
-        judge(case, out, "crypttab", &device.replace('"', ""), &named, is_required);
+        judge(
+            case,
+            out,
+            "crypttab",
+            &device.replace('"', ""),
+            &named,
+            is_required,
+        );
     }
     if !out.has("crypttab") {
         out.ok(

@@ -1,12 +1,14 @@
 //! One module per command: its arguments, and what it does.
 
 pub mod boot;
+pub mod cp;
 pub mod diff;
 pub mod digest;
 pub mod export;
 pub mod gc;
 pub mod info;
 pub mod ls;
+pub mod ls_files;
 pub mod map;
 pub mod mount;
 pub mod pin;

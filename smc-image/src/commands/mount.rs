@@ -4,7 +4,7 @@ use crate::context::Context;
 use crate::mount::journal::Journal;
 use crate::mount::select::{self, Selection, Wanted};
 use crate::mount::state::Record;
-use crate::mount::{self, Access, Plan, fuse};
+use crate::mount::{self, Access, Plan, Service, fuse};
 use crate::overlay::parse_limit;
 use anyhow::{Context as _, ensure};
 use cli::interrupt::Interrupt;
@@ -86,13 +86,15 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let image = context.open_image(&args.image)?;
     let selection = selection(&image, args)?;
     let plan = Plan {
-        store: &context.store,
-        image: &image.id().reference(None),
-        image_id: &image.manifest().id.to_string(),
+        service: Service {
+            store: &context.store,
+            image: &image.id().reference(None),
+            image_id: &image.manifest().id.to_string(),
+            overlay_dir: &std::path::absolute(&args.overlay_dir).context("find the overlay's directory")?,
+            overlay_limit_bytes: args.overlay_limit,
+        },
         selection: &selection,
         access: access(args),
-        overlay_dir: &std::path::absolute(&args.overlay_dir).context("find the overlay's directory")?,
-        overlay_limit_bytes: args.overlay_limit,
         dir: &dir,
     };
     let record = mount::mount(&plan, &interrupt)?;

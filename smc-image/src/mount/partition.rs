@@ -42,6 +42,8 @@ pub struct Partition {
     pub length: u64,
     /// What the table says that it is for.
     pub kind: String,
+    /// The id by which fstab names it (`PARTUUID=`); empty where the table gives it none.
+    pub id: String,
 }
 
 /// The partitions of a disk, in ascending order of number; `None` where it has no partition table.
@@ -70,12 +72,17 @@ pub fn read_table(source: &dyn Source, block_bytes: u64) -> anyhow::Result<Optio
         }
     }
     partitions.sort_by_key(|partition| partition.number);
+    for partition in partitions.iter_mut().filter(|_| mbr.disk_id != 0) {
+        partition.id = format!("{:08x}-{:02x}", mbr.disk_id, partition.number);
+    }
     Ok(Some(partitions).filter(|partitions| !partitions.is_empty()))
 }
 
 /// The four entries of a master or extended boot record.
 struct Mbr {
     entries: [MbrEntry; 4],
+    /// The disk's id; 0 where it has none.
+    disk_id: u32,
     is_boot_sector_of_a_filesystem: bool,
 }
 
@@ -115,6 +122,7 @@ impl Mbr {
         let entries = [entry(0), entry(1), entry(2), entry(3)];
         Ok(Some(Self {
             entries,
+            disk_id: u32_at(&sector, 440),
             is_boot_sector_of_a_filesystem: fat || other,
         }))
     }
@@ -148,6 +156,7 @@ impl MbrEntry {
             offset,
             length,
             kind: mbr_type(self.kind),
+            id: String::new(),
         })
     }
 }
@@ -277,6 +286,7 @@ fn gpt_partition(number: u32, entry: &[u8], block_bytes: u64, size_bytes: u64) -
         offset,
         length,
         kind: gpt_type(&kind),
+        id: hostdev::guid_text(entry[16..].first_chunk()?),
     })
 }
 

@@ -63,6 +63,8 @@ pub struct Place {
     pub offset: u64,
     /// Length in bytes.
     pub length: u64,
+    /// The id of the partition; empty if it has none.
+    pub partition_id: String,
 }
 
 impl fmt::Display for Place {
@@ -114,6 +116,15 @@ pub struct Wanted<'a> {
 /// Where there is no such partition, nothing or more than one filesystem that can be mounted; a table that is damaged, and
 /// a disk that cannot be read.
 pub fn select(disks: &[NamedDisk<'_>], wanted: Wanted<'_>) -> anyhow::Result<Selection> {
+    // Only of what was selected: a journal may have gigabytes.
+    select_unexamined(disks, wanted)?.examined(disks)
+}
+
+/// The same, without a look at the journal.
+///
+/// # Errors
+/// As [`select`].
+pub fn select_unexamined(disks: &[NamedDisk<'_>], wanted: Wanted<'_>) -> anyhow::Result<Candidate> {
     let looked_at = disks
         .iter()
         .filter(|disk| wanted.disk.is_none_or(|name| name == disk.name));
@@ -121,8 +132,7 @@ pub fn select(disks: &[NamedDisk<'_>], wanted: Wanted<'_>) -> anyhow::Result<Sel
     for disk in looked_at {
         found.extend(survey(disk)?);
     }
-    // Only of what was selected: a journal may have gigabytes.
-    choose(disks, found, wanted.partition)?.examined(disks)
+    choose(disks, found, wanted.partition)
 }
 
 /// A filesystem whose journal was not looked at.
@@ -133,7 +143,7 @@ pub struct Candidate {
     /// What it is.
     pub filesystem: Filesystem,
     /// Its id, where it has several devices.
-    id: Option<[u8; 16]>,
+    pub id: Option<[u8; 16]>,
 }
 
 impl Candidate {
@@ -173,6 +183,7 @@ pub fn survey(disk: &NamedDisk<'_>) -> anyhow::Result<Vec<Found>> {
         offset: 0,
         length: disk.source.size_bytes(),
         kind: String::new(),
+        id: String::new(),
     };
     let found = |partition: Partition| {
         let Partition {
@@ -180,6 +191,7 @@ pub fn survey(disk: &NamedDisk<'_>) -> anyhow::Result<Vec<Found>> {
             offset,
             length,
             kind,
+            id,
         } = partition;
         let place = Place {
             disk: disk.name.to_owned(),
@@ -187,6 +199,7 @@ pub fn survey(disk: &NamedDisk<'_>) -> anyhow::Result<Vec<Found>> {
             partition: (number > 0).then_some(number),
             offset,
             length,
+            partition_id: id,
         };
         let content = probe(disk.source, offset, length);
         Found { place, kind, content }
@@ -259,7 +272,8 @@ pub fn fitting(disks: &[NamedDisk<'_>], found: Vec<Found>) -> anyhow::Result<Vec
     Ok(fitting)
 }
 
-fn listing(found: &[Found]) -> String {
+/// What was found, a line for each place.
+pub fn listing(found: &[Found]) -> String {
     let line = |found: &Found| {
         let Found { place, kind, content } = found;
         let shown = match content {

@@ -79,13 +79,20 @@ pub fn create(name: &str) -> anyhow::Result<PathBuf> {
     // Made with mode 0700.
     let dir = tempfile::Builder::new().prefix(name).tempdir_in(ROOT);
     let dir = dir.with_context(|| format!("make a directory in {ROOT}"))?.keep();
-    fs::create_dir(fuse_dir(&dir)).with_context(|| format!("make a directory in {}", dir.display()))?;
+    for part in [fuse_dir(&dir), tree_dir(&dir)] {
+        fs::create_dir(&part).with_context(|| format!("make {}", part.display()))?;
+    }
     Ok(dir)
 }
 
 /// Where the files of the disks are mounted.
 pub fn fuse_dir(dir: &Path) -> PathBuf {
     dir.join("fuse")
+}
+
+/// Where the files of the imaged machine are seen, by a process that mounts them for itself alone.
+pub fn tree_dir(dir: &Path) -> PathBuf {
+    dir.join("tree")
 }
 
 /// The file of a disk.
@@ -228,6 +235,7 @@ pub fn remove(dir: &Path) -> anyhow::Result<()> {
         _ => Ok(()),
     };
     gone(fuse_dir(dir), |path| fs::remove_dir(path))?;
+    gone(tree_dir(dir), |path| fs::remove_dir(path))?;
     gone(log_path(dir), |path| fs::remove_file(path))?;
     gone(dir.join("record"), |path| fs::remove_file(path))?;
     gone(dir.to_owned(), |path| fs::remove_dir(path))?;

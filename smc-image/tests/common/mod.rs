@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 #![allow(clippy::unwrap_used, reason = "this is test code, outside of test functions")]
 
+pub mod mounts;
+
 use imagefmt::{ClusterEncoder, ClusterSize, Consistency, Digest, DiskIdentity, DiskMeta, Manifest, Method};
 use std::fs;
 use std::path::{Path, PathBuf};
