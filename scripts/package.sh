@@ -71,4 +71,8 @@ put_guides() {
     for document in "$SOURCE/README.md" "$SOURCE"/docs/*.md; do
         put 644 "$document" "$PREFIX/share/doc/smc/${document##*/}"
     done
+    # Not executable: an example does nothing before somebody installs it.
+    for document in "$SOURCE"/packaging/hooks.d/examples/*; do
+        put 644 "$document" "$PREFIX/share/doc/smc/examples/hooks.d/${document##*/}"
+    done
 }

@@ -1,6 +1,7 @@
 //! Jobs: the requests that create, change and complete them, and the answer that describes one.
 
 use crate::checks::{ChecksRequest, ChecksView};
+use crate::consistency::LeastConsistency;
 use crate::priority::IoPriority;
 use crate::rules::Status;
 use crate::run::{Forecast, Progress, RunView};
@@ -144,10 +145,23 @@ pub struct CreateJob {
     /// without arguments. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub post_hook: Option<String>,
-    /// How long each hook may run before it is killed, in seconds: 1 to 3600 (1 h). Default: 60.
+    /// How long each hook but the freeze hooks may run before it is killed, in seconds: 1 to 3600 (1 h). Default: 60.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 3600)]
     pub hook_timeout_seconds: Option<u64>,
+    /// A program to run just before the filesystems are frozen, so that a database can write what it holds and pause: the
+    /// absolute path of an executable file, without arguments. If the program fails or takes too long, nothing is frozen. It
+    /// runs only where the sync freezes. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze_hook: Option<String>,
+    /// A program to run when nothing is frozen any more, always after `freeze_hook`, whatever became of that: the absolute path
+    /// of an executable file, without arguments. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thaw_hook: Option<String>,
+    /// How long each freeze hook may run before it is killed, in seconds: 1 to 60 (1 min). Default: 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 60)]
+    pub freeze_hook_timeout_seconds: Option<u64>,
     /// The name of a finished, canceled or expired job to continue. The first sync is incremental on that job's newest
     /// image. Store and disk names must be the same. Default: none, and the first sync is full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -160,6 +174,20 @@ pub struct CreateJob {
     /// as unreadable and has everything else: for a disk that is failing). Default: `stop`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_read_error: Option<OnReadError>,
+    /// The consistency class that images are to have at least: `any`, `crash` or `filesystem`. An image below it is kept, as it is a
+    /// good base for the next sync, and the run has a warning. With `filesystem`, the sync freezes the filesystems for a moment,
+    /// where that is possible. Default: `any`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistency: Option<LeastConsistency>,
+    /// Whether a sync whose image has not the class that `consistency` wants fails. The image is kept all the same. Default:
+    /// false, and the run has a warning.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub require_consistency: bool,
+    /// How long a sync may hold writers so that the image has all disks at one instant, in milliseconds: 10 to 10000 (10 s), or
+    /// 0 to freeze nothing. Default: 200 with `consistency` = `filesystem`, otherwise 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 10_000)]
+    pub freeze_budget_ms: Option<u64>,
     /// Take over, with the first image, images that belong to another machine or to a job that is not known to be over.
     /// The machine or job that wrote them until now is refused from then on. Default: false, and such images are refused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -231,10 +259,22 @@ pub struct ModifyJob {
     /// with the next sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub post_hook: Option<String>,
-    /// How long each hook may run before it is killed, in seconds: 1 to 3600 (1 h). Takes effect with the next sync.
+    /// How long each hook but the freeze hooks may run before it is killed, in seconds: 1 to 3600 (1 h). Takes effect with the next sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 3600)]
     pub hook_timeout_seconds: Option<u64>,
+    /// The new program to run just before the filesystems are frozen: an absolute path, or an empty string to remove the hook.
+    /// Takes effect with the next sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze_hook: Option<String>,
+    /// The new program to run when nothing is frozen any more: an absolute path, or an empty string to remove the hook. Takes
+    /// effect with the next sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thaw_hook: Option<String>,
+    /// How long each freeze hook may run before it is killed, in seconds: 1 to 60 (1 min). Takes effect with the next sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 60)]
+    pub freeze_hook_timeout_seconds: Option<u64>,
     /// The new time at which the job starts by itself, within the next 30 days. It can be changed in state Ready only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -250,6 +290,17 @@ pub struct ModifyJob {
     /// What becomes of sectors that cannot be read from now on: `stop` or `skip`. Takes effect with the next sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_read_error: Option<OnReadError>,
+    /// The new class that images are to have at least: `any`, `crash` or `filesystem`. Takes effect with the next sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistency: Option<LeastConsistency>,
+    /// Whether a sync whose image has not that class fails from now on. Takes effect with the next sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub require_consistency: Option<bool>,
+    /// How long a sync may hold writers from now on, in milliseconds: 10 to 10000 (10 s), or 0 to freeze nothing. Takes effect
+    /// with the next sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 10_000)]
+    pub freeze_budget_ms: Option<u64>,
     /// Take over, with the next image, images that belong to another machine or to another job of this name. `false`
     /// withdraws the permission. Takes effect with the next sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -263,6 +314,10 @@ pub struct CompleteJob {
     /// Run one last sync first. Default: false, and the job is Finished immediately.
     #[serde(default)]
     pub last_sync: bool,
+    /// Compare everything after the last sync, by reading the disks and the image, and finish the job only if it is the same.
+    /// Otherwise the job is InError, and `start` repeats the last sync. Only with `last_sync`. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub verify: bool,
 }
 
 /// The current state of a job.
@@ -278,6 +333,9 @@ pub struct JobView {
     pub ending: Option<String>,
     /// Whether the running or next sync is the last one, after which the job is Finished.
     pub completing: bool,
+    /// Whether the last sync is compared with its image before the job is Finished.
+    #[serde(default)]
+    pub verifying: bool,
     /// Why the job is InError, or why the images of a job that is Deleting cannot be deleted yet. Usually absent.
     pub error: Option<String>,
     /// Problems that need attention, one sentence each.
@@ -334,10 +392,19 @@ pub struct JobView {
     /// What becomes of sectors that cannot be read: `stop` or `skip`.
     #[serde(default)]
     pub on_read_error: OnReadError,
+    /// The consistency class that images are to have at least.
+    #[serde(default)]
+    pub consistency: LeastConsistency,
+    /// Whether a sync whose image has not that class fails.
+    #[serde(default)]
+    pub require_consistency: bool,
+    /// How long a sync may hold writers, in milliseconds. Absent if it freezes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze_budget_ms: Option<u64>,
     /// Whether the next sync takes over images that belong to another machine or job. Creating an image resets it.
     #[serde(default)]
     pub take_over: bool,
-    /// The programs that run before and after every sync.
+    /// The programs that run around every sync.
     pub hooks: HooksView,
     /// The name of the job that this one continues. Absent if there is none.
     pub take_up: Option<String>,
@@ -396,14 +463,23 @@ pub struct PendingView {
     pub max_images: Option<u32>,
 }
 
-/// The programs that run before and after every sync of a job.
+/// The programs that run around every sync of a job.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HooksView {
     /// The path of the program that runs before every sync. Absent if there is none.
     pub pre: Option<String>,
     /// The path of the program that runs after every sync. Absent if there is none.
     pub post: Option<String>,
-    /// How long each program may run before it is killed, in seconds.
+    /// The path of the program that runs just before the filesystems are frozen. Absent if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<String>,
+    /// The path of the program that runs when nothing is frozen any more. Absent if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thaw: Option<String>,
+    /// How long each freeze hook may run before it is killed, in seconds.
+    #[serde(default)]
+    pub freeze_timeout_seconds: u64,
+    /// How long each other program may run before it is killed, in seconds.
     pub timeout_seconds: u64,
 }
 

@@ -10,6 +10,7 @@
 //! document: full sentences with unit, range and default. This crate does no I/O.
 
 mod checks;
+mod consistency;
 mod error;
 mod estimate;
 mod job;
@@ -22,6 +23,7 @@ mod service;
 mod tracker;
 
 pub use checks::{CheckView, ChecksRequest, ChecksView};
+pub use consistency::LeastConsistency;
 pub use error::{ErrorBody, ErrorKind};
 pub use estimate::{DiskEstimate, Estimate, EstimateRequest, StoreEstimate};
 pub use job::{

@@ -55,6 +55,18 @@ pub const HOOK_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Dura
 /// The timeout of hooks if the job does not specify one.
 pub const HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 
+/// How long a hook may take that runs just before a freeze.
+pub const FREEZE_HOOK_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
+
+/// That timeout if the job does not specify one.
+pub const FREEZE_HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
+
+/// How long a sync may hold writers.
+pub const FREEZE_BUDGET: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(10);
+
+/// How long it may where that is not specified.
+pub const FREEZE_BUDGET_DEFAULT: Duration = Duration::from_millis(200);
+
 /// Length of a job's name in characters. Names consist of letters, digits, `.`, `_` and `-` and start with a letter:
 /// SMC's rule without the colon, which separates image and disk in `web01/7:vda`, and no longer than a store allows.
 pub const NAME_LEN: RangeInclusive<usize> = 2..=64;
@@ -90,6 +102,13 @@ mod tests {
         same(of("valid_seconds", "maximum"), seconds(VALID_TIME.end()));
         same(of("compress_level", "maximum"), (*COMPRESS_LEVEL.end()).into());
         same(of("hook_timeout_seconds", "maximum"), seconds(HOOK_TIMEOUT.end()));
+        let range = (FREEZE_HOOK_TIMEOUT.start(), FREEZE_HOOK_TIMEOUT.end());
+        same(of("freeze_hook_timeout_seconds", "minimum"), seconds(range.0));
+        same(of("freeze_hook_timeout_seconds", "maximum"), seconds(range.1));
+        same(
+            of("freeze_budget_ms", "maximum"),
+            FREEZE_BUDGET.end().as_secs_f64() * 1000.0,
+        );
         let length = |count: usize| f64::from(u32::try_from(count).unwrap());
         same(of("name", "minLength"), length(*NAME_LEN.start()));
         same(of("name", "maxLength"), length(*NAME_LEN.end()));

@@ -127,7 +127,9 @@ impl Action {
             Self::Start => "start",
             Self::Sync => "sync",
             Self::ModifySchedule => "modify interval or max_images",
-            Self::ModifySync => "modify compression, tracking, on_read_error, hooks, start_at or valid_time",
+            Self::ModifySync => {
+                "modify compression, tracking, on_read_error, consistency, hooks, start_at or valid_time"
+            }
             Self::ModifyAny => {
                 "modify description, bandwidth_limit, io_priority, min_scan_interval or checks"
             }

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 /// - `Comparing` (incremental sync): reading the disks and comparing them with the last image; differences are stored
 ///   at the same time.
 /// - `Transferring` (full sync): reading the disks and storing everything.
-/// - `Processing`: making the image durable.
+/// - `Processing`: making the image durable, and comparing it with the disks where that was asked for.
 /// - `Cleaning`: running hooks and deleting images beyond the number to keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum Phase {
@@ -21,7 +21,7 @@ pub enum Phase {
     Comparing,
     /// Full sync: reading the disks and storing everything.
     Transferring,
-    /// Making the image durable.
+    /// Making the image durable, and comparing it with the disks where that was asked for.
     Processing,
     /// Running hooks and deleting images beyond the number to keep.
     Cleaning,
@@ -170,6 +170,10 @@ pub struct RunView {
     pub consistency: Option<String>,
     /// Why the image has this consistency class and no better one.
     pub consistency_reason: Option<String>,
+    /// Whether everything was compared after the run, by reading the disks and the image, and is the same. Absent if it was not
+    /// asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<bool>,
     /// Whether this run resumed an unfinished one.
     pub resumed: bool,
     /// The bytes read and compared, of all disks together.

@@ -70,6 +70,16 @@ impl Device {
         })
     }
 
+    /// Opens it once more, exclusively: nobody can mount it or one of its partitions, or hold it otherwise, while the file is open.
+    /// Of a regular file, that keeps nobody from anything.
+    ///
+    /// # Errors
+    /// `Busy` when it is in use; `PermissionDenied`; `Io`.
+    pub fn hold(&self) -> Result<File> {
+        open::again(&self.inner.file, libc::O_EXCL)
+            .map_err(|source| Error::os("open exclusively", source).at_path(&self.inner.path))
+    }
+
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.inner.path

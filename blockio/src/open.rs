@@ -57,6 +57,15 @@ impl Resolved {
     }
 }
 
+/// Opens for reading what is open already, with more flags.
+pub(crate) fn again(file: &File, flags: i32) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .custom_flags(flags)
+        .open(proc_path(file.as_fd()))
+}
+
 fn proc_path(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }

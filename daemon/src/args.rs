@@ -2,12 +2,11 @@
 
 use crate::engine::DiskArg;
 use anyhow::{Context, Result};
-use api::OnReadError;
+use api::{LeastConsistency, OnReadError, limits};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use imagefmt::ClusterSize;
 use std::io::Write;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -217,6 +216,25 @@ pub struct SyncArgs {
     #[arg(long, value_name = "stop|skip", default_value = "stop")]
     pub on_read_error: ReadErrors,
 
+    /// The consistency class that the image is to have at least: any, crash (what a power cut would leave) or filesystem (all
+    /// filesystems at one instant: they are frozen for a moment). An image below it is kept, with a warning: it is a good base
+    /// for the next sync.
+    #[arg(long, value_name = "any|crash|filesystem", default_value_t)]
+    pub consistency: LeastConsistency,
+
+    /// End with exit code 1 if the image has not the class that --consistency wants. The image is kept all the same.
+    #[arg(long, requires = "consistency")]
+    pub require_consistency: bool,
+
+    /// The disks are not in use, as in a rescue system: hold them exclusively, so that nobody can mount them meanwhile. The image is
+    /// of class offline, unless somebody writes to a disk all the same. Refused if a disk is in use.
+    #[arg(long, conflicts_with = "freeze")]
+    pub offline: bool,
+
+    /// Compare everything after the sync, by reading the disks and the image. End with exit code 1 if it is not the same.
+    #[arg(long)]
+    pub verify: bool,
+
     /// Take over images that belong to another machine, or to a job of the service that is not over. Their
     /// previous owner can no longer write to them. A server that was installed anew, or runs a rescue system, is another
     /// machine.
@@ -230,7 +248,7 @@ pub struct SyncArgs {
 
     /// Bring all disks to one instant: passes over what was written meanwhile, until the rest is little; then all filesystems on the
     /// disks are frozen together while it is read. Writers are held for at most BUDGET (10ms to 10s) [default: 200ms]. Implies
-    /// --track. If that does not succeed, the image is made all the same, and says why.
+    /// --track, and is implied by --consistency=filesystem. If that does not succeed, the image is made all the same, and says why.
     #[arg(long, value_name = "BUDGET", num_args = 0..=1, require_equals = true, default_missing_value = "200ms", value_parser = parse_freeze_budget)]
     pub freeze: Option<Duration>,
 
@@ -245,11 +263,9 @@ pub struct SyncArgs {
 }
 
 /// How long writers may be held.
-const FREEZE_BUDGETS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(10);
-
 fn parse_freeze_budget(text: &str) -> std::result::Result<Duration, String> {
     let budget = ::cli::units::parse_duration(text)?;
-    if FREEZE_BUDGETS.contains(&budget) {
+    if limits::FREEZE_BUDGET.contains(&budget) {
         Ok(budget)
     } else {
         Err("it must be between 10ms and 10s".to_owned())

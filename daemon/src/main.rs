@@ -13,6 +13,7 @@ mod ownership;
 mod priority;
 mod serve;
 mod service;
+mod shortfall;
 mod signals;
 mod state;
 mod stores;

@@ -1,6 +1,7 @@
 //! Who uses a block device or file.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::topology::devices_of;
@@ -17,6 +18,18 @@ pub enum User {
     Holder(String),
     /// It lies behind the loop device with this node.
     Loop(PathBuf),
+}
+
+impl fmt::Display for User {
+    /// As a clause: `it is mounted on /srv`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            User::Mount(point) => write!(f, "it is mounted on {}", point.display()),
+            User::Swap(path) => write!(f, "it is in use as swap ({})", path.display()),
+            User::Holder(name) => write!(f, "it is part of {name}"),
+            User::Loop(path) => write!(f, "it is behind {}", path.display()),
+        }
+    }
 }
 
 /// The first user found of a device, of one of its partitions, or of a file; `None` where nobody uses it.

@@ -65,7 +65,9 @@ remove() {
         systemctl --quiet disable --now smcd.socket smcd.service || true
     fi
     for file in $(files_below bin) $(files_below sbin) $(files_below share); do rm -f "$DESTDIR$PREFIX/$file"; done
-    rmdir "$DESTDIR$PREFIX/share/doc/smc" 2>/dev/null || true
+    for dir in smc/examples/hooks.d smc/examples smc; do
+        rmdir "$DESTDIR$PREFIX/share/doc/$dir" 2>/dev/null || true
+    done
     rm -f "$DESTDIR$UNITS/smcd.service" "$DESTDIR$UNITS/smcd.socket"
     if systemd_runs; then systemctl daemon-reload; fi
     # What the tracker pinned: without smcd it would only cost time.

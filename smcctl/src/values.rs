@@ -79,6 +79,18 @@ pub fn on_read_error(text: &str) -> Result<OnReadError, String> {
     }
 }
 
+/// How long writers may be held, in milliseconds; `off` is 0.
+///
+/// # Errors
+/// In words, what is wrong with it.
+pub fn freeze_budget(text: &str) -> Result<u64, String> {
+    if text == "off" {
+        return Ok(0);
+    }
+    let budget = parse_duration(text)?;
+    u64::try_from(budget.as_millis()).map_err(|_| "this is longer than any freeze may take".to_owned())
+}
+
 /// The size of a cluster in bytes.
 ///
 /// # Errors
@@ -133,6 +145,7 @@ mod tests {
         assert_eq!(seconds("1h 30m"), Ok(5400));
         assert_eq!(seconds("30d"), Ok(30 * 86400));
         assert!(seconds("6").is_err() && seconds("1500ms").is_err() && seconds("soon").is_err());
+        assert_eq!((freeze_budget("200ms"), freeze_budget("off")), (Ok(200), Ok(0)));
         assert_eq!(cluster_size("16k"), Ok(16384));
         assert!(cluster_size("many").is_err() && cluster_size("4GiB").is_err());
     }

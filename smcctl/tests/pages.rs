@@ -54,6 +54,7 @@ fn the_reference_of_smcctl_names_every_command() {
         .filter(|word| word.starts_with("--") && *word != "--help")
     {
         let option = option.trim_end_matches([',', '.', ')']);
+        let option = option.split_once("[=").map_or(option, |(name, _)| name);
         assert!(
             reference.contains(option),
             "docs/smcctl.md does not name {option}"

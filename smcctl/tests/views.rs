@@ -20,7 +20,7 @@ web01: Running, Comparing 50%
   about        Web server of the shop
   warning      all 3 images are in use: none was deleted
   requested    stop, in progress
-  completing   the job is Finished after this sync
+  completing   the job is Finished after this sync, if the comparison after it finds everything the same
   next         the sync ends: 2026-11-24 10:01:00 (in 24 s)
   progress     web01/8, since 2026-11-24 10:00:00 (42 s), reading data
                compared 70 GiB of 140 GiB at 2 GiB/s, 35 s left
@@ -39,7 +39,10 @@ web01: Running, Comparing 50%
   keeps        3 images, 5 images after the next sync
   syncs        reads at most 50 MiB/s with I/O priority idle, compression level 4, clusters of 64 KiB
   note         the I/O priority idle has no effect on vda (none)
+  consistency  at least filesystem, or the sync fails; the last image is fuzzy; writers may be held for 200 ms
   hooks        before every sync: /usr/local/bin/flush (at most 1m30s)
+               before a freeze: /usr/local/bin/pause (at most 2s)
+               after the thaw: /usr/local/bin/release (at most 1m30s)
                after every sync: /usr/local/bin/resume (at most 1m30s)
   created      2026-11-20 08:00:00
   starts       2026-11-21 03:00:00

@@ -10,13 +10,13 @@ pub mod truth;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use testkit::guard::{LoopDevice, ScratchDir};
-use testkit::process::Server;
+use testkit::process::{PATIENCE, Server, wait_until};
 
 /// A program of this workspace, built in the same profile as the running one.
 ///
@@ -199,6 +199,35 @@ impl Disk {
         std::io::copy(&mut source, &mut copy)?;
         Ok(())
     }
+}
+
+/// A program that writes all over a device until it is dropped; it has begun.
+///
+/// # Errors
+/// When fio cannot be run.
+pub fn busy_writer(device: &Path, log: &Path) -> Result<Server> {
+    let mut fio = Command::new("fio");
+    fio.args([
+        "--name=busy",
+        "--rw=randwrite",
+        "--bs=4k",
+        "--direct=1",
+        "--ioengine=psync",
+        "--size=16m",
+        "--time_based",
+        "--runtime=600",
+        "--rate_iops=500",
+    ])
+    .arg(format!("--filename={}", device.display()));
+    let writes = || {
+        let name = device.file_name().unwrap_or_default().to_string_lossy();
+        let stat = fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap_or_default();
+        stat.split_whitespace().nth(4).map(str::to_owned)
+    };
+    let before = writes();
+    let server = Server::start(&mut fio, log)?;
+    wait_until(PATIENCE, || writes() != before)?;
+    Ok(server)
 }
 
 /// Compares two files byte for byte.

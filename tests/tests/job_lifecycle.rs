@@ -5,7 +5,7 @@ use serde_json::Value;
 use smc_tests::crash::{Kind, StoreFs};
 use smc_tests::lifecycle::Lifecycle;
 use smc_tests::service::Service;
-use smc_tests::{code, program, stderr};
+use smc_tests::{busy_writer, code, program, stderr};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -16,32 +16,6 @@ use testkit::requests::Requests;
 
 const MIB: u64 = 1 << 20;
 const HOUR: u64 = 3600;
-
-/// Writes all over a device until it is dropped.
-fn busy_writer(device: &Path, log: &Path) -> Result<Server> {
-    let mut fio = Command::new("fio");
-    fio.args([
-        "--name=busy",
-        "--rw=randwrite",
-        "--bs=4k",
-        "--direct=1",
-        "--ioengine=psync",
-        "--size=16m",
-        "--time_based",
-        "--runtime=600",
-        "--rate_iops=500",
-    ])
-    .arg(format!("--filename={}", device.display()));
-    let writes = || {
-        let name = device.file_name().unwrap_or_default().to_string_lossy();
-        let stat = fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap_or_default();
-        stat.split_whitespace().nth(4).map(str::to_owned)
-    };
-    let before = writes();
-    let server = Server::start(&mut fio, log)?;
-    wait_until(PATIENCE, || writes() != before)?;
-    Ok(server)
-}
 
 fn images(job: &Value) -> Vec<&str> {
     let images = job["images"].as_array().map(Vec::as_slice).unwrap_or_default();

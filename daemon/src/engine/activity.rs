@@ -66,6 +66,17 @@ impl Watch {
     }
 }
 
+impl Watch {
+    /// Whether anything has reached a disk, as a clause. A flush that had nothing to write is nothing.
+    pub fn written(&self) -> Option<String> {
+        let written = |disk: &Watched| {
+            let is_written = disk.places.iter().any(Place::is_written);
+            is_written.then(|| format!("{} was written to", disk.name))
+        };
+        self.disks.iter().find_map(written)
+    }
+}
+
 impl Watched {
     /// What speaks against the disk having been quiet from the first read to after the last.
     fn doubt(&self, read_bytes: u64) -> Option<String> {
@@ -84,6 +95,20 @@ impl Watched {
 }
 
 impl Place {
+    /// Whether bytes have reached it, or may have.
+    fn is_written(&self) -> bool {
+        match self {
+            Self::Device(device, before) => match (before, counters(device)) {
+                (Some(before), Some(now)) => {
+                    before.written_sectors != now.written_sectors || now.writes_in_flight > 0
+                }
+                _ => true,
+            },
+            Self::File(path, before) => *before != state(path),
+            Self::Unknown => true,
+        }
+    }
+
     fn doubt(&self, own_reads_bytes: u64) -> Option<String> {
         match self {
             Self::Device(device, before) => match (before, counters(device)) {

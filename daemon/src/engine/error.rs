@@ -24,6 +24,8 @@ pub enum ErrorKind {
     Refused,
     /// A disk would have to be read completely, and that was not wanted. Nothing was read.
     Untracked,
+    /// The image is complete, but not what was wanted: its class is too low, or its content is not the disk's.
+    Shortfall,
     /// Anything else: output that could not be written, or a bug.
     Other,
 }

@@ -3,10 +3,12 @@
 
 mod activity;
 mod audit;
+mod compare;
 mod control;
 mod converge;
 mod disks;
 mod error;
+mod exclusive;
 mod flush;
 mod held;
 mod identity;
@@ -19,6 +21,7 @@ mod sync;
 mod tracked;
 mod unfrozen;
 
+pub use compare::Compared;
 pub use control::Control;
 pub use disks::{Given, SourceDisk, open_all};
 pub use error::{Error, ErrorKind, Result};

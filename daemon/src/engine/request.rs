@@ -3,6 +3,7 @@
 use super::DiskArg;
 use super::control::Control;
 use super::disks::SourceDisk;
+use super::exclusive::Exclusive;
 use api::{OnReadError, Phase};
 use changetrack::Progress;
 use imagefmt::{ClusterSize, Owner, Store, TakeOver, WriteRequest};
@@ -39,6 +40,10 @@ pub struct Request {
     pub on_read_error: OnReadError,
     /// How long writers may be held so that the image has all disks at one instant; not at all if absent.
     pub freeze: Option<Duration>,
+    /// The disks are not in use: they are held exclusively, and the image is `offline` unless somebody writes to them all the same.
+    pub offline: bool,
+    /// Everything is compared after the sync, by reading the disks and the image.
+    pub verify: bool,
 }
 
 /// How a sync uses the tracker.
@@ -142,6 +147,8 @@ pub(super) struct Job<'a, O> {
     pub disks: &'a [SourceDisk],
     pub control: &'a Control,
     pub observer: &'a O,
+    /// Where nobody else may use the disks.
+    pub exclusive: Option<Exclusive>,
     /// When the sync began.
     pub begun: Instant,
 }

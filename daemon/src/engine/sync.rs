@@ -1,16 +1,18 @@
 //! A sync: all disks of a job into one image.
 
 use super::activity::Watch;
+use super::compare::Compared;
 use super::control::Control;
 use super::disks::SourceDisk;
 use super::error::{Result, Within};
+use super::exclusive::Exclusive;
 use super::flush;
 use super::identity::{self, KnownFrom};
 use super::passes::{self, WasRead};
 use super::request::{ImageBegun, Job, Observer, Request};
 use super::tracked::Trackings;
 use api::Phase;
-use imagefmt::{Consistency, Image, ImageWriter, Manifest, Store};
+use imagefmt::{Consistency, Image, ImageRef, ImageWriter, Manifest, Store};
 use std::time::{Duration, Instant};
 
 /// A sync that made an image.
@@ -22,6 +24,8 @@ pub struct Synced {
     pub resumed: bool,
     /// How long it took to check the tracker.
     pub audit_took: Duration,
+    /// What the comparison after the sync came to, where there was one.
+    pub compared: Option<Compared>,
 }
 
 /// Makes an image. Resumes an unfinished sync, and stores anew what is damaged in what it builds on.
@@ -37,22 +41,20 @@ pub fn run<O: Observer>(
     observer: &O,
 ) -> Result<Synced> {
     let disks = &identity::name_disks(store, request, disks)?;
+    let exclusive = request.offline.then(|| Exclusive::take(disks)).transpose()?;
     let job = Job {
         store,
         request,
         disks,
         control,
         observer,
+        exclusive,
         begun: Instant::now(),
     };
     let image = job.begin()?;
     let resumed = image.resumed().is_some();
-    let (manifest, audit_took) = job.make_image(image)?;
-    Ok(Synced {
-        manifest,
-        resumed,
-        audit_took,
-    })
+    let synced = job.make_image(image)?;
+    Ok(Synced { resumed, ..synced })
 }
 
 impl<O: Observer> Job<'_, O> {
@@ -113,8 +115,8 @@ impl<O: Observer> Job<'_, O> {
         Ok(())
     }
 
-    /// The image's manifest, and how long the audit took.
-    fn make_image(&self, mut image: ImageWriter) -> Result<(Manifest, Duration)> {
+    /// Reads the disks and makes the image, which is not said to be resumed.
+    fn make_image(&self, mut image: ImageWriter) -> Result<Synced> {
         let ids = passes::add_disks(&mut image, self.disks).within(|| what_is_left(&image))?;
         // Before the tracker's bits are taken: a write that the flush causes is one of those that this sync reads.
         let flushed = flush::flush(self.disks);
@@ -137,16 +139,69 @@ impl<O: Observer> Job<'_, O> {
         let read = passes::read_all(self, &mut image, &ids, &mut trackings, flushed.took);
         let read = read.within(|| what_is_left(&image))?;
         self.observer.phase(Phase::Processing);
-        let (consistency, reason) = class(&read, &watch, flushed.held_back.as_deref());
+        let held_back = flushed.held_back.as_deref();
+        let earned = class(&read, &watch, held_back);
+        let (consistency, reason) = match held_back {
+            None => self.or_offline(earned, &watch),
+            Some(_) => earned,
+        };
         let before = image.parent().map(|parent| parent.manifest().clone());
         let left = what_is_left(&image);
         let manifest = image.commit(consistency, &reason).within(|| left)?;
+        let compared = self.compare_if_asked(&manifest, &mut trackings, &watch);
         trackings.commit(&manifest, self.disks);
         let changed = before.map(|before| identity::changed_nearly_all(&before, &manifest));
         let warnings = changed.unwrap_or_default();
         warnings.iter().for_each(|warning| self.observer.warn(warning));
         self.report_repairs(&manifest);
-        Ok((manifest, read.audit_took))
+        Ok(Synced {
+            manifest,
+            resumed: false,
+            audit_took: read.audit_took,
+            compared,
+        })
+    }
+
+    /// The class of disks that nobody else could use: better than `earned` if that is `crash`.
+    fn or_offline(&self, earned: (Consistency, String), watch: &Watch) -> (Consistency, String) {
+        if self.exclusive.is_none() || earned.0 != Consistency::Crash {
+            return earned;
+        }
+        // What somebody has written through the page cache shows only when it reaches the disk.
+        let flushed = flush::flush(self.disks);
+        match flushed.held_back.or_else(|| watch.written()) {
+            None => (Consistency::Offline, OFFLINE.to_owned()),
+            Some(doubt) => (Consistency::Fuzzy, format!("during the sync, {doubt}")),
+        }
+    }
+
+    /// Compares everything with the new image where that was asked for. A disk that is not the same is read completely by the next
+    /// sync, whatever its tracker says.
+    fn compare_if_asked(
+        &self,
+        manifest: &Manifest,
+        trackings: &mut Trackings,
+        watch: &Watch,
+    ) -> Option<Compared> {
+        if !self.request.verify {
+            return None;
+        }
+        let label = format!("{}/{}", manifest.job, manifest.sequence);
+        let image = label.parse().and_then(|image: ImageRef| self.store.image(&image));
+        let mut compared = match image {
+            Ok(image) => {
+                let (compared, differing) = self.compare(&image);
+                differing.into_iter().for_each(|disk| trackings.give_up(disk));
+                compared
+            }
+            Err(error) => Compared::impossible(&error),
+        };
+        if !compared.is_equal
+            && let Some(written) = watch.written()
+        {
+            compared.problems.push(format!("since the sync began, {written}"));
+        }
+        Some(compared)
     }
 
     /// Warns of what was damaged before: earlier images still are.
@@ -175,6 +230,9 @@ fn class(read: &WasRead, watch: &Watch, held_back: Option<&str>) -> (Consistency
         }
     }
 }
+
+const OFFLINE: &str =
+    "every disk was held exclusively, all was flushed, and no disk was written to during the sync";
 
 /// Describes what a sync that failed leaves behind.
 fn what_is_left(image: &ImageWriter) -> String {

@@ -103,6 +103,8 @@ impl Fixture {
             },
             on_read_error: OnReadError::Stop,
             freeze: None,
+            offline: false,
+            verify: false,
         }
     }
 

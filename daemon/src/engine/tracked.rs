@@ -76,6 +76,13 @@ impl Trackings {
         self.disks[disk].doubt = Some(reason);
     }
 
+    /// The tracker of a disk is not believed any more: the next sync reads all of it.
+    pub fn give_up(&mut self, disk: usize) {
+        let reason = Err("a comparison found differences".to_owned());
+        let given_up = std::mem::replace(&mut self.disks[disk].tracking, reason);
+        abandon(given_up);
+    }
+
     /// The image exists: what is written from now on is relative to it. Where that fails, the next sync reads the whole
     /// disk.
     pub fn commit(&mut self, manifest: &Manifest, disks: &[SourceDisk]) {
@@ -93,10 +100,15 @@ impl Trackings {
 impl Drop for Trackings {
     fn drop(&mut self) {
         for disk in std::mem::take(&mut self.disks) {
-            if let Ok(Err(error)) = disk.tracking.map(Tracking::abandon) {
-                tracing::warn!("the next sync reads a whole disk: {}", error.full_message());
-            }
+            abandon(disk.tracking);
         }
+    }
+}
+
+/// Leaves the bits as they are.
+fn abandon(tracking: Result<Tracking, String>) {
+    if let Ok(Err(error)) = tracking.map(Tracking::abandon) {
+        tracing::warn!("the next sync reads a whole disk: {}", error.full_message());
     }
 }
 

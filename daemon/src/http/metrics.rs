@@ -40,6 +40,12 @@ struct Disk {
     disk: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfClass {
+    job: String,
+    class: &'static str,
+}
+
 type OfDisk = Family<Disk, Gauge<i64>>;
 type Whole = Family<Job, Gauge<i64>>;
 type Fraction = Family<Job, Gauge<f64, AtomicU64>>;
@@ -61,6 +67,7 @@ struct Figures {
     last_failed: Whole,
     check_failed: Family<OfCheck, Gauge<i64>>,
     check_finished: Family<OfCheck, Gauge<f64, AtomicU64>>,
+    last_consistency: Family<OfClass, Gauge<i64>>,
     tracker_attached: Gauge<i64>,
     tracked_trusted: OfDisk,
     tracked_missed: OfDisk,
@@ -132,6 +139,7 @@ impl Figures {
             name,
             u64::from(run.outcome == RunOutcome::Failed),
         );
+        self.add_class(name, run.consistency.as_deref());
         let (Some(finished), RunOutcome::Succeeded) = (run.finished, run.outcome) else {
             return;
         };
@@ -143,6 +151,18 @@ impl Figures {
         set(&self.last_compared, name, run.compared_bytes);
         set(&self.last_dirty, name, run.dirty_bytes);
         set(&self.last_stored, name, run.stored_bytes);
+    }
+
+    /// One of the classes has the image of the newest run; none, if that made no image.
+    fn add_class(&self, name: &str, class: Option<&str>) {
+        for known in ["fuzzy", "crash", "filesystem", "offline"] {
+            let labels = OfClass {
+                job: name.to_owned(),
+                class: known,
+            };
+            let is_it = i64::from(class == Some(known));
+            self.last_consistency.get_or_create(&labels).set(is_it);
+        }
     }
 
     fn add_tracker(&self, tracker: &TrackerView) {
@@ -240,6 +260,11 @@ impl Figures {
             "1 if the last sync failed, otherwise 0",
             self.last_failed.clone(),
         );
+        registry.register(
+            "last_sync_consistency",
+            "1 for the consistency class of the image that the last sync made, 0 for the others",
+            self.last_consistency.clone(),
+        );
     }
 
     fn register_checks(&self, registry: &mut Registry) {
@@ -328,5 +353,19 @@ mod tests {
         );
         assert!(!text.contains("check=\"verify\""), "{text}");
         assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+
+    #[test]
+    fn the_class_of_the_last_image_is_one_of_all() {
+        let figures = Figures::default();
+        figures.add_class("web01", Some("fuzzy"));
+        figures.add_class("db", None);
+        let text = figures.text().unwrap();
+        let line =
+            |job: &str, class: &str| format!("smc_last_sync_consistency{{job=\"{job}\",class=\"{class}\"}}");
+        for (job, class, value) in [("web01", "fuzzy", 1), ("web01", "crash", 0), ("db", "fuzzy", 0)] {
+            let line = format!("{} {value}", line(job, class));
+            assert!(text.contains(&line), "{text}");
+        }
     }
 }

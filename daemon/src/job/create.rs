@@ -5,7 +5,7 @@ use super::record::{DiskRecord, JobRecord, Schedule};
 use super::refusal::{Refusal, Refused};
 use crate::clock::{Deadline, Moment};
 use crate::config::Config;
-use api::{CreateJob, HooksView, PendingView, Status, Tracking, limits};
+use api::{CreateJob, HooksView, LeastConsistency, PendingView, Status, Tracking, limits};
 use imagefmt::{ClusterSize, Uuid};
 use jiff::Timestamp;
 use std::fmt::Display;
@@ -30,9 +30,7 @@ pub fn new_record(
     config: &Config,
     now: &Moment,
 ) -> Refused<JobRecord> {
-    check_name(&request.name)?;
-    check_description(&request.description)?;
-    check_token(request.client_token.as_deref())?;
+    check_texts(request)?;
     let valid = request
         .valid_seconds
         .map_or(limits::VALID_TIME_DEFAULT, Duration::from_secs);
@@ -75,6 +73,9 @@ pub fn new_record(
         take_up: request.take_up.clone(),
         accept_changed_disk: request.accept_changed_disk,
         on_read_error: request.on_read_error.unwrap_or_default(),
+        consistency: consistency(request)?,
+        require_consistency: request.require_consistency,
+        freeze_budget_ms: request.freeze_budget_ms,
         take_over: request.take_over,
         created: now.wall,
         start_at: request.start_at,
@@ -83,9 +84,11 @@ pub fn new_record(
         next_sync: None,
         deferred: None,
         completing: false,
+        verifying: false,
         run: None,
         runs: 0,
         hooks_owed: None,
+        thaw_owed: None,
         unconfirmed: false,
         retention_pending: false,
         images: Vec::new(),
@@ -96,17 +99,64 @@ pub fn new_record(
     })
 }
 
+fn check_texts(request: &CreateJob) -> Refused<()> {
+    check_name(&request.name)?;
+    check_description(&request.description)?;
+    check_token(request.client_token.as_deref())
+}
+
+/// The class that the images of a new job are to have.
+fn consistency(request: &CreateJob) -> Refused<LeastConsistency> {
+    let consistency = request.consistency.unwrap_or_default();
+    check_freeze(consistency, request.freeze_budget_ms)?;
+    Ok(consistency)
+}
+
 /// The hooks of a new job.
 fn hooks(request: &CreateJob) -> Refused<HooksView> {
     let hooks = HooksView {
         pre: hook("pre_hook", request.pre_hook.as_deref())?,
         post: hook("post_hook", request.post_hook.as_deref())?,
+        freeze: hook("freeze_hook", request.freeze_hook.as_deref())?,
+        thaw: hook("thaw_hook", request.thaw_hook.as_deref())?,
+        freeze_timeout_seconds: request
+            .freeze_hook_timeout_seconds
+            .unwrap_or(limits::FREEZE_HOOK_TIMEOUT_DEFAULT.as_secs()),
         timeout_seconds: request
             .hook_timeout_seconds
             .unwrap_or(limits::HOOK_TIMEOUT_DEFAULT.as_secs()),
     };
     check_time("hook_timeout", hooks.timeout_seconds, &limits::HOOK_TIMEOUT)?;
+    check_freeze_hook_timeout(hooks.freeze_timeout_seconds)?;
     Ok(hooks)
+}
+
+/// How long writers may be held, in milliseconds: enough for the class that is wanted.
+///
+/// # Errors
+/// `Invalid`, with the value and the allowed range.
+pub fn check_freeze(consistency: LeastConsistency, budget_ms: Option<u64>) -> Refused<()> {
+    let range = &limits::FREEZE_BUDGET;
+    match budget_ms {
+        Some(0) if consistency == LeastConsistency::Filesystem => Err(Refusal::invalid(
+            "consistency filesystem needs a freeze: leave freeze_budget out, or allow 10 ms to 10 s",
+        )),
+        None | Some(0) => Ok(()),
+        Some(budget) if range.contains(&Duration::from_millis(budget)) => Ok(()),
+        Some(budget) => Err(Refusal::invalid(format!(
+            "freeze_budget {budget} ms is out of range: {} ms to {} ms, or 0 to freeze nothing",
+            range.start().as_millis(),
+            range.end().as_millis()
+        ))),
+    }
+}
+
+/// How long a freeze hook may run.
+///
+/// # Errors
+/// `Invalid`, with the value and the allowed range.
+pub fn check_freeze_hook_timeout(seconds: u64) -> Refused<()> {
+    check_time("freeze_hook_timeout", seconds, &limits::FREEZE_HOOK_TIMEOUT)
 }
 
 /// SMC's rule for names, without the colon, and the store's.

@@ -1,8 +1,8 @@
 //! Changing parameters of a job: which of them, in which state, and from when on.
 
 use super::create::{
-    check_bandwidth, check_description, check_interval, check_max_images, check_min_scan_interval,
-    check_start_at, check_time, check_valid_time, hook,
+    check_bandwidth, check_description, check_freeze, check_freeze_hook_timeout, check_interval,
+    check_max_images, check_min_scan_interval, check_start_at, check_time, check_valid_time, hook,
 };
 use super::record::JobRecord;
 use super::refusal::{Refusal, Refused};
@@ -43,6 +43,8 @@ fn actions(change: &ModifyJob) -> Vec<Action> {
         || change.valid_seconds.is_some()
         || change.accept_changed_disk.is_some()
         || change.on_read_error.is_some()
+        || changes_consistency(change)
+        || changes_freeze_hooks(change)
         || change.take_over.is_some()
         || change.tracking.is_some();
     if for_next_sync {
@@ -70,6 +72,14 @@ fn at_once(job: &mut JobRecord, change: &ModifyJob) -> Refused<()> {
     }
     job.io_priority = change.io_priority.unwrap_or(job.io_priority);
     job.checks.change(&change.checks)
+}
+
+fn changes_consistency(change: &ModifyJob) -> bool {
+    change.consistency.is_some() || change.require_consistency.is_some() || change.freeze_budget_ms.is_some()
+}
+
+fn changes_freeze_hooks(change: &ModifyJob) -> bool {
+    change.freeze_hook.is_some() || change.thaw_hook.is_some() || change.freeze_hook_timeout_seconds.is_some()
 }
 
 /// In Ready at once, otherwise after the next sync has ended.
@@ -108,16 +118,8 @@ fn next_sync(job: &mut JobRecord, change: &ModifyJob, now: &Moment) -> Refused<(
         }
         job.compress_level = level;
     }
-    if let Some(path) = &change.pre_hook {
-        job.hooks.pre = hook("pre_hook", Some(path))?;
-    }
-    if let Some(path) = &change.post_hook {
-        job.hooks.post = hook("post_hook", Some(path))?;
-    }
-    if let Some(seconds) = change.hook_timeout_seconds {
-        check_time("hook_timeout", seconds, &limits::HOOK_TIMEOUT)?;
-        job.hooks.timeout_seconds = seconds;
-    }
+    hooks(job, change)?;
+    consistency(job, change)?;
     if let Some(on_read_error) = change.on_read_error {
         job.on_read_error = on_read_error;
     }
@@ -143,6 +145,40 @@ fn next_sync(job: &mut JobRecord, change: &ModifyJob, now: &Moment) -> Refused<(
     change
         .valid_seconds
         .map_or(Ok(()), |seconds| valid_time(job, seconds, now))
+}
+
+fn hooks(job: &mut JobRecord, change: &ModifyJob) -> Refused<()> {
+    let hooks = &mut job.hooks;
+    for (what, path, into) in [
+        ("pre_hook", &change.pre_hook, &mut hooks.pre),
+        ("post_hook", &change.post_hook, &mut hooks.post),
+        ("freeze_hook", &change.freeze_hook, &mut hooks.freeze),
+        ("thaw_hook", &change.thaw_hook, &mut hooks.thaw),
+    ] {
+        if let Some(path) = path {
+            *into = hook(what, Some(path))?;
+        }
+    }
+    if let Some(seconds) = change.hook_timeout_seconds {
+        check_time("hook_timeout", seconds, &limits::HOOK_TIMEOUT)?;
+        hooks.timeout_seconds = seconds;
+    }
+    if let Some(seconds) = change.freeze_hook_timeout_seconds {
+        check_freeze_hook_timeout(seconds)?;
+        hooks.freeze_timeout_seconds = seconds;
+    }
+    Ok(())
+}
+
+/// A budget that was chosen before stays, unless the new class cannot do with it.
+fn consistency(job: &mut JobRecord, change: &ModifyJob) -> Refused<()> {
+    if !changes_consistency(change) {
+        return Ok(());
+    }
+    job.consistency = change.consistency.unwrap_or(job.consistency);
+    job.require_consistency = change.require_consistency.unwrap_or(job.require_consistency);
+    job.freeze_budget_ms = change.freeze_budget_ms.or(job.freeze_budget_ms);
+    check_freeze(job.consistency, job.freeze_budget_ms)
 }
 
 /// Counted from the last scan: what has passed of the old time has passed of the new one.

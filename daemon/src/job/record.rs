@@ -5,11 +5,15 @@ use crate::clock::Deadline;
 use crate::config::Config;
 use crate::engine::{DiskArg, Given, Known, Request, TrackMode, UseTracker};
 use crate::owner;
-use api::{CreateJob, DiskView, HooksView, IoPriority, OnReadError, PendingView, RunType, Status, Tracking};
+use api::{
+    CreateJob, DiskView, HooksView, IoPriority, LeastConsistency, OnReadError, PendingView, RunType, Status,
+    Tracking,
+};
 use hostdev::Machine;
 use imagefmt::{ClusterSize, DiskIdentity, TakeOver, Uuid};
 use jiff::Timestamp;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A job.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +53,12 @@ pub struct JobRecord {
     pub accept_changed_disk: bool,
     /// What becomes of sectors that cannot be read.
     pub on_read_error: OnReadError,
+    /// The class that its images are to have at least.
+    pub consistency: LeastConsistency,
+    /// Whether a sync whose image has not that class fails.
+    pub require_consistency: bool,
+    /// How long a sync may hold writers, in milliseconds; 0: not at all; `None`: as long as the class needs.
+    pub freeze_budget_ms: Option<u64>,
     /// The next image takes over images that belong to another machine or job.
     pub take_over: bool,
     pub created: Timestamp,
@@ -61,12 +71,16 @@ pub struct JobRecord {
     pub deferred: Option<String>,
     /// The next sync is the last one.
     pub completing: bool,
+    /// The last sync is compared with its image before the job is finished.
+    pub verifying: bool,
     /// While Running: the run.
     pub run: Option<ActiveRun>,
     /// Number of the last run.
     pub runs: u64,
     /// The run whose pre hooks have run, or may have, and whose post hooks have not.
     pub hooks_owed: Option<u64>,
+    /// The run whose freeze hooks have run, or may have, and whose thaw hooks have not.
+    pub thaw_owed: Option<u64>,
     /// It was found in a store, and nothing proves that its record there is this machine's own: nobody acts on it before
     /// root has confirmed it.
     pub unconfirmed: bool,
@@ -186,7 +200,9 @@ impl JobRecord {
             checkpoint_every: config.checkpoint_every,
             accept_changed_disk: self.accept_changed_disk,
             on_read_error: self.on_read_error,
-            freeze: None,
+            freeze: self.freeze_budget(),
+            offline: false,
+            verify: self.verifying,
             owner: owner::owner(machine, &self.name, self.id),
             take_over: if self.take_over {
                 TakeOver::Always
@@ -202,6 +218,12 @@ impl JobRecord {
                 may_scan: true,
             },
         }
+    }
+
+    /// How long its syncs may hold writers; `None` if they freeze nothing.
+    pub fn freeze_budget(&self) -> Option<Duration> {
+        let asked = self.freeze_budget_ms.map(Duration::from_millis);
+        self.consistency.freeze_budget(asked)
     }
 
     /// Its intervals in seconds, the one to come too.

@@ -11,6 +11,7 @@ use crate::engine::{
 use crate::owner;
 use crate::ownership;
 use crate::priority;
+use crate::shortfall::Wanted;
 use crate::signals;
 use anyhow::{Context, Result};
 use api::Phase;
@@ -30,8 +31,8 @@ pub use tracked::tracker;
 /// Runs one sync, deletes the images beyond those to be kept, and reports both.
 ///
 /// # Errors
-/// Those of the sync; `Damaged` and `Store` also when earlier images cannot be deleted; `Other` when the report cannot
-/// be written.
+/// Those of the sync; `Shortfall` when the image is not what was required; `Damaged` and `Store` also when earlier images cannot
+/// be deleted; `Other` when the report cannot be written.
 pub fn run(args: &SyncArgs) -> engine::Result<()> {
     let begun = Instant::now();
     imagefmt::check_name("job", &args.job)?;
@@ -61,7 +62,20 @@ pub fn run(args: &SyncArgs) -> engine::Result<()> {
     for warning in &retained.warnings {
         terminal.warn(warning);
     }
-    report(args, &synced, begun.elapsed(), retained.deleted, &label).map_err(engine::Error::other)
+    report(args, &synced, begun.elapsed(), retained.deleted, &label).map_err(engine::Error::other)?;
+    judge(args, &synced, &terminal)
+}
+
+/// Warns of an image that is not what was wanted; it is kept all the same.
+fn judge(args: &SyncArgs, synced: &Synced, terminal: &Terminal) -> engine::Result<()> {
+    let wanted = Wanted {
+        class: args.consistency,
+        is_required: args.require_consistency,
+        is_compared: args.verify,
+    };
+    let warning = wanted.judge(synced)?;
+    warning.iter().for_each(|warning| terminal.warn(warning));
+    Ok(())
 }
 
 fn report(
@@ -84,6 +98,11 @@ fn report(
 
 fn request(args: &SyncArgs, store: &Store) -> engine::Result<Request> {
     let machine = owner::machine(&Root::system());
+    // Of disks that nobody uses, nothing is mounted.
+    let freeze = match args.offline {
+        true => None,
+        false => args.consistency.freeze_budget(args.freeze),
+    };
     let mut request = Request {
         store: args.store.clone(),
         job: args.job.clone(),
@@ -94,11 +113,13 @@ fn request(args: &SyncArgs, store: &Store) -> engine::Result<Request> {
         checkpoint_every: Duration::from_secs(args.checkpoint_every.into()),
         accept_changed_disk: args.accept_changed_disk,
         on_read_error: args.on_read_error.into(),
-        freeze: args.freeze,
+        freeze,
+        offline: args.offline,
+        verify: args.verify,
         owner: owner::owner(&machine, &args.job, None),
         take_over: TakeOver::Always,
         tracker: UseTracker {
-            mode: if args.track || args.freeze.is_some() {
+            mode: if args.track || freeze.is_some() {
                 TrackMode::Start
             } else {
                 TrackMode::IfWatched

@@ -19,6 +19,9 @@ pub struct Report {
     consistency_reason: String,
     /// What was done to have all disks at one instant.
     instant: Option<InstantRecord>,
+    /// Whether everything was compared after the sync, and is the same; absent if that was not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verified: Option<bool>,
     seconds: f64,
     /// Seconds among them in which the tracker was checked.
     audit_seconds: f64,
@@ -67,6 +70,7 @@ impl Report {
             consistency: manifest.consistency,
             consistency_reason: manifest.consistency_reason.clone(),
             instant: manifest.instant.clone(),
+            verified: synced.compared.as_ref().map(|compared| compared.is_equal),
             seconds: seconds(took),
             audit_seconds: seconds(synced.audit_took),
             millis: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
@@ -118,6 +122,9 @@ impl Report {
             if disk.method == Method::Scan {
                 output::line(format_args!("  {:<12} scanned: {}", "", disk.method_reason))?;
             }
+        }
+        if self.verified == Some(true) {
+            output::line("  compared with the disks: everything is the same")?;
         }
         for deleted in &self.deleted {
             let freed = size(deleted.freed_bytes);

@@ -83,8 +83,14 @@ fn made_before(table: &JobTable, stores: &Arc<Stores>, name: &str, action: Actio
 pub fn complete(parts: &Arc<Parts>, name: &str, request: &CompleteJob) -> Refused<()> {
     if request.last_sync {
         return begin(parts, name, Action::Complete, RunType::Manual, |job| {
-            job.completing = true
+            job.completing = true;
+            job.verifying = request.verify;
         });
+    }
+    if request.verify {
+        return Err(Refusal::invalid(
+            "verify compares the disks with the image of a last sync: it needs last_sync",
+        ));
     }
     change(parts, name, Action::Complete, |job| {
         finish(job);

@@ -4,18 +4,56 @@ use super::written;
 use crate::clock::Moment;
 use crate::job::JobRecord;
 use crate::units::{rate, seconds};
-use api::{Forecast, RunOutcome, RunView};
+use api::{DiskTracking, Forecast, RunView};
 use std::time::Duration;
 
+/// How the next sync will find what has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// As the last one did: nobody has asked the tracker.
+    AsLast,
+    /// By reading all of the disks, or of one of them.
+    Scan,
+    /// By the tracker, which has seen writes to clusters of so many bytes since the newest image.
+    Tracked { written_bytes: u64 },
+}
+
+impl Next {
+    /// What the tracker says of the disks of a job.
+    pub fn of(disks: &[Option<DiskTracking>]) -> Self {
+        let written = |disk: &Option<DiskTracking>| {
+            let disk = disk.as_ref().filter(|disk| disk.trusted);
+            disk.map(|disk| disk.dirty_bytes)
+        };
+        match disks.iter().map(written).sum::<Option<u64>>() {
+            Some(written_bytes) => Self::Tracked { written_bytes },
+            None => Self::Scan,
+        }
+    }
+}
+
 /// Looks at the newest runs (newest first); nothing before a sync has made an image.
-pub fn forecast(job: &JobRecord, runs: &[RunView], now: &Moment) -> Option<Forecast> {
+pub fn forecast(job: &JobRecord, runs: &[RunView], next: Next, now: &Moment) -> Option<Forecast> {
     let made: Vec<&RunView> = runs
         .iter()
-        .filter(|run| run.outcome == RunOutcome::Succeeded && run.compare_rate_bytes > 0)
+        .filter(|run| run.image.is_some() && run.seconds.is_some() && run.compare_rate_bytes > 0)
         .collect();
-    let last = *made.first()?;
-    let change = change(job, &made, now);
-    let compare_bytes = compare_bytes(job, last, change.dirty_bytes);
+    let is_tracked = match next {
+        Next::AsLast => was_tracked(made.first()?),
+        Next::Scan => false,
+        Next::Tracked { .. } => true,
+    };
+    // A scan reads in order, a tracked sync here and there: each has its own speed.
+    let alike = made.iter().find(|run| was_tracked(run) == is_tracked);
+    let last = *alike.or(made.first())?;
+    let change = match next {
+        Next::Tracked { written_bytes } => seen(&made, last, written_bytes),
+        Next::AsLast | Next::Scan => change(job, &made, now),
+    };
+    let compare_bytes = match is_tracked {
+        true => tracked_bytes(job, last, change.dirty_bytes),
+        false => job.total_bytes(),
+    };
     let compare_rate = limited(last.compare_rate_bytes, job.bandwidth_limit_bytes);
     let compare_seconds = seconds(compare_bytes, compare_rate);
     let transfer_rate = transfer_rate(&made)?;
@@ -36,20 +74,35 @@ pub fn forecast(job: &JobRecord, runs: &[RunView], now: &Moment) -> Option<Forec
     })
 }
 
-/// What the last sync will read: after a tracked one, only what changed and as much to check the tracker.
-fn compare_bytes(job: &JobRecord, last: &RunView, dirty_bytes: u64) -> u64 {
-    let total = job.total_bytes();
-    if last.method.as_deref() != Some("tracked") {
-        return total;
-    }
+fn was_tracked(run: &RunView) -> bool {
+    run.method.as_deref() == Some("tracked")
+}
+
+/// What a tracked sync will read: what was written to, and as much as `last` did to check the tracker.
+fn tracked_bytes(job: &JobRecord, last: &RunView, dirty_bytes: u64) -> u64 {
     let audited: u64 = last.disks.iter().map(|disk| disk.audited_bytes).sum();
-    audited.saturating_add(dirty_bytes).min(total)
+    audited.saturating_add(dirty_bytes).min(job.total_bytes())
 }
 
 struct Change {
     dirty_bytes: u64,
     rate_bytes: u64,
     basis: String,
+}
+
+/// What the tracker has seen since the last image.
+fn seen(made: &[&RunView], last: &RunView, written_bytes: u64) -> Change {
+    let speed = match was_tracked(last) {
+        true => "the last tracked sync",
+        false => "the last sync, which read everything: no tracked one was measured yet",
+    };
+    Change {
+        dirty_bytes: written_bytes,
+        rate_bytes: dirty_rate(made),
+        basis: format!(
+            "changes as the tracker has seen them since the newest image; reading at the rate of {speed}"
+        ),
+    }
 }
 
 /// What changed since the last image: by the kernel's count of what was written, where it counts, or else at the rate
@@ -121,7 +174,7 @@ mod tests {
     use crate::clock::{Clock, HandClock, later};
     use crate::config::Config;
     use crate::job::{DiskRecord, ResolvedInput, new_record};
-    use api::RunType;
+    use api::{RunOutcome, RunType};
 
     const MIB: u64 = 1 << 20;
 
@@ -152,6 +205,7 @@ mod tests {
     fn run(number: u64, began_ago: i64, dirty: u64, now: &Moment) -> RunView {
         RunView {
             outcome: RunOutcome::Succeeded,
+            image: Some(format!("web01/{number}")),
             seconds: Some(12.0),
             compared_bytes: 1000 * MIB,
             compare_rate_bytes: 100 * MIB,
@@ -163,7 +217,7 @@ mod tests {
     #[test]
     fn nothing_is_foretold_before_there_is_an_image() {
         let now = HandClock::new().now();
-        assert_eq!(forecast(&job(), &[], &now), None);
+        assert_eq!(forecast(&job(), &[], Next::AsLast, &now), None);
     }
 
     #[test]
@@ -171,7 +225,7 @@ mod tests {
         let now = HandClock::new().now();
         // In the hour between the two, 36 MiB changed: in the 100 s since, 1 MiB or so.
         let runs = [run(2, 100, 36 * MIB, &now), run(1, 3700, 1000 * MIB, &now)];
-        let told = forecast(&job(), &runs, &now).unwrap();
+        let told = forecast(&job(), &runs, Next::AsLast, &now).unwrap();
         assert!((told.compare_seconds - 10.0).abs() < 0.01, "{told:?}");
         assert!((told.other_seconds - 2.0).abs() < 0.01, "{told:?}");
         assert!((told.seconds - 12.0).abs() < 0.01, "{told:?}");
@@ -180,13 +234,66 @@ mod tests {
         assert!(told.transfer_seconds < 0.1, "{told:?}");
     }
 
+    fn tracking(doubt: Option<&str>, dirty_bytes: u64) -> Option<DiskTracking> {
+        Some(DiskTracking {
+            trusted: doubt.is_none(),
+            doubt: doubt.map(str::to_owned),
+            since: None,
+            dirty_bytes,
+        })
+    }
+
+    #[test]
+    fn one_disk_that_is_not_tracked_makes_the_next_sync_a_scan() {
+        let good = tracking(None, 3 * MIB);
+        let both = [good.clone(), good.clone()];
+        let written_bytes = 6 * MIB;
+        assert_eq!(Next::of(&both), Next::Tracked { written_bytes });
+        assert_eq!(Next::of(&[good.clone(), tracking(Some("x"), 0)]), Next::Scan);
+        assert_eq!(Next::of(&[good, None]), Next::Scan);
+    }
+
+    #[test]
+    fn a_tracked_sync_is_foretold_by_what_the_tracker_has_seen_and_how_fast_tracked_syncs_were() {
+        let now = HandClock::new().now();
+        let mut tracked = run(2, 100, 30 * MIB, &now);
+        tracked.method = Some("tracked".to_owned());
+        tracked.compared_bytes = 60 * MIB;
+        tracked.compare_rate_bytes = 20 * MIB;
+        tracked.seconds = Some(4.0);
+        let runs = [run(3, 50, 36 * MIB, &now), tracked];
+        let next = Next::Tracked {
+            written_bytes: 40 * MIB,
+        };
+        let told = forecast(&job(), &runs, next, &now).unwrap();
+        assert_eq!((told.dirty_bytes, told.compare_bytes), (40 * MIB, 40 * MIB));
+        assert!((told.compare_seconds - 2.0).abs() < 0.01, "{told:?}");
+        assert!((told.other_seconds - 1.0).abs() < 0.01, "{told:?}");
+        let scan = forecast(&job(), &runs, Next::Scan, &now).unwrap();
+        assert_eq!(
+            (scan.compare_bytes, scan.compare_rate_bytes),
+            (1000 * MIB, 100 * MIB)
+        );
+        // None was tracked yet.
+        let told = forecast(&job(), &runs[..1], next, &now).unwrap();
+        assert_eq!(
+            (told.compare_bytes, told.compare_rate_bytes),
+            (40 * MIB, 100 * MIB)
+        );
+        assert!(
+            told.basis.contains("no tracked one was measured yet"),
+            "{}",
+            told.basis
+        );
+    }
+
     #[test]
     fn a_limit_and_a_busy_disk_make_it_longer() {
         let now = HandClock::new().now();
         let runs = [run(2, 3600, 1000 * MIB, &now), run(1, 7200, 1000 * MIB, &now)];
         let mut limited = job();
         limited.bandwidth_limit_bytes = 10 * MIB;
-        let told = forecast(&limited, &runs, &now).unwrap();
+        let told = forecast(&limited, &runs, Next::AsLast, &now).unwrap();
         assert!((told.compare_seconds - 100.0).abs() < 0.1, "{told:?}");
         assert!(told.dirty_bytes <= 1000 * MIB);
         assert!(told.transfer_seconds > 9.0, "{told:?}");
@@ -197,10 +304,11 @@ mod tests {
         let now = HandClock::new().now();
         let mut failed = run(3, 0, 5, &now);
         failed.outcome = RunOutcome::Failed;
-        assert_eq!(forecast(&job(), &[failed], &now), None);
+        failed.image = None;
+        assert_eq!(forecast(&job(), &[failed], Next::AsLast, &now), None);
         let mut odd = run(1, -1_000_000, u64::MAX, &now);
         odd.compare_rate_bytes = u64::MAX;
-        odd.seconds = None;
-        let _ = forecast(&job(), &[odd.clone(), odd], &now);
+        odd.seconds = Some(f64::MAX);
+        let _ = forecast(&job(), &[odd.clone(), odd], Next::AsLast, &now);
     }
 }

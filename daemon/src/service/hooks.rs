@@ -1,7 +1,7 @@
-//! Programs run around a sync, so that a database can flush or an application be env.
+//! Programs run around a sync and around its freeze, so that a database can flush or an application be told.
 //!
 //! Those of the hooks directory run for every job, in the order of their names, then the job's own one; afterwards
-//! the other way round. Each gets `pre` or `post` as its argument and what it is about in its environment. Its
+//! the other way round. Each gets the name of its stage as its argument and what it is about in its environment. Its
 //! process group is killed when its time is over or the sync is stopped.
 
 use crate::job::JobRecord;
@@ -25,16 +25,47 @@ use std::time::{Duration, Instant};
 pub enum Stage {
     /// Before the disks are opened.
     Pre,
+    /// Just before the filesystems are frozen.
+    Freeze,
+    /// When nothing is frozen any more, or nothing was.
+    Thaw,
     /// After the image is durable, or the sync has failed.
     Post,
 }
 
 impl Stage {
-    fn label(self) -> &'static str {
+    /// As hooks get it.
+    pub fn label(self) -> &'static str {
         match self {
             Self::Pre => "pre",
+            Self::Freeze => "freeze",
+            Self::Thaw => "thaw",
             Self::Post => "post",
         }
+    }
+
+    /// Whether the first of its hooks that fails is the end. What hooks of such a stage begin, those of another one end: all of
+    /// them run.
+    fn begins(self) -> bool {
+        matches!(self, Self::Pre | Self::Freeze)
+    }
+
+    /// The job's own hook of this stage.
+    fn own(self, job: &JobRecord) -> Option<&String> {
+        match self {
+            Self::Pre => job.hooks.pre.as_ref(),
+            Self::Freeze => job.hooks.freeze.as_ref(),
+            Self::Thaw => job.hooks.thaw.as_ref(),
+            Self::Post => job.hooks.post.as_ref(),
+        }
+    }
+
+    /// How long each of its hooks may run.
+    fn limit(self, job: &JobRecord) -> Duration {
+        Duration::from_secs(match self {
+            Self::Freeze => job.hooks.freeze_timeout_seconds,
+            Self::Pre | Self::Thaw | Self::Post => job.hooks.timeout_seconds,
+        })
     }
 }
 
@@ -49,13 +80,13 @@ pub struct HookEnv {
     pub image: String,
 }
 
-/// How often a hook is looked after.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// How often a hook is looked after: what a freeze hook has paused waits for this.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What is kept of a hook's output, for the message about its failure.
 const OUTPUT_KEPT: usize = 2000;
 
-/// Runs all hooks of a stage. Before a sync, the first that fails is the end; afterwards, every one is run. A hook that runs
+/// Runs all hooks of a stage. Before a sync or freeze, the first that fails is the end; afterwards, every one is run. A hook that runs
 /// when `stopped` says so is killed, and no other is begun.
 ///
 /// # Errors
@@ -69,15 +100,15 @@ pub fn run(
 ) -> Result<()> {
     let mut failures = Vec::new();
     for path in programs(stage, dir, job)? {
-        if stage == Stage::Post && stopped() {
-            failures.push(format!("post hook {} did not run", path.display()));
+        if !stage.begins() && stopped() {
+            failures.push(format!("{} hook {} did not run", stage.label(), path.display()));
             break;
         }
         let ended = run_one(stage, &path, job, env, stopped)
             .with_context(|| format!("{} hook {}", stage.label(), path.display()));
         match ended {
             Ok(()) => {}
-            Err(error) if stage == Stage::Pre => return Err(error),
+            Err(error) if stage.begins() => return Err(error),
             Err(error) => failures.push(format!("{error:#}")),
         }
     }
@@ -90,18 +121,12 @@ pub fn run(
 /// The programs of a stage, in order.
 fn programs(stage: Stage, dir: &Path, job: &JobRecord) -> Result<Vec<PathBuf>> {
     let mut common = executables(dir).with_context(|| format!("list hooks in {}", dir.display()))?;
-    let own = match stage {
-        Stage::Pre => &job.hooks.pre,
-        Stage::Post => &job.hooks.post,
-    };
-    let own = own.iter().map(PathBuf::from);
-    Ok(match stage {
-        Stage::Pre => common.into_iter().chain(own).collect(),
-        Stage::Post => {
-            common.reverse();
-            own.chain(common).collect()
-        }
-    })
+    let own = stage.own(job).into_iter().map(PathBuf::from);
+    if stage.begins() {
+        return Ok(common.into_iter().chain(own).collect());
+    }
+    common.reverse();
+    Ok(own.chain(common).collect())
 }
 
 /// Executable files of a directory by name, as run-parts(8) would take them; none if it is not there.
@@ -145,13 +170,13 @@ fn run_one(
         .process_group(0)
         .spawn()
         .context("cannot be run")?;
-    let limit = Duration::from_secs(job.hooks.timeout_seconds);
+    let limit = stage.limit(job);
     let ended = watch(child, limit, stopped);
     match ended {
         Watched::Ended(status) if status.success() => Ok(()),
         Watched::Ended(status) => bail!("ended with {status}{}", wrote.tail()),
         Watched::TimedOut => bail!("was killed after {} s{}", limit.as_secs(), wrote.tail()),
-        Watched::Stopped if stage == Stage::Pre => {
+        Watched::Stopped if stage.begins() => {
             bail!("was killed because the sync was stopped{}", wrote.tail())
         }
         Watched::Stopped => bail!(
@@ -396,6 +421,33 @@ mod tests {
         let group = fs::read_to_string(dir.path().join("pid")).unwrap();
         let group = Pid::from_raw(group.trim().parse().unwrap());
         wait_for("its group is gone", || killpg(group, None).is_err());
+    }
+
+    #[test]
+    fn freeze_hooks_have_a_deadline_of_their_own_and_thaw_hooks_run_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let hooks = dir.path().join("hooks.d");
+        fs::create_dir(&hooks).unwrap();
+        let log = dir.path().join("log");
+        let say = format!("echo $(basename $0) $1 $SMC_STAGE >> {}", log.display());
+        script(&hooks.join("10-a"), &say);
+        let own = dir.path().join("own");
+        script(&own, &format!("{say}; [ $1 = thaw ] || sleep 1000"));
+        let mut job = job(dir.path());
+        job.hooks.freeze = Some(own.display().to_string());
+        job.hooks.thaw = job.hooks.freeze.clone();
+        job.hooks.freeze_timeout_seconds = 1;
+        let error = run(Stage::Freeze, &hooks, &job, &HookEnv::default(), &never).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(
+            text.contains("freeze hook") && text.contains("killed after 1 s"),
+            "{text}"
+        );
+        run(Stage::Thaw, &hooks, &job, &HookEnv::default(), &never).unwrap();
+        assert_eq!(
+            fs::read_to_string(log).unwrap(),
+            "10-a freeze freeze\nown freeze freeze\nown thaw thaw\n10-a thaw thaw\n"
+        );
     }
 
     #[test]

@@ -366,6 +366,7 @@ pub fn run_begun(number: u64, run_type: RunType, started: Timestamp) -> RunView 
         method: None,
         consistency: None,
         consistency_reason: None,
+        verified: None,
         resumed: false,
         compared_bytes: 0,
         dirty_bytes: 0,

@@ -54,6 +54,7 @@ pub fn conclude(mut job: JobRecord, ended: &Ended, now: &Moment) -> JobRecord {
         Ended::Image(Some(Ending::Stop)) | Ended::Asked(_) => {
             job.status = Status::Stopped;
             job.completing = false;
+            job.verifying = false;
         }
         Ended::Image(_) => after_image(&mut job, now),
         Ended::Deferred(reason) => defer(&mut job, Deadline::after(now, PUT_OFF), reason),
@@ -94,6 +95,7 @@ fn after_image(job: &mut JobRecord, now: &Moment) {
 pub fn finish(job: &mut JobRecord) {
     job.status = Status::Finished;
     job.completing = false;
+    job.verifying = false;
     job.next_sync = None;
     job.pending = api::PendingView::default();
 }

@@ -1,13 +1,14 @@
-//! Post hooks that a run owes: they run whatever happens to the run, smcd or the machine.
+//! Thaw and post hooks that a run owes: they run whatever happens to the run, smcd or the machine.
 //!
-//! A job's record says that it owes them from before the first pre hook starts until the last post hook has ended. Whoever
+//! A job's record says that it owes its post hooks from before the first pre hook starts until the last post hook has ended, and
+//! in between that it owes its thaw hooks, from before the first freeze hook starts until the last thaw hook has ended. Whoever
 //! finds such a job without a run runs them: when smcd starts, before any store is asked, and every minute.
 
 use super::background::Task;
 use super::hooks::{self, HookEnv, Stage};
 use super::note_writer;
 use super::parts::Parts;
-use crate::job::JobRecord;
+use crate::job::{JobRecord, Refused};
 use api::RunOutcome;
 use std::cell::Cell;
 use std::sync::Arc;
@@ -54,25 +55,60 @@ pub fn release(parts: &Arc<Parts>, job: &JobRecord) {
     note_writer::queue(parts, &job.store, &job.name);
 }
 
-/// Runs the post hooks of a run; the job owes them no longer, unless the end of the daemon cut them short. Returns what
-/// went wrong.
+/// Notes that a run owes its thaw hooks, before its first freeze hook starts.
+///
+/// # Errors
+/// When it cannot be saved: no freeze hook is to run then.
+pub fn owe_thaw(parts: &Parts, name: &str, run: u64) -> Refused<()> {
+    parts.table.update(name, |job| {
+        job.thaw_owed = Some(run);
+        Ok(None)
+    })?;
+    Ok(())
+}
+
+/// Runs the thaw hooks of a run if it owes them. Returns what went wrong.
+pub fn run_thaw_hooks(parts: &Parts, job: &JobRecord, env: &HookEnv) -> Option<String> {
+    let now = parts.table.job(&job.name).ok()?;
+    if now.thaw_owed != Some(env.run) {
+        return None;
+    }
+    run_owed(Stage::Thaw, parts, job, env)
+}
+
+/// Runs the post hooks of a run, after its thaw hooks where it owes these too. Returns what went wrong.
 pub fn run_post_hooks(parts: &Parts, job: &JobRecord, env: &HookEnv) -> Option<String> {
+    let thaw = run_thaw_hooks(parts, job, env);
+    let post = run_owed(Stage::Post, parts, job, env);
+    let failures: Vec<String> = thaw.into_iter().chain(post).collect();
+    (!failures.is_empty()).then(|| failures.join("; "))
+}
+
+/// Runs the hooks of a stage; the job owes them no longer, unless the end of the daemon cut them short. Returns what went
+/// wrong.
+fn run_owed(stage: Stage, parts: &Parts, job: &JobRecord, env: &HookEnv) -> Option<String> {
     let cut_short = Cell::new(false);
     let ends = || {
         let ends = parts.table.lock().is_closed();
         cut_short.set(cut_short.get() || ends);
         ends
     };
-    let done = hooks::run(Stage::Post, &parts.config.hooks_dir, job, env, &ends);
+    let done = hooks::run(stage, &parts.config.hooks_dir, job, env, &ends);
     if !cut_short.get() {
-        pay(parts, &job.name, env.run);
+        pay(stage, parts, &job.name, env.run);
     }
     done.err().map(|error| format!("{error:#}"))
 }
 
-/// The job owes the post hooks of a run no longer.
-fn pay(parts: &Parts, name: &str, run: u64) {
-    let paid = |job: &mut JobRecord| job.hooks_owed = job.hooks_owed.filter(|owed| *owed != run);
+/// The job owes the hooks of a stage of a run no longer.
+fn pay(stage: Stage, parts: &Parts, name: &str, run: u64) {
+    let paid = |job: &mut JobRecord| {
+        let debt = match stage {
+            Stage::Thaw => &mut job.thaw_owed,
+            _ => &mut job.hooks_owed,
+        };
+        *debt = debt.filter(|owed| *owed != run);
+    };
     let mut table = parts.table.lock();
     let saved = table.update(name, |job| {
         paid(job);
@@ -81,7 +117,8 @@ fn pay(parts: &Parts, name: &str, run: u64) {
     if let Err(error) = saved {
         tracing::error!(
             job = name,
-            "its post hooks will run again if smcd ends before this is saved: {error}"
+            "its {} hooks will run again if smcd ends before this is saved: {error}",
+            stage.label()
         );
         table.update_unsaved(name, None, paid);
     }

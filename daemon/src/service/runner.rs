@@ -16,6 +16,7 @@ use crate::clock::{Deadline, Moment};
 use crate::engine::{self, Control, ErrorKind, ImageBegun, KnownFrom, Observer, SourceDisk, Synced};
 use crate::job::{ActiveRun, DiskRecord, Ending, JobRecord};
 use crate::priority;
+use crate::shortfall::Wanted;
 use anyhow::{Context, Result};
 use api::{Phase, RunDisk, RunOutcome, RunType, RunView, Status};
 use changetrack::Progress;
@@ -221,6 +222,7 @@ impl Runner {
                 manifest: *manifest,
                 resumed: false,
                 audit_took: Duration::ZERO,
+                compared: None,
             }),
         };
         if let Ok(synced) = &made
@@ -229,15 +231,12 @@ impl Runner {
             self.warn(&format!("the image cannot be described: {error:#}"));
         }
         self.live.phase(Phase::Cleaning);
-        self.post_hooks(run, &made);
-        match made {
-            Ok(_) => {
-                self.retain(run).map_err(engine::Error::other)?;
-                self.count_images();
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
+        let judged = made.as_ref().map_or(Ok(()), |synced| self.judge(synced));
+        self.post_hooks(run, made.as_ref().err().or(judged.as_ref().err()));
+        made?;
+        self.retain(run).map_err(engine::Error::other)?;
+        self.count_images();
+        judged
     }
 
     /// Hooks, disks, image.
@@ -300,13 +299,13 @@ impl Runner {
     }
 
     /// After the image, or what was to become one. What fails here is told, and changes nothing else.
-    fn post_hooks(&self, run: &RunView, made: &engine::Result<Synced>) {
-        let outcome = match made {
-            Ok(_) => RunOutcome::Succeeded,
-            Err(_) if self.is_shutdown() => RunOutcome::Interrupted,
-            Err(_) if self.live.control.is_stopped() => RunOutcome::Stopped,
-            Err(error) if self.is_deferred(error) => RunOutcome::Deferred,
-            Err(_) => RunOutcome::Failed,
+    fn post_hooks(&self, run: &RunView, failure: Option<&engine::Error>) {
+        let outcome = match failure {
+            None => RunOutcome::Succeeded,
+            Some(_) if self.is_shutdown() => RunOutcome::Interrupted,
+            Some(_) if self.live.control.is_stopped() => RunOutcome::Stopped,
+            Some(error) if self.is_deferred(error) => RunOutcome::Deferred,
+            Some(_) => RunOutcome::Failed,
         };
         self.run_post_hooks(outcome, run.image.clone().unwrap_or_default());
     }
@@ -374,6 +373,21 @@ impl Runner {
         }
     }
 
+    /// Warns of an image that is not what was wanted; it is kept all the same.
+    ///
+    /// # Errors
+    /// `Shortfall` if the sync is to fail then.
+    fn judge(&self, synced: &Synced) -> engine::Result<()> {
+        let wanted = Wanted {
+            class: self.job.consistency,
+            is_required: self.job.require_consistency,
+            is_compared: self.job.verifying,
+        };
+        let warning = wanted.judge(synced)?;
+        warning.iter().for_each(|warning| self.warn(warning));
+        Ok(())
+    }
+
     /// What the history tells of the image.
     fn describe(&self, run: &mut RunView, synced: &Synced) -> Result<()> {
         let manifest = &synced.manifest;
@@ -383,6 +397,7 @@ impl Runner {
         run.method = Some(manifest.method().to_string());
         run.consistency = Some(manifest.consistency.to_string());
         run.consistency_reason = Some(manifest.consistency_reason.clone());
+        run.verified = synced.compared.as_ref().map(|compared| compared.is_equal);
         run.resumed = synced.resumed;
         run.compared_bytes = manifest.disks.iter().map(|disk| disk.compared_bytes).sum();
         run.compare_rate_bytes = self.live.compare_rate(run.compared_bytes);
@@ -448,7 +463,8 @@ impl Runner {
         let written = job.run.as_ref().and_then(|run| run.written.clone());
         *job = conclude(job.clone(), ended, now);
         job.warnings.clone_from(&run.warnings);
-        if run.outcome != RunOutcome::Succeeded {
+        // One that failed may have made an image: it only is not what was wanted.
+        if run.outcome != RunOutcome::Succeeded && run.image.is_none() {
             return;
         }
         job.synced = true;
@@ -524,6 +540,20 @@ impl Observer for Runner {
 
     fn held_up(&self, by: Option<&str>) {
         self.live.held_up(by);
+    }
+
+    fn before_freeze(&self) -> std::result::Result<(), String> {
+        owed::owe_thaw(&self.parts, &self.job.name, self.live.number).map_err(|refusal| refusal.message)?;
+        let stopped = || self.live.control.is_stopped();
+        let dir = &self.parts.config.hooks_dir;
+        hooks::run(Stage::Freeze, dir, &self.job, &self.hook_env(), &stopped)
+            .map_err(|error| format!("{error:#}"))
+    }
+
+    fn after_thaw(&self) {
+        if let Some(warning) = owed::run_thaw_hooks(&self.parts, &self.job, &self.hook_env()) {
+            self.warn(&warning);
+        }
     }
 
     fn warn(&self, text: &str) {

@@ -122,6 +122,7 @@ fn settle(state: &mut State, job: &mut JobRecord, elsewhere: bool, now: &Moment)
 fn stop_foreign(job: &mut JobRecord) {
     // What its hooks have stopped is on the other machine.
     job.hooks_owed = None;
+    job.thaw_owed = None;
     let acts = job.status == Status::Ready && job.start_at.is_some()
         || matches!(job.status, Status::Running | Status::Waiting);
     if acts {

@@ -1,6 +1,6 @@
 //! What is told of jobs and of the daemon.
 
-use super::forecast::forecast;
+use super::forecast::{Next, forecast};
 use super::images;
 use super::parts::Parts;
 use super::table::Locked;
@@ -11,8 +11,8 @@ use crate::priority;
 use crate::state::{Runs, Unreadable};
 use crate::stores::VIEW_PATIENCE;
 use api::{
-    DiskView, Event, ExportView, HooksView, JobView, NextEvent, PendingView, RunView, ServiceStatus, Status,
-    TrackerView,
+    DiskView, Event, ExportView, Forecast, HooksView, JobView, NextEvent, PendingView, RunView,
+    ServiceStatus, Status, TrackerView,
 };
 use imagefmt::{JobImages, Store};
 use jiff::Timestamp;
@@ -31,9 +31,10 @@ const RUNS_SEEN: u32 = 10;
 /// When there is no such job.
 pub fn show(parts: &Parts, name: &str) -> Refused<JobView> {
     let (mut view, job) = known(parts, name)?;
-    if let Some(job) = job {
+    if let Some((job, runs)) = job {
         let path = job.store.clone();
         let tracking = tracking::of_job(parts, &job);
+        view.forecast = foretold(&job, &runs, Next::of(&tracking), &parts.now());
         for (disk, tracking) in view.disks.iter_mut().zip(tracking) {
             disk.tracking = tracking;
         }
@@ -56,8 +57,17 @@ pub fn show(parts: &Parts, name: &str) -> Refused<JobView> {
     Ok(view)
 }
 
+/// A job that will sync again says how long the last sync would take.
+fn foretold(job: &JobRecord, runs: &[RunView], next: Next, now: &Moment) -> Option<Forecast> {
+    let is_unfinished = job.status.is_unfinished();
+    is_unfinished.then(|| forecast(job, runs, next, now)).flatten()
+}
+
+/// A record, and the newest runs of its job.
+type Known = (JobRecord, Vec<RunView>);
+
 /// A job as far as the daemon knows it itself: no store is asked. A job whose record cannot be read has only a view.
-fn known(parts: &Parts, name: &str) -> Refused<(JobView, Option<JobRecord>)> {
+fn known(parts: &Parts, name: &str) -> Refused<(JobView, Option<Known>)> {
     let (job, runs, live, write_warning) = {
         let table = parts.table.lock();
         if let Some(job) = table.unreadable().get(name) {
@@ -88,7 +98,7 @@ fn known(parts: &Parts, name: &str) -> Refused<(JobView, Option<JobRecord>)> {
             view.next.text = format!("this sync is ending ({})", ending.label());
         }
     }
-    Ok((view, Some(job)))
+    Ok((view, Some((job, runs.readable))))
 }
 
 /// All jobs, by name. No store is asked.
@@ -207,6 +217,7 @@ fn view(job: &JobRecord, runs: &[RunView], now: &Moment) -> JobView {
         status: job.status,
         ending: None,
         completing: job.completing,
+        verifying: job.verifying,
         error: job.error.clone(),
         warnings: job
             .warnings
@@ -218,7 +229,7 @@ fn view(job: &JobRecord, runs: &[RunView], now: &Moment) -> JobView {
         unconfirmed: job.unconfirmed,
         next: next_event(job, now),
         progress: None,
-        forecast: unfinished.then(|| forecast(job, runs, now)).flatten(),
+        forecast: foretold(job, runs, Next::AsLast, now),
         store: job.store.display().to_string(),
         disks: job.disk_views(),
         automatic_incremental: job.automatic_incremental,
@@ -235,6 +246,11 @@ fn view(job: &JobRecord, runs: &[RunView], now: &Moment) -> JobView {
         checks: job.checks.view(job),
         accept_changed_disk: job.accept_changed_disk,
         on_read_error: job.on_read_error,
+        consistency: job.consistency,
+        require_consistency: job.require_consistency,
+        freeze_budget_ms: job
+            .freeze_budget()
+            .and_then(|budget| u64::try_from(budget.as_millis()).ok()),
         take_over: job.take_over,
         hooks: job.hooks.clone(),
         take_up: job.take_up.clone(),
@@ -261,6 +277,7 @@ fn unreadable_view(job: &Unreadable) -> JobView {
         status: Status::InError,
         ending: None,
         completing: false,
+        verifying: false,
         error: Some(job.warning()),
         warnings: Vec::new(),
         unconfirmed: false,
@@ -287,6 +304,9 @@ fn unreadable_view(job: &Unreadable) -> JobView {
         checks: api::ChecksView::default(),
         accept_changed_disk: false,
         on_read_error: api::OnReadError::default(),
+        consistency: api::LeastConsistency::default(),
+        require_consistency: false,
+        freeze_budget_ms: None,
         take_over: false,
         hooks: HooksView::default(),
         take_up: job.take_up.clone(),

@@ -229,6 +229,7 @@ fn adapt(job: &mut JobRecord, store: &Path, is_ours: bool, now: &Moment) {
 fn distrust(job: &mut JobRecord) {
     // What their programs would do, and what would be deleted, root has not confirmed: not of an ended job either.
     job.hooks_owed = None;
+    job.thaw_owed = None;
     job.retention_pending = false;
     // What has ended does nothing else by itself, and cannot be started.
     if !job.status.is_unfinished() && job.status != Status::Deleting {

@@ -6,7 +6,7 @@ use crate::mount::partition::Source;
 use anyhow::{Context, anyhow, bail, ensure};
 use blockio::Device;
 use cli::units;
-use hostdev::{Node, Root, User};
+use hostdev::{Node, Root};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -43,7 +43,7 @@ impl Target {
             .with_context(|| format!("find out who uses {}", path.display()))?;
         if let Some(user) = user {
             let shown = path.display();
-            let refused = Err(anyhow!("{shown} is in use: {}", words(&user)));
+            let refused = Err(anyhow!("{shown} is in use: {user}"));
             return refused.advise(format!("free {shown} first, or name another device"));
         }
         let file = blockio::open_exclusive(path)?;
@@ -75,15 +75,6 @@ impl Target {
                 .map(|text| text.escape_debug().to_string()),
         );
         format!("{} ({})", self.device.path().display(), parts.join(", "))
-    }
-}
-
-fn words(user: &User) -> String {
-    match user {
-        User::Mount(point) => format!("it is mounted on {}", point.display()),
-        User::Swap(path) => format!("it is in use as swap ({})", path.display()),
-        User::Holder(name) => format!("it is part of {name}"),
-        User::Loop(path) => format!("it is behind {}", path.display()),
     }
 }
 

@@ -4,8 +4,8 @@ use crate::view::fields::Fields;
 use crate::view::run;
 use crate::view::words::{deferred, headline, next};
 use api::{
-    ChecksView, DiskTracking, DiskView, Forecast, HooksView, IoPriority, JobView, OnReadError, Progress,
-    Status, Tracking,
+    ChecksView, DiskTracking, DiskView, Forecast, HooksView, IoPriority, JobView, LeastConsistency,
+    OnReadError, Progress, Status, Tracking,
 };
 use cli::paint::{Paint, Tone};
 use cli::text::count;
@@ -72,6 +72,7 @@ fn settings(fields: &mut Fields, job: &JobView) {
     if let Some(note) = &job.io_priority_note {
         fields.field("note", note);
     }
+    consistency(fields, job);
     fields.list("checks", checks(&job.checks));
     fields.list("hooks", hooks(&job.hooks));
     life(fields, job);
@@ -112,7 +113,15 @@ fn state(fields: &mut Fields, job: &JobView) {
         fields.field("requested", format!("{ending}, in progress"));
     }
     if job.completing {
-        fields.field("completing", "the job is Finished after this sync");
+        let compared = if job.verifying {
+            ", if the comparison after it finds everything the same"
+        } else {
+            ""
+        };
+        fields.field(
+            "completing",
+            format!("the job is Finished after this sync{compared}"),
+        );
     }
     if !job.next.text.is_empty() {
         fields.field("next", next(&job.next));
@@ -325,18 +334,38 @@ fn checks(checks: &ChecksView) -> Vec<String> {
     lines
 }
 
-fn hooks(hooks: &HooksView) -> Vec<String> {
-    let line = |when: &str, hook: &Option<String>| {
-        let hook = hook.as_deref()?;
-        Some(format!(
-            "{when} every sync: {hook} (at most {})",
-            setting(hooks.timeout_seconds)
-        ))
+/// What is wanted of the images, and what the last one is.
+fn consistency(fields: &mut Fields, job: &JobView) {
+    let wanted = match job.consistency {
+        LeastConsistency::Any => None,
+        class if job.require_consistency => Some(format!("at least {class}, or the sync fails")),
+        class => Some(format!("at least {class} is wanted")),
     };
-    [line("before", &hooks.pre), line("after", &hooks.post)]
-        .into_iter()
-        .flatten()
-        .collect()
+    let freezes = job
+        .freeze_budget_ms
+        .map(|budget| format!("writers may be held for {budget} ms"));
+    let last = job.last_run.as_ref().and_then(|run| run.consistency.as_deref());
+    let last = last.map(|class| format!("the last image is {class}"));
+    if wanted.is_some() || freezes.is_some() {
+        let said: Vec<String> = [wanted, last, freezes].into_iter().flatten().collect();
+        fields.field("consistency", said.join("; "));
+    }
+}
+
+fn hooks(hooks: &HooksView) -> Vec<String> {
+    let (usual, short) = (hooks.timeout_seconds, hooks.freeze_timeout_seconds);
+    [
+        ("before every sync", &hooks.pre, usual),
+        ("before a freeze", &hooks.freeze, short),
+        ("after the thaw", &hooks.thaw, usual),
+        ("after every sync", &hooks.post, usual),
+    ]
+    .into_iter()
+    .filter_map(|(when, hook, seconds)| {
+        let hook = hook.as_deref()?;
+        Some(format!("{when}: {hook} (at most {})", setting(seconds)))
+    })
+    .collect()
 }
 
 fn life(fields: &mut Fields, job: &JobView) {

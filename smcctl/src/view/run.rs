@@ -84,12 +84,21 @@ fn complaints(run: &RunView) -> impl Iterator<Item = String> {
 pub fn lines(run: &RunView) -> Vec<String> {
     let mut lines = vec![ending(run)];
     lines.extend(made(run));
+    lines.extend(compared(run));
     lines.extend(run.disks.iter().flat_map(disk));
     if !run.deleted.is_empty() {
         lines.push(format!("deleted afterwards: {}", run.deleted.join(", ")));
     }
     lines.extend(complaints(run));
     lines
+}
+
+fn compared(run: &RunView) -> Option<String> {
+    let text = match run.verified? {
+        true => "compared with the disks: everything is the same",
+        false => "compared with the disks: not everything is the same, or could be compared",
+    };
+    Some(text.to_owned())
 }
 
 fn ending(run: &RunView) -> String {

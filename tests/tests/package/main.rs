@@ -319,6 +319,7 @@ fn the_same_programs_give_the_same_package() -> Result<()> {
         "./usr/share/doc/smc/copyright",
         "./usr/share/doc/smc/changelog.gz",
         "./usr/share/doc/smc/operations-hardening.md",
+        "./usr/share/doc/smc/examples/hooks.d/postgresql",
     ] {
         let found = listed.lines().find(|line| line.ends_with(&format!(" {path}")));
         let found = found.with_context(|| format!("no {path} in\n{listed}"))?;

@@ -141,6 +141,22 @@ fn a_shutdown_lets_post_hooks_end() {
 }
 
 #[test]
+fn after_a_kill_in_a_freeze_the_thaw_hooks_run_before_the_post_hooks() {
+    let house = house_with_hooks("");
+    create::create(&house.parts, &house.request("web01")).unwrap();
+    killed_run(&house, None);
+    let owing = |job: &mut JobRecord| {
+        job.thaw_owed = Some(1);
+        Ok(None)
+    };
+    house.parts.table.update("web01", owing).unwrap();
+    let house = house.restart();
+    house.wait_idle();
+    assert_eq!(log(&house)[..2], ["thaw 1", "post 1 interrupted"]);
+    assert_eq!(house.job("web01").thaw_owed, None);
+}
+
+#[test]
 fn a_post_hook_that_outlives_the_shutdown_runs_at_the_next_start() {
     let house = house_with_hooks("[ $1 = pre ] || [ -e go ] || exec sleep 1000");
     let House { dir, gate, parts, .. } = house;

@@ -203,6 +203,7 @@ fn the_version_before_can_read_what_this_one_writes() {
         added,
         [
             "checks",
+            "consistency",
             "deferred",
             "format",
             "hooks_owed",
@@ -211,7 +212,9 @@ fn the_version_before_can_read_what_this_one_writes() {
             "min_reader",
             "min_scan_interval_seconds",
             "on_read_error",
+            "require_consistency",
             "scan_from",
+            "thaw_owed",
             "tracking",
             "unconfirmed",
             "unwatch_owed"

@@ -53,7 +53,12 @@ impl Checked for StoredJob {
     fn check(&self) -> Result<(), String> {
         crate::job::check_name(&self.name).map_err(|refusal| refusal.message)?;
         within("runs", self.runs, &COUNT)?;
-        let numbers = self.images.iter().copied().chain(self.hooks_owed);
+        let numbers = self
+            .images
+            .iter()
+            .copied()
+            .chain(self.hooks_owed)
+            .chain(self.thaw_owed);
         let of_run = self
             .run
             .iter()

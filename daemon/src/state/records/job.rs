@@ -1,12 +1,12 @@
 //! The record of a job.
 
-use super::image_checks::{StoredChecks, StoredChecksRequest};
+use super::image_checks::StoredChecks;
+use super::request::StoredRequest;
 use super::{Extra, Version};
 use crate::clock::Deadline;
 use crate::job::{ActiveRun, DiskRecord, Ending, JobRecord, Schedule, WriteCounter};
 use api::{
-    CreateJob, DiskRequest, HooksView, IoPriority, OnReadError, PendingView, RunType, Status, Tracking,
-    limits,
+    HooksView, IoPriority, LeastConsistency, OnReadError, PendingView, RunType, Status, Tracking, limits,
 };
 use imagefmt::{DiskIdentity, Uuid};
 use jiff::Timestamp;
@@ -52,6 +52,12 @@ pub struct StoredJob {
     accept_changed_disk: bool,
     #[serde(default, with = "OnReadErrorName")]
     on_read_error: OnReadError,
+    #[serde(default, with = "ConsistencyName")]
+    consistency: LeastConsistency,
+    #[serde(default)]
+    require_consistency: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) freeze_budget_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Not::not")]
     take_over: bool,
     created: Timestamp,
@@ -62,10 +68,14 @@ pub struct StoredJob {
     #[serde(default)]
     deferred: Option<String>,
     completing: bool,
+    #[serde(default, skip_serializing_if = "Not::not")]
+    verifying: bool,
     pub(super) run: Option<StoredActiveRun>,
     pub(super) runs: u64,
     #[serde(default)]
     pub(super) hooks_owed: Option<u64>,
+    #[serde(default)]
+    pub(super) thaw_owed: Option<u64>,
     #[serde(default)]
     unconfirmed: bool,
     #[serde(alias = "excess")]
@@ -137,6 +147,15 @@ pub(super) struct StoredPending {
 pub(super) struct StoredHooks {
     pre: Option<String>,
     post: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    freeze: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    thaw: Option<String>,
+    #[serde(
+        default = "freeze_hook_timeout",
+        skip_serializing_if = "is_usual_freeze_hook_timeout"
+    )]
+    pub(super) freeze_timeout_seconds: u64,
     pub(super) timeout_seconds: u64,
     #[serde(flatten)]
     extra: Extra,
@@ -178,72 +197,6 @@ pub(super) struct StoredActiveRun {
     extra: Extra,
 }
 
-/// What was asked for when the job was created. Absent is what was not given, as readers of format 0 expect.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct StoredRequest {
-    name: String,
-    #[serde(default)]
-    description: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    client_token: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    store: Option<String>,
-    #[serde(default)]
-    disks: Vec<StoredDiskRequest>,
-    #[serde(default)]
-    all_disks: bool,
-    automatic_incremental: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    interval_seconds: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    max_images: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    start_at: Option<Timestamp>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    valid_seconds: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    compress_level: Option<i32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    bandwidth_limit_bytes: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    io_priority: Option<StoredPriority>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    cluster_size_bytes: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    tracking: Option<StoredTracking>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    min_scan_interval_seconds: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    checks: Option<StoredChecksRequest>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pre_hook: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    post_hook: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    hook_timeout_seconds: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    take_up: Option<String>,
-    #[serde(default)]
-    accept_changed_disk: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    on_read_error: Option<StoredOnReadError>,
-    #[serde(default, skip_serializing_if = "Not::not")]
-    take_over: bool,
-    #[serde(default)]
-    allow_network_fs: bool,
-    #[serde(flatten)]
-    extra: Extra,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct StoredDiskRequest {
-    path: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-    #[serde(flatten)]
-    extra: Extra,
-}
-
 /// The names of states on disk.
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Status")]
@@ -270,12 +223,12 @@ enum TrackingName {
 /// The same where it may be absent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-struct StoredTracking(#[serde(with = "TrackingName")] Tracking);
+pub(super) struct StoredTracking(#[serde(with = "TrackingName")] pub(super) Tracking);
 
 /// A priority on disk: the words that users write.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-struct StoredPriority(IoPriority);
+pub(super) struct StoredPriority(pub(super) IoPriority);
 
 impl TryFrom<String> for StoredPriority {
     type Error = String;
@@ -302,7 +255,31 @@ enum OnReadErrorName {
 /// The same where it may be absent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-struct StoredOnReadError(#[serde(with = "OnReadErrorName")] OnReadError);
+pub(super) struct StoredOnReadError(#[serde(with = "OnReadErrorName")] pub(super) OnReadError);
+
+/// Classes that images are to have, on disk.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "LeastConsistency", rename_all = "snake_case")]
+enum ConsistencyName {
+    Any,
+    Crash,
+    Filesystem,
+}
+
+/// The same where it may be absent.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct StoredConsistency(#[serde(with = "ConsistencyName")] pub(super) LeastConsistency);
+
+/// That of a job of a version without it.
+fn freeze_hook_timeout() -> u64 {
+    limits::FREEZE_HOOK_TIMEOUT_DEFAULT.as_secs()
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_usual_freeze_hook_timeout(seconds: &u64) -> bool {
+    *seconds == freeze_hook_timeout()
+}
 
 /// That of a job of a version without it.
 fn min_scan_interval() -> u64 {
@@ -410,11 +387,17 @@ impl StoredJob {
             hooks: HooksView {
                 pre: self.hooks.pre,
                 post: self.hooks.post,
+                freeze: self.hooks.freeze,
+                thaw: self.hooks.thaw,
+                freeze_timeout_seconds: self.hooks.freeze_timeout_seconds,
                 timeout_seconds: self.hooks.timeout_seconds,
             },
             take_up: self.take_up,
             accept_changed_disk: self.accept_changed_disk,
             on_read_error: self.on_read_error,
+            consistency: self.consistency,
+            require_consistency: self.require_consistency,
+            freeze_budget_ms: self.freeze_budget_ms,
             take_over: self.take_over,
             created: self.created,
             start_at: self.start_at,
@@ -423,9 +406,11 @@ impl StoredJob {
             next_sync: self.next_sync.map(StoredDeadline::into_deadline),
             deferred: self.deferred,
             completing: self.completing,
+            verifying: self.verifying,
             run: self.run.map(StoredActiveRun::into_run),
             runs: self.runs,
             hooks_owed: self.hooks_owed,
+            thaw_owed: self.thaw_owed,
             unconfirmed: self.unconfirmed,
             retention_pending: self.retention_pending,
             images: self.images,
@@ -491,12 +476,18 @@ impl From<&JobRecord> for StoredJob {
             hooks: StoredHooks {
                 pre: job.hooks.pre.clone(),
                 post: job.hooks.post.clone(),
+                freeze: job.hooks.freeze.clone(),
+                thaw: job.hooks.thaw.clone(),
+                freeze_timeout_seconds: job.hooks.freeze_timeout_seconds,
                 timeout_seconds: job.hooks.timeout_seconds,
                 extra: Extra::new(),
             },
             take_up: job.take_up.clone(),
             accept_changed_disk: job.accept_changed_disk,
             on_read_error: job.on_read_error,
+            consistency: job.consistency,
+            require_consistency: job.require_consistency,
+            freeze_budget_ms: job.freeze_budget_ms,
             take_over: job.take_over,
             created: job.created,
             start_at: job.start_at,
@@ -505,9 +496,11 @@ impl From<&JobRecord> for StoredJob {
             next_sync: job.next_sync.as_ref().map(StoredDeadline::from),
             deferred: job.deferred.clone(),
             completing: job.completing,
+            verifying: job.verifying,
             run: job.run.as_ref().map(StoredActiveRun::from),
             runs: job.runs,
             hooks_owed: job.hooks_owed,
+            thaw_owed: job.thaw_owed,
             unconfirmed: job.unconfirmed,
             retention_pending: job.retention_pending,
             images: job.images.clone(),
@@ -662,120 +655,6 @@ impl From<EndingName> for Ending {
             EndingName::Stop => Self::Stop,
             EndingName::Cancel => Self::Cancel,
             EndingName::Shutdown => Self::Shutdown,
-        }
-    }
-}
-
-impl From<&CreateJob> for StoredRequest {
-    fn from(request: &CreateJob) -> Self {
-        // Named one by one: a field that is added to the API must not be forgotten here.
-        let CreateJob {
-            name,
-            description,
-            client_token,
-            store,
-            disks,
-            all_disks,
-            automatic_incremental,
-            interval_seconds,
-            max_images,
-            start_at,
-            valid_seconds,
-            compress_level,
-            bandwidth_limit_bytes,
-            io_priority,
-            cluster_size_bytes,
-            tracking,
-            min_scan_interval_seconds,
-            checks,
-            pre_hook,
-            post_hook,
-            hook_timeout_seconds,
-            take_up,
-            accept_changed_disk,
-            on_read_error,
-            take_over,
-            allow_network_fs,
-        } = request.clone();
-        let disk = |disk: DiskRequest| StoredDiskRequest {
-            path: disk.path,
-            name: disk.name,
-            extra: Extra::new(),
-        };
-        Self {
-            name,
-            description,
-            client_token,
-            store,
-            disks: disks.into_iter().map(disk).collect(),
-            all_disks,
-            automatic_incremental,
-            interval_seconds,
-            max_images,
-            start_at,
-            valid_seconds,
-            compress_level,
-            bandwidth_limit_bytes,
-            io_priority: io_priority.map(StoredPriority),
-            cluster_size_bytes,
-            tracking: tracking.map(StoredTracking),
-            min_scan_interval_seconds,
-            checks: StoredChecksRequest::of(&checks),
-            pre_hook,
-            post_hook,
-            hook_timeout_seconds,
-            take_up,
-            accept_changed_disk,
-            on_read_error: on_read_error.map(StoredOnReadError),
-            take_over,
-            allow_network_fs,
-            extra: Extra::new(),
-        }
-    }
-}
-
-impl StoredRequest {
-    fn inherit(&mut self, before: Self) {
-        self.extra = before.extra;
-        for (disk, before) in self.disks.iter_mut().zip(before.disks) {
-            if disk.path == before.path {
-                disk.extra = before.extra;
-            }
-        }
-    }
-
-    fn into_request(self) -> CreateJob {
-        let disk = |disk: StoredDiskRequest| DiskRequest {
-            path: disk.path,
-            name: disk.name,
-        };
-        CreateJob {
-            name: self.name,
-            description: self.description,
-            client_token: self.client_token,
-            store: self.store,
-            disks: self.disks.into_iter().map(disk).collect(),
-            all_disks: self.all_disks,
-            automatic_incremental: self.automatic_incremental,
-            interval_seconds: self.interval_seconds,
-            max_images: self.max_images,
-            start_at: self.start_at,
-            valid_seconds: self.valid_seconds,
-            compress_level: self.compress_level,
-            bandwidth_limit_bytes: self.bandwidth_limit_bytes,
-            io_priority: self.io_priority.map(|priority| priority.0),
-            cluster_size_bytes: self.cluster_size_bytes,
-            tracking: self.tracking.map(|tracking| tracking.0),
-            min_scan_interval_seconds: self.min_scan_interval_seconds,
-            checks: self.checks.unwrap_or_default().into_request(),
-            pre_hook: self.pre_hook,
-            post_hook: self.post_hook,
-            hook_timeout_seconds: self.hook_timeout_seconds,
-            take_up: self.take_up,
-            accept_changed_disk: self.accept_changed_disk,
-            on_read_error: self.on_read_error.map(|stored| stored.0),
-            take_over: self.take_over,
-            allow_network_fs: self.allow_network_fs,
         }
     }
 }

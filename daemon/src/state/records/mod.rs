@@ -17,6 +17,7 @@ mod checks;
 mod image_checks;
 mod job;
 mod note;
+mod request;
 mod run;
 mod unreadable;
 
@@ -31,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// The format of the records that this version writes.
-pub const FORMAT: u32 = 6;
+pub const FORMAT: u32 = 7;
 
 /// The earliest format whose readers do the right thing with them.
 pub const MIN_READER: u32 = 0;

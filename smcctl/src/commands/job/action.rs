@@ -25,6 +25,9 @@ pub struct CompleteArgs {
     /// Run one last sync first
     #[arg(long)]
     last_sync: bool,
+    /// Compare everything after the last sync, by reading the disks and the image, and finish the job only if it is the same
+    #[arg(long, requires = "last_sync")]
+    verify: bool,
     #[command(flatten)]
     wait: Wait,
 }
@@ -90,6 +93,7 @@ pub fn cancel(context: &mut Context, args: &NamedArgs) -> anyhow::Result<ExitCod
 pub fn complete(context: &mut Context, args: &CompleteArgs) -> anyhow::Result<ExitCode> {
     let wanted = CompleteJob {
         last_sync: args.last_sync,
+        verify: args.verify,
     };
     let request = Request::post(job(&args.job.name, Some("complete"))).with(&wanted)?;
     send(

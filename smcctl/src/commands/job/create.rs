@@ -8,7 +8,7 @@ use crate::commands::job::name::JobName;
 use crate::context::Context;
 use crate::{values, view};
 use anyhow::Context as _;
-use api::{CreateJob, IoPriority, JobView, OnReadError, Status, Tracking};
+use api::{CreateJob, IoPriority, JobView, LeastConsistency, OnReadError, Status, Tracking};
 use cli::exit::Advise;
 use cli::exit::WrongUse;
 use cli::output;
@@ -77,9 +77,18 @@ pub struct Args {
     /// Program to run after every sync, whether it succeeded or not
     #[arg(long, value_name = "PATH", value_parser = values::path)]
     post_hook: Option<String>,
-    /// How long each of these programs may run, 1s to 1h [default: 60s]
+    /// How long each of these programs, and each thaw hook, may run, 1s to 1h [default: 60s]
     #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     hook_timeout: Option<u64>,
+    /// Program to run just before the filesystems are frozen; if it fails or takes too long, nothing is frozen
+    #[arg(long, value_name = "PATH", value_parser = values::path)]
+    freeze_hook: Option<String>,
+    /// Program to run when nothing is frozen any more, whatever became of the freeze hook
+    #[arg(long, value_name = "PATH", value_parser = values::path)]
+    thaw_hook: Option<String>,
+    /// How long each freeze hook may run, 1s to 1min [default: 2s]
+    #[arg(long, value_name = "TIME", value_parser = values::seconds)]
+    freeze_hook_timeout: Option<u64>,
     /// Finished job to continue: the first sync stores what differs from its newest image
     #[arg(long, value_name = "JOB")]
     take_up: Option<String>,
@@ -93,6 +102,17 @@ pub struct Args {
     /// unreadable and has everything else: for a disk that is failing) [default: stop]
     #[arg(long, value_name = "stop|skip", value_parser = values::on_read_error)]
     on_read_error: Option<OnReadError>,
+    /// Consistency class that images are to have at least: any, crash (what a power cut would leave) or filesystem (all
+    /// filesystems at one instant: they are frozen for a moment). An image below it is kept, with a warning [default: any]
+    #[arg(long, value_name = "any|crash|filesystem")]
+    consistency: Option<LeastConsistency>,
+    /// Let a sync fail whose image has not that class; the image is kept all the same
+    #[arg(long, requires = "consistency")]
+    require_consistency: bool,
+    /// Freeze the filesystems on the disks for a moment, so that an image has all disks at one instant. BUDGET is how long writers
+    /// may be held, 10ms to 10s, or off [default: 200ms; without this option, --consistency=filesystem means it too]
+    #[arg(long, value_name = "BUDGET", num_args = 0..=1, require_equals = true, default_missing_value = "200ms", value_parser = values::freeze_budget)]
+    freeze: Option<u64>,
     /// Take over images that belong to another machine, or to a job that is not known to be over
     #[arg(long)]
     take_over: bool,
@@ -183,9 +203,15 @@ fn wanted(args: &Args) -> anyhow::Result<CreateJob> {
         pre_hook: args.pre_hook.clone(),
         post_hook: args.post_hook.clone(),
         hook_timeout_seconds: args.hook_timeout,
+        freeze_hook: args.freeze_hook.clone(),
+        thaw_hook: args.thaw_hook.clone(),
+        freeze_hook_timeout_seconds: args.freeze_hook_timeout,
         take_up: args.take_up.clone(),
         accept_changed_disk: args.accept_changed_disk,
         on_read_error: args.on_read_error,
+        consistency: args.consistency,
+        require_consistency: args.require_consistency,
+        freeze_budget_ms: args.freeze,
         take_over: args.take_over,
         allow_network_fs: args.allow_network_fs,
     })

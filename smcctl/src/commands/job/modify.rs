@@ -5,7 +5,7 @@ use crate::commands::job::checks::Checks;
 use crate::commands::job::name::JobName;
 use crate::context::Context;
 use crate::{values, view};
-use api::{IoPriority, ModifyJob, OnReadError, Tracking};
+use api::{IoPriority, LeastConsistency, ModifyJob, OnReadError, Tracking};
 use cli::exit::WrongUse;
 use jiff::Timestamp;
 use std::process::ExitCode;
@@ -58,9 +58,19 @@ pub struct Args {
     /// Program to run after every sync; an empty PATH removes it
     #[arg(long, value_name = "PATH", value_parser = values::path_or_none)]
     post_hook: Option<String>,
-    /// How long each of these programs may run, 1s to 1h
+    /// How long each of these programs, and each thaw hook, may run, 1s to 1h
     #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     hook_timeout: Option<u64>,
+    /// Program to run just before the filesystems are frozen; if it fails or takes too long, nothing is frozen; an empty
+    /// PATH removes it
+    #[arg(long, value_name = "PATH", value_parser = values::path_or_none)]
+    freeze_hook: Option<String>,
+    /// Program to run when nothing is frozen any more, whatever became of the freeze hook; an empty PATH removes it
+    #[arg(long, value_name = "PATH", value_parser = values::path_or_none)]
+    thaw_hook: Option<String>,
+    /// How long each freeze hook may run, 1s to 1min
+    #[arg(long, value_name = "TIME", value_parser = values::seconds)]
+    freeze_hook_timeout: Option<u64>,
     /// Whether to accept disks whose identity differs from the one in the images, for the next image
     #[arg(
         long,
@@ -74,6 +84,23 @@ pub struct Args {
     /// unreadable and has everything else)
     #[arg(long, value_name = "stop|skip", value_parser = values::on_read_error)]
     on_read_error: Option<OnReadError>,
+    /// Consistency class that images are to have at least: any, crash (what a power cut would leave) or filesystem (all
+    /// filesystems at one instant: they are frozen for a moment). An image below it is kept, with a warning
+    #[arg(long, value_name = "any|crash|filesystem")]
+    consistency: Option<LeastConsistency>,
+    /// Whether a sync fails whose image has not that class; the image is kept all the same
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    require_consistency: Option<bool>,
+    /// Freeze the filesystems on the disks for a moment, so that an image has all disks at one instant. BUDGET is how long writers
+    /// may be held, 10ms to 10s, or off [default: 200ms]
+    #[arg(long, value_name = "BUDGET", num_args = 0..=1, require_equals = true, default_missing_value = "200ms", value_parser = values::freeze_budget)]
+    freeze: Option<u64>,
     /// Whether to take over images that belong to another machine or job, with the next image
     #[arg(
         long,
@@ -118,10 +145,16 @@ fn wanted(args: &Args) -> ModifyJob {
         pre_hook: args.pre_hook.clone(),
         post_hook: args.post_hook.clone(),
         hook_timeout_seconds: args.hook_timeout,
+        freeze_hook: args.freeze_hook.clone(),
+        thaw_hook: args.thaw_hook.clone(),
+        freeze_hook_timeout_seconds: args.freeze_hook_timeout,
         start_at: args.start_at,
         valid_seconds: args.valid,
         accept_changed_disk: args.accept_changed_disk,
         on_read_error: args.on_read_error,
+        consistency: args.consistency,
+        require_consistency: args.require_consistency,
+        freeze_budget_ms: args.freeze,
         take_over: args.take_over,
     }
 }
