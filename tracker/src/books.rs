@@ -13,6 +13,10 @@ use crate::{Distrust, Error, ErrorKind, Result};
 const PATIENCE: Duration = Duration::from_millis(250);
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// How long it is observed when it has been seen without a write in flight, and something was wrong then. It may be a write that is on its way to the
+/// driver, which another one follows at once: a task that has queued it waits for its processor on a machine under load.
+const DOUBTED_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long a write may be on its way to its driver: in a list of its task, or in a queue. The kernel does not count it as
 /// in flight meanwhile.
 pub(crate) const ON_THE_WAY: Duration = Duration::from_millis(50);
@@ -210,7 +214,7 @@ impl<'a> Ledger<'a> {
         if books.certainty == UNKNOWN && self.is_bio_based {
             return Err(Distrust::NeverQuiet);
         }
-        let end = Instant::now() + PATIENCE;
+        let begun = Instant::now();
         let mut wrong = None;
         loop {
             let sample = self.sample().map_err(unreadable)?;
@@ -219,7 +223,12 @@ impl<'a> Ledger<'a> {
                 return Ok(());
             }
             wrong = sample.quiet().or(wrong);
-            if Instant::now() >= end {
+            let patience = if wrong.is_some() {
+                DOUBTED_PATIENCE
+            } else {
+                PATIENCE
+            };
+            if begun.elapsed() >= patience {
                 // A disk that is never quiet cannot be balanced; then the comparison with the kernel has to do.
                 return wrong.map_or(Ok(()), |found| Err(unbalanced(found, books.balance)));
             }
