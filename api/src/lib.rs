@@ -13,6 +13,7 @@ mod checks;
 mod consistency;
 mod error;
 mod estimate;
+mod instant;
 mod job;
 pub mod limits;
 mod precheck;
@@ -26,6 +27,7 @@ pub use checks::{CheckView, ChecksRequest, ChecksView};
 pub use consistency::LeastConsistency;
 pub use error::{ErrorBody, ErrorKind};
 pub use estimate::{DiskEstimate, Estimate, EstimateRequest, StoreEstimate};
+pub use instant::{RunFrozen, RunInstant, RunPass};
 pub use job::{
     CompleteJob, CreateJob, DiskRequest, DiskTracking, DiskView, Event, HooksView, JobView, ModifyJob,
     NextEvent, OnReadError, PendingView, Tracking,

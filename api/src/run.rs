@@ -1,5 +1,6 @@
 //! Syncs of a job: the running one, the past ones, and the forecast of the last one.
 
+use crate::instant::RunInstant;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -174,6 +175,9 @@ pub struct RunView {
     /// asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified: Option<bool>,
+    /// What the run did to have all disks at one instant. Absent if that was not wanted, and in runs of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instant: Option<RunInstant>,
     /// Whether this run resumed an unfinished one.
     pub resumed: bool,
     /// The bytes read and compared, of all disks together.

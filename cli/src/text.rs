@@ -18,6 +18,18 @@ pub fn printable_line(text: &str) -> String {
     printable(&text.replace(['\n', '\r', '\t'], " "))
 }
 
+/// What a sync did to have all disks at one instant: "writers were held for 41 ms; 3 passes".
+pub fn writers_held(held_us: u64, passes: usize) -> String {
+    let passes = match passes {
+        1 => "1 pass".to_owned(),
+        count => format!("{count} passes"),
+    };
+    match held_us {
+        0 => format!("writers were not held; {passes}"),
+        held => format!("writers were held for {} ms; {passes}", held.div_ceil(1000)),
+    }
+}
+
 /// Control characters, and those that turn the direction of text.
 pub(crate) fn is_obeyed(letter: char) -> bool {
     letter.is_control() || matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -66,6 +78,12 @@ pub fn count_if_any(what: &str, number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_freeze_is_told_in_milliseconds_and_passes() {
+        assert_eq!(writers_held(40_300, 3), "writers were held for 41 ms; 3 passes");
+        assert_eq!(writers_held(0, 1), "writers were not held; 1 pass");
+    }
 
     #[test]
     fn what_a_terminal_would_obey_is_escaped() {

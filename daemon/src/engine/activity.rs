@@ -54,10 +54,9 @@ impl Watch {
             Some(doubt) => (Consistency::Fuzzy, doubt),
             None => {
                 let reason = match held_back {
-                    None => "all was flushed, and no disk was written to during the sync; nothing was frozen"
-                        .to_owned(),
+                    None => "all was flushed, and no disk was written to during the sync".to_owned(),
                     Some(held_back) => format!(
-                        "no disk was written to during the sync; nothing was frozen, and not all was flushed: {held_back}"
+                        "no disk was written to during the sync, and not all was flushed: {held_back}"
                     ),
                 };
                 (Consistency::Crash, reason)

@@ -89,7 +89,7 @@ impl<O: Observer> Reading<'_, '_, O> {
         }
         if of_kind(Kind::Freezable).is_none() {
             return Err(missed(
-                "no filesystem on the disks that can be frozen is mounted".to_owned(),
+                "no filesystem that can be frozen is mounted on the disks".to_owned(),
             ));
         }
         Ok(found)

@@ -220,15 +220,16 @@ impl<O: Observer> Job<'_, O> {
 
 /// The class that the image earns, and why it is no better.
 fn class(read: &WasRead, watch: &Watch, held_back: Option<&str>) -> (Consistency, String) {
-    let without = || watch.finish(&read.bytes, held_back);
-    match &read.instant {
-        None => without(),
-        Some(Ok(reason)) => (Consistency::Filesystem, reason.clone()),
-        Some(Err(missed)) => {
-            let (consistency, reason) = without();
-            (consistency, format!("{missed}; {reason}"))
-        }
+    if let Some(Ok(reason)) = &read.instant {
+        return (Consistency::Filesystem, reason.clone());
     }
+    let (consistency, reason) = watch.finish(&read.bytes, held_back);
+    let reason = match &read.instant {
+        Some(Err(missed)) => format!("{missed}; {reason}"),
+        _ if consistency == Consistency::Crash => format!("{reason}; nothing was frozen"),
+        _ => reason,
+    };
+    (consistency, reason)
 }
 
 const OFFLINE: &str =

@@ -15,6 +15,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -68,6 +69,8 @@ struct Figures {
     check_failed: Family<OfCheck, Gauge<i64>>,
     check_finished: Family<OfCheck, Gauge<f64, AtomicU64>>,
     last_consistency: Family<OfClass, Gauge<i64>>,
+    freeze: Fraction,
+    passes: Whole,
     tracker_attached: Gauge<i64>,
     tracked_trusted: OfDisk,
     tracked_missed: OfDisk,
@@ -151,6 +154,12 @@ impl Figures {
         set(&self.last_compared, name, run.compared_bytes);
         set(&self.last_dirty, name, run.dirty_bytes);
         set(&self.last_stored, name, run.stored_bytes);
+        if let Some(instant) = &run.instant {
+            let held = Duration::from_micros(instant.held_us).as_secs_f64();
+            self.freeze.get_or_create(&label(name)).set(held);
+            let passes = u64::try_from(instant.passes.len()).unwrap_or(u64::MAX);
+            set(&self.passes, name, passes);
+        }
     }
 
     /// One of the classes has the image of the newest run; none, if that made no image.
@@ -186,6 +195,7 @@ impl Figures {
         self.register_jobs(&mut registry);
         self.register_last_syncs(&mut registry);
         self.register_checks(&mut registry);
+        self.register_instants(&mut registry);
         self.register_tracker(&mut registry);
         let mut text = String::new();
         encode(&mut text, &registry).context("write metrics")?;
@@ -278,6 +288,20 @@ impl Figures {
             "Unix time when the last check of a job's images ended",
             Unit::Seconds,
             self.check_finished.clone(),
+        );
+    }
+
+    fn register_instants(&self, registry: &mut Registry) {
+        registry.register_with_unit(
+            "job_freeze",
+            "How long writers were held by the last successful sync that was to freeze; 0 if nothing was frozen",
+            Unit::Seconds,
+            self.freeze.clone(),
+        );
+        registry.register(
+            "job_passes",
+            "Passes of that sync over all disks together, before it froze",
+            self.passes.clone(),
         );
     }
 

@@ -3,7 +3,7 @@
 use crate::engine::{DeletedImage, Synced};
 use anyhow::Result;
 use cli::output;
-use cli::text::count_if_any;
+use cli::text::{count_if_any, writers_held};
 use cli::units::{measured, rate, size};
 use imagefmt::{ClusterSize, Consistency, DiskRecord, InstantRecord, Kind, Method};
 use serde::Serialize;
@@ -102,7 +102,8 @@ impl Report {
             self.consistency_reason
         ))?;
         if let Some(instant) = &self.instant {
-            output::line(format_args!("  {}", instant.in_short()))?;
+            let held = writers_held(instant.held_us, instant.passes.len());
+            output::line(format_args!("  {held}"))?;
         }
         for disk in &self.disks {
             let speed = disk.compared_bytes.saturating_mul(1000) / self.millis.max(1);

@@ -367,6 +367,7 @@ pub fn run_begun(number: u64, run_type: RunType, started: Timestamp) -> RunView 
         consistency: None,
         consistency_reason: None,
         verified: None,
+        instant: None,
         resumed: false,
         compared_bytes: 0,
         dirty_bytes: 0,

@@ -17,6 +17,7 @@ use crate::engine::{self, Control, ErrorKind, ImageBegun, KnownFrom, Observer, S
 use crate::job::{ActiveRun, DiskRecord, Ending, JobRecord};
 use crate::priority;
 use crate::shortfall::Wanted;
+use crate::state::instant_view;
 use anyhow::{Context, Result};
 use api::{Phase, RunDisk, RunOutcome, RunType, RunView, Status};
 use changetrack::Progress;
@@ -398,6 +399,7 @@ impl Runner {
         run.consistency = Some(manifest.consistency.to_string());
         run.consistency_reason = Some(manifest.consistency_reason.clone());
         run.verified = synced.compared.as_ref().map(|compared| compared.is_equal);
+        run.instant = manifest.instant.clone().map(instant_view);
         run.resumed = synced.resumed;
         run.compared_bytes = manifest.disks.iter().map(|disk| disk.compared_bytes).sum();
         run.compare_rate_bytes = self.live.compare_rate(run.compared_bytes);

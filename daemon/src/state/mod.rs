@@ -10,6 +10,6 @@ mod seal;
 pub use database::{Jobs, Opened, Runs, State};
 pub use known::KnownStores;
 pub use rebuild::{FoundJob, NOTE_RUNS, Rebuilt, host, rebuild};
-pub use records::{StoredNote, Unreadable};
+pub use records::{StoredNote, Unreadable, instant_view};
 pub use salvage::salvage;
 pub use seal::NoteKey;

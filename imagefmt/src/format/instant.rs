@@ -19,20 +19,6 @@ pub struct InstantRecord {
     pub left_out: Vec<String>,
 }
 
-impl InstantRecord {
-    /// For people: "writers were held for 41 ms; 3 passes".
-    pub fn in_short(&self) -> String {
-        let passes = match self.passes.len() {
-            1 => "1 pass".to_owned(),
-            count => format!("{count} passes"),
-        };
-        match self.held_us {
-            0 => format!("writers were not held; {passes}"),
-            held => format!("writers were held for {} ms; {passes}", held.div_ceil(1000)),
-        }
-    }
-}
-
 /// One pass over all disks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

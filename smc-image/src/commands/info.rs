@@ -138,7 +138,10 @@ fn print_image(image: &Image, parent: &Parent) -> anyhow::Result<()> {
 
 /// Paths came from the source, so they are shown without control characters.
 fn print_instant(instant: &InstantRecord) -> anyhow::Result<()> {
-    field("instant", instant.in_short())?;
+    field(
+        "instant",
+        text::writers_held(instant.held_us, instant.passes.len()),
+    )?;
     for one in &instant.filesystems {
         let took = Duration::from_micros(one.freezing_us).as_millis();
         let what = format!("{} ({}), within {took} ms", one.mount_point, one.fs_type);

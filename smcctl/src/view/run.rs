@@ -5,7 +5,7 @@ use api::{RunDisk, RunView};
 use cli::paint::Paint;
 use cli::table::Align::{Left, Right};
 use cli::table::{Align, Cell, Table};
-use cli::text::count_if_any;
+use cli::text::{count_if_any, writers_held};
 use cli::units::{local_time, measured, rate, size};
 
 const COLUMNS: [(&str, Align); 12] = [
@@ -85,6 +85,8 @@ pub fn lines(run: &RunView) -> Vec<String> {
     let mut lines = vec![ending(run)];
     lines.extend(made(run));
     lines.extend(compared(run));
+    let instant = run.instant.iter();
+    lines.extend(instant.map(|instant| writers_held(instant.held_us, instant.passes.len())));
     lines.extend(run.disks.iter().flat_map(disk));
     if !run.deleted.is_empty() {
         lines.push(format!("deleted afterwards: {}", run.deleted.join(", ")));

@@ -182,6 +182,7 @@ pub fn succeeded(name: &str, number: u64) -> RunView {
         consistency: Some("fuzzy".to_owned()),
         consistency_reason: Some("vda was written to meanwhile".to_owned()),
         verified: None,
+        instant: None,
         resumed: false,
         compared_bytes: 140 * GIB,
         dirty_bytes: 3 * GIB,

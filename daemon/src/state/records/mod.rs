@@ -15,6 +15,7 @@
 
 mod checks;
 mod image_checks;
+mod instant;
 mod job;
 mod note;
 mod request;
@@ -22,6 +23,7 @@ mod run;
 mod unreadable;
 
 pub use checks::Checked;
+pub use instant::instant_view;
 pub use job::StoredJob;
 pub use note::StoredNote;
 pub use run::StoredRun;

@@ -1,8 +1,10 @@
 //! The record of a run in a job's history.
 
+use super::instant::{instant_record, instant_view};
 use super::job::RunTypeName;
 use super::{Extra, Version};
 use api::{RunDisk, RunOutcome, RunType, RunView};
+use imagefmt::InstantRecord;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +28,8 @@ pub struct StoredRun {
     consistency_reason: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     verified: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    instant: Option<InstantRecord>,
     resumed: bool,
     pub(super) compared_bytes: u64,
     pub(super) dirty_bytes: u64,
@@ -117,6 +121,7 @@ impl StoredRun {
             consistency: self.consistency,
             consistency_reason: self.consistency_reason,
             verified: self.verified,
+            instant: self.instant.map(instant_view),
             resumed: self.resumed,
             compared_bytes: self.compared_bytes,
             dirty_bytes: self.dirty_bytes,
@@ -162,6 +167,7 @@ impl From<&RunView> for StoredRun {
             consistency: run.consistency,
             consistency_reason: run.consistency_reason,
             verified: run.verified,
+            instant: run.instant.map(instant_record),
             resumed: run.resumed,
             compared_bytes: run.compared_bytes,
             dirty_bytes: run.dirty_bytes,

@@ -1,5 +1,5 @@
 use super::*;
-use api::{RunDisk, RunType};
+use api::{RunDisk, RunFrozen, RunInstant, RunPass, RunType};
 use serde_json::json;
 
 /// The text of a note that smcd wrote before records had a version.
@@ -52,7 +52,7 @@ fn a_note_keeps_what_a_newer_version_added_and_says_whom_it_is_for() {
 }
 
 #[test]
-fn a_run_of_before_repairs_were_counted_had_none() {
+fn a_run_of_before_repairs_and_instants_were_recorded_had_none() {
     let mut run = crate::service::run_begun(1, RunType::Manual, jiff::Timestamp::UNIX_EPOCH);
     run.disks.push(RunDisk {
         name: "vda".to_owned(),
@@ -67,6 +67,21 @@ fn a_run_of_before_repairs_were_counted_had_none() {
         unreadable_clusters: 0,
         digest: None,
     });
+    run.instant = Some(RunInstant {
+        passes: vec![RunPass {
+            bytes: 4,
+            dirty_bytes: 2,
+            flush_ms: 3,
+        }],
+        held_us: 41_000,
+        freezing_us: 30_000,
+        filesystems: vec![RunFrozen {
+            mount_point: "/srv".to_owned(),
+            fs_type: "xfs".to_owned(),
+            freezing_us: 29_000,
+        }],
+        left_out: vec!["/boot is mounted read-only".to_owned()],
+    });
     let mut record = serde_json::to_value(StoredRun::new(&run, None)).unwrap();
     let read = |record: &Value| {
         parse::<StoredRun>(record.to_string().as_bytes())
@@ -79,7 +94,9 @@ fn a_run_of_before_repairs_were_counted_had_none() {
         .as_object_mut()
         .unwrap()
         .remove("repaired_clusters");
+    record.as_object_mut().unwrap().remove("instant");
     assert_eq!(read(&record).disks[0].repaired_clusters, 0);
+    assert_eq!(read(&record).instant, None);
 }
 
 #[test]
