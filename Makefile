@@ -8,7 +8,7 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build deb dist demo test test-quick test-dist test-storage test-tracked test-loaded test-times lint bench sweep crash fuzz clean
+.PHONY: help setup build deb dist demo test test-quick test-dist test-storage test-tracked test-instant test-loaded test-times lint bench sweep crash fuzz clean
 .NOTPARALLEL:
 
 help: ## show this list
@@ -54,6 +54,10 @@ test-storage: setup ## writes while syncing, on all kinds of disks and layers, i
 test-tracked: setup ## changes, tracked syncs, kills and fio: no write is lost (an hour; ROUNDS=N)
 	$(CARGO) build --locked --workspace --bins
 	"$${CARGO_TARGET_DIR:-target}/debug/crash" --only-tracked --tracked $${ROUNDS:-2000}
+
+test-instant: setup ## images of running servers show one instant, under kills too (an hour; ROUNDS=N images a filesystem)
+	$(CARGO) build --locked --workspace --bins
+	"$${CARGO_TARGET_DIR:-target}/debug/crash" --only-instants --instants $${ROUNDS:-200} --frozen-kills $${KILLS:-100}
 
 test-times: setup ## the suite, and how long each part of it took
 	@bash scripts/test-times.sh

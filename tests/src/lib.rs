@@ -4,6 +4,7 @@
 
 pub mod crash;
 pub mod damage;
+pub mod instant;
 pub mod lifecycle;
 pub mod service;
 pub mod truth;

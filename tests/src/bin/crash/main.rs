@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use smc_tests::crash::{Crash, Kind, World, rounds};
 use smc_tests::damage;
+use smc_tests::instant;
 use smc_tests::lifecycle::Lifecycle;
 use smc_tests::truth::known::Driver;
 use smc_tests::truth::{fire, jobs, life};
@@ -35,6 +36,15 @@ struct Options {
     /// Times that fio writes for eight seconds while tracked syncs run.
     #[arg(long, default_value_t = 10)]
     salvos: usize,
+    /// Only what freezes: `--instants` and `--frozen-kills`.
+    #[arg(long)]
+    only_instants: bool,
+    /// Images of class `filesystem` on ext4, xfs and btrfs each, made under a workload, each of which shows one instant.
+    #[arg(long, default_value_t = 50)]
+    instants: u64,
+    /// `kill -9` of syncs that freeze, on ext4, xfs and btrfs each.
+    #[arg(long, default_value_t = 30)]
+    frozen_kills: u64,
     /// Seed of the first run; each run adds one.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -74,12 +84,34 @@ fn track(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Images that show one instant.
+fn freeze(options: &Options) -> Result<()> {
+    let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
+    for fs_type in ["ext4", "xfs", "btrfs"].into_iter().filter(|name| wanted(name)) {
+        let counts = instant::images(fs_type, options.instants)?;
+        println!("instants on {fs_type}: {}", counts.in_short());
+        let counts = instant::kills(fs_type, options.frozen_kills, options.seed)?;
+        println!(
+            "kills of syncs that freeze {fs_type}, seed {}: {}",
+            options.seed,
+            counts.in_short()
+        );
+    }
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let options = Options::parse();
     // Devices and mounts go with their guards, after Ctrl-C too.
     testkit::process::catch_interrupts()?;
-    track(&options)?;
+    if !options.only_instants {
+        track(&options)?;
+    }
     if options.only_tracked {
+        return Ok(());
+    }
+    freeze(&options)?;
+    if options.only_instants {
         return Ok(());
     }
     for seed in 0..options.lifecycles {

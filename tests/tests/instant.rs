@@ -1,0 +1,170 @@
+//! Images of class `filesystem`, made while two disks are written to: each shows one instant, and whatever happens to the sync, the
+//! filesystems are thawed and the next image is right. `make test-instant` does the same for long.
+//!
+//! The test's own process never writes to a filesystem that may be frozen.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use anyhow::Result;
+use serde_json::Value;
+use smc_tests::instant::{self, Scene};
+use smc_tests::{Bench, Disk, code, stderr};
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Command, Stdio};
+use testkit::guard::Mount;
+use testkit::process::spawn;
+use testkit::program::Running;
+
+fn show_instants(fs_type: &'static str) -> Result<()> {
+    println!("{fs_type}: {:#?}", instant::images(fs_type, 3)?);
+    Ok(())
+}
+
+#[test]
+fn images_of_ext4_show_one_instant_of_both_disks() -> Result<()> {
+    show_instants("ext4")
+}
+
+#[test]
+fn images_of_xfs_show_one_instant_of_both_disks() -> Result<()> {
+    show_instants("xfs")
+}
+
+#[test]
+fn images_of_btrfs_show_one_instant_of_both_disks() -> Result<()> {
+    show_instants("btrfs")
+}
+
+#[test]
+fn a_sync_that_is_killed_while_it_freezes_leaves_everything_thawed_and_the_next_image_right() -> Result<()> {
+    let counts = instant::kills("ext4", 5, 14)?;
+    println!("{counts:#?}");
+    assert!(counts.killed.1 > 0, "none was killed in the freeze: {counts:?}");
+    Ok(())
+}
+
+#[test]
+fn a_freeze_that_lasts_too_long_is_ended_and_the_image_says_so() -> Result<()> {
+    let mut scene = Scene::new("xfs")?;
+    let report = scene.stop_in_freeze()?;
+    let reason = report["consistency_reason"].as_str().unwrap();
+    assert!(
+        reason.starts_with("the filesystems were thawed before all was read: "),
+        "{reason}"
+    );
+    scene.quiet()?;
+    // What had been taken and was not read is in the next image.
+    scene.check_last()
+}
+
+/// One disk with an xfs.
+struct Single {
+    mount: Option<Mount>,
+    disk: Disk,
+    _bpf: Mount,
+    bench: Bench,
+}
+
+impl Single {
+    fn new() -> Single {
+        let bench = Bench::new("instant-single").unwrap();
+        let bpf = Mount::bpf(&bench.dir.join("bpf")).unwrap();
+        let disk = bench.disk("disk", 320 << 20).unwrap();
+        let mount = Mount::format("xfs", disk.path(), &bench.dir.join("mnt")).unwrap();
+        Single {
+            mount: Some(mount),
+            disk,
+            _bpf: bpf,
+            bench,
+        }
+    }
+
+    fn sync(&self, more: &[&str]) -> Value {
+        let pins = format!("--tracker-directory={}", self.bench.dir.join("bpf/smc").display());
+        let disk = [("vda", self.disk.path())];
+        let output = self
+            .bench
+            .sync_with(&disk, &[&[pins.as_str()], more].concat())
+            .unwrap();
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// A sync that freezes nothing, for a reason, and gives the image this class.
+    #[track_caller]
+    fn assert_missed(&self, more: &[&str], class: &str, why: &str) -> Value {
+        let report = self.sync(more);
+        let reason = report["consistency_reason"].as_str().unwrap();
+        let expected = format!("nothing was frozen: {why}");
+        assert!(reason.starts_with(&expected), "{reason}");
+        assert_eq!(report["consistency"], class, "{report}");
+        assert_eq!(report["instant"]["held_us"], 0, "{report}");
+        report
+    }
+}
+
+#[test]
+fn passes_that_do_not_become_shorter_are_given_up() {
+    let single = Single::new();
+    single.sync(&["--track"]);
+    let file = single.mount.as_ref().unwrap().path().join("file");
+    let script =
+        "while dd if=/dev/urandom of=\"$0\" bs=1M count=64 conv=notrunc oflag=direct status=none; do :; done";
+    let mut command = Command::new("sh");
+    let writer = spawn(command.args(["-c", script]).arg(&file).stderr(Stdio::null())).unwrap();
+    let writer = Running(writer);
+    testkit::process::wait_for("the file to be there", || {
+        file.metadata().is_ok_and(|found| found.len() == 64 << 20)
+    });
+    // It copies more slowly than is written.
+    let slow = ["--freeze=10ms", "--bandwidth-limit=20MiB"];
+    let report = single.assert_missed(&slow, "fuzzy", "after ");
+    assert!(
+        report["instant"]["passes"].as_array().unwrap().len() >= 3,
+        "{report}"
+    );
+    drop(writer);
+}
+
+#[test]
+fn what_cannot_earn_the_class_is_not_frozen() {
+    let mut single = Single::new();
+    let held = File::options()
+        .read(true)
+        .custom_flags(libc::O_EXCL)
+        .open(single.disk.path());
+    assert!(held.is_err(), "a mounted disk is held by its filesystem");
+    single.mount.take().unwrap().unmount().unwrap();
+    let nothing = "no filesystem that can be frozen is mounted on the disks";
+    single.assert_missed(&["--freeze"], "crash", nothing);
+    let held = File::options()
+        .read(true)
+        .custom_flags(libc::O_EXCL)
+        .open(single.disk.path())
+        .unwrap();
+    let device = single.disk.path().display().to_string();
+    single.assert_missed(&["--freeze"], "crash", &format!("{device} is held by something"));
+    drop(held);
+}
+
+#[test]
+fn a_file_is_not_tracked_and_so_nothing_is_frozen() {
+    let single = Single::new();
+    let backing = single.disk.backing.clone();
+    let pins = format!(
+        "--tracker-directory={}",
+        single.bench.dir.join("bpf/smc").display()
+    );
+    let output = single
+        .bench
+        .sync_with(&[("vda", &backing)], &[&pins, "--freeze"])
+        .unwrap();
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let reason = report["consistency_reason"].as_str().unwrap();
+    assert!(
+        reason.starts_with("nothing was frozen: vda: it is a file, and only block devices can be tracked"),
+        "{reason}"
+    );
+}
