@@ -281,7 +281,7 @@ fn in_background() -> Command {
 }
 
 /// Properties of the transient unit, see systemd.exec(5) and systemd.resource-control(5). It may read everything that root owns, write to
-/// the store, and nothing else.
+/// the store, and nothing else. `RestrictSUIDSGID=` would also take away openat2(2), without which no store is read.
 const CONFINED: &[&str] = &[
     "BindsTo=smcd.service",
     "CapabilityBoundingSet=",
@@ -302,7 +302,6 @@ const CONFINED: &[&str] = &[
     "ProtectSystem=strict",
     "RestrictAddressFamilies=AF_UNIX",
     "RestrictNamespaces=yes",
-    "RestrictSUIDSGID=yes",
     "TasksMax=256",
     "TimeoutStopSec=10s",
 ];

@@ -175,6 +175,14 @@ reinstall() {
     say "WEB01-REINSTALLED $(job web01)"
 }
 
+# smcd has the images of a job read, in a unit of its own.
+check_images() {
+    do_or_fail smcctl job modify web01 --verify-every 1d
+    until job web01 | grep -q '"verified":{'; do sleep 0.5; done
+    say "CHECKED $(job web01)"
+    say "CHECK-UNITS $(journalctl --no-pager -q -o cat -t systemd | grep -o 'smc-check-[0-9]*.service' | sort -u | tr '\n' ' ')"
+}
+
 finish_phase() {
     system_state
     wait_compared db01 50331648
@@ -189,6 +197,7 @@ finish_phase() {
     say "DB01-DONE $(job db01)"
     do_or_fail smcctl job sync web01 --wait
     say "WEB01-DONE $(job web01)"
+    check_images
     say "WEB01-1 $(smc-image --json digest web01/1)"
     say "WEB01-2 $(smc-image --json digest web01/2)"
     say "DB01-LATEST $(smc-image --json --store $STORE digest db01/latest)"

@@ -233,6 +233,7 @@ fn assert_complete(lab: &Lab, said: &Said) -> Result<()> {
     assert_eq!(done["images"].as_array().map(Vec::len), Some(1), "{done:#}");
     assert_eq!(done["last_run"]["resumed"], true, "{done:#}");
     assert_waiting(&field_json(said, "SMC-WEB01-DONE")?, &["web01/1", "web01/2"]);
+    assert_checked(said)?;
     for (word, digest) in [
         ("SMC-WEB01-1", &lab.source_digest),
         ("SMC-WEB01-2", &lab.source_digest),
@@ -243,6 +244,19 @@ fn assert_complete(lab: &Lab, said: &Said) -> Result<()> {
     field(said, "SMC-VERIFIED")?;
     assert_eq!(field(said, "SMC-WARNINGS")?, "");
     assert_eq!(field(said, "SMC-UNITS-FAILED-LATER")?, "");
+    Ok(())
+}
+
+/// The images were read by a unit of systemd that smcd had started.
+fn assert_checked(said: &Said) -> Result<()> {
+    let checked = field_json(said, "SMC-CHECKED")?;
+    assert_waiting(&checked, &["web01/1", "web01/2"]);
+    let verified = &checked["checks"]["verified"];
+    assert_eq!(verified["good"], true, "{verified:#}");
+    let text = verified["text"].as_str().unwrap_or_default();
+    assert!(text.contains("2 images verified"), "{verified:#}");
+    let units = field(said, "SMC-CHECK-UNITS")?;
+    assert!(units.starts_with("smc-check-"), "{units}");
     Ok(())
 }
 
