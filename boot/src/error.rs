@@ -11,6 +11,8 @@ pub enum ErrorKind {
     Missing,
     /// QEMU could not be started, or ended where it should not.
     Qemu,
+    /// The guest, or a program in it, refused.
+    Guest,
     /// A system call failed; `source()` says how.
     Io,
     /// The guest did not power off in time.

@@ -7,12 +7,13 @@
 //! - [`Guest`]: a running machine. [`Guest::follow`] reads its console until it powers off, and kills it when it takes
 //!   too long.
 //! - [`Pc`]: the machine that a whole server starts on, and [`Running`], the same when it runs: console both ways, pictures
-//!   of the screen, nothing in any directory. [`Transcript`] and [`Findings`] read the console.
+//!   of the screen, the line to the guest's [`Agent`], nothing in any directory. [`Transcript`] and [`Findings`] read the console.
 //!
 //! What a guest writes to a disk may go to an overlay that QEMU throws away ([`Disk::snapshot`]): so an image that is
 //! served is started without being changed. Nothing here knows images or the NBD server.
 
 mod accelerator;
+mod agent;
 mod bus;
 mod console;
 pub mod diagnosis;
@@ -28,6 +29,7 @@ mod sector;
 mod transcript;
 
 pub use accelerator::Accelerator;
+pub use agent::{Agent, Executed};
 pub use bus::Bus;
 pub use diagnosis::{Diagnosis, Findings, Problem};
 pub use error::{Error, ErrorKind, Result};

@@ -82,8 +82,26 @@ pub enum Source {
 pub enum Network {
     /// It has no network card.
     None,
+    /// QEMU's own network, without a way out: the guest reaches nothing, and is reached by these ports alone.
+    Isolated(Vec<Forward>),
     /// QEMU's own network: the guest reaches what this machine reaches, and is reached by these ports alone.
     User(Vec<Forward>),
+}
+
+impl Network {
+    /// The ports that lead to the guest.
+    pub fn forwards(&self) -> &[Forward] {
+        match self {
+            Self::None => &[],
+            Self::Isolated(forwards) | Self::User(forwards) => forwards,
+        }
+    }
+}
+
+impl fmt::Display for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.guest)
+    }
 }
 
 /// A TCP port of this machine's 127.0.0.1 that leads to one of the guest.
@@ -115,6 +133,7 @@ pub(crate) struct Theirs {
     pub(crate) console: OwnedFd,
     pub(crate) control: OwnedFd,
     pub(crate) screen: OwnedFd,
+    pub(crate) agent: OwnedFd,
 }
 
 impl Prepared {
@@ -179,10 +198,12 @@ impl Pc {
     }
 
     fn add_network(&self, prepared: &mut Prepared) {
-        let Network::User(forwards) = &self.network else {
-            return;
+        let (restrict, forwards) = match &self.network {
+            Network::None => return,
+            Network::Isolated(forwards) => ("on", forwards),
+            Network::User(forwards) => ("off", forwards),
         };
-        let mut network = "user,id=net0".to_owned();
+        let mut network = format!("user,id=net0,restrict={restrict}");
         for Forward { host, guest } in forwards {
             // Writing to a text cannot fail.
             let _ = write!(network, ",hostfwd=tcp:127.0.0.1:{host}-:{guest}");
@@ -192,7 +213,7 @@ impl Pc {
     }
 }
 
-/// The serial line, the control socket, and where pictures of the screen go.
+/// The serial line, the control socket, the line to the guest agent, and where pictures of the screen go.
 fn add_lines(prepared: &mut Prepared, theirs: Theirs) {
     let console = prepared.pass(theirs.console);
     prepared.option("-chardev", format!("socket,id=console,fd={console}"));
@@ -200,6 +221,13 @@ fn add_lines(prepared: &mut Prepared, theirs: Theirs) {
     let control = prepared.pass(theirs.control);
     prepared.option("-chardev", format!("socket,id=control,fd={control}"));
     prepared.option("-mon", "chardev=control,mode=control");
+    let agent = prepared.pass(theirs.agent);
+    prepared.option("-chardev", format!("socket,id=agent,fd={agent}"));
+    prepared.option("-device", "virtio-serial-pci");
+    prepared.option(
+        "-device",
+        "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
+    );
     let screen = prepared.pass(theirs.screen);
     prepared.option("-add-fd", format!("fd={screen},set=1"));
 }
@@ -295,6 +323,7 @@ mod tests {
             console: file(),
             control: file(),
             screen: file(),
+            agent: file(),
         };
         let command = pc.prepare(theirs).unwrap().command;
         let words = command.get_args().map(|word| word.to_string_lossy().into_owned());

@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid, getppid};
 use serde_json::json;
 
+use crate::agent::Agent;
 use crate::error::{Error, ErrorKind, Result};
 use crate::firmware::memory_file;
 use crate::guest::read_messages;
@@ -39,6 +40,7 @@ pub struct Running {
     console: UnixStream,
     buffer: Vec<u8>,
     control: Qmp,
+    agent: Option<Agent>,
     screen: File,
     messages: Option<JoinHandle<String>>,
 }
@@ -71,11 +73,13 @@ impl Running {
     pub fn start(pc: Pc) -> Result<Self> {
         let (console, their_console) = pair()?;
         let (control, their_control) = pair()?;
+        let (agent, their_agent) = pair()?;
         let screen = memory_file("smc-screen")?;
         let mut prepared = pc.prepare(Theirs {
             console: their_console.into(),
             control: their_control.into(),
             screen: writable(&screen)?,
+            agent: their_agent.into(),
         })?;
         hand_over(&mut prepared);
         let started = Instant::now();
@@ -91,6 +95,7 @@ impl Running {
                 console,
                 buffer: vec![0; READ_BYTES],
                 control,
+                agent: Some(Agent::new(agent)),
                 screen: screen.into(),
                 messages,
             }),
@@ -101,6 +106,11 @@ impl Running {
     /// QEMU's version, as `7.2.0`.
     pub fn qemu_version(&self) -> &str {
         self.control.version()
+    }
+
+    /// The line to the guest agent; once.
+    pub fn take_agent(&mut self) -> Option<Agent> {
+        self.agent.take()
     }
 
     /// For how long it has been running.

@@ -6,7 +6,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use smc_tests::{Bench, Disk, code, program, stderr};
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::net::TcpListener;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use testkit::guard::LoopDevice;
@@ -57,6 +58,10 @@ impl Source {
 
     /// What a boot check of the newest image came to; its exit code says the same.
     fn check(&self, more: &[&str]) -> Result<Value> {
+        self.check_within(TIMEOUT, more)
+    }
+
+    fn check_within(&self, timeout: &str, more: &[&str]) -> Result<Value> {
         let overlays = self.bench.dir.join("overlays");
         fs::create_dir_all(&overlays)?;
         let overlays = overlays.display().to_string();
@@ -67,7 +72,7 @@ impl Source {
             "--memory",
             "256MiB",
             "--timeout",
-            TIMEOUT,
+            timeout,
             "--overlay-dir",
             &overlays,
         ];
@@ -270,6 +275,83 @@ impl Drop for Shown {
     }
 }
 
+/// A server on port 2222, and a guest agent that knows the state of a systemd.
+const SERVICES: &str = r#"#!/bin/busybox sh
+bb=/bin/busybox
+$bb ip addr add 10.0.2.15/24 dev eth0
+$bb ip link set eth0 up
+(while :; do echo hello | $bb nc -l -p 2222; done) &
+exec <>"$(echo /dev/vport*p1)" >&0
+while read -r line; do
+    case $line in
+        *guest-sync*) id=${line##*\"id\":}; echo "{\"return\": ${id%%\}*}}" ;;
+        *guest-exec-status*) echo "{\"return\": {\"exited\": true, \"exitcode\": 0, \"out-data\": \"$out\"}}" ;;
+        *--failed*) out=FAILED_UNITS; echo '{"return": {"pid": 8}}' ;;
+        *guest-exec*) out=$($bb base64 /etc/smc/state); echo '{"return": {"pid": 7}}' ;;
+    esac
+done
+"#;
+
+#[test]
+fn a_guest_is_asked_by_its_port_its_agent_and_a_script() -> Result<()> {
+    let source = Source::new("boot-asked")?;
+    source.change(|root| {
+        // In words of base64: nginx.service loaded failed failed A web server
+        let services = SERVICES.replace(
+            "FAILED_UNITS",
+            "bmdpbnguc2VydmljZSBsb2FkZWQgZmFpbGVkIGZhaWxlZCBBIHdlYiBzZXJ2ZXIK",
+        );
+        let file = root.path().join("etc/smc/services");
+        fs::write(&file, services)?;
+        fs::write(root.path().join("etc/smc/state"), "running\n")?;
+        Ok(fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?)
+    })?;
+    source.sync()?;
+    let port = source.check(&["--check-port", "2222"])?;
+    assert_eq!(port["booted"], true, "{port}");
+    assert_eq!(
+        (&port["check"], &port["machine"]["network"]),
+        (&"answer of port 2222".into(), &true.into())
+    );
+    let agent = source.check(&["--check-agent"])?;
+    assert_eq!(agent["booted"], true, "{agent}");
+    assert_eq!(agent["machine"]["network"], false, "an agent needs no network");
+    let systemd = source.check(&["--check-systemd"])?;
+    assert_eq!(systemd["booted"], true, "{systemd}");
+
+    let script = source.bench.dir.join("script");
+    let free = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+    let forward = format!("{free}:2222");
+    let wanted = format!("#!/bin/sh\n[ \"$SMC_IMAGE $SMC_FORWARDS\" = 'web01/1 {forward}' ] || exit 7\n");
+    fs::write(&script, wanted)?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    let script = script.display().to_string();
+    let met = source.check(&["--check-script", &script, "--forward", &forward])?;
+    assert_eq!(met["booted"], true, "{met}");
+    let refused = source.check(&["--check-script", &script])?;
+    assert_eq!(refused["problem"]["name"], "check-failed", "{refused}");
+    assert!(
+        refused["problem"]["what"].to_string().contains("exit status: 7"),
+        "{refused}"
+    );
+
+    // A service of the second image has failed.
+    source.change(|root| Ok(fs::write(root.path().join("etc/smc/state"), "degraded\n")?))?;
+    source.sync()?;
+    let degraded = source.check(&["--check-systemd"])?;
+    assert_eq!(degraded["booted"], false, "{degraded}");
+    assert!(
+        degraded["problem"]["what"].to_string().contains("nginx.service"),
+        "{degraded}"
+    );
+    let port = source.check_within("20s", &["--check-port", "80"])?;
+    assert_eq!(
+        port["booted"], false,
+        "QEMU takes the connection, the guest does not"
+    );
+    Ok(())
+}
+
 #[test]
 fn nothing_is_left_of_a_boot_however_it_ends() -> Result<()> {
     let source = Source::new("boot-killed")?;
@@ -315,7 +397,10 @@ fn what_is_missing_or_wrong_is_told_before_anything_starts() -> Result<()> {
     );
     for (arguments, wanted) in [
         (&["boot", "web01/1:vda", "--check"][..], "leave :vda out"),
-        (&["boot", "web01/1", "--forward", "2222:22"], "--net user"),
+        (
+            &["boot", "web01/1", "--forward", "2222:22", "--net", "none"],
+            "--net isolated",
+        ),
         (&["boot", "web01/1", "--show-console"], "--show-console"),
         (&["boot", "web01/1", "--check-console", "("], "regex"),
     ] {

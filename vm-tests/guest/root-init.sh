@@ -1,6 +1,6 @@
 #!/bin/busybox sh
 # /sbin/init of the disk: says which point in time this disk is, proves its files, and powers off; with smc.login on
-# the kernel's command line it shows a login prompt instead.
+# the kernel's command line it shows a login prompt instead, and starts /etc/smc/services if a test has put it there.
 bb=/bin/busybox
 manifest=/etc/smc/manifest
 
@@ -8,6 +8,7 @@ cd /
 case " $($bb cat /proc/cmdline) " in
     *" smc.login "*)
         $bb hostname -F /etc/hostname
+        if [ -x /etc/smc/services ]; then /etc/smc/services & fi
         while :; do $bb setsid $bb getty -L 115200 ttyS0 vt100; done
         ;;
 esac

@@ -18,8 +18,9 @@ pub fn cache_dir() -> PathBuf {
 
 /// Drivers that a guest must have, as modules or built in.
 const REQUIRED: [&str; 3] = ["virtio_pci", "virtio_blk", "ext4"];
-/// Where ext4 is a module, some kernels only name its checksum driver as a soft dependency.
-const OPTIONAL: [&str; 1] = ["crc32c_generic"];
+/// Where ext4 is a module, some kernels only name its checksum driver as a soft dependency. The others are for guests that are
+/// asked over a network, or whose agent is.
+const OPTIONAL: [&str; 3] = ["crc32c_generic", "virtio_net", "virtio_console"];
 
 /// An unpacked kernel package: `vmlinuz`, `VERSION` and `lib/modules/VERSION`.
 #[derive(Debug)]

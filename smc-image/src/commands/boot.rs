@@ -8,7 +8,7 @@ use crate::guest::terminal::{self, Terminal};
 use crate::guest::watch::{Check, watch};
 use crate::overlay::parse_limit;
 use anyhow::Context as _;
-use boot::{Accelerator, Bus, Forward};
+use boot::{Accelerator, Bus, Forward, Network};
 use clap::ValueEnum;
 use cli::interrupt::{Interrupt, Interrupted};
 use cli::output;
@@ -16,6 +16,7 @@ use cli::text;
 use cli::units::{parse_duration, parse_size};
 use imagefmt::{Image, ImageRef};
 use regex::Regex;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -29,7 +30,7 @@ const MIB: u64 = 1 << 20;
 /// servers that the real server talks to. Its serial console is on the terminal; Ctrl-C ends it.
 ///
 /// With --check, nobody has to watch: smc-image ends the guest as soon as a login prompt appears on its serial
-/// console, or as soon as it knows why none does. The result is stored beside the image as its boot verdict, which
+/// console, or as soon as it knows why none does. The other options that begin with --check wait for something else. The result is stored beside the image as its boot verdict, which
 /// 'ls', 'info' and 'verdict' show. The exit code is 0 if the image booted, 1 if not, and 3 if not and the image is
 /// damaged.
 ///
@@ -43,8 +44,22 @@ pub struct Args {
     #[arg(long)]
     check: bool,
     /// Wait for a line on the serial console that matches this regular expression instead
-    #[arg(long, value_name = "REGEX", value_parser = Regex::new)]
+    #[arg(long, value_name = "REGEX", value_parser = Regex::new, group = "awaited")]
     check_console: Option<Regex>,
+    /// Wait until this TCP port of the guest answers instead. It leads to the guest alone, from 127.0.0.1; the guest needs an
+    /// address by DHCP
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), group = "awaited")]
+    check_port: Option<u16>,
+    /// Wait until the guest agent (qemu-guest-agent) answers instead
+    #[arg(long, group = "awaited")]
+    check_agent: bool,
+    /// Wait until systemd has started everything and nothing has failed instead; asked through the guest agent, which has to
+    /// allow guest-exec
+    #[arg(long, group = "awaited")]
+    check_systemd: bool,
+    /// Wait until this program succeeds instead. Its environment has SMC_IMAGE, and in SMC_FORWARDS the ports of --forward
+    #[arg(long, value_name = "PROGRAM", group = "awaited")]
+    check_script: Option<PathBuf>,
     /// How long a check may take
     #[arg(long, value_name = "TIME", default_value = "10min", value_parser = parse_timeout)]
     timeout: Duration,
@@ -67,10 +82,11 @@ pub struct Args {
     /// Number of processors of the guest
     #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
     cpus: u32,
-    /// Network of the guest: none, or user, which reaches what this machine reaches
-    #[arg(long, default_value = "none")]
-    net: NetworkName,
-    /// Forward port HOST of 127.0.0.1 to port GUEST of the guest; needs --net user
+    /// Network of the guest: none; isolated, in which it reaches nothing and is reached by forwarded ports alone; or user, in
+    /// which it reaches what this machine reaches [default: none, or isolated where a check or --forward needs it]
+    #[arg(long)]
+    net: Option<NetworkName>,
+    /// Forward port HOST of 127.0.0.1 to port GUEST of the guest
     #[arg(long, value_name = "HOST:GUEST", value_parser = parse_forward)]
     forward: Vec<Forward>,
     /// Show the guest's screen on this Unix socket, for a VNC viewer
@@ -108,6 +124,7 @@ enum BusName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum NetworkName {
     None,
+    Isolated,
     User,
 }
 
@@ -197,11 +214,12 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
 
 /// What the arguments contradict each other in.
 fn wrong_use(args: &Args) -> Option<clap::Error> {
-    let is_check = args.check || args.check_console.is_some();
+    let is_check = check_of(args).is_some();
+    let needs_network = !args.forward.is_empty() || args.check_port.is_some();
     let what = if args.show_console && !is_check {
         "--show-console is for a check: without --check the console is shown"
-    } else if !args.forward.is_empty() && args.net == NetworkName::None {
-        "--forward needs --net user"
+    } else if needs_network && args.net == Some(NetworkName::None) {
+        "--forward and --check-port need a network: --net isolated, or --net user"
     } else {
         return None;
     };
@@ -212,10 +230,18 @@ fn wrong_use(args: &Args) -> Option<clap::Error> {
 }
 
 fn check_of(args: &Args) -> Option<Check> {
-    match &args.check_console {
-        Some(pattern) => Some(Check::Console(pattern.clone())),
-        None => args.check.then_some(Check::Login),
-    }
+    let absolute = |program: &PathBuf| std::path::absolute(program).unwrap_or_else(|_| program.clone());
+    let console = args.check_console.clone().map(Check::Console);
+    console
+        .or_else(|| args.check_port.map(Check::Port))
+        .or_else(|| args.check_agent.then_some(Check::Agent))
+        .or_else(|| args.check_systemd.then_some(Check::Systemd))
+        .or_else(|| {
+            args.check_script
+                .as_ref()
+                .map(|program| Check::Script(absolute(program)))
+        })
+        .or_else(|| args.check.then_some(Check::Login))
 }
 
 fn wanted(args: &Args) -> anyhow::Result<Wanted> {
@@ -226,11 +252,33 @@ fn wanted(args: &Args) -> anyhow::Result<Wanted> {
         bus: args.disk_bus.into(),
         memory_mib: u32::try_from(args.memory / MIB).context("use the size of the memory")?,
         cpus: args.cpus,
-        network: (args.net == NetworkName::User).then(|| args.forward.clone()),
+        network: network(args)?,
         vnc: args.vnc.as_ref().map(absolute).transpose()?,
         overlay_dir: args.overlay_dir.clone(),
         overlay_limit_bytes: args.overlay_limit,
     })
+}
+
+/// What the guest reaches. A port that is checked is forwarded too.
+fn network(args: &Args) -> anyhow::Result<Network> {
+    let mut forwards = args.forward.clone();
+    if let Some(guest) = args.check_port
+        && !forwards.iter().any(|forward| forward.guest == guest)
+    {
+        let host = free_port().context("find a free port of 127.0.0.1")?;
+        forwards.push(Forward { host, guest });
+    }
+    Ok(match (args.net, forwards.is_empty()) {
+        (Some(NetworkName::User), _) => Network::User(forwards),
+        (Some(NetworkName::Isolated), _) | (None, false) => Network::Isolated(forwards),
+        (Some(NetworkName::None), _) | (None, true) => Network::None,
+    })
+}
+
+/// A port on which nobody listens now. QEMU says so if somebody has taken it before it can.
+fn free_port() -> std::io::Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    Ok(listener.local_addr()?.port())
 }
 
 /// Shows the console, and lets the keyboard be the guest's.
@@ -247,7 +295,7 @@ fn show(image: &Image, wanted: &Wanted, interrupt: &Interrupt) -> anyhow::Result
     ));
     let _terminal = Terminal::take_over()?;
     terminal::type_to(running.console())?;
-    let watched = watch(&mut running, None, None, true, interrupt);
+    let watched = watch(&mut running, None, None, None, true, interrupt);
     match watched {
         // That is how it is ended.
         Err(error) if error.is::<Interrupted>() => {}
@@ -262,8 +310,9 @@ fn show(image: &Image, wanted: &Wanted, interrupt: &Interrupt) -> anyhow::Result
 fn introduction(image: &Image, wanted: &Wanted, described: &Described) -> String {
     let disks = text::count(image.disks().len(), "disk");
     let network = match wanted.network {
-        None => "no network",
-        Some(_) => "QEMU's user network",
+        Network::None => "no network",
+        Network::Isolated(_) => "a network without a way out",
+        Network::User(_) => "QEMU's user network",
     };
     format!(
         "booting {} by {} ({}) with {}, {disks} on {}, {network}",

@@ -6,7 +6,7 @@ use crate::catalog::{GuestDisks, limits};
 use crate::exit::Advise;
 use crate::overlay;
 use anyhow::{Context as _, ensure};
-use boot::{Accelerator, Bus, Firmware, Forward, Network, Ovmf, Pc, PcDisk, Running, Source};
+use boot::{Accelerator, Bus, Firmware, Network, Ovmf, Pc, PcDisk, Running, Source};
 use cli::interrupt::Interrupt;
 use imagefmt::Image;
 use nbd::Server;
@@ -36,8 +36,8 @@ pub struct Wanted {
     pub memory_mib: u32,
     /// How many processors it has.
     pub cpus: u32,
-    /// The forwarded ports; `None`: no network.
-    pub network: Option<Vec<Forward>>,
+    /// What it reaches, and by which ports it is reached.
+    pub network: Network,
     /// A socket for a VNC viewer.
     pub vnc: Option<PathBuf>,
     /// Where what the guest writes is kept.
@@ -100,10 +100,7 @@ pub fn start(image: &Image, wanted: &Wanted, interrupt: &Interrupt) -> anyhow::R
         firmware,
         bus: wanted.bus,
         disks: serve(image, &disks)?,
-        network: match &wanted.network {
-            None => Network::None,
-            Some(forwards) => Network::User(forwards.clone()),
-        },
+        network: wanted.network.clone(),
         vnc: wanted.vnc.clone(),
     };
     let running = advised(Running::start(pc), INSTALL_QEMU)?;

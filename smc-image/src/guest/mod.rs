@@ -2,5 +2,6 @@
 
 pub mod firmware;
 pub mod machine;
+pub mod probe;
 pub mod terminal;
 pub mod watch;

@@ -1,11 +1,13 @@
 //! Watching a guest's console: until what is waited for has come, or until it cannot come any more.
 
+use super::probe::Probe;
 use anyhow::Context as _;
 use boot::diagnosis::{is_kernel_line, is_login_prompt};
 use boot::{Findings, Running, Said, Transcript};
 use cli::interrupt::Interrupt;
 use regex::Regex;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How often signals are looked at.
@@ -22,6 +24,14 @@ pub enum Check {
     Login,
     /// A line that matches.
     Console(Regex),
+    /// An answer of this port of the guest.
+    Port(u16),
+    /// The guest agent.
+    Agent,
+    /// That systemd has started everything.
+    Systemd,
+    /// That this program succeeds.
+    Script(PathBuf),
 }
 
 impl Check {
@@ -30,6 +40,10 @@ impl Check {
         match self {
             Self::Login => "login prompt".to_owned(),
             Self::Console(pattern) => format!("line on the console like {pattern}"),
+            Self::Port(port) => format!("answer of port {port}"),
+            Self::Agent => "guest agent".to_owned(),
+            Self::Systemd => "running systemd".to_owned(),
+            Self::Script(program) => format!("success of {}", program.display()),
         }
     }
 
@@ -37,6 +51,7 @@ impl Check {
         match self {
             Self::Login => is_login_prompt(line),
             Self::Console(pattern) => pattern.is_match(line),
+            Self::Port(_) | Self::Agent | Self::Systemd | Self::Script(_) => false,
         }
     }
 }
@@ -48,6 +63,8 @@ pub struct Seen {
     pub kernel: Option<Duration>,
     /// What was waited for.
     pub reached: Option<Duration>,
+    /// Why what was waited for will not come, as the guest or the script says.
+    pub refused: Option<String>,
     /// Whether the guest ended by itself.
     pub powered_off: bool,
     /// All that was written.
@@ -56,13 +73,15 @@ pub struct Seen {
     pub findings: Findings,
 }
 
-/// Watches until `check` is met, the guest has failed or ended, or the time is up; `None` waits for its end.
+/// Watches until `check` is met, the guest has failed or ended, or the time is up; `None` waits for its end. `probe` asks what the
+/// console does not tell.
 ///
 /// # Errors
 /// An interrupt, and where the console cannot be read or shown.
 pub fn watch(
     running: &mut Running,
     check: Option<&Check>,
+    probe: Option<&Probe>,
     deadline: Option<Instant>,
     shows_console: bool,
     interrupt: &Interrupt,
@@ -75,6 +94,10 @@ pub fn watch(
     };
     while !watcher.is_over(deadline) {
         interrupt.check()?;
+        if let Some(answer) = probe.and_then(Probe::answer) {
+            watcher.take_answer(answer, running.elapsed());
+            continue;
+        }
         let bytes = match running.read(POLL_INTERVAL)? {
             Said::Nothing => continue,
             Said::End => {
@@ -113,7 +136,15 @@ impl Watcher<'_> {
                 self.last_said.elapsed() > QUIET_AFTER_END || at.elapsed() > LONGEST_AFTER_END
             });
         let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        self.seen.reached.is_some() || after_end || is_late
+        let is_answered = self.seen.reached.is_some() || self.seen.refused.is_some();
+        is_answered || after_end || is_late
+    }
+
+    fn take_answer(&mut self, answer: Result<(), String>, elapsed: Duration) {
+        match answer {
+            Ok(()) => self.seen.reached = Some(elapsed),
+            Err(why) => self.seen.refused = Some(why),
+        }
     }
 
     fn take(&mut self, bytes: &[u8], elapsed: Duration) {

@@ -3,9 +3,10 @@
 use crate::commands::verdict;
 use crate::exit;
 use crate::guest::machine::{self, Started, Wanted};
+use crate::guest::probe::{Probe, Question};
 use crate::guest::watch::{Check, Seen, watch};
 use anyhow::Context as _;
-use boot::Diagnosis;
+use boot::{Diagnosis, Network, Running};
 use cli::interrupt::Interrupt;
 use cli::output;
 use imagefmt::{BootMachine, BootProblem, BootResult, BootVerdict, Image, Store};
@@ -45,7 +46,7 @@ impl BootCheck {
         let started = Timestamp::now();
         let deadline = Instant::now() + self.timeout;
         let guest = machine::start(image, wanted, interrupt)?;
-        let (result, failure) = self.watch(guest, wanted, started, deadline, interrupt)?;
+        let (result, failure) = self.watch(guest, image, wanted, started, deadline, interrupt)?;
         let verdict = BootVerdict::new(image.manifest(), result);
         let kept = store.keep_boot_verdict(image, &verdict);
         output::unless_closed(verdict::tell(image.id(), &verdict, self.json))?;
@@ -57,10 +58,31 @@ impl BootCheck {
         })
     }
 
+    /// What is asked beside the console.
+    fn question(&self, running: &mut Running, image: &Image, network: &Network) -> Option<Question> {
+        let forwards = network.forwards();
+        Some(match &self.check {
+            Check::Login | Check::Console(_) => return None,
+            Check::Port(port) => {
+                let forward = forwards.iter().find(|forward| forward.guest == *port)?;
+                Question::Port(forward.host)
+            }
+            Check::Agent => Question::Agent(running.take_agent()?),
+            Check::Systemd => Question::Systemd(running.take_agent()?),
+            Check::Script(program) => {
+                let forwards = forwards.iter().map(ToString::to_string);
+                let forwards = forwards.collect::<Vec<_>>().join(" ");
+                let variables = vec![("SMC_IMAGE", image.id().to_string()), ("SMC_FORWARDS", forwards)];
+                Question::Script(program.clone(), variables)
+            }
+        })
+    }
+
     /// What came, and why the guest could not read its disks if it could not.
     fn watch(
         &self,
         guest: Started,
+        image: &Image,
         wanted: &Wanted,
         started: Timestamp,
         deadline: Instant,
@@ -73,7 +95,17 @@ impl BootCheck {
             socket: _socket,
         } = guest;
         let shows = self.shows_console;
-        let seen = watch(&mut running, Some(&self.check), Some(deadline), shows, interrupt)?;
+        let question = self.question(&mut running, image, &wanted.network);
+        let probe = question.map(Probe::begin).transpose()?;
+        let seen = watch(
+            &mut running,
+            Some(&self.check),
+            probe.as_ref(),
+            Some(deadline),
+            shows,
+            interrupt,
+        )?;
+        drop(probe);
         let screenshot = if seen.powered_off {
             None
         } else {
@@ -100,7 +132,7 @@ impl BootCheck {
                 disk_bus: wanted.bus.to_string(),
                 memory_mib: wanted.memory_mib,
                 cpus: wanted.cpus,
-                network: wanted.network.is_some(),
+                network: wanted.network != Network::None,
             },
             console,
             screenshot,
@@ -129,6 +161,10 @@ fn problem(seen: Seen, qemu_end: Option<String>, failure: Option<&str>) -> Optio
     if let Some(how) = qemu_end {
         let advice = "try --accelerator tcg; see the last lines of the console";
         return Some(named("qemu", how, advice, diagnosis));
+    }
+    if let Some(why) = seen.refused {
+        let advice = "see the last lines of the console, and boot it without a check to look at it";
+        return Some(named("check-failed", why, advice, diagnosis));
     }
     let (name, what, advice) = (
         diagnosis.problem.name(),
