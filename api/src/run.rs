@@ -256,6 +256,10 @@ pub struct Forecast {
     pub transfer_rate_bytes: u64,
     /// The rate of change between the last two syncs, in bytes per second.
     pub dirty_rate_bytes: u64,
+    /// How long writers would be held while the filesystems are frozen, in milliseconds: the longest time of the last syncs that
+    /// froze. Absent if the job freezes nothing, or none of them has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writers_held_ms: Option<u64>,
     /// What the figures are based on, as text.
     pub basis: String,
 }

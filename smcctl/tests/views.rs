@@ -29,6 +29,7 @@ web01: Running, Comparing 50%
                comparing 140 GiB at 2 GiB/s: 1 min 10 s
                storing 800 MiB of changes at 33 MiB/s: 24 s, meanwhile
                hooks, making the image durable, deleting old ones: 11 s
+               writers would be held for 41 ms: the longest time of the last syncs
                basis: the last 3 syncs (300 KiB/s changes)
   disks        vda   /dev/vda  40 GiB
                data  /dev/vdb  100 GiB

@@ -246,6 +246,9 @@ fn a_database_takes_part_in_the_freeze() {
     let run = service.job("web01").unwrap()["last_run"].clone();
     assert_eq!(run["consistency"], "filesystem", "{run:#}");
     assert_eq!(stages(&service), ["pre", "freeze", "thaw", "post"]);
+    let held = &service.job("web01").unwrap()["forecast"]["writers_held_ms"];
+    let measured = run["instant"]["held_us"].as_u64().unwrap().div_ceil(1000);
+    assert_eq!(held.as_u64(), Some(measured), "it was measured, not computed");
     // What the freeze hook has written is in the image.
     let device = LoopDevice::attach(&service.dir.sparse_file("restored", 64 * MIB).unwrap()).unwrap();
     let mut restore = Command::new(program("smc-image"));

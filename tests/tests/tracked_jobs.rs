@@ -37,8 +37,23 @@ fn a_job_tracks_its_disks_until_it_is_over() -> Result<()> {
         (&true.into(), &65536.into()),
         "{job:#}"
     );
+    // What the tracker has seen, at the only speed that was measured.
+    let forecast = &job["forecast"];
+    assert_eq!(
+        (&forecast["dirty_bytes"], &forecast["compare_bytes"]),
+        (&65536.into(), &65536.into()),
+        "{job:#}"
+    );
+    let first = &job["last_run"]["compare_rate_bytes"];
+    assert_eq!(&forecast["compare_rate_bytes"], first, "{job:#}");
 
     let run = sync(&service)?;
+    let forecast = service.job("web01")?["forecast"].clone();
+    assert_eq!(
+        (&forecast["compare_rate_bytes"], &forecast["dirty_bytes"]),
+        (&run["compare_rate_bytes"], &0.into()),
+        "{forecast:#}"
+    );
     assert_eq!(
         (&run["method"], &run["disks"][0]["method"]),
         (&"tracked".into(), &"tracked".into())

@@ -70,8 +70,16 @@ pub fn forecast(job: &JobRecord, runs: &[RunView], next: Next, now: &Moment) -> 
         compare_rate_bytes: compare_rate,
         transfer_rate_bytes: transfer_rate,
         dirty_rate_bytes: change.rate_bytes,
+        writers_held_ms: job.freeze_budget().and_then(|_| writers_held_ms(&made)),
         basis: change.basis,
     })
+}
+
+/// The longest time for which a sync has held writers.
+fn writers_held_ms(made: &[&RunView]) -> Option<u64> {
+    let held = |run: &&RunView| run.instant.as_ref().map(|instant| instant.held_us);
+    let held = made.iter().filter_map(held).filter(|held| *held > 0);
+    held.max().map(|held_us| held_us.div_ceil(1000))
 }
 
 fn was_tracked(run: &RunView) -> bool {
@@ -285,6 +293,33 @@ mod tests {
             "{}",
             told.basis
         );
+    }
+
+    #[test]
+    fn writers_are_held_as_long_as_they_were_at_most() {
+        let now = HandClock::new().now();
+        let held = |number: u64, held_us: u64| RunView {
+            instant: Some(api::RunInstant {
+                held_us,
+                ..Default::default()
+            }),
+            ..run(number, 100, MIB, &now)
+        };
+        let runs = [
+            run(4, 50, MIB, &now),
+            held(3, 0),
+            held(2, 40_100),
+            held(1, 12_000),
+        ];
+        let told = |job: &JobRecord, runs: &[RunView]| {
+            let told = forecast(job, runs, Next::AsLast, &now);
+            told.unwrap().writers_held_ms
+        };
+        let mut freezing = job();
+        freezing.freeze_budget_ms = Some(200);
+        assert_eq!(told(&freezing, &runs), Some(41));
+        assert_eq!(told(&freezing, &runs[..2]), None, "nothing was measured");
+        assert_eq!(told(&job(), &runs), None, "it freezes no more");
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub fn full(paint: Paint, job: &JobView) -> Vec<String> {
         fields.list("progress", progress_lines(progress));
     }
     if let Some(forecast) = &job.forecast {
-        fields.list("last sync", forecast_lines(forecast));
+        fields.list("last sync", forecast_lines(forecast, job.freeze_budget_ms));
     }
     fields.list("disks", disks(job));
     fields.field("store", &job.store);
@@ -169,8 +169,21 @@ fn left(seconds: u64) -> String {
     format!(", {} left", duration(seconds))
 }
 
-fn forecast_lines(forecast: &Forecast) -> Vec<String> {
-    vec![
+/// How long writers would be held, if they would be at all.
+fn held(measured_ms: Option<u64>, budget_ms: Option<u64>) -> Option<String> {
+    match (measured_ms, budget_ms) {
+        (Some(held), _) => Some(format!(
+            "writers would be held for {held} ms: the longest time of the last syncs"
+        )),
+        (None, Some(budget)) => Some(format!(
+            "writers would be held for {budget} ms at most: none of the last syncs has frozen anything"
+        )),
+        (None, None) => None,
+    }
+}
+
+fn forecast_lines(forecast: &Forecast, freeze_budget_ms: Option<u64>) -> Vec<String> {
+    let mut lines = vec![
         format!(
             "if you stopped services now, the last sync would take about {}:",
             measured(forecast.seconds)
@@ -191,12 +204,14 @@ fn forecast_lines(forecast: &Forecast) -> Vec<String> {
             "hooks, making the image durable, deleting old ones: {}",
             measured(forecast.other_seconds)
         ),
-        format!(
-            "basis: {} ({} changes)",
-            forecast.basis,
-            rate(forecast.dirty_rate_bytes)
-        ),
-    ]
+    ];
+    lines.extend(held(forecast.writers_held_ms, freeze_budget_ms));
+    lines.push(format!(
+        "basis: {} ({} changes)",
+        forecast.basis,
+        rate(forecast.dirty_rate_bytes)
+    ));
+    lines
 }
 
 fn disks(job: &JobView) -> Vec<String> {

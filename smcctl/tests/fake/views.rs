@@ -164,6 +164,7 @@ pub fn forecast() -> Forecast {
         compare_rate_bytes: 2 * GIB,
         transfer_rate_bytes: 33 * MIB,
         dirty_rate_bytes: 300 << 10,
+        writers_held_ms: Some(41),
         basis: "the last 3 syncs".to_owned(),
     }
 }
