@@ -10,6 +10,7 @@
 pub mod ask;
 pub mod disk;
 pub mod exit;
+pub mod findings;
 pub mod interrupt;
 pub mod output;
 pub mod pages;

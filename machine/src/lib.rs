@@ -4,6 +4,7 @@
 //!   leaves it out.
 //! - [`precheck`] looks at everything that decides whether the copy will start: drivers, boot loader, mounts,
 //!   names of disks and interfaces. Each line says what was found and what to do.
+//! - [`inspect`] does that by the same rules for a machine that does not run, such as an image of one.
 //! - [`disk_names`] turns the device numbers below a store into the names of disks that both of these take.
 //!
 //! **Invariants.** Nothing is changed on the machine: files and devices are opened for reading, and programs
@@ -21,4 +22,4 @@ mod text;
 
 pub use hostdev::{Error, ErrorKind, Result, Root};
 pub use inventory::{disk_names, disks};
-pub use precheck::{PrecheckInput, precheck};
+pub use precheck::{PrecheckInput, inspect, precheck};

@@ -1,8 +1,8 @@
 //! The command line: what can be asked, and who answers.
 
 use crate::commands::{
-    boot, cp, diff, digest, export, gc, info, ls, ls_files, map, mount, pin, restore, rm, serve, tls_init,
-    umount, verdict, verify,
+    boot, cp, diff, digest, export, gc, info, inspect, ls, ls_files, map, mount, pin, restore, rm, serve,
+    tls_init, umount, verdict, verify,
 };
 use crate::context::Context;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -51,6 +51,7 @@ enum Command {
     Umount(umount::Args),
     LsFiles(ls_files::Args),
     Cp(cp::Args),
+    Inspect(inspect::Args),
     Boot(boot::Args),
     Verdict(verdict::Args),
     Rm(rm::Args),
@@ -91,6 +92,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Umount(args) => umount::run(context, args),
         Command::LsFiles(args) => ls_files::run(context, args),
         Command::Cp(args) => cp::run(context, args),
+        Command::Inspect(args) => inspect::run(context, args),
         Command::Boot(args) => boot::run(context, args),
         Command::Verdict(args) => verdict::run(context, args),
         Command::Rm(args) => rm::run(context, args),

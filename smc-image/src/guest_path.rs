@@ -31,7 +31,8 @@ pub struct TreeArgs {
 pub struct OpenTree {
     /// The tree.
     pub tree: GuestTree,
-    _image: Image,
+    /// The image.
+    pub image: Image,
 }
 
 /// Opens the tree of an image, and tells what of it is missing.
@@ -67,5 +68,5 @@ pub fn open(
     for missing in &tree.missing {
         output::complain(format_args!("smc-image: not shown: {}", printable_line(missing)));
     }
-    Ok(OpenTree { tree, _image: opened })
+    Ok(OpenTree { tree, image: opened })
 }

@@ -17,6 +17,7 @@ mod copy;
 mod exit;
 mod guest;
 mod guest_path;
+mod inspected;
 mod mount;
 mod overlay;
 mod restore;

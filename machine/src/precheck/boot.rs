@@ -90,6 +90,8 @@ pub(super) fn kernels(case: &Context<'_>) -> Vec<Kernel> {
         (Some(running), Some(newest)) if running != newest => vec![running, newest],
         (Some(running), _) => vec![running],
         (None, Some(newest)) => vec![newest],
+        // Of an image nothing runs.
+        (None, None) if case.release.is_empty() => Vec::new(),
         (None, None) => vec![Kernel {
             label: case.release.clone(),
             release: case.release.clone(),
@@ -112,7 +114,9 @@ fn kernel_image(case: &Context<'_>, out: &mut Findings) {
     let installed = installed(case);
     let release = shown(&case.release);
     let names = list(installed.iter().map(|kernel| shown(&kernel.label)), 4);
-    if installed.iter().any(|kernel| kernel.is_running) {
+    if case.release.is_empty() && !installed.is_empty() {
+        out.ok("kernel_image", format!("these kernels are installed: {names}"));
+    } else if installed.iter().any(|kernel| kernel.is_running) {
         out.ok(
             "kernel_image",
             format!("the running kernel {release} is installed; there are: {names}"),

@@ -21,7 +21,7 @@ pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
 }
 
 /// The third line of adjtime(5) says what the hardware clock shows. Cloud machines start with UTC.
-fn hardware_clock(case: &Context<'_>, out: &mut Findings) {
+pub(super) fn hardware_clock(case: &Context<'_>, out: &mut Findings) {
     let adjtime = case.files.text("/etc/adjtime");
     if adjtime.lines().nth(2).is_some_and(|line| line.trim() == "LOCAL") {
         out.warning(

@@ -68,6 +68,16 @@ fn judge(
     is_required: bool,
 ) {
     let (level, found) = match Stability::of(device) {
+        Stability::Stable if is_absent(case, device) => {
+            let level = if is_required {
+                Level::Critical
+            } else {
+                Level::Warning
+            };
+            let found = format!("{named}, and no filesystem here has this UUID");
+            let advice = "correct it: lsblk -f, or blkid, shows the UUIDs that there are";
+            return out.bad(id, level, found, advice);
+        }
         Stability::Stable => return,
         Stability::Changes if is_required => (
             Level::Critical,
@@ -80,6 +90,40 @@ fn judge(
         ),
     };
     out.bad(id, level, found, by_uuid(case, device));
+}
+
+/// Formats whose content is seen only when they are opened.
+const CLOSED: [&str; 5] = [
+    "LVM2_member",
+    "crypto_LUKS",
+    "linux_raid_member",
+    "zfs_member",
+    "bcache",
+];
+
+/// Whether a device is named by a UUID that nothing here has, as far as all was looked at.
+pub(super) fn is_absent(case: &Context<'_>, device: &str) -> bool {
+    let link = device.strip_prefix("/dev/disk/by-uuid/");
+    let Some(uuid) = device.strip_prefix("UUID=").or(link) else {
+        return false;
+    };
+    let mut all_seen = true;
+    for device in case.inventory.devices().filter(|device| device.size_bytes > 0) {
+        let content = case.inventory.content(&device.name);
+        if content
+            .fs_uuid
+            .as_deref()
+            .is_some_and(|own| own.eq_ignore_ascii_case(uuid))
+        {
+            return false;
+        }
+        let is_closed = content
+            .fs_type
+            .as_deref()
+            .is_some_and(|kind| CLOSED.contains(&kind));
+        all_seen &= content.looked && !(is_closed && device.above.is_empty());
+    }
+    all_seen
 }
 
 /// What to write in place of a device's name.

@@ -6,7 +6,7 @@ use api::Level;
 
 use super::Context;
 use super::findings::Findings;
-use super::fstab::by_uuid;
+use super::fstab::{by_uuid, is_absent};
 use super::names::Stability;
 use crate::text::{list, shown};
 
@@ -269,6 +269,12 @@ fn after_assignment(line: &str) -> &str {
 fn root_name(case: &Context<'_>, file: &str, name: &str, device: &str, out: &mut Findings) {
     let found = format!("{} has {name}{}", shown(file), shown(device));
     let (level, found) = match (Stability::of(device), name) {
+        (Stability::Stable, "root=") if is_absent(case, device) => {
+            let found =
+                format!("{found}, and no filesystem here has this UUID: the copy would not find its root");
+            let advice = "correct the UUID, and regenerate the boot loader's configuration";
+            return out.critical("boot_root", found, advice);
+        }
         (Stability::Stable, _) => return,
         (Stability::Changes, "root=") => (
             Level::Critical,

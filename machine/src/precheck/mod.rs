@@ -10,6 +10,7 @@ mod drivers;
 mod efi;
 mod findings;
 mod fstab;
+mod guest;
 mod initramfs;
 mod kernel;
 mod layout;
@@ -65,8 +66,26 @@ pub fn precheck(root: &Root, input: &PrecheckInput) -> Precheck {
     examine(root, input, &KernelFacts::ask(root))
 }
 
-/// The same, with the kernel's answers given.
+/// Looks at a machine that does not run, such as an image of one: whether a copy of all its disks will start elsewhere.
+/// `root` is its tree of files, with `/sys/block`, `/run/udev/data`, `/proc/1/mountinfo` and the first sectors in `/dev` made to
+/// describe its disks. The rules and ids are those of [`precheck`], where they do not depend on a running kernel; in addition:
+///
+/// - `operating_system`, `cloud_init`, `guest_agent`
+pub fn inspect(root: &Root) -> Precheck {
+    run(
+        root,
+        &PrecheckInput::default(),
+        &KernelFacts::ask(root),
+        &CHECKS_OF_FILES,
+    )
+}
+
+/// The same as [`precheck`], with the kernel's answers given.
 pub(crate) fn examine(root: &Root, input: &PrecheckInput, answers: &KernelFacts) -> Precheck {
+    run(root, input, answers, &CHECKS)
+}
+
+fn run(root: &Root, input: &PrecheckInput, answers: &KernelFacts, checks: &[Rule]) -> Precheck {
     let mut out = Findings::default();
     let files = Files::new(root);
     let inventory = Inventory::read(&files).unwrap_or_else(|error| {
@@ -75,7 +94,7 @@ pub(crate) fn examine(root: &Root, input: &PrecheckInput, answers: &KernelFacts)
         Inventory::default()
     });
     let case = Context::new(files, input, answers, inventory);
-    for check in CHECKS {
+    for check in checks {
         check(&case, &mut out);
     }
     unread(&case, &mut out);
@@ -94,8 +113,24 @@ fn unread(case: &Context<'_>, out: &mut Findings) {
     }
 }
 
+/// What looks at one matter.
+type Rule = fn(&Context<'_>, &mut Findings);
+
+/// What depends on files and disks alone.
+const CHECKS_OF_FILES: [Rule; 9] = [
+    guest::check,
+    efi::check,
+    loader::check,
+    boot::check,
+    drivers::check,
+    fstab::check,
+    lvm::check,
+    network::check,
+    clock::hardware_clock,
+];
+
 /// In the order in which people read the lines.
-const CHECKS: [fn(&Context<'_>, &mut Findings); 12] = [
+const CHECKS: [Rule; 12] = [
     kernel::check,
     layout::check,
     store::check,

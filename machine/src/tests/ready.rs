@@ -226,7 +226,7 @@ fn names_in_fstab() {
             "blkid -s UUID -o value /dev/disk/by-path",
         ),
         (
-            |t| line(t, "UUID=\"6e\" / ext4\nLABEL=x /x\n/dev/mapper/a-b /y"),
+            |t| line(t, "UUID=\"6e0b-root\" / ext4\nLABEL=x /x\n/dev/mapper/a-b /y"),
             "fstab",
             Ok,
             "stored on them",
@@ -594,4 +594,20 @@ fn kernels_may_be_named_by_their_package() {
         Ok,
         "Linux linux (/boot/intel-ucode.img, /boot/initramfs-linux.img)",
     );
+}
+
+#[test]
+fn a_uuid_that_nothing_has_stops_the_boot() {
+    let mut tree = ready();
+    tree.edit("/etc/fstab", "UUID=6e0b-root /", "UUID=0bad /").edit(
+        "/boot/grub/grub.cfg",
+        "UUID=6e0b-root",
+        "UUID=0bad",
+    );
+    tree.expect("fstab", Critical, "no filesystem here has this UUID");
+    tree.expect("boot_root", Critical, "would not find its root");
+    // It may be in what nobody has opened.
+    tree.udev("254:1", "ID_FS_TYPE=crypto_LUKS ID_FS_UUID=6e0b-luks");
+    tree.expect("fstab", Ok, "by identifiers");
+    tree.expect("boot_root", Ok, "by UUID=0bad");
 }

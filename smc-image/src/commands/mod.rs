@@ -7,6 +7,7 @@ pub mod digest;
 pub mod export;
 pub mod gc;
 pub mod info;
+pub mod inspect;
 pub mod ls;
 pub mod ls_files;
 pub mod map;

@@ -82,7 +82,7 @@ pub struct Found {
     /// Where.
     pub place: Place,
     /// What the partition table says that it is for; empty for a whole disk.
-    kind: String,
+    pub kind: String,
     /// What is there, or why it cannot be read.
     pub content: anyhow::Result<Content>,
 }

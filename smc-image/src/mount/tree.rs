@@ -43,6 +43,19 @@ struct Volume {
     label: String,
 }
 
+/// One filesystem in the tree.
+#[derive(Debug)]
+pub struct Mounted {
+    /// Which of the volumes.
+    volume: usize,
+    /// The device on which it lies first.
+    pub place: Place,
+    /// Its type.
+    pub fstype: &'static str,
+    /// Where, as the imaged machine names it.
+    pub point: String,
+}
+
 /// The tree; gone when it is dropped.
 #[derive(Debug)]
 pub struct GuestTree {
@@ -52,7 +65,7 @@ pub struct GuestTree {
     /// All filesystems of the image.
     volumes: Vec<Volume>,
     /// Those that are part of the tree.
-    mounted: Vec<usize>,
+    pub mounted: Vec<Mounted>,
     /// What fstab names and is not there, and why.
     pub missing: Vec<String>,
 }
@@ -191,7 +204,7 @@ impl GuestTree {
         let options: Vec<String> = subvolume.iter().map(|name| format!("subvol={name}")).collect();
         self.mount(index, access, &options, &dir)?;
         self.setup.mounted_on = Some(dir);
-        self.mounted.push(index);
+        self.note(index, "/");
         Ok(())
     }
 
@@ -222,8 +235,18 @@ impl GuestTree {
         mount_devices(filesystem, devices, access, options, dir).with_context(what)
     }
 
+    fn note(&mut self, volume: usize, point: &str) {
+        let candidate = &self.volumes[volume].candidate;
+        self.mounted.push(Mounted {
+            volume,
+            place: candidate.places[0].clone(),
+            fstype: candidate.filesystem.fstype,
+            point: point.to_owned(),
+        });
+    }
+
     fn is_mounted(&self, index: usize) -> bool {
-        self.mounted.contains(&index)
+        self.mounted.iter().any(|mounted| mounted.volume == index)
     }
 
     /// Mounts what the machine itself mounts when it starts.
@@ -259,7 +282,7 @@ impl GuestTree {
         let dir = self.root.located(&line.point)?;
         ensure!(dir.is_dir(), "the directory does not exist");
         self.mount(volume, access, &options, &dir)?;
-        self.mounted.push(volume);
+        self.note(volume, &line.point);
         Ok(())
     }
 
@@ -340,7 +363,10 @@ fn volume(disks: &[NamedDisk<'_>], candidate: Candidate, devices: Vec<PathBuf>) 
 }
 
 /// What a place begins with.
-fn head(disks: &[NamedDisk<'_>], place: &Place) -> anyhow::Result<Vec<u8>> {
+///
+/// # Errors
+/// A disk that cannot be read.
+pub fn head(disks: &[NamedDisk<'_>], place: &Place) -> anyhow::Result<Vec<u8>> {
     let Some(disk) = disks.iter().find(|disk| disk.name == place.disk) else {
         bail!("there is no disk {}", place.disk);
     };
@@ -351,7 +377,7 @@ fn head(disks: &[NamedDisk<'_>], place: &Place) -> anyhow::Result<Vec<u8>> {
 }
 
 /// The UUID by which fstab names a filesystem, as blkid writes it; empty if it has none.
-fn uuid(fstype: &str, head: &[u8]) -> String {
+pub fn uuid(fstype: &str, head: &[u8]) -> String {
     // That of the filesystem, which all its devices have.
     if fstype == "btrfs" {
         let id = head.get(65_536 + 0x20..).and_then(<[u8]>::first_chunk::<16>);

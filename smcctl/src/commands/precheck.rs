@@ -2,7 +2,7 @@
 
 use crate::client::{Request, with_query};
 use crate::context::Context;
-use crate::{values, view};
+use crate::values;
 use api::{Level, Precheck};
 use std::process::ExitCode;
 
@@ -29,7 +29,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let answer = context
         .client
         .send(&Request::get(with_query("/precheck", query)).slow())?;
-    context.tell(&answer, view::precheck::lines)?;
+    context.tell(&answer, cli::findings::lines)?;
     match answer.view::<Precheck>()?.worst() {
         Level::Critical => Ok(ExitCode::FAILURE),
         Level::Ok | Level::Warning => Ok(ExitCode::SUCCESS),

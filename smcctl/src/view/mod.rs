@@ -7,7 +7,6 @@ mod fields;
 pub mod frame;
 pub mod job;
 pub mod jobs;
-pub mod precheck;
 pub mod run;
 pub mod status;
 pub mod tracker;

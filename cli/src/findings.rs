@@ -1,10 +1,10 @@
-//! What a precheck found.
+//! What a precheck, or a look into an image, found.
 
+use crate::paint::{Paint, Tone};
+use crate::table::Align::Left;
+use crate::table::{Cell, Table};
+use crate::text::count;
 use api::{Check, Level, Precheck};
-use cli::paint::{Paint, Tone};
-use cli::table::Align::Left;
-use cli::table::{Cell, Table};
-use cli::text::count;
 
 /// A row a finding, with what to do about it below, and the verdict.
 pub fn lines(paint: Paint, precheck: &Precheck) -> Vec<String> {
