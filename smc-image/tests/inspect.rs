@@ -154,7 +154,7 @@ fn each_cause_is_named_without_booting() {
                     format!("UUID={ID} / ext4 defaults\nUUID={WRONG_ID} /srv ext4 defaults\n"),
                 )
             },
-            "critical fstab: /etc/fstab names UUID=bbbbbbbb-2222-4333-8444-555555555555 for /srv, and no filesystem",
+            "critical fstab: /etc/fstab names UUID=bbbbbbbb-2222-4333-8444-555555555555 for /srv, and no device",
         ),
         (
             |root| {

@@ -74,7 +74,7 @@ fn judge(
             } else {
                 Level::Warning
             };
-            let found = format!("{named}, and no filesystem here has this UUID");
+            let found = format!("{named}, and no device here has this UUID");
             let advice = "correct it: lsblk -f, or blkid, shows the UUIDs that there are";
             return out.bad(id, level, found, advice);
         }

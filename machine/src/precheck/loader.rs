@@ -271,7 +271,7 @@ fn root_name(case: &Context<'_>, file: &str, name: &str, device: &str, out: &mut
     let (level, found) = match (Stability::of(device), name) {
         (Stability::Stable, "root=") if is_absent(case, device) => {
             let found =
-                format!("{found}, and no filesystem here has this UUID: the copy would not find its root");
+                format!("{found}, and no device here has this UUID: the copy would not find its root");
             let advice = "correct the UUID, and regenerate the boot loader's configuration";
             return out.critical("boot_root", found, advice);
         }

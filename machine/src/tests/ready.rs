@@ -251,7 +251,7 @@ fn names_in_fstab() {
             "/dev/sda3",
         ),
         (
-            |t| t.file("/etc/crypttab", "#x\nc UUID=1 none luks\n"),
+            |t| t.file("/etc/crypttab", "#x\nc UUID=6e0b-root none luks\n"),
             "crypttab",
             Ok,
             "stored on them",
@@ -604,7 +604,7 @@ fn a_uuid_that_nothing_has_stops_the_boot() {
         "UUID=6e0b-root",
         "UUID=0bad",
     );
-    tree.expect("fstab", Critical, "no filesystem here has this UUID");
+    tree.expect("fstab", Critical, "no device here has this UUID");
     tree.expect("boot_root", Critical, "would not find its root");
     // It may be in what nobody has opened.
     tree.udev("254:1", "ID_FS_TYPE=crypto_LUKS ID_FS_UUID=6e0b-luks");
