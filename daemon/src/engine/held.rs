@@ -5,7 +5,7 @@
 
 use super::disks::SourceDisk;
 use super::passes::Planned;
-use blockio::{BLOCK_BYTES, LockedBuf};
+use blockio::{AlignedBuf, BLOCK_BYTES, LockedBuf};
 use changetrack::Plan;
 use imagefmt::{DiskId, Geometry, Method};
 use std::io;
@@ -24,6 +24,9 @@ const STEP_BYTES: u64 = 1 << 20;
 
 /// Clusters of each disk that are read to find out how long one takes.
 const PROBES: u64 = 16;
+
+/// As large as a cluster can be.
+const PROBE_BYTES: usize = 256 << 10;
 
 /// How the reading ended. It is noted without an allocation.
 #[derive(Debug)]
@@ -65,7 +68,8 @@ pub(super) struct HeldDisk {
 /// The memory for all disks.
 #[derive(Debug)]
 pub(super) struct Held {
-    memory: LockedBuf,
+    /// Absent until what is to be read is known to fit.
+    memory: Option<LockedBuf>,
     used: usize,
     pub disks: Vec<HeldDisk>,
     /// Which clusters are probed next.
@@ -73,11 +77,8 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Memory for disks of a job.
-    ///
-    /// # Errors
-    /// When the kernel does not lock so much.
-    pub fn new(ids: &[DiskId]) -> io::Result<Self> {
+    /// Of the disks of a job, with no memory to read into yet.
+    pub fn new(ids: &[DiskId]) -> Self {
         let disk = |id: &DiskId| {
             let geometry = id.geometry();
             let clusters = geometry.cluster_count();
@@ -91,12 +92,23 @@ impl Held {
                 ahead: 0,
             }
         };
-        Ok(Self {
-            memory: LockedBuf::new(to_usize(AHEAD_BYTES + WINDOW_BYTES))?,
+        Self {
+            memory: None,
             used: 0,
             disks: ids.iter().map(disk).collect(),
             probe: 1,
-        })
+        }
+    }
+
+    /// Makes the memory for what was taken, and for what is written until the freeze.
+    ///
+    /// # Errors
+    /// When the kernel does not lock so much.
+    pub fn lock_memory(&mut self) -> io::Result<()> {
+        let of = |disk: &HeldDisk| disk.taken.count() * u64::from(disk.geometry.cluster_size().bytes());
+        let ahead: u64 = self.disks.iter().map(of).sum();
+        self.memory = Some(LockedBuf::new(to_usize(ahead + WINDOW_BYTES))?);
+        Ok(())
     }
 
     /// Clusters of all disks that were taken and are to be read.
@@ -126,6 +138,7 @@ impl Held {
     pub fn read_time(&mut self, sources: &[SourceDisk]) -> io::Result<Duration> {
         let begun = Instant::now();
         let mut clusters = 0;
+        let mut memory = AlignedBuf::new(PROBE_BYTES);
         for (disk, source) in self.disks.iter().zip(sources) {
             let count = disk.geometry.cluster_count();
             for _ in 0..PROBES.min(count) {
@@ -137,7 +150,7 @@ impl Held {
                 let len = disk.geometry.cluster_len(cluster);
                 source
                     .device
-                    .read_aligned_at(disk.geometry.cluster_offset(cluster), &mut self.memory[..len])?;
+                    .read_aligned_at(disk.geometry.cluster_offset(cluster), &mut memory[..len])?;
                 clusters += 1;
             }
         }
@@ -196,7 +209,8 @@ impl Held {
                         return Read::TimeUp;
                     }
                     let len = to_usize(bytes.end - bytes.start);
-                    let memory = self.memory.get_mut(self.used..self.used + len);
+                    let memory = self.memory.as_mut();
+                    let memory = memory.and_then(|memory| memory.get_mut(self.used..self.used + len));
                     let (Some(memory), true) = (memory, pieces.len() < pieces.capacity()) else {
                         return Read::TooMuch;
                     };
@@ -220,10 +234,11 @@ impl Held {
         let disk = &self.disks[place];
         let (ahead, in_window) = disk.pieces.split_at(disk.ahead);
         [ahead, in_window].map(|pieces| {
-            let pieces = pieces.iter();
-            pieces
-                .map(|piece| (piece.offset, &self.memory[piece.at..piece.at + piece.len]))
-                .collect()
+            let bytes = |piece: &Piece| {
+                let memory = self.memory.as_ref()?.get(piece.at..piece.at + piece.len)?;
+                Some((piece.offset, memory))
+            };
+            pieces.iter().filter_map(bytes).collect()
         })
     }
 }

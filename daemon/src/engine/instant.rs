@@ -52,8 +52,7 @@ impl<O: Observer> Reading<'_, '_, O> {
         if let Some(doubt) = self.doubt() {
             return Err(missed(doubt));
         }
-        let mut held = Held::new(self.ids)
-            .map_err(|error| missed(format_args!("no memory could be locked to read into: {error}")))?;
+        let mut held = Held::new(self.ids);
         let found = self.find()?;
         record.left_out = left_out(&found);
         self.converge(&found, budget, &mut held, &mut record.passes, PASSES_MAX)?;
@@ -125,6 +124,10 @@ impl<O: Observer> Reading<'_, '_, O> {
     ) -> Step<Window> {
         self.converge(found, budget, held, &mut record.passes, PASSES_AFTER_HOOKS)?;
         let sources = self.job.disks;
+        // Only one of both takes memory at a time.
+        drop(self.pipeline.take());
+        held.lock_memory()
+            .map_err(|error| missed(format_args!("no memory could be locked to read into: {error}")))?;
         let mut trackings = self.all_watching()?;
         let ahead = held.read_ahead(sources, &mut trackings);
         if let Some(why) = not_whole(ahead, sources, budget) {

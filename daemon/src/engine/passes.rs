@@ -32,16 +32,12 @@ pub(super) fn read_all<O: Observer>(
     trackings: &mut Trackings,
     first_flush: Duration,
 ) -> Result<WasRead> {
-    let pipeline = Pipeline::new(&PipelineOptions {
-        compress_level: job.request.compress_level,
-        ..PipelineOptions::for_disks(ids.len())
-    })?;
     let mut reading = Reading {
         job,
         image,
         ids,
         trackings,
-        pipeline,
+        pipeline: None,
         is_tracked: vec![false; ids.len()],
         read_bytes: vec![0; ids.len()],
         planned_bytes: 0,
@@ -122,7 +118,8 @@ pub(super) struct Reading<'a, 'j, O: Observer> {
     pub image: &'a mut ImageWriter,
     pub ids: &'a [DiskId],
     pub trackings: &'a mut Trackings,
-    pipeline: Pipeline,
+    /// Made when a pass needs it.
+    pub pipeline: Option<Pipeline>,
     /// Whether the first pass over a disk was one of what the tracker named.
     is_tracked: Vec<bool>,
     /// Bytes read of each disk.
@@ -254,6 +251,7 @@ impl<O: Observer> Reading<'_, '_, O> {
         }
         self.job.observer.planned(self.planned_bytes);
         let passes = self.to_passes(plans, manner);
+        let mut pipeline = self.take_pipeline()?;
         let mut storing = Storing {
             image: self.image,
             ids: self.ids,
@@ -265,11 +263,10 @@ impl<O: Observer> Reading<'_, '_, O> {
             due: Instant::now() + self.job.request.checkpoint_every,
             deferred: 0,
         };
-        let done = self
-            .pipeline
-            .run(&passes, self.job.control.stop_flag(), &mut storing);
+        let done = pipeline.run(&passes, self.job.control.stop_flag(), &mut storing);
         let unread = std::mem::take(&mut storing.unread);
         drop(storing);
+        self.pipeline = Some(pipeline);
         let dirty = passes
             .iter()
             .map(|pass| pass.progress.dirty_bytes.load(Ordering::Relaxed));
@@ -281,8 +278,21 @@ impl<O: Observer> Reading<'_, '_, O> {
     /// Reads and compares for `sink`, which stores nothing.
     pub fn run(&mut self, plans: &[Planned], sink: &mut dyn Sink) -> Result<()> {
         let passes = self.to_passes(plans, self.manner());
-        let done = self.pipeline.run(&passes, self.job.control.stop_flag(), sink);
+        let mut pipeline = self.take_pipeline()?;
+        let done = pipeline.run(&passes, self.job.control.stop_flag(), sink);
+        self.pipeline = Some(pipeline);
         done.map_err(|error| self.conclude(error, plans))
+    }
+
+    fn take_pipeline(&mut self) -> Result<Pipeline> {
+        if let Some(pipeline) = self.pipeline.take() {
+            return Ok(pipeline);
+        }
+        let options = PipelineOptions {
+            compress_level: self.job.request.compress_level,
+            ..PipelineOptions::for_disks(self.ids.len())
+        };
+        Ok(Pipeline::new(&options)?)
     }
 
     fn to_passes<'p>(&self, plans: &'p [Planned], on_read_error: blockio::OnReadError) -> Vec<Pass<'p>>
