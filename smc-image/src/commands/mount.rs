@@ -154,8 +154,8 @@ fn mounted<'a>(plan: &Plan<'a>, record: &'a Record, consistency: Consistency) ->
     }
 }
 
-/// Whether what is mounted without its journal may lack what was written last: where that cannot be told from the journal, it depends on
-/// whether the filesystem was written to while the image was made.
+/// Whether what is mounted without its journal may lack what was written last. Where the journal does not tell, it depends
+/// on whether the filesystem was written to while the image was made.
 fn is_incomplete(journal: Journal, consistency: Consistency) -> bool {
     match journal {
         Journal::Clean => false,
