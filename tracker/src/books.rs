@@ -13,8 +13,8 @@ use crate::{Distrust, Error, ErrorKind, Result};
 const PATIENCE: Duration = Duration::from_millis(250);
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// How long it is observed when it has been seen without a write in flight, and something was wrong then. It may be a write that is on its way to the
-/// driver, which another one follows at once: a task that has queued it waits for its processor on a machine under load.
+/// How long it is observed when something was wrong. On a disk that gets bios it may be a write on its way to the driver, which another one
+/// follows at once: a task that has queued it waits for its processor on a machine under load.
 const DOUBTED_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a write may be on its way to its driver: in a list of its task, or in a queue. The kernel does not count it as
@@ -215,14 +215,17 @@ impl<'a> Ledger<'a> {
             return Err(Distrust::NeverQuiet);
         }
         let begun = Instant::now();
-        let mut wrong = None;
+        let (mut rest, mut wrong) = (Rest::default(), None);
         loop {
             let sample = self.sample().map_err(unreadable)?;
             self.compare(&sample, books)?;
             if books.certainty == UNKNOWN || sample.standing().is_some_and(|found| holds(books, found)) {
                 return Ok(());
             }
-            wrong = sample.quiet().or(wrong);
+            // A request that waits for a flush is not in flight for the kernel, so on a disk with requests only rest tells. What was
+            // written there without being seen, the comparison with the kernel has found above.
+            let tells = rest.see(&sample, Instant::now()) || self.is_bio_based;
+            wrong = sample.quiet().filter(|_| tells).or(wrong);
             let patience = if wrong.is_some() {
                 DOUBTED_PATIENCE
             } else {
