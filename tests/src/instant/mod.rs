@@ -23,8 +23,8 @@ const DISK_BYTES: u64 = 320 << 20;
 /// Images of one pair of disks: after that, they are checked, and fresh disks are made.
 const IMAGES_AT_ONCE: u64 = 25;
 
-/// A machine under load may need more time than a user would allow.
-const BUDGET: &str = "--freeze=2s";
+/// The longest that is allowed: on a busy machine a flush may take seconds, and nothing is frozen then with a shorter one.
+const BUDGET: &str = "--freeze=10s";
 
 const WORKLOAD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/instant/workload.py");
 
@@ -323,7 +323,7 @@ impl Scene {
     /// It does, or no sync is met at the right moment.
     pub fn stop_in_freeze(&self) -> Result<Value> {
         for _ in 0..20 {
-            let Some(child) = self.freezing("--freeze=400ms")? else {
+            let Some(child) = self.freezing("--freeze=5s")? else {
                 continue;
             };
             let process = Pid::from_raw(i32::try_from(child.id())?);
@@ -335,7 +335,7 @@ impl Scene {
             let report: Value = serde_json::from_slice(&output.stdout)?;
             let held = report["instant"]["held_us"].as_u64().unwrap_or_default();
             // Otherwise it was stopped after it had thawed.
-            if held >= 400_000 {
+            if held >= 5_000_000 {
                 ensure!(report["consistency"] == "fuzzy", "{report}");
                 return Ok(report);
             }
