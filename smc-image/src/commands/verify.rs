@@ -51,7 +51,7 @@ pub struct Args {
     /// Resume the last verification of these images, which was interrupted
     #[arg(long = "continue", conflicts_with_all = ["all", "sample"])]
     resume: bool,
-    /// Compare one image, or one disk of it (JOB/NUMBER:DISK), with this device or file, which is read completely
+    /// Compare one image, or one disk of it (--disk), with this device or file, which is read completely
     #[arg(long, value_name = "DEV", conflicts_with_all = ["all", "sample", "resume", "rate"])]
     against: Option<PathBuf>,
     /// The disk of the image to compare, if the image has several
