@@ -11,6 +11,7 @@ mod copies;
 mod cpu;
 mod deletes;
 mod fill;
+mod freezes;
 mod gaps;
 mod kind_reads;
 mod measure;
@@ -74,6 +75,9 @@ struct Options {
     /// Rounds of its syncs and scans.
     #[arg(long, default_value_t = 3)]
     tracked_rounds: usize,
+    /// Freezes of each filesystem on each device.
+    #[arg(long, default_value_t = 100)]
+    windows: usize,
     /// Pairs of writing with the tracker and without.
     #[arg(long, default_value_t = 10)]
     cost_pairs: usize,
@@ -84,7 +88,7 @@ struct Options {
     #[arg(long, default_value_t = 8)]
     kind_seconds: u32,
     /// Measure only these: scan, threads, cpu, two-disks, incompressible, compressible, copies, tracked, idle,
-    /// tracker-cost, kind-reads, merge-gap, nbd, delete, long-chain, aging-ext4, aging-xfs, aging-btrfs.
+    /// freeze, tracker-cost, kind-reads, merge-gap, nbd, delete, long-chain, aging-ext4, aging-xfs, aging-btrfs.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -135,11 +139,12 @@ const COMPARED: [(&str, Compared); 7] = [
 /// What has a table of its own.
 type Printed = fn(&Options) -> Result<()>;
 
-const PRINTED: [(&str, Printed); 11] = [
+const PRINTED: [(&str, Printed); 12] = [
     ("tracked", |options| {
         tracked::print(options.tracked_mib << 20, options.tracked_rounds)
     }),
     ("idle", |options| tracked::print_idle(options.rounds)),
+    ("freeze", |options| freezes::print(options.windows)),
     ("tracker-cost", |options| {
         tracker_cost::print(COST_BYTES, options.cost_pairs, options.cost_seconds)
     }),
