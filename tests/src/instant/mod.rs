@@ -328,6 +328,12 @@ impl Scene {
             };
             let process = Pid::from_raw(i32::try_from(child.id())?);
             kill(process, Signal::SIGSTOP)?;
+            // FIFREEZE is not interrupted: the sync stops behind it, with the filesystem frozen. A SIGCONT before that would undo the stop.
+            let stat = format!("/proc/{}/stat", child.id());
+            wait_for("the sync to stop or to end", || {
+                let stat = fs::read_to_string(&stat).unwrap_or_default();
+                matches!(state(&stat), None | Some('T' | 'Z'))
+            });
             self.assert_thawed();
             kill(process, Signal::SIGCONT)?;
             let output = child.wait_with_output()?;
@@ -342,6 +348,12 @@ impl Scene {
         }
         bail!("no sync was met in FIFREEZE")
     }
+}
+
+/// The state of a process, as /proc/PID/stat has it behind its name.
+fn state(stat: &str) -> Option<char> {
+    let (_, behind) = stat.rsplit_once(") ")?;
+    behind.chars().next()
 }
 
 /// The program that checks a filesystem without changing it, and its arguments.
