@@ -55,7 +55,10 @@ pub(super) fn read_all<O: Observer>(
     reading.repair()?;
     let mut instant = reading.instant(first)?;
     let is_more_read = reading.repair()? | reading.scan_where_doubted()?;
-    if let Some(instant) = instant.as_mut().filter(|_| is_more_read) {
+    if let Some(instant) = instant
+        .as_mut()
+        .filter(|instant| is_more_read && instant.reached.is_ok())
+    {
         instant.reached = Err("more had to be read after the filesystems were thawed".to_owned());
     }
     if let Some(instant) = &instant {
