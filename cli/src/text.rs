@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_freeze_is_told_in_milliseconds_and_passes() {
+    fn a_freeze_is_shown_in_milliseconds_and_passes() {
         assert_eq!(writers_held(40_300, 3), "writers were held for 41 ms; 3 passes");
         assert_eq!(writers_held(0, 1), "writers were not held; 1 pass");
     }

@@ -205,7 +205,7 @@ impl Reader<'_> {
             return Ok(default);
         };
         let text = value.get_ref();
-        let parsed = cli::units::parse_size(text).ok();
+        let parsed = cli::units::parse_rate(text).ok();
         parsed
             .filter(|bytes| *bytes >= limits::BANDWIDTH_MIN_BYTES)
             .ok_or_else(|| {

@@ -31,4 +31,4 @@ pub use find::{Filesystem, Holders, Kind, OnDisks, Unaccounted, on_disks};
 pub use flush::{Flushed, NotFlushed};
 pub use frozen::Frozen;
 pub use list::{LIST_DIRECTORY, thaw_listed};
-pub use watchdog::{Watchdog, WatchdogArgs, WatchdogProgram, watch};
+pub use watchdog::{Watchdog, WatchdogArgs, WatchdogProgram, is_systemd_running, watch};

@@ -69,7 +69,7 @@ impl Root {
                 continue;
             }
             let next = found.join(&name);
-            // What is no link, or not there, is for whoever opens it.
+            // What is no link, or not there, shows when it is opened.
             let Ok(target) = fs::read_link(self.path.join(&next)) else {
                 found = next;
                 continue;

@@ -20,7 +20,7 @@ const FIRST_MAJOR: usize = 300;
 /// The type of an EFI system partition in a GPT.
 const EFI_SYSTEM_TYPE: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
 
-/// What is told of a disk or partition.
+/// What is described of a disk or partition.
 struct Shown {
     /// Its directory in `/sys/block`.
     directory: String,

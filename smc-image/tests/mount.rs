@@ -328,7 +328,7 @@ fn what_is_changed_in_a_writable_mount_is_not_in_the_image() {
     }
 }
 
-/// A full overlay is an error for whoever writes, and the mount can still be taken away.
+/// A full overlay is an error for the writer, and the mount can still be taken away.
 #[test]
 fn an_overlay_has_a_limit() {
     let _turn = turn();

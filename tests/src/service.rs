@@ -3,6 +3,7 @@
 
 use crate::{Disk, code, program, started_by, stderr};
 use anyhow::{Context, Result, ensure};
+use hostdev::{ProcessStat, Root};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -106,11 +107,9 @@ impl Service {
 
     fn has_ended(&self) -> bool {
         let Some(daemon) = &self.daemon else { return true };
-        let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.id())).unwrap_or_default();
         // A zombie is one that nobody has waited for.
-        stat.rsplit(')')
-            .next()
-            .is_none_or(|rest| rest.trim_start().starts_with('Z'))
+        ProcessStat::read(&Root::system(), daemon.id())
+            .is_ok_and(|found| found.is_none_or(|found| found.state == 'Z'))
     }
 
     /// The daemon's process.

@@ -150,7 +150,7 @@ fn a_comparison_reads_what_is_stored_too() {
         said.contains("image web01/3 is complete, but the comparison after the sync failed"),
         "{said}"
     );
-    // The comparison has told the next sync.
+    // The comparison has left word for the next sync.
     let (code, report, said) = sync(&bench, &disk, &["--verify"]);
     assert_eq!((code, &report["verified"]), (0, &true.into()), "{said}");
     assert!(

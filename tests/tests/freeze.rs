@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
+use hostdev::{ProcessStat, Root};
 use nix::mount::MsFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -84,7 +85,7 @@ impl Ground {
         self.scratch.join("lists")
     }
 
-    /// Freezes or thaws as somebody else does; it has to succeed.
+    /// Freezes or thaws as another process does; it has to succeed.
     fn fsfreeze(&self, how: &str) {
         tool("fsfreeze", &[how, self.mount.path().to_str().unwrap()]);
     }
@@ -132,10 +133,9 @@ impl Writer {
     /// Waits until it is stopped by the frozen filesystem: in the kernel, where no signal reaches it.
     #[track_caller]
     fn assert_held(&mut self) {
-        let stat = format!("/proc/{}/stat", self.0.id());
         wait_for("the writer to be held", || {
-            let stat = fs::read_to_string(&stat).unwrap();
-            stat.rsplit(") ").next().unwrap().starts_with('D')
+            let stat = ProcessStat::read(&Root::system(), self.0.id()).unwrap();
+            stat.unwrap().state == 'D'
         });
     }
 }

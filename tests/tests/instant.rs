@@ -50,11 +50,14 @@ fn a_freeze_that_lasts_too_long_is_ended_and_the_image_says_so() -> Result<()> {
     let report = scene.stop_in_freeze()?;
     let reason = report["consistency_reason"].as_str().unwrap();
     // Whether it was stopped before it had read all, or behind that.
-    let told = [
+    let expected = [
         "the filesystems were thawed before all was read: ",
         "the watchdog thawed",
     ];
-    assert!(told.iter().any(|told| reason.starts_with(told)), "{reason}");
+    assert!(
+        expected.iter().any(|expected| reason.starts_with(expected)),
+        "{reason}"
+    );
     scene.quiet()?;
     // What had been taken and was not read is in the next image.
     scene.check_last()

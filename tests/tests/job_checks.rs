@@ -1,4 +1,4 @@
-//! Checks of a job's images beside its syncs: they boot, or it is told why not, and what is damaged in the store is found; no
+//! Checks of a job's images beside its syncs: they boot, or the reason is reported, and what is damaged in the store is found; no
 //! check is in the way of a sync.
 
 use anyhow::{Context, Result};

@@ -63,9 +63,7 @@ impl Watch {
             }
         }
     }
-}
 
-impl Watch {
     /// Whether anything has reached a disk, as a clause. A flush that had nothing to write is nothing.
     pub fn written(&self) -> Option<String> {
         let written = |disk: &Watched| {

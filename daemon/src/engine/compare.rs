@@ -126,7 +126,7 @@ impl<O: Observer> Job<'_, O> {
         let damage = verified
             .findings
             .iter()
-            .take(DAMAGE_TOLD)
+            .take(DAMAGE_NAMED)
             .map(ToString::to_string);
         let stopped = verified
             .stopped
@@ -135,8 +135,8 @@ impl<O: Observer> Job<'_, O> {
     }
 }
 
-/// Damaged places that are told one by one; `smc-image verify` tells all.
-const DAMAGE_TOLD: usize = 5;
+/// Damaged places that are named one by one; `smc-image verify` names all.
+const DAMAGE_NAMED: usize = 5;
 
 fn named(disk: &SourceDisk) -> String {
     format!("compare {} ({})", disk.meta.name, disk.device.path().display())

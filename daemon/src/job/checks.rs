@@ -1,8 +1,8 @@
 //! Which checks are made of a job's images, what the last ones found, and when the next one is due.
 
-use super::create::check_time;
+use super::create::{check_time, in_range};
 use super::record::JobRecord;
-use super::refusal::{Refusal, Refused};
+use super::refusal::Refused;
 use crate::clock::Moment;
 use api::{CheckView, ChecksRequest, ChecksView, Status, limits};
 use jiff::Timestamp;
@@ -65,12 +65,7 @@ impl ImageChecks {
     /// `Invalid` for a value that is not allowed: the message names it and its range.
     pub fn change(&mut self, request: &ChecksRequest) -> Refused<()> {
         if let Some(images) = request.boot_every_images {
-            if !limits::BOOT_EVERY_IMAGES.contains(&images) {
-                let most = limits::BOOT_EVERY_IMAGES.end();
-                return Err(Refusal::invalid(format!(
-                    "boot_every_images {images} is out of range: 0 (no image is booted) to {most}"
-                )));
-            }
+            in_range("boot_every_images", images, &limits::BOOT_EVERY_IMAGES)?;
             self.boot_every_images = images;
         }
         if let Some(seconds) = request.boot_every_seconds {

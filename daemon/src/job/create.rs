@@ -383,7 +383,15 @@ fn days(time: Duration) -> String {
     }
 }
 
-fn in_range<T: PartialOrd + Display + Copy>(what: &str, value: T, range: &RangeInclusive<T>) -> Refused<()> {
+/// A number called `what`.
+///
+/// # Errors
+/// `Invalid`, with the value and the allowed range.
+pub fn in_range<T: PartialOrd + Display + Copy>(
+    what: &str,
+    value: T,
+    range: &RangeInclusive<T>,
+) -> Refused<()> {
     if range.contains(&value) {
         return Ok(());
     }

@@ -34,10 +34,9 @@ pub fn begin_due(parts: &Arc<Parts>, jobs: &[JobRecord]) {
         return;
     }
     let now = parts.now();
-    let due = jobs
-        .iter()
-        .find_map(|job| Some((job.clone(), job.check_due(&now)?)));
+    let due = jobs.iter().find_map(|job| Some((job, job.check_due(&now)?)));
     if let Some((job, check)) = due {
+        let job = job.clone();
         parts.in_background(Task::Check, move |parts| make(parts, &job, check));
     }
 }
@@ -54,12 +53,19 @@ fn make(parts: &Arc<Parts>, job: &JobRecord, check: Check) {
         Check::Boot(sequence) => boot(job, sequence, &stopped),
         Check::Verify(_) => verify(parts, job, &stopped),
     };
-    let found = match made {
+    let (is_made, good, text) = match made {
         Ok(None) => return,
-        Ok(Some((good, text))) => (good, true, text),
+        Ok(Some((good, text))) => (true, good, text),
         Err(error) => (false, false, format!("{}: {error:#}", failure(job, check))),
     };
-    keep(parts, job, check, found);
+    let checked = Checked {
+        sequence: check.sequence(),
+        finished: parts.now().wall,
+        good,
+        is_made,
+        text,
+    };
+    keep(parts, job, check, checked);
 }
 
 fn failure(job: &JobRecord, check: Check) -> String {
@@ -70,18 +76,12 @@ fn failure(job: &JobRecord, check: Check) -> String {
 }
 
 /// Writes down what a check found.
-fn keep(parts: &Parts, job: &JobRecord, check: Check, (good, is_made, text): (bool, bool, String)) {
-    match good {
+fn keep(parts: &Parts, job: &JobRecord, check: Check, checked: Checked) {
+    let text = &checked.text;
+    match checked.good {
         true => tracing::info!(job = job.name, "{}", text.lines().next().unwrap_or_default()),
         false => tracing::warn!(job = job.name, "{text}"),
     }
-    let checked = Checked {
-        sequence: check.sequence(),
-        finished: parts.now().wall,
-        good,
-        is_made,
-        text,
-    };
     update(parts, job, |checks| match check {
         Check::Boot(_) => checks.booted = Some(checked),
         Check::Verify(_) => {
@@ -107,8 +107,7 @@ fn update(parts: &Parts, job: &JobRecord, change: impl FnOnce(&mut crate::job::I
 /// Whether an image boots, and what to say of it; `None` if the check was ended early.
 fn boot(job: &JobRecord, sequence: u64, stopped: &dyn Fn() -> bool) -> Result<Option<(bool, String)>> {
     let image = job.label(sequence);
-    let arguments = ["boot", &image, "--check"].map(OsString::from);
-    let Some(ended) = Process::start(job, &arguments, true)?.wait(stopped)? else {
+    let Some(ended) = Process::start(job, &["boot", &image, "--check"], true)?.wait(stopped)? else {
         return Ok(None);
     };
     match ended.status.code() {
@@ -121,27 +120,24 @@ fn boot(job: &JobRecord, sequence: u64, stopped: &dyn Fn() -> bool) -> Result<Op
 
 /// Whether all images of a job are undamaged, and what to say of it; `None` if the verification was ended early.
 fn verify(parts: &Parts, job: &JobRecord, stopped: &dyn Fn() -> bool) -> Result<Option<(bool, String)>> {
-    let rate = format!("{}", parts.config.verify_rate_bytes);
-    let fixed = ["verify", &job.name, "--rate", &rate]
-        .map(OsString::from)
-        .to_vec();
+    let rate = parts.config.verify_rate_bytes.to_string();
+    let run = |more: &[&str]| {
+        let fixed = ["verify", &job.name, "--rate", &rate];
+        Process::start(job, &[&fixed, more].concat(), false)?.wait(stopped)
+    };
     if job.checks.is_verifying {
-        let resumed = [fixed.clone(), vec!["--continue".into()]].concat();
-        let ended = Process::start(job, &resumed, false)?.wait(stopped)?;
-        match ended.map(|ended| (ended.status.code(), ended)) {
+        match run(&["--continue"])? {
             None => return Ok(None),
-            Some((Some(0 | DAMAGED), ended)) => return Ok(Some(ended.verified())),
+            Some(ended) if ended.is_verified() => return Ok(Some(ended.verified())),
             // Nothing is left to continue, because a sync or a command of the user's has verified meanwhile.
             Some(_) => {}
         }
     }
     update(parts, job, |checks| checks.is_verifying = true);
-    let Some(ended) = Process::start(job, &fixed, false)?.wait(stopped)? else {
-        return Ok(None);
-    };
-    match ended.status.code() {
-        Some(0 | DAMAGED) => Ok(Some(ended.verified())),
-        _ => bail!("{}", ended.complaint()),
+    match run(&[])? {
+        None => Ok(None),
+        Some(ended) if ended.is_verified() => Ok(Some(ended.verified())),
+        Some(ended) => bail!("{}", ended.complaint()),
     }
 }
 
@@ -162,7 +158,7 @@ struct Ended {
 }
 
 impl Process {
-    fn start(job: &JobRecord, arguments: &[OsString], is_guest: bool) -> Result<Self> {
+    fn start(job: &JobRecord, arguments: &[&str], is_guest: bool) -> Result<Self> {
         let unit = runs_under_systemd().then(|| format!("smc-check-{}.service", std::process::id()));
         let mut command = match &unit {
             Some(unit) => in_unit(unit, &job.store, is_guest),
@@ -241,6 +237,11 @@ impl Ended {
         }
     }
 
+    /// Whether a verification came to its end, with damage or without.
+    fn is_verified(&self) -> bool {
+        matches!(self.status.code(), Some(0 | DAMAGED))
+    }
+
     /// What a verification found: the sum if all is well, and otherwise everything.
     fn verified(self) -> (bool, String) {
         match self.status.code() {
@@ -260,7 +261,7 @@ fn program() -> PathBuf {
 
 /// systemd gives every unit that it starts an identity.
 fn runs_under_systemd() -> bool {
-    std::env::var_os("INVOCATION_ID").is_some() && Path::new("/run/systemd/system").is_dir()
+    std::env::var_os("INVOCATION_ID").is_some() && freeze::is_systemd_running()
 }
 
 /// Behind everything else on the machine, and ended with smcd.

@@ -233,13 +233,13 @@ mod tests {
         let now = HandClock::new().now();
         // In the hour between the two, 36 MiB changed: in the 100 s since, 1 MiB or so.
         let runs = [run(2, 100, 36 * MIB, &now), run(1, 3700, 1000 * MIB, &now)];
-        let told = forecast(&job(), &runs, Next::AsLast, &now).unwrap();
-        assert!((told.compare_seconds - 10.0).abs() < 0.01, "{told:?}");
-        assert!((told.other_seconds - 2.0).abs() < 0.01, "{told:?}");
-        assert!((told.seconds - 12.0).abs() < 0.01, "{told:?}");
-        assert_eq!(told.dirty_rate_bytes, 36 * MIB / 3600);
-        assert_eq!(told.transfer_rate_bytes / MIB, 100);
-        assert!(told.transfer_seconds < 0.1, "{told:?}");
+        let foreseen = forecast(&job(), &runs, Next::AsLast, &now).unwrap();
+        assert!((foreseen.compare_seconds - 10.0).abs() < 0.01, "{foreseen:?}");
+        assert!((foreseen.other_seconds - 2.0).abs() < 0.01, "{foreseen:?}");
+        assert!((foreseen.seconds - 12.0).abs() < 0.01, "{foreseen:?}");
+        assert_eq!(foreseen.dirty_rate_bytes, 36 * MIB / 3600);
+        assert_eq!(foreseen.transfer_rate_bytes / MIB, 100);
+        assert!(foreseen.transfer_seconds < 0.1, "{foreseen:?}");
     }
 
     fn tracking(doubt: Option<&str>, dirty_bytes: u64) -> Option<DiskTracking> {
@@ -273,25 +273,28 @@ mod tests {
         let next = Next::Tracked {
             written_bytes: 40 * MIB,
         };
-        let told = forecast(&job(), &runs, next, &now).unwrap();
-        assert_eq!((told.dirty_bytes, told.compare_bytes), (40 * MIB, 40 * MIB));
-        assert!((told.compare_seconds - 2.0).abs() < 0.01, "{told:?}");
-        assert!((told.other_seconds - 1.0).abs() < 0.01, "{told:?}");
+        let foreseen = forecast(&job(), &runs, next, &now).unwrap();
+        assert_eq!(
+            (foreseen.dirty_bytes, foreseen.compare_bytes),
+            (40 * MIB, 40 * MIB)
+        );
+        assert!((foreseen.compare_seconds - 2.0).abs() < 0.01, "{foreseen:?}");
+        assert!((foreseen.other_seconds - 1.0).abs() < 0.01, "{foreseen:?}");
         let scan = forecast(&job(), &runs, Next::Scan, &now).unwrap();
         assert_eq!(
             (scan.compare_bytes, scan.compare_rate_bytes),
             (1000 * MIB, 100 * MIB)
         );
         // None was tracked yet.
-        let told = forecast(&job(), &runs[..1], next, &now).unwrap();
+        let foreseen = forecast(&job(), &runs[..1], next, &now).unwrap();
         assert_eq!(
-            (told.compare_bytes, told.compare_rate_bytes),
+            (foreseen.compare_bytes, foreseen.compare_rate_bytes),
             (40 * MIB, 100 * MIB)
         );
         assert!(
-            told.basis.contains("no tracked one was measured yet"),
+            foreseen.basis.contains("no tracked one was measured yet"),
             "{}",
-            told.basis
+            foreseen.basis
         );
     }
 
@@ -311,15 +314,15 @@ mod tests {
             held(2, 40_100),
             held(1, 12_000),
         ];
-        let told = |job: &JobRecord, runs: &[RunView]| {
-            let told = forecast(job, runs, Next::AsLast, &now);
-            told.unwrap().writers_held_ms
+        let foreseen = |job: &JobRecord, runs: &[RunView]| {
+            let foreseen = forecast(job, runs, Next::AsLast, &now);
+            foreseen.unwrap().writers_held_ms
         };
         let mut freezing = job();
         freezing.freeze_budget_ms = Some(200);
-        assert_eq!(told(&freezing, &runs), Some(41));
-        assert_eq!(told(&freezing, &runs[..2]), None, "nothing was measured");
-        assert_eq!(told(&job(), &runs), None, "it freezes no more");
+        assert_eq!(foreseen(&freezing, &runs), Some(41));
+        assert_eq!(foreseen(&freezing, &runs[..2]), None, "nothing was measured");
+        assert_eq!(foreseen(&job(), &runs), None, "it freezes no more");
     }
 
     #[test]
@@ -328,10 +331,10 @@ mod tests {
         let runs = [run(2, 3600, 1000 * MIB, &now), run(1, 7200, 1000 * MIB, &now)];
         let mut limited = job();
         limited.bandwidth_limit_bytes = 10 * MIB;
-        let told = forecast(&limited, &runs, Next::AsLast, &now).unwrap();
-        assert!((told.compare_seconds - 100.0).abs() < 0.1, "{told:?}");
-        assert!(told.dirty_bytes <= 1000 * MIB);
-        assert!(told.transfer_seconds > 9.0, "{told:?}");
+        let foreseen = forecast(&limited, &runs, Next::AsLast, &now).unwrap();
+        assert!((foreseen.compare_seconds - 100.0).abs() < 0.1, "{foreseen:?}");
+        assert!(foreseen.dirty_bytes <= 1000 * MIB);
+        assert!(foreseen.transfer_seconds > 9.0, "{foreseen:?}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Programs run around a sync and around its freeze, so that a database can flush or an application be told.
+//! Programs run around a sync and around its freeze, so that a database can flush or an application be notified.
 //!
 //! Those of the hooks directory run for every job, in the order of their names, then the job's own one; afterwards
 //! the other way round. Each gets the name of its stage as its argument and what it is about in its environment. Its

@@ -5,6 +5,7 @@ mod message;
 mod process;
 mod workers;
 
+pub use cgroup::is_systemd_running;
 pub use process::{WatchdogArgs, watch};
 
 use crate::list::List;
@@ -68,7 +69,7 @@ impl Watchdog {
             let copy = file.try_clone().map_err(|error| no_watchdog("start", error))?;
             inherited.push(copy.into());
         }
-        if cgroup::is_systemd_running() {
+        if is_systemd_running() {
             // It fails where systemd cannot be asked, as in a container that has its directory: then as elsewhere.
             if let Ok((child, channel, ready)) = start_process(program, &list, &inherited, true) {
                 return Ok(Watchdog::ready(child, channel, ready, list));

@@ -76,16 +76,21 @@ pub fn inspect(root: &Root) -> Precheck {
         root,
         &PrecheckInput::default(),
         &KernelFacts::ask(root),
-        &CHECKS_OF_FILES,
+        &[&[guest::check], CHECKS_OF_FILES, &[clock::hardware_clock]],
     )
 }
 
 /// The same as [`precheck`], with the kernel's answers given.
 pub(crate) fn examine(root: &Root, input: &PrecheckInput, answers: &KernelFacts) -> Precheck {
-    run(root, input, answers, &CHECKS)
+    let of_machine: [&[Rule]; 3] = [
+        &[kernel::check, layout::check, store::check],
+        CHECKS_OF_FILES,
+        &[clock::check, kernel::check_security_module],
+    ];
+    run(root, input, answers, &of_machine)
 }
 
-fn run(root: &Root, input: &PrecheckInput, answers: &KernelFacts, checks: &[Rule]) -> Precheck {
+fn run(root: &Root, input: &PrecheckInput, answers: &KernelFacts, checks: &[&[Rule]]) -> Precheck {
     let mut out = Findings::default();
     let files = Files::new(root);
     let inventory = Inventory::read(&files).unwrap_or_else(|error| {
@@ -94,7 +99,7 @@ fn run(root: &Root, input: &PrecheckInput, answers: &KernelFacts, checks: &[Rule
         Inventory::default()
     });
     let case = Context::new(files, input, answers, inventory);
-    for check in checks {
+    for check in checks.iter().copied().flatten() {
         check(&case, &mut out);
     }
     unread(&case, &mut out);
@@ -116,9 +121,8 @@ fn unread(case: &Context<'_>, out: &mut Findings) {
 /// What looks at one matter.
 type Rule = fn(&Context<'_>, &mut Findings);
 
-/// What depends on files and disks alone.
-const CHECKS_OF_FILES: [Rule; 9] = [
-    guest::check,
+/// What depends on files and disks alone, in the order in which people read the lines.
+const CHECKS_OF_FILES: &[Rule] = &[
     efi::check,
     loader::check,
     boot::check,
@@ -126,23 +130,6 @@ const CHECKS_OF_FILES: [Rule; 9] = [
     fstab::check,
     lvm::check,
     network::check,
-    clock::hardware_clock,
-];
-
-/// In the order in which people read the lines.
-const CHECKS: [Rule; 12] = [
-    kernel::check,
-    layout::check,
-    store::check,
-    efi::check,
-    loader::check,
-    boot::check,
-    drivers::check,
-    fstab::check,
-    lvm::check,
-    network::check,
-    clock::check,
-    kernel::check_security_module,
 ];
 
 /// What all checks look at.

@@ -30,9 +30,9 @@ const MIB: u64 = 1 << 20;
 /// servers that the real server talks to. Its serial console is on the terminal; Ctrl-C ends it.
 ///
 /// With --check, nobody has to watch: smc-image ends the guest as soon as a login prompt appears on its serial
-/// console, or as soon as it knows why none does. The other options that begin with --check wait for something else. The result is stored beside the image as its boot verdict, which
-/// 'ls', 'info' and 'verdict' show. The exit code is 0 if the image booted, 1 if not, and 3 if not and the image is
-/// damaged.
+/// console, or as soon as it knows why none does. The other options that begin with --check wait for something else.
+/// The result is stored beside the image as its boot verdict, which 'ls', 'info' and 'verdict' show. The exit code is 0
+/// if the image booted, 1 if not, and 3 if not and the image is damaged.
 ///
 /// A server shows a login prompt on its serial console if console=ttyS0 is on its kernel's command line.
 #[derive(Debug, clap::Args)]

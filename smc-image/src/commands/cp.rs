@@ -11,7 +11,7 @@ use imagefmt::ImageRef;
 use nix::sys::stat::{Mode, SFlag, mknod};
 use std::ffi::OsStr;
 use std::fs::{self, File, FileTimes, Metadata, Permissions};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -172,21 +172,21 @@ impl Copy<'_> {
 
     /// Copies what is in a file; zeros take no space.
     fn file(&mut self, place: &Path, dest: &Path) -> anyhow::Result<()> {
-        let mut source = File::open(place)?;
+        let source = File::open(place)?;
         let mut copy = File::options().write(true).create_new(true).open(dest)?;
-        let mut piece = vec![0; PIECE_BYTES];
+        let mut piece = Vec::with_capacity(PIECE_BYTES);
         let mut length = 0;
         loop {
             self.interrupt.check()?;
-            let read = read_full(&mut source, &mut piece)?;
+            piece.clear();
+            let read = (&source).take(PIECE_BYTES as u64).read_to_end(&mut piece)?;
             if read == 0 {
                 break;
             }
-            let bytes = &piece[..read];
-            if bytes.iter().all(|&byte| byte == 0) {
+            if blockio::is_zero(&piece) {
                 copy.seek(SeekFrom::Current(i64::try_from(read)?))?;
             } else {
-                copy.write_all(bytes)?;
+                copy.write_all(&piece)?;
             }
             length += read as u64;
         }
@@ -194,20 +194,6 @@ impl Copy<'_> {
         self.bytes += length;
         Ok(())
     }
-}
-
-/// Fills `target`, unless the file ends before.
-fn read_full(source: &mut File, target: &mut [u8]) -> io::Result<usize> {
-    let mut read = 0;
-    while read < target.len() {
-        match source.read(&mut target[read..]) {
-            Ok(0) => break,
-            Ok(count) => read += count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(read)
 }
 
 /// Gives a copy its owner, permissions and times. In this order: a change of the owner takes the setuid bit away.

@@ -42,7 +42,7 @@ const BACKGROUND_MAX: u16 = 64;
 /// Of the kernel's include/uapi/linux/prctl.h.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
-/// What the server of a mount is told.
+/// What the server of a mount is started with.
 #[derive(Debug)]
 pub struct Order<'a> {
     /// The image, by number.

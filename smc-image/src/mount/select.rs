@@ -248,7 +248,7 @@ fn choose(disks: &[NamedDisk<'_>], found: Vec<Found>, wanted: Option<u32>) -> an
     }
 }
 
-/// The filesystems among what was found, each once. What cannot be read, or is incomplete, is told and left out.
+/// The filesystems among what was found, each once. What cannot be read, or is incomplete, is reported and left out.
 ///
 /// # Errors
 /// A disk whose partition table cannot be read, where one has to be looked at again.

@@ -163,7 +163,7 @@ impl Record {
     /// Makes the kernel forget the devices of a filesystem on several, which it otherwise remembers by their names.
     fn forget_devices(&self) {
         for path in self.loop_devices.iter().filter(|_| self.loop_devices.len() > 1) {
-            // One that has been attached again is somebody else's.
+            // One that has been attached again belongs to another user.
             let is_free = matches!(backing_file(path), Ok(None));
             let forgotten = if is_free {
                 hostdev::forget_btrfs(path)

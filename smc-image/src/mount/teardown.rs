@@ -84,7 +84,7 @@ fn release(dir: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Devices go by themselves when their filesystem is unmounted; those that have never been mounted are told to.
+/// Devices go by themselves when their filesystem is unmounted; those that have never been mounted are detached here.
 fn detach(private: &Path, record: &Record) -> anyhow::Result<()> {
     let are_gone = || matches!(record.attached_loops(private), Ok(devices) if devices.is_empty());
     if wait_until(END_TIMEOUT / 5, are_gone) {

@@ -4,6 +4,7 @@ mod check;
 
 use crate::{Bench, Disk, code, stderr};
 use anyhow::{Context, Result, bail, ensure};
+use hostdev::{ProcessStat, Root};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -329,10 +330,9 @@ impl Scene {
             let process = Pid::from_raw(i32::try_from(child.id())?);
             kill(process, Signal::SIGSTOP)?;
             // FIFREEZE is not interrupted: the sync stops behind it, with the filesystem frozen. A SIGCONT before that would undo the stop.
-            let stat = format!("/proc/{}/stat", child.id());
             wait_for("the sync to stop or to end", || {
-                let stat = fs::read_to_string(&stat).unwrap_or_default();
-                matches!(state(&stat), None | Some('T' | 'Z'))
+                ProcessStat::read(&Root::system(), child.id())
+                    .is_ok_and(|found| found.is_none_or(|found| matches!(found.state, 'T' | 'Z')))
             });
             self.assert_thawed();
             kill(process, Signal::SIGCONT)?;
@@ -348,12 +348,6 @@ impl Scene {
         }
         bail!("no sync was met in FIFREEZE")
     }
-}
-
-/// The state of a process, as /proc/PID/stat has it behind its name.
-fn state(stat: &str) -> Option<char> {
-    let (_, behind) = stat.rsplit_once(") ")?;
-    behind.chars().next()
 }
 
 /// The program that checks a filesystem without changing it, and its arguments.

@@ -1,9 +1,9 @@
-//! How a run came to one instant: the record of the image, and what the API tells. Their fields are the same.
+//! How a run came to one instant: the record of the image, and what the API shows. Their fields are the same.
 
 use api::{RunFrozen, RunInstant, RunPass};
 use imagefmt::{FrozenRecord, InstantRecord, PassRecord};
 
-/// As the API tells it.
+/// As the API shows it.
 pub fn instant_view(record: InstantRecord) -> RunInstant {
     let pass = |pass: PassRecord| RunPass {
         bytes: pass.bytes,

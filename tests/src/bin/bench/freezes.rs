@@ -1,13 +1,13 @@
 //! For how long a freeze holds writers: windows of many syncs beside a writer of 1 GiB a minute, and what the writer sees of them.
 
-use crate::measure::{fio, median, met, settle, sorted, table};
+use crate::measure::{end, fio, median, met, settle, sorted, table};
 use anyhow::{Context, Result, ensure};
 use nix::mount::MsFlags;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use smc_tests::{Bench, program};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 use testkit::device::Zram;
 use testkit::guard::Mount;
 use testkit::process;
@@ -176,17 +176,13 @@ fn writer(point: &Path, seconds: u32) -> Command {
     command
 }
 
-/// fio, that goes on until it is told to end.
+/// fio, which writes until it is stopped.
 struct Writing(Child);
 
 impl Writing {
     /// Ends it; what it reports.
     fn end(mut self) -> Result<Value> {
-        let id = i32::try_from(self.0.id()).context("the id of a process")?;
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::SIGINT)?;
-        process::wait_until(Duration::from_secs(60), || {
-            matches!(self.0.try_wait(), Ok(Some(_)) | Err(_))
-        })?;
+        end(&mut self.0, Signal::SIGINT)?;
         let printed = self.0.stdout.take().context("fio's output")?;
         let printed = std::io::read_to_string(printed)?;
         let begins = printed.find('{').context("fio reports nothing")?;

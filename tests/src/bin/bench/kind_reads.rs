@@ -1,16 +1,16 @@
 //! What a sync costs others that use the disk: the latency of random reads and writes while it is scanned.
 
 use crate::fill::{self, Layout};
-use crate::measure::{fio, settle, table};
+use crate::measure::{end, fio, settle, table};
 use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use smc_tests::{Bench, Disk};
 use std::fs;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
-use testkit::process::wait_until;
 
 /// What syncs meanwhile, and how.
 const CASES: [(&str, Option<&[&str]>); 4] = [
@@ -133,21 +133,12 @@ fn sync_until(is_over: &AtomicBool, bench: &Bench, disk: &Disk, options: &[&str]
         let mut sync = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         while sync.try_wait()?.is_none() {
             if is_over.load(Ordering::Acquire) {
-                stop(&mut sync)?;
+                // It keeps what it has stored.
+                end(&mut sync, Signal::SIGTERM)?;
             }
             thread::sleep(Duration::from_millis(10));
         }
     }
-    Ok(())
-}
-
-/// Ends a sync, which keeps what it has stored.
-fn stop(sync: &mut Child) -> Result<()> {
-    let id = i32::try_from(sync.id()).context("the id of a process")?;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::SIGTERM)?;
-    wait_until(Duration::from_secs(60), || {
-        matches!(sync.try_wait(), Ok(Some(_)) | Err(_))
-    })?;
     Ok(())
 }
 

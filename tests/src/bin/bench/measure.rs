@@ -2,12 +2,14 @@
 
 use anyhow::{Context, Result, ensure};
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
-use testkit::process::check_interrupt;
+use testkit::process::{check_interrupt, wait_until};
 
 /// One thing measured beside another, in turn.
 #[derive(Debug)]
@@ -143,6 +145,16 @@ pub fn run(command: &mut Command) -> Result<Vec<u8>> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(output.stdout)
+}
+
+/// Asks a program to end, and waits for that.
+pub fn end(child: &mut Child, signal: Signal) -> Result<()> {
+    let id = i32::try_from(child.id()).context("the id of a process")?;
+    nix::sys::signal::kill(Pid::from_raw(id), signal)?;
+    wait_until(Duration::from_secs(60), || {
+        matches!(child.try_wait(), Ok(Some(_)) | Err(_))
+    })?;
+    Ok(())
 }
 
 /// A copy by `dd`, around the page cache and flushed at the end.
