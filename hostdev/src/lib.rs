@@ -5,7 +5,7 @@
 //! - [`disks_below`], [`lies_on`], [`below`]: what lies on what, down to the whole disks; [`first_user`]: who uses a
 //!   device or file.
 //! - [`Inventory`]: all devices, mounts and swaps, read once, and which lie on which disks.
-//! - [`MountTable`] and [`swaps`]: what is mounted and what is swapped to.
+//! - [`MountTable`] and [`swaps`]: what is mounted and what is swapped to; [`file_places`]: where a file lies on a device.
 //! - [`LoopDevice`]: a loop device that goes away with its last user; [`loop_status`] and [`detach_loop`] for any.
 //! - [`forget_btrfs`]: what the kernel remembers of a btrfs that is unmounted.
 //! - [`Machine`]: which machine this is; [`ProcessStat`]: which process an id means.
@@ -23,6 +23,7 @@ mod content;
 mod counters;
 mod error;
 mod escape;
+mod extents;
 mod fstab;
 mod gpt;
 mod identity;
@@ -44,6 +45,7 @@ pub use content::{HEAD_BYTES, filesystem_id, table_id};
 pub use counters::{Counters, Discards};
 pub use error::{Error, ErrorKind, Result};
 pub use escape::unescape;
+pub use extents::{FilePlaces, file_places};
 pub use fstab::FstabLine;
 pub use gpt::{GptDefect, gpt_header, guid_text, uuid_text};
 pub use identity::Identity;

@@ -5,16 +5,17 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use hostdev::{
     BlockDevice, DeviceNumber, ErrorKind, FileId, Inventory, LoopDevice, LoopOptions, Namespaces, Node, Root,
-    User, below, detach_loop, disks_below, first_user, lies_on, loop_status,
+    User, below, detach_loop, disks_below, file_places, first_user, lies_on, loop_status,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use testkit::guard::{Mount, ScratchDir, SilentMount};
+use testkit::noise;
 use testkit::process::run;
 
 /// xfs and btrfs need some room.
@@ -431,6 +432,51 @@ fn filesystems_are_recognized_by_their_ids() {
     // The device's own id, which it makes up.
     let btrfs = made("mkfs.btrfs", &["-q", "-U", ID]).unwrap();
     assert!(btrfs.starts_with("btrfs:") && !btrfs.contains(ID), "{btrfs}");
+}
+
+#[test]
+fn a_file_of_ext4_or_xfs_lies_where_it_is_said_to_lie_and_of_btrfs_nobody_says() {
+    let scratch = scratch();
+    for kind in ["ext4", "xfs", "btrfs"] {
+        let backing = scratch.sparse_file(kind, DISK_BYTES).unwrap();
+        let disk = attach(&backing);
+        let mount = format(kind, disk.path(), &scratch.join(format!("on-{kind}")));
+        let (path, content) = (mount.path().join("file"), noise(3 << 20, 1));
+        // Written in pieces with another file between them, so that it lies in several places.
+        let pieces = content.chunks(1 << 20);
+        for (number, piece) in pieces.enumerate() {
+            let mut file = OpenOptions::new().create(true).append(true).open(&path).unwrap();
+            file.write_all(piece).unwrap();
+            file.sync_all().unwrap();
+            let between = File::create(mount.path().join(number.to_string())).unwrap();
+            (&between).write_all(piece).unwrap();
+            between.sync_all().unwrap();
+        }
+        let found = file_places(&path).unwrap();
+        let Some(places) = found else {
+            assert_eq!(kind, "btrfs");
+            continue;
+        };
+        assert_ne!(kind, "btrfs", "{places:?}");
+        assert_eq!(places.device, number(disk.path()));
+        let device = File::open(disk.path()).unwrap();
+        let mut there = Vec::new();
+        for bytes in places.bytes {
+            let mut piece = vec![0; usize::try_from(bytes.end - bytes.start).unwrap()];
+            device.read_exact_at(&mut piece, bytes.start).unwrap();
+            there.extend(piece);
+        }
+        assert_eq!(there, content, "{kind}");
+    }
+    assert_eq!(
+        file_places(Path::new("/dev/null")).unwrap(),
+        None,
+        "no regular file"
+    );
+    assert_eq!(
+        file_places(Path::new("/nonexistent")).unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
 }
 
 #[test]

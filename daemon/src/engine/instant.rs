@@ -151,7 +151,14 @@ impl<O: Observer> Reading<'_, '_, O> {
             false => Read::TimeUp,
         };
         let evidence = frozen.thaw();
-        Ok(Window { evidence, read })
+        // At once: what is mounted later, while all is stored, says nothing of that moment.
+        let after = flush::find(sources, Holders::Find);
+        let is_same = after.is_ok_and(|after| found.is_same(&after));
+        Ok(Window {
+            evidence,
+            read,
+            is_same,
+        })
     }
 
     /// Stores what was read, and judges whether it is one instant.
@@ -163,7 +170,6 @@ impl<O: Observer> Reading<'_, '_, O> {
         window: Window,
         budget: Duration,
     ) -> Step<String> {
-        let after = flush::find(self.job.disks, Holders::Find);
         if let Some(why) = not_whole(window.read, self.job.disks, budget) {
             let why = window.evidence.doubt().unwrap_or(why);
             let what = format!("the filesystems were thawed before all was read: {why}");
@@ -173,8 +179,8 @@ impl<O: Observer> Reading<'_, '_, O> {
             .evidence
             .doubt()
             .or_else(|| {
-                let is_same = after.is_ok_and(|after| found.is_same(&after));
-                (!is_same).then(|| "what is mounted on the disks changed while they were frozen".to_owned())
+                (!window.is_same)
+                    .then(|| "what is mounted on the disks changed while they were frozen".to_owned())
             })
             .or_else(|| self.written_meanwhile(unfrozen, held))
             // The books are balanced only now.
@@ -236,6 +242,8 @@ impl<O: Observer> Reading<'_, '_, O> {
 struct Window {
     evidence: Evidence,
     read: Read,
+    /// Whether the same is mounted right after it as before.
+    is_same: bool,
 }
 
 /// Why not all was read, if it was not.
