@@ -341,6 +341,9 @@ fn a_job_says_what_it_wants_and_what_it_has() {
         .refused(2, &["job", "modify", "web01", "--freeze=off"])
         .unwrap();
     assert!(said.contains("consistency filesystem needs a freeze"), "{said}");
+    let untracked = ["job", "modify", "web01", "--tracking", "off"];
+    let said = service.refused(2, &untracked).unwrap();
+    assert!(said.contains("can never be reached with tracking off"), "{said}");
     let change = ["job", "modify", "web01", "--freeze=off", "--consistency", "crash"];
     service
         .ask(&[&change[..], &["--require-consistency"]].concat())

@@ -59,9 +59,9 @@ impl Left {
     }
 }
 
-/// A time as people read it.
+/// A time as people read it: rounded up, as everywhere where it is said for how long writers were held.
 pub(super) fn shown(time: Duration) -> String {
-    format!("{} ms", milliseconds(time))
+    format!("{} ms", time.as_micros().div_ceil(1000))
 }
 
 /// Notices when passes do not become shorter.

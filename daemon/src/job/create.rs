@@ -31,21 +31,10 @@ pub fn new_record(
     now: &Moment,
 ) -> Refused<JobRecord> {
     check_texts(request)?;
-    let valid = request
-        .valid_seconds
-        .map_or(limits::VALID_TIME_DEFAULT, Duration::from_secs);
-    check_valid_time(valid)?;
+    let valid = valid_time(request)?;
     if let Some(start_at) = request.start_at {
         check_start_at(start_at, now)?;
     }
-    let compress_level = request.compress_level.unwrap_or(changetrack::COMPRESS_LEVEL);
-    in_range("compress_level", compress_level, &limits::COMPRESS_LEVEL)?;
-    let bandwidth_limit_bytes = request.bandwidth_limit_bytes.unwrap_or(0);
-    check_bandwidth(bandwidth_limit_bytes)?;
-    let min_scan_interval_seconds = request
-        .min_scan_interval_seconds
-        .unwrap_or(limits::MIN_SCAN_INTERVAL_DEFAULT.as_secs());
-    check_min_scan_interval(min_scan_interval_seconds)?;
     let mut checks = ImageChecks::default();
     checks.change(&request.checks)?;
     Ok(JobRecord {
@@ -60,12 +49,12 @@ pub fn new_record(
         automatic_incremental: request.automatic_incremental,
         schedule: schedule(request, config)?,
         pending: PendingView::default(),
-        compress_level,
-        bandwidth_limit_bytes,
+        compress_level: compress_level(request)?,
+        bandwidth_limit_bytes: bandwidth(request)?,
         io_priority: request.io_priority.unwrap_or_default(),
         cluster_size_bytes: cluster_size(request)?,
         tracking: request.tracking.unwrap_or_default(),
-        min_scan_interval_seconds,
+        min_scan_interval_seconds: min_scan_interval(request)?,
         scan_from: None,
         unwatch_owed: false,
         checks,
@@ -105,10 +94,38 @@ fn check_texts(request: &CreateJob) -> Refused<()> {
     check_token(request.client_token.as_deref())
 }
 
+/// How long a new job is valid.
+fn valid_time(request: &CreateJob) -> Refused<Duration> {
+    let valid = request.valid_seconds.map(Duration::from_secs);
+    let valid = valid.unwrap_or(limits::VALID_TIME_DEFAULT);
+    check_valid_time(valid)?;
+    Ok(valid)
+}
+
+fn compress_level(request: &CreateJob) -> Refused<i32> {
+    let level = request.compress_level.unwrap_or(changetrack::COMPRESS_LEVEL);
+    in_range("compress_level", level, &limits::COMPRESS_LEVEL)?;
+    Ok(level)
+}
+
+fn bandwidth(request: &CreateJob) -> Refused<u64> {
+    let bytes = request.bandwidth_limit_bytes.unwrap_or(0);
+    check_bandwidth(bytes)?;
+    Ok(bytes)
+}
+
+fn min_scan_interval(request: &CreateJob) -> Refused<u64> {
+    let seconds = request.min_scan_interval_seconds;
+    let seconds = seconds.unwrap_or(limits::MIN_SCAN_INTERVAL_DEFAULT.as_secs());
+    check_min_scan_interval(seconds)?;
+    Ok(seconds)
+}
+
 /// The class that the images of a new job are to have.
 fn consistency(request: &CreateJob) -> Refused<LeastConsistency> {
     let consistency = request.consistency.unwrap_or_default();
     check_freeze(consistency, request.freeze_budget_ms)?;
+    check_tracked(consistency, request.tracking.unwrap_or_default())?;
     Ok(consistency)
 }
 
@@ -149,6 +166,23 @@ pub fn check_freeze(consistency: LeastConsistency, budget_ms: Option<u64>) -> Re
             range.end().as_millis()
         ))),
     }
+}
+
+/// Whether a class can be had with this use of the tracker.
+///
+/// # Errors
+/// `Invalid`, with what to do.
+pub fn check_tracked(consistency: LeastConsistency, tracking: Tracking) -> Refused<()> {
+    unreachable_class(consistency, tracking).map_or(Ok(()), |why| Err(Refusal::invalid(why)))
+}
+
+/// Why no image can have the class that is wanted, if none can.
+pub fn unreachable_class(consistency: LeastConsistency, tracking: Tracking) -> Option<&'static str> {
+    let is_unreachable = consistency == LeastConsistency::Filesystem && tracking == Tracking::Off;
+    is_unreachable.then_some(
+        "consistency filesystem can never be reached with tracking off, because nothing is frozen without the tracker: set \
+         tracking to auto, or consistency to crash",
+    )
 }
 
 /// How long a freeze hook may run.
@@ -599,6 +633,20 @@ pub mod tests {
             let at = crate::clock::later(now.wall, seconds);
             assert_eq!(check_start_at(at, &now).is_ok(), fine, "{seconds}");
         }
+    }
+
+    #[test]
+    fn a_class_that_cannot_be_reached_is_refused() {
+        let wanted = |consistency, tracking| CreateJob {
+            consistency: Some(consistency),
+            tracking: Some(tracking),
+            ..good()
+        };
+        let refusal = made(&wanted(LeastConsistency::Filesystem, Tracking::Off)).unwrap_err();
+        assert_eq!(refusal.kind, ErrorKind::Invalid);
+        assert!(refusal.message.contains("set tracking to auto"), "{refusal}");
+        assert!(made(&wanted(LeastConsistency::Filesystem, Tracking::Auto)).is_ok());
+        assert!(made(&wanted(LeastConsistency::Crash, Tracking::Off)).is_ok());
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod record;
 mod refusal;
 
 pub use checks::{Check, Checked, ImageChecks};
-pub use create::{ResolvedInput, check_name, new_record};
+pub use create::{ResolvedInput, check_name, new_record, unreachable_class};
 pub use modify::modify;
 pub use record::{ActiveRun, DiskRecord, Ending, JobRecord, Schedule, WriteCounter};
 pub use refusal::{Refusal, Refused};

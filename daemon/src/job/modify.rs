@@ -2,7 +2,8 @@
 
 use super::create::{
     check_bandwidth, check_description, check_freeze, check_freeze_hook_timeout, check_interval,
-    check_max_images, check_min_scan_interval, check_start_at, check_time, check_valid_time, hook,
+    check_max_images, check_min_scan_interval, check_start_at, check_time, check_tracked, check_valid_time,
+    hook,
 };
 use super::record::JobRecord;
 use super::refusal::{Refusal, Refused};
@@ -172,6 +173,10 @@ fn hooks(job: &mut JobRecord, change: &ModifyJob) -> Refused<()> {
 
 /// A budget that was chosen before stays, unless the new class cannot do with it.
 fn consistency(job: &mut JobRecord, change: &ModifyJob) -> Refused<()> {
+    if change.consistency.is_some() || change.tracking.is_some() {
+        let consistency = change.consistency.unwrap_or(job.consistency);
+        check_tracked(consistency, job.tracking)?;
+    }
     if !changes_consistency(change) {
         return Ok(());
     }
@@ -239,6 +244,36 @@ mod tests {
             assert_eq!(later.schedule.unwrap().interval_seconds, 3600);
             assert_eq!(later.schedule.unwrap().max_images, 3);
         }
+    }
+
+    #[test]
+    fn a_change_to_a_class_that_cannot_be_reached_is_refused_and_others_are_not() {
+        use api::{LeastConsistency, Tracking};
+        let clock = HandClock::new();
+        let wanted = |consistency, tracking| ModifyJob {
+            consistency,
+            tracking,
+            ..ModifyJob::default()
+        };
+        let (filesystem, off) = (Some(LeastConsistency::Filesystem), Some(Tracking::Off));
+        let waiting = job(Status::Waiting, &clock);
+        assert!(modified(&waiting, &wanted(filesystem, off), &clock).is_err());
+        let frozen = modified(&waiting, &wanted(filesystem, None), &clock).unwrap();
+        assert!(modified(&frozen, &wanted(None, off), &clock).is_err());
+        let crash = wanted(Some(LeastConsistency::Crash), off);
+        let untracked = modified(&frozen, &crash, &clock).unwrap();
+        assert!(modified(&untracked, &wanted(filesystem, None), &clock).is_err());
+        // A record of an earlier version.
+        let old = JobRecord {
+            tracking: Tracking::Off,
+            ..frozen
+        };
+        let other = ModifyJob {
+            compress_level: Some(1),
+            ..ModifyJob::default()
+        };
+        assert!(modified(&old, &other, &clock).is_ok());
+        assert!(modified(&old, &wanted(None, Some(Tracking::Auto)), &clock).is_ok());
     }
 
     #[test]

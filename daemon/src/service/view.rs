@@ -6,7 +6,7 @@ use super::parts::Parts;
 use super::table::Locked;
 use super::tracking;
 use crate::clock::Moment;
-use crate::job::{JobRecord, Refusal, Refused};
+use crate::job::{JobRecord, Refusal, Refused, unreachable_class};
 use crate::priority;
 use crate::state::{Runs, Unreadable};
 use crate::stores::VIEW_PATIENCE;
@@ -224,6 +224,8 @@ fn view(job: &JobRecord, runs: &[RunView], now: &Moment) -> JobView {
             .iter()
             .map(String::as_str)
             .chain(job.checks.warnings())
+            // A job of an earlier version may want what is refused now.
+            .chain(unreachable_class(job.consistency, job.tracking).filter(|_| unfinished))
             .map(str::to_owned)
             .collect(),
         unconfirmed: job.unconfirmed,
@@ -447,4 +449,34 @@ fn after(wall: Timestamp, left: Duration) -> Timestamp {
 /// Whole seconds, as people write them.
 fn span(time: Duration) -> String {
     humantime::format_duration(Duration::from_secs(time.as_secs())).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, HandClock};
+    use crate::config::Config;
+    use crate::job::{ResolvedInput, new_record};
+
+    #[test]
+    fn a_job_of_an_earlier_version_that_wants_what_cannot_be_reached_says_so() {
+        let now = HandClock::new().now();
+        let config = Config::load(None).unwrap();
+        let request = api::CreateJob {
+            name: "web01".to_owned(),
+            ..Default::default()
+        };
+        let given = ResolvedInput {
+            store: "/s".into(),
+            disks: Vec::new(),
+        };
+        let mut job = new_record(&request, given, &config, &now).unwrap();
+        assert!(view(&job, &[], &now).warnings.is_empty());
+        job.consistency = api::LeastConsistency::Filesystem;
+        job.tracking = api::Tracking::Off;
+        let warnings = view(&job, &[], &now).warnings;
+        assert!(warnings[0].contains("can never be reached"), "{warnings:?}");
+        job.status = Status::Finished;
+        assert!(view(&job, &[], &now).warnings.is_empty());
+    }
 }
