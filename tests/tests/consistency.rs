@@ -261,6 +261,24 @@ fn a_database_takes_part_in_the_freeze() {
 }
 
 #[test]
+fn what_is_written_after_the_thaw_is_told_and_does_not_keep_a_job_from_being_finished() {
+    let late = "[ $1 != thaw ] || { date +%N > mnt/late; sync mnt/late; }";
+    let (service, _disk, _bpf, _mount) = frozen_job("afterthaw", late);
+    service.ask(&["job", "start", "web01", "--wait"]).unwrap();
+    let last = ["job", "complete", "web01", "--last-sync", "--verify", "--wait"];
+    service.ask(&last).unwrap();
+    let job = service.job("web01").unwrap();
+    let run = &job["last_run"];
+    assert_eq!(
+        (&job["status"], &run["verified"], &run["consistency"]),
+        (&"Finished".into(), &true.into(), &"filesystem".into()),
+        "{job:#}"
+    );
+    let told = "of vda were written to since the image's moment and not compared";
+    assert!(run["warnings"].to_string().contains(told), "{job:#}");
+}
+
+#[test]
 fn a_freeze_hook_that_hangs_is_killed_and_nothing_is_frozen() {
     let (service, _disk, _bpf, mount) = frozen_job("freezehang", "[ $1 != freeze ] || exec sleep 1000");
     service.ask(&["job", "start", "web01", "--wait"]).unwrap();

@@ -10,7 +10,7 @@ use serde_json::Value;
 use smc_tests::instant::{self, Scene};
 use smc_tests::{Bench, Disk, code, stderr};
 use std::fs::{self, File};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::{Command, Stdio};
 use testkit::guard::Mount;
 use testkit::process::spawn;
@@ -96,6 +96,18 @@ impl Single {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// A sync that freezes and compares: its exit code, its report, and what it said.
+    fn compared(&self) -> (i32, Value, String) {
+        let pins = format!("--tracker-directory={}", self.bench.dir.join("bpf/smc").display());
+        let options = [pins.as_str(), "--track", "--freeze=10s", "--verify"];
+        let output = self
+            .bench
+            .sync_with(&[("vda", self.disk.path())], &options)
+            .unwrap();
+        let report = serde_json::from_slice(&output.stdout).unwrap();
+        (code(&output), report, stderr(&output))
+    }
+
     /// A sync that freezes nothing, for a reason, and gives the image this class.
     #[track_caller]
     fn assert_missed(&self, more: &[&str], class: &str, why: &str) -> Value {
@@ -136,6 +148,31 @@ fn passes_that_do_not_become_shorter_are_given_up() {
         "{report}"
     );
 }
+
+/// Behind all files, and where the first audit does not look.
+const BEHIND: u64 = 301 << 20;
+
+#[test]
+fn a_comparison_of_a_disk_in_use_excuses_what_is_written_meanwhile_and_nothing_else() {
+    let single = Single::new();
+    single.sync(&["--track"]);
+    let _writer = busy(&single);
+    let behind = File::options().write(true).open(&single.disk.backing).unwrap();
+    behind.write_all_at(&[0x5a; 512], BEHIND).unwrap();
+    behind.sync_all().unwrap();
+    let (code, report, said) = single.compared();
+    assert_eq!((code, &report["method"]), (1, &"tracked".into()), "{said}");
+    assert_eq!(report["verified"], false, "{report}");
+    let first = format!("vda differs from the image: 1 cluster, the first at byte {BEHIND}");
+    assert!(said.contains(&first), "{said}");
+    assert!(said.contains(WRITTEN_SINCE), "{said}");
+    let (code, report, said) = single.compared();
+    assert_eq!((code, &report["method"]), (0, &"scan".into()), "{said}");
+    assert_eq!(report["verified"], true, "{said}");
+    assert!(said.contains(WRITTEN_SINCE), "{said}");
+}
+
+const WRITTEN_SINCE: &str = "of vda were written to since the image's moment and not compared";
 
 /// The most memory that a process has had by now, in bytes; `None` when it has ended.
 fn peak_bytes(process: u32) -> Option<u64> {

@@ -35,10 +35,9 @@ pub struct Settled {
 }
 
 impl Settled {
-    /// Whether a cluster is known to be written to: `None` if its bit is clear, but a write may still be in flight.
-    pub fn contains(&self, cluster: u64) -> Option<bool> {
-        let is_set = self.bits.contains(cluster);
-        (is_set || self.is_settled).then_some(is_set)
+    /// The clusters that are known to have been written to: all of them if it is settled.
+    pub fn written(&self) -> &Bitmap {
+        &self.bits
     }
 
     /// Whether all writes that were in flight have completed.
@@ -137,6 +136,20 @@ impl Tracking {
         let is_settled = self.watch.ledger()?.settle(&self.books, deadline)?;
         Ok(Settled {
             bits: self.watch.maps.dirty(self.dirty.clusters()),
+            is_settled,
+        })
+    }
+
+    /// As [`settle`](Tracking::settle), but says which clusters were written to since they were last taken to be read. The next sync
+    /// reads them. For a comparison with what this sync has read.
+    ///
+    /// # Errors
+    /// `NotFound` when the disk is gone; `Io`.
+    pub fn settle_since_read(&mut self, deadline: Duration) -> Result<Settled> {
+        let is_settled = self.watch.ledger()?.settle(&self.books, deadline)?;
+        self.watch.maps.take(&mut [&mut self.unread]);
+        Ok(Settled {
+            bits: self.unread.clone(),
             is_settled,
         })
     }

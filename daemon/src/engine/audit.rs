@@ -5,11 +5,12 @@
 use super::error::{Result, Within};
 use super::passes::{DAMAGED, Planned, Reading, named};
 use super::request::Observer;
+use super::seen::Seen;
 use changetrack::{Plan, Sink};
 use imagefmt::{Audited, ClusterUpdate, Geometry, Method};
 use std::ops::Range;
 use std::time::{Duration, Instant};
-use tracker::{Bitmap, Tracking};
+use tracker::Bitmap;
 
 /// Bytes that are read in one piece.
 const RUN_BYTES: u64 = 1 << 20;
@@ -22,12 +23,6 @@ const IDLE_BYTES: u64 = 32 << 20;
 
 /// How long an audit may take in a sync that is over at once.
 const IDLE_TIME: Duration = Duration::from_millis(50);
-
-/// How often a tracker is asked whether it has seen what differs.
-const SETTLE_STEP: Duration = Duration::from_millis(200);
-
-/// How long writes in flight are waited for before the question stays open.
-const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The order in which the runs of a disk are audited: a permutation that leaps over the disk, so that neighbours, which are
 /// likely to be written together, are not audited together.
@@ -165,14 +160,16 @@ impl<O: Observer> Reading<'_, '_, O> {
         if differing.is_empty() {
             return Ok(());
         }
-        match judge(tracking, &differing) {
-            Finding::Seen => {}
-            Finding::Unknown(why) => self.trackings.doubt(
+        let mut left = Bitmap::empty(id.geometry().cluster_count());
+        differing.into_iter().for_each(|cluster| left.insert(cluster));
+        match Seen::judge(&mut left, |deadline| tracking.settle(deadline)) {
+            Seen::All => {}
+            Seen::Unknown(why) => self.trackings.doubt(
                 disk,
                 format!("the audit could not tell whether the tracker had missed writes: {why}"),
             ),
-            Finding::Missed(clusters) => {
-                let doubt = self.report_missed(disk, &clusters);
+            Seen::NotAll => {
+                let doubt = self.report_missed(disk, &left);
                 if let Err(error) = tracking.fail(&doubt) {
                     let error = error.full_message();
                     tracing::warn!("cannot record that the tracker has missed writes: {error}");
@@ -184,12 +181,12 @@ impl<O: Observer> Reading<'_, '_, O> {
     }
 
     /// Warns of clusters that the tracker has missed; returns the reason for a scan.
-    fn report_missed(&self, disk: usize, clusters: &[u64]) -> String {
+    fn report_missed(&self, disk: usize, clusters: &Bitmap) -> String {
         let (source, id) = (&self.job.disks[disk], self.ids[disk]);
-        let first = clusters.first().copied().unwrap_or_default();
+        let first = clusters.ranges(0).next().map_or(0, |range| range.start);
         let doubt = format!(
             "the tracker had missed writes: {} of the audited clusters differ, the first at byte {}",
-            clusters.len(),
+            clusters.count(),
             id.geometry().cluster_offset(first)
         );
         self.job.observer.warn(&format!(
@@ -282,41 +279,6 @@ fn clean(run: Range<u64>, dirty: &Bitmap) -> Vec<Range<u64>> {
     let end = run.end.min(dirty.clusters());
     let clean = (run.start..end).filter(|&cluster| !dirty.contains(cluster));
     clean.map(|cluster| cluster..cluster + 1).collect()
-}
-
-/// What is to be thought of clusters that differ although the tracker called them unchanged.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Finding {
-    /// They were written to meanwhile, and the tracker has seen it.
-    Seen,
-    /// The tracker has missed these.
-    Missed(Vec<u64>),
-    /// Why it cannot be told.
-    Unknown(String),
-}
-
-/// Asks the tracker about clusters that differ: one is missed if its bit is still clear after all writes that were in
-/// flight have completed.
-fn judge(tracking: &Tracking, differing: &[u64]) -> Finding {
-    let mut waited = Duration::ZERO;
-    loop {
-        let settled = match tracking.settle(SETTLE_STEP) {
-            Ok(settled) => settled,
-            Err(error) => return Finding::Unknown(error.full_message()),
-        };
-        let unseen = |cluster: &&u64| settled.contains(**cluster) != Some(true);
-        let left: Vec<u64> = differing.iter().filter(unseen).copied().collect();
-        if left.is_empty() {
-            return Finding::Seen;
-        }
-        if settled.is_settled() {
-            return Finding::Missed(left);
-        }
-        waited += SETTLE_STEP;
-        if waited >= SETTLE_PATIENCE {
-            return Finding::Unknown(format!("writes to it did not pause for {} s", waited.as_secs()));
-        }
-    }
 }
 
 #[cfg(test)]

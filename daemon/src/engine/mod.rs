@@ -17,6 +17,7 @@ mod passes;
 mod request;
 mod retention;
 mod salvage;
+mod seen;
 mod sync;
 mod tracked;
 mod unfrozen;

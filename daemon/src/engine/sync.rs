@@ -175,8 +175,7 @@ impl<O: Observer> Job<'_, O> {
         }
     }
 
-    /// Compares everything with the new image where that was asked for. A disk that is not the same is read completely by the next
-    /// sync, whatever its tracker says.
+    /// Compares everything with the new image where that was asked for.
     fn compare_if_asked(
         &self,
         manifest: &Manifest,
@@ -189,13 +188,10 @@ impl<O: Observer> Job<'_, O> {
         let label = format!("{}/{}", manifest.job, manifest.sequence);
         let image = label.parse().and_then(|image: ImageRef| self.store.image(&image));
         let mut compared = match image {
-            Ok(image) => {
-                let (compared, differing) = self.compare(&image);
-                differing.into_iter().for_each(|disk| trackings.give_up(disk));
-                compared
-            }
+            Ok(image) => self.compare(&image, trackings),
             Err(error) => Compared::impossible(&error),
         };
+        compared.written.iter().for_each(|text| self.observer.warn(text));
         if !compared.is_equal
             && let Some(written) = watch.written()
         {

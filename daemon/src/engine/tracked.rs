@@ -65,6 +65,20 @@ impl Trackings {
         self.disks[disk].tracking.as_ref().map_err(String::as_str)
     }
 
+    /// As [`watching`](Self::watching), to ask what was written since the last read. `None` if there is no tracking.
+    ///
+    /// # Errors
+    /// Why it cannot be believed, as a clause.
+    pub fn believed(&mut self, disk: usize) -> Result<Option<&mut Tracking>, String> {
+        match &mut self.disks[disk].tracking {
+            Ok(tracking) => match tracking.still_trusted() {
+                Ok(()) => Ok(Some(tracking)),
+                Err(doubt) => Err(doubt.to_string()),
+            },
+            Err(_) => Ok(None),
+        }
+    }
+
     /// As [`watching`](Self::watching), of each disk, to take from it. None if one of them is not watched.
     pub fn all_watching(&mut self) -> Option<Vec<&mut Tracking>> {
         let disks = self.disks.iter_mut();

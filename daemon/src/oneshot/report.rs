@@ -22,6 +22,8 @@ pub struct Report {
     /// Whether everything was compared after the sync, and is the same; absent if that was not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     verified: Option<bool>,
+    #[serde(skip)]
+    is_written_since: bool,
     seconds: f64,
     /// Seconds among them in which the tracker was checked.
     audit_seconds: f64,
@@ -57,7 +59,7 @@ impl Report {
     /// # Errors
     /// When the manifest cannot be understood.
     pub fn new(synced: &Synced, took: Duration, deleted: Vec<DeletedImage>) -> Result<Self> {
-        let manifest = &synced.manifest;
+        let (manifest, compared) = (&synced.manifest, synced.compared.as_ref());
         let cluster_size = manifest.cluster_size()?;
         let disks = manifest
             .disks
@@ -70,7 +72,8 @@ impl Report {
             consistency: manifest.consistency,
             consistency_reason: manifest.consistency_reason.clone(),
             instant: manifest.instant.clone(),
-            verified: synced.compared.as_ref().map(|compared| compared.is_equal),
+            verified: compared.map(|compared| compared.is_equal),
+            is_written_since: compared.is_some_and(|compared| !compared.written.is_empty()),
             seconds: seconds(took),
             audit_seconds: seconds(synced.audit_took),
             millis: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
@@ -125,7 +128,11 @@ impl Report {
             }
         }
         if self.verified == Some(true) {
-            output::line("  compared with the disks: everything is the same")?;
+            let same = match self.is_written_since {
+                false => "everything is the same",
+                true => "everything that was not written to since is the same",
+            };
+            output::line(format_args!("  compared with the disks: {same}"))?;
         }
         for deleted in &self.deleted {
             let freed = size(deleted.freed_bytes);
