@@ -32,6 +32,8 @@ STORAGE_PACKAGES=(lvm2 thin-provisioning-tools mdadm cryptsetup-bin nvme-cli sg3
 # The compiler and linker for an older glibc, and what makes cargo use it (scripts/dist.sh).
 ZIG_VERSION=0.17.1
 ZIGBUILD_VERSION=0.24.1
+# The database that tests let write while its disks are imaged.
+DATABASE_PACKAGES=(postgresql)
 # What a disk that UEFI boots is made of, and the firmware that boots it.
 UEFI_PACKAGES=(ovmf systemd-boot-efi mtools)
 # These two share a version, so that one does not conflict with the other's helper packages.
@@ -107,7 +109,8 @@ common_qemu_version() {
 install_packages() {
     local wanted=() version package
     mapfile -t wanted < <(missing_packages "${BUILD_PACKAGES[@]}" "${BPF_PACKAGES[@]}" \
-        "${FILESYSTEM_PACKAGES[@]}" "${NBD_PACKAGES[@]}" "${GUEST_PACKAGES[@]}" "${UEFI_PACKAGES[@]}")
+        "${FILESYSTEM_PACKAGES[@]}" "${NBD_PACKAGES[@]}" "${GUEST_PACKAGES[@]}" "${UEFI_PACKAGES[@]}" \
+        "${DATABASE_PACKAGES[@]}")
     if ! qemu_is_ready; then
         refresh_lists
         version=$(common_qemu_version) ||
@@ -118,8 +121,17 @@ install_packages() {
 
     refresh_lists
     say "installing ${wanted[*]}"
+    make_no_database
     quietly apt_get install --no-install-recommends --allow-downgrades "${wanted[@]}" ||
         die "apt-get could not install: ${wanted[*]} (its last lines are above)"
+    rm -f "$NO_DATABASE"
+}
+
+# The package of PostgreSQL makes a database and starts a server, unless this says that it is not to.
+NO_DATABASE=/etc/postgresql-common/createcluster.d/smc-setup.conf
+make_no_database() {
+    mkdir -p "${NO_DATABASE%/*}"
+    printf 'create_main_cluster = false\n' >"$NO_DATABASE"
 }
 
 # Options that make apt look at another release than this machine's; empty otherwise.
@@ -148,7 +160,7 @@ lock_cache() {
 
 # Names a directory of its own on the cache's filesystem in WORK; it is gone when the script ends. The lock is held.
 WORK_DIRECTORIES=()
-trap 'rm -rf "${WORK_DIRECTORIES[@]}"' EXIT
+trap 'rm -rf "${WORK_DIRECTORIES[@]}" "$NO_DATABASE"' EXIT
 new_work_directory() {
     WORK=$(mktemp -d "$CACHE/unpack.XXXXXX")
     WORK_DIRECTORIES+=("$WORK")

@@ -1,6 +1,6 @@
 //! Checks one image: its filesystems replay their journals on a copy and are clean, and the workload finds one instant on them.
 
-use super::{Scene, WORKLOAD, checker};
+use super::{Scene, WORKLOAD, checker, postgres};
 use crate::{code, stderr};
 use anyhow::{Result, bail, ensure};
 use nix::mount::MsFlags;
@@ -39,13 +39,13 @@ impl Scene {
         let mounts = [
             Mount::new(
                 copies[0].path(),
-                &scratch.join("a"),
+                &scratch.join("on-a"),
                 self.fs_type,
                 MsFlags::empty(),
             )?,
             Mount::new(
                 copies[1].path(),
-                &scratch.join("b"),
+                &scratch.join("on-b"),
                 self.fs_type,
                 MsFlags::empty(),
             )?,
@@ -54,6 +54,7 @@ impl Scene {
         run(check
             .args([WORKLOAD, "check"])
             .args([mounts[0].path(), mounts[1].path()]))?;
+        postgres::check([mounts[0].path(), mounts[1].path()], scratch.path())?;
         for mount in mounts {
             mount.unmount()?;
         }

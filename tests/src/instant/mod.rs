@@ -1,12 +1,14 @@
 //! That an image of class `filesystem` shows one instant: two disks under a workload that has an order, which every image must keep.
 
 mod check;
+mod postgres;
 
 use crate::{Bench, Disk, code, stderr};
 use anyhow::{Context, Result, bail, ensure};
 use hostdev::{ProcessStat, Root};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use postgres::Database;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,8 +20,8 @@ use testkit::Random;
 use testkit::guard::Mount;
 use testkit::process::{spawn, wait_for};
 
-/// xfs wants 300 MiB.
-const DISK_BYTES: u64 = 320 << 20;
+/// xfs wants 300 MiB; the rest is for PostgreSQL.
+const DISK_BYTES: u64 = 400 << 20;
 
 /// Images of one pair of disks: after that, they are checked, and fresh disks are made.
 const IMAGES_AT_ONCE: u64 = 25;
@@ -85,6 +87,7 @@ impl Counts {
 #[derive(Debug)]
 pub struct Scene {
     writer: Option<Child>,
+    database: Option<Database>,
     mounts: Option<[Mount; 2]>,
     /// The disks, `vda` and `vdb`.
     pub disks: [Disk; 2],
@@ -95,11 +98,22 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Filesystems of a type, which are being written to.
+    /// Filesystems of a type, which are being written to: by a PostgreSQL too.
     ///
     /// # Errors
     /// What cannot be made.
     pub fn new(fs_type: &'static str) -> Result<Self> {
+        let mut scene = Self::without_database(fs_type)?;
+        let points = scene.mount_points();
+        scene.database = Some(Database::start([&points[0], &points[1]], scene.bench.dir.path())?);
+        Ok(scene)
+    }
+
+    /// As [`new`](Self::new), without PostgreSQL: its images cannot be checked.
+    ///
+    /// # Errors
+    /// What cannot be made.
+    pub fn without_database(fs_type: &'static str) -> Result<Self> {
         let bench = Bench::new("instant")?;
         let bpf = Mount::bpf(&bench.dir.join("bpf"))?;
         let disks = [bench.disk("a", DISK_BYTES)?, bench.disk("b", DISK_BYTES)?];
@@ -109,6 +123,7 @@ impl Scene {
         ];
         let mut scene = Self {
             writer: None,
+            database: None,
             mounts: Some(mounts),
             disks,
             _bpf: bpf,
@@ -182,16 +197,16 @@ impl Scene {
     }
 
     fn end_writer(&mut self) {
-        let Some(mut writer) = self.writer.take() else {
-            return;
-        };
-        let _ = writer.kill();
+        let (mut writer, mut database) = (self.writer.take(), self.database.take());
+        let _ = writer.as_mut().map(Child::kill);
+        let _ = database.as_mut().map(Database::interrupt);
         for point in self.mount_points() {
             // Should it be frozen for ever, the workload would wait for ever, and this process for it.
             let mut thaw = Command::new("fsfreeze");
             let _ = thaw.arg("-u").arg(point).stderr(Stdio::null()).status();
         }
-        let _ = writer.wait();
+        let _ = writer.as_mut().map(Child::wait);
+        let _ = database.map(Database::wait);
     }
 
     /// The last image of disks that stand still equals them.
