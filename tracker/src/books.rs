@@ -34,6 +34,15 @@ struct Sample {
 struct Counted {
     queued: u64,
     completed: u64,
+    /// Those of `completed` that the kernel does not count: bios that never became a request.
+    refused: u64,
+}
+
+impl Counted {
+    /// What the kernel counts too.
+    fn done(&self) -> u64 {
+        self.completed.wrapping_sub(self.refused)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +56,12 @@ impl Sample {
     fn standing(&self) -> Option<i64> {
         let still = self.before == self.after;
         still.then(|| difference(self.before.queued, self.before.completed))
+    }
+
+    /// How far the programs are ahead of the kernel. It counts a little after them: while a write is between both, this is
+    /// too high by it. What the kernel counts between the readings makes it too low, but for a moment that is standing.
+    fn ahead(&self) -> i64 {
+        difference(self.before.done(), self.kernel.sectors)
     }
 
     /// Nothing is in flight, and nothing came or went meanwhile.
@@ -78,6 +93,55 @@ impl Rest {
     }
 }
 
+/// How far the programs are ahead of the kernel, as nearly as it was seen.
+///
+/// On a disk with requests, a standing moment can only be too high, so the lowest is the nearest. A disk with bios counts on
+/// its own when a bio begins or a little before it ends, so what is in flight can make it too low; then the moment counts at which
+/// least was in flight.
+#[derive(Debug)]
+struct Ahead {
+    is_bio_based: bool,
+    /// What is in flight, where that matters, and how far they are ahead.
+    nearest: Option<(i64, i64)>,
+    /// Where no moment is standing. A write between both counts makes it too high, so that the disk may be scanned
+    /// needlessly; the lowest of these would let a write be missed.
+    moving: i64,
+}
+
+impl Ahead {
+    /// Older books that still hold say how far they were ahead, which does not change while all is seen and counted.
+    fn new(is_bio_based: bool, before: Option<Books>) -> Ahead {
+        let in_flight = |books: Books| if is_bio_based { books.balance } else { 0 };
+        Ahead {
+            is_bio_based,
+            nearest: before.map(|books| (in_flight(books), books.ahead)),
+            moving: i64::MIN,
+        }
+    }
+
+    fn see(&mut self, sample: &Sample) {
+        let ahead = sample.ahead();
+        let seen = match self.is_bio_based {
+            true => sample.quiet().map(|in_flight| (in_flight, ahead)),
+            false => sample.standing().map(|_| (0, ahead)),
+        };
+        self.moving = self.moving.max(ahead);
+        self.nearest = match (self.nearest, seen) {
+            (Some(nearest), Some(seen)) => Some(nearest.min(seen)),
+            (nearest, seen) => nearest.or(seen),
+        };
+    }
+
+    /// Nothing can be on its way: this is it, also where the kernel did not count for a while.
+    fn is_at_rest(&mut self, standing: i64, sample: &Sample) {
+        self.nearest = Some((standing, sample.ahead()));
+    }
+
+    fn sectors(&self) -> i64 {
+        self.nearest.map_or(self.moving, |(_, ahead)| ahead)
+    }
+}
+
 /// Finds out what the books are from now on.
 ///
 /// What is in flight can only add to what is queued and has not completed. So of all moments the lowest is the nearest to
@@ -85,17 +149,18 @@ impl Rest {
 #[derive(Debug)]
 struct Opening {
     before: Option<Books>,
-    ahead: i64,
+    ahead: Ahead,
     lowest: Option<i64>,
     rest: Rest,
     is_known: bool,
 }
 
 impl Opening {
-    fn new(before: Option<Books>) -> Opening {
+    fn new(is_bio_based: bool, before: Option<Books>) -> Opening {
+        let before = before.filter(|books| books.certainty != UNKNOWN);
         Opening {
-            before: before.filter(|books| books.certainty != UNKNOWN),
-            ahead: i64::MIN,
+            before,
+            ahead: Ahead::new(is_bio_based, before),
             lowest: None,
             rest: Rest::default(),
             is_known: false,
@@ -104,14 +169,15 @@ impl Opening {
 
     /// Whether the balance is known now.
     fn see(&mut self, sample: &Sample, now: Instant) -> bool {
-        // What the kernel counts meanwhile makes this smaller, never larger.
-        let ahead = difference(sample.before.completed, sample.kernel.sectors);
-        self.ahead = self.ahead.max(ahead);
+        self.ahead.see(sample);
         let is_at_rest = self.rest.see(sample, now);
         if let Some(standing) = sample.quiet() {
-            let was_known = self
-                .before
-                .is_some_and(|books| books.certainty == KNOWN && books.balance == standing);
+            let was_known = self.before.is_some_and(|books| {
+                books.certainty == KNOWN && books.balance == standing && books.ahead == sample.ahead()
+            });
+            if is_at_rest {
+                self.ahead.is_at_rest(standing, sample);
+            }
             self.is_known = is_at_rest || was_known;
             self.lowest = Some(match self.is_known {
                 true => standing,
@@ -132,7 +198,7 @@ impl Opening {
         Books {
             certainty,
             balance,
-            ahead: self.ahead,
+            ahead: self.ahead.sectors(),
         }
     }
 }
@@ -141,6 +207,19 @@ impl Opening {
 /// it was; it never says that a write was missed, because what is counted as completed was marked.
 fn holds(books: &Books, standing: i64) -> bool {
     standing == books.balance || (books.certainty == AT_MOST && standing < books.balance)
+}
+
+/// What the kernel has counted, the programs have seen before. A disk with bios may count them when they begin.
+fn keeps_up(is_bio_based: bool, sample: &Sample, books: &Books) -> std::result::Result<(), Distrust> {
+    let seen = match is_bio_based {
+        true => sample.after.queued,
+        false => sample.after.done(),
+    };
+    let ahead = difference(seen, sample.kernel.sectors);
+    match ahead < books.ahead {
+        true => Err(unbalanced(ahead, books.ahead)),
+        false => Ok(()),
+    }
 }
 
 /// One disk's books.
@@ -177,19 +256,21 @@ impl<'a> Ledger<'a> {
     fn counted(&self) -> Result<Counted> {
         let Stats { queued, completed } = self.shared.stats(self.slot)?;
         let sectors = completed.map(|count| count.sectors);
+        let (completed, refused) = match self.is_bio_based {
+            true => (sectors.into_iter().fold(0, u64::wrapping_add), 0),
+            false => (sectors[0].wrapping_add(sectors[COPIES]), sectors[COPIES]),
+        };
         Ok(Counted {
             queued,
-            completed: match self.is_bio_based {
-                true => sectors.into_iter().fold(0, u64::wrapping_add),
-                false => sectors[0].wrapping_add(sectors[COPIES]),
-            },
+            completed,
+            refused,
         })
     }
 
     /// The books from now on. `before` are older ones that still hold.
     pub(crate) fn open(&self, before: Option<Books>) -> Result<Books> {
         let end = Instant::now() + PATIENCE;
-        let mut opening = Opening::new(before);
+        let mut opening = Opening::new(self.is_bio_based, before);
         loop {
             let now = Instant::now();
             let known = opening.see(&self.sample()?, now);
@@ -218,7 +299,7 @@ impl<'a> Ledger<'a> {
         let (mut rest, mut wrong) = (Rest::default(), None);
         loop {
             let sample = self.sample().map_err(unreadable)?;
-            self.compare(&sample, books)?;
+            keeps_up(self.is_bio_based, &sample, books)?;
             if books.certainty == UNKNOWN || sample.standing().is_some_and(|found| holds(books, found)) {
                 return Ok(());
             }
@@ -237,20 +318,6 @@ impl<'a> Ledger<'a> {
             }
             std::thread::sleep(PAUSE);
         }
-    }
-
-    /// What the kernel has counted, the programs have seen before.
-    fn compare(&self, sample: &Sample, books: &Books) -> std::result::Result<(), Distrust> {
-        let seen = if self.is_bio_based {
-            sample.after.queued
-        } else {
-            sample.after.completed
-        };
-        let ahead = difference(seen, sample.kernel.sectors);
-        if ahead < books.ahead {
-            return Err(unbalanced(ahead, books.ahead));
-        }
-        Ok(())
     }
 
     /// Waits until every write that is in flight now has completed; whether that was seen.
@@ -295,28 +362,46 @@ mod tests {
 
     /// So many sectors queued and completed, and writes that the kernel counts as in flight.
     fn sample(queued: u64, completed: u64, in_flight: u64) -> Sample {
-        let counted = Counted { queued, completed };
+        counted(queued, completed, completed, in_flight)
+    }
+
+    /// As `sample`, with so many sectors that the kernel has counted.
+    fn counted(queued: u64, completed: u64, sectors: u64, in_flight: u64) -> Sample {
+        let counted = Counted {
+            queued,
+            completed,
+            refused: 0,
+        };
         Sample {
             before: counted,
             after: counted,
-            kernel: Kernel {
-                sectors: completed,
-                in_flight,
-            },
+            kernel: Kernel { sectors, in_flight },
         }
     }
 
     /// The books after samples, a millisecond apart.
-    fn opened(before: Option<Books>, samples: impl IntoIterator<Item = Sample>) -> (u64, i64) {
+    fn opened_on(
+        is_bio_based: bool,
+        before: Option<Books>,
+        samples: impl IntoIterator<Item = Sample>,
+    ) -> Books {
         let start = Instant::now();
-        let mut opening = Opening::new(before);
+        let mut opening = Opening::new(is_bio_based, before);
         for (number, sample) in (0..).zip(samples) {
             if opening.see(&sample, start + PAUSE * number) {
                 break;
             }
         }
-        let books = opening.books();
+        opening.books()
+    }
+
+    fn opened(before: Option<Books>, samples: impl IntoIterator<Item = Sample>) -> (u64, i64) {
+        let books = opened_on(false, before, samples);
         (books.certainty, books.balance)
+    }
+
+    fn ahead(is_bio_based: bool, before: Option<Books>, samples: impl IntoIterator<Item = Sample>) -> i64 {
+        opened_on(is_bio_based, before, samples).ahead
     }
 
     fn books(certainty: u64, balance: i64) -> Books {
@@ -364,5 +449,75 @@ mod tests {
         }
         assert!(holds(&books(AT_MOST, 8), 0));
         assert!(!holds(&books(KNOWN, 8), 0));
+    }
+
+    #[test]
+    fn a_write_between_both_counts_does_not_put_the_kernel_behind_for_ever() {
+        // Not every kernel says that it is in flight until it is counted.
+        for in_flight in [0, 1] {
+            let between = counted(108, 108, 100, in_flight);
+            assert_eq!(ahead(false, None, [between, sample(108, 108, 0)]), 0);
+            assert_eq!(ahead(false, None, [sample(100, 100, 0), between]), 0);
+            let writing = counted(116, 108, 108, 1);
+            assert_eq!(ahead(false, None, [between, writing, between]), 0);
+            let before = Some(books(KNOWN, 0));
+            assert_eq!(ahead(false, before, [between]), 0, "it was known");
+            assert_eq!(ahead(false, Some(books(AT_MOST, 8)), [between]), 0);
+        }
+    }
+
+    #[test]
+    fn a_disk_that_never_stands_is_compared_with_the_moment_of_least_progress() {
+        let moving = |completed: u64, sectors: u64| {
+            let mut sample = counted(completed + 8, completed, sectors, 1);
+            sample.after.completed += 16;
+            sample
+        };
+        assert_eq!(ahead(false, None, [moving(80, 96), moving(160, 168)]), -8);
+        assert_eq!(ahead(false, None, [moving(80, 88), counted(88, 88, 88, 1)]), 0);
+    }
+
+    #[test]
+    fn a_disk_with_bios_that_counts_before_the_programs_is_not_behind() {
+        // Counted by the kernel, and its end not yet seen; then the same with another one on its way.
+        let [early, late] = [counted(108, 100, 108, 0), counted(124, 108, 116, 0)];
+        for samples in [
+            vec![early, sample(108, 108, 0)],
+            vec![sample(100, 100, 0), early],
+            vec![late, sample(124, 116, 0)],
+        ] {
+            assert_eq!(opened_on(true, None, samples.clone()).certainty, AT_MOST);
+            let least = samples.iter().filter_map(Sample::quiet).min();
+            let found = opened_on(true, None, samples);
+            assert_eq!(Some(found.balance), least);
+            assert_eq!(found.ahead, 0);
+        }
+        // A multipath head counts behind the programs.
+        let between = counted(108, 108, 100, 1);
+        assert_eq!(ahead(true, None, [between, sample(108, 108, 0)]), 0);
+        assert_eq!(ahead(true, Some(books(KNOWN, 0)), [early]), 0);
+    }
+
+    #[test]
+    fn what_the_kernel_did_not_count_for_a_while_is_no_room_for_lost_writes() {
+        let rest = std::iter::repeat_n(counted(900, 900, 100, 0), 60);
+        let found = opened_on(false, Some(books(KNOWN, 0)), rest);
+        assert_eq!((found.certainty, found.ahead), (KNOWN, 800));
+    }
+
+    #[test]
+    fn what_the_kernel_counts_and_the_programs_do_not_see_is_found() {
+        let books = opened_on(false, None, [counted(108, 108, 100, 1), sample(108, 108, 0)]);
+        assert_eq!(keeps_up(false, &sample(200, 200, 0), &books), Ok(()));
+        assert_eq!(keeps_up(false, &counted(200, 200, 192, 0), &books), Ok(()));
+        let missed = Err(Distrust::Unbalanced { sectors: 8 });
+        assert_eq!(keeps_up(false, &counted(200, 200, 208, 0), &books), missed);
+        // Bios that never became requests were completed, and are nothing that the kernel counts.
+        let mut refused = counted(264, 264, 208, 0);
+        refused.after.refused = 64;
+        assert_eq!(keeps_up(false, &refused, &books), missed);
+        // What is queued counts on a disk with bios.
+        assert_eq!(keeps_up(true, &counted(208, 200, 208, 1), &books), Ok(()));
+        assert_eq!(keeps_up(true, &counted(200, 200, 208, 0), &books), missed);
     }
 }

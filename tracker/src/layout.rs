@@ -16,7 +16,7 @@ pub(crate) const DISK_BIO_BASED: u32 = 1;
 /// "smc trac" in ASCII.
 pub(crate) const MAGIC: u64 = 0x736d_6320_7472_6163;
 /// Raised with every change of a structure in this file or in bpf/layout.h, and of their meaning.
-pub(crate) const LAYOUT: u64 = 5;
+pub(crate) const LAYOUT: u64 = 6;
 
 /// Values in maps that are memory of both sides: all zero bytes and any bytes are a value.
 ///
@@ -170,7 +170,7 @@ pub(crate) struct Books {
     pub certainty: u64,
     /// Sectors queued less sectors completed with nothing in flight, as a two's complement.
     pub balance: i64,
-    /// Sectors completed, as we count, less those in the kernel's statistics: at least so much, always.
+    /// Sectors that the kernel counts too, as we count, less those in its statistics: at least so much, always.
     pub ahead: i64,
 }
 plain!(Books, 24);
