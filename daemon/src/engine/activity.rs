@@ -128,6 +128,7 @@ impl Place {
 
 const NO_COUNTERS: &str = "has no I/O counters, so writes during the sync cannot be ruled out";
 
+/// A write of no sectors is a flush that had nothing to write.
 fn doubt(before: &Counters, now: &Counters, own_reads_bytes: u64) -> Option<String> {
     let grown = |pick: fn(&Counters) -> u64| pick(now).wrapping_sub(pick(before));
     let (Some(discards_before), Some(discards_now)) = (before.discards, now.discards) else {
@@ -138,7 +139,7 @@ fn doubt(before: &Counters, now: &Counters, own_reads_bytes: u64) -> Option<Stri
     } else if grown(|counters| counters.written_sectors) > 0 {
         let sectors = grown(|counters| counters.written_sectors);
         Some(format!("was written to during the sync: {sectors} sectors"))
-    } else if grown(|counters| counters.writes) > 0 || discards_before != discards_now {
+    } else if discards_before != discards_now {
         Some("was written to during the sync: sectors were discarded".to_owned())
     } else if grown(|counters| counters.read_sectors) < own_reads_bytes / 512 {
         Some("has I/O counters that do not count its reads, so writes cannot be ruled out".to_owned())
@@ -204,4 +205,40 @@ fn counters(device: &BlockDevice) -> Option<Counters> {
     // With iostats off the counters stand still, whatever is written.
     let counting = device.is_counting().ok().flatten()?;
     counting.then(|| device.counters().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hostdev::Discards;
+
+    #[test]
+    fn a_flush_with_nothing_to_write_is_no_write() {
+        let before = Counters {
+            reads: 7,
+            read_sectors: 64,
+            writes: 5,
+            written_sectors: 40,
+            discards: Some(Discards { count: 1, sectors: 8 }),
+            writes_in_flight: 0,
+        };
+        let changed = |change: fn(&mut Counters)| {
+            let mut now = before;
+            change(&mut now);
+            doubt(&before, &now, 0)
+        };
+        assert_eq!(changed(|now| now.writes += 2), None);
+        let is_doubted = |change: fn(&mut Counters)| changed(change).is_some();
+        assert!(is_doubted(|now| (now.writes, now.written_sectors) = (6, 48)));
+        assert!(is_doubted(|now| now.discards = Some(Discards {
+            count: 2,
+            sectors: 16
+        })));
+        assert!(is_doubted(|now| now.writes_in_flight = 1));
+        assert!(is_doubted(|now| now.discards = None));
+        assert!(
+            doubt(&before, &before, 4096).is_some(),
+            "own reads were not counted"
+        );
+    }
 }

@@ -54,7 +54,11 @@ pub(super) fn read_all<O: Observer>(
     reading.audit()?;
     reading.repair()?;
     let mut instant = reading.instant(first)?;
-    let is_more_read = reading.repair()? | reading.scan_where_doubted()?;
+    // An instant that was reached has asked the tracker after the last read.
+    let has_reached = instant.as_ref().is_some_and(|instant| instant.reached.is_ok());
+    let is_repaired = reading.repair()?;
+    let is_asked = has_reached && !is_repaired;
+    let is_more_read = is_repaired | (!is_asked && reading.scan_where_doubted()?);
     if let Some(instant) = instant
         .as_mut()
         .filter(|instant| is_more_read && instant.reached.is_ok())
