@@ -72,19 +72,18 @@ impl Unfrozen {
         let places = &self.disks[place];
         let mut after = held.after.clone();
         after.remove(&places.swap);
-        if !after.is_empty() {
+        let of_unfrozen = |written: &Bitmap| {
+            let mut clusters = written.ranges(0).flatten();
+            clusters.any(|cluster| places.not_freezable.contains(cluster))
+        };
+        if of_unfrozen(&held.in_window) || of_unfrozen(&after) {
+            return Some("a filesystem that cannot be frozen was written to".to_owned());
+        }
+        (!after.is_empty()).then(|| {
             let clusters = count(usize::try_from(after.count()).unwrap_or(usize::MAX), "cluster");
             let hint = self.hint();
-            return Some(format!(
-                "it was written to while all its filesystems were frozen: {clusters}{hint}"
-            ));
-        }
-        let is_written = held
-            .in_window
-            .ranges(0)
-            .flatten()
-            .any(|cluster| places.not_freezable.contains(cluster));
-        is_written.then(|| "a filesystem that cannot be frozen was written to".to_owned())
+            format!("it was written to while all its filesystems were frozen: {clusters}{hint}")
+        })
     }
 
     /// What may have written to a disk all the same.
