@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -353,6 +354,19 @@ impl Mount {
         self.mounted = result.is_err();
         result
     }
+}
+
+/// Waits until nobody holds a device: a process with a mount namespace of its own, which another test may have made, has copies of all
+/// mounts, and a filesystem that was unmounted lives on in them.
+///
+/// # Errors
+/// [`ErrorKind::Timeout`] when somebody holds it for [`PATIENCE`].
+pub fn wait_until_free(device: &Path) -> Result<()> {
+    let exclusively = libc::O_EXCL | libc::O_CLOEXEC;
+    process::wait_until(PATIENCE, || {
+        let mut options = File::options();
+        options.read(true).custom_flags(exclusively).open(device).is_ok()
+    })
 }
 
 impl Drop for Mount {

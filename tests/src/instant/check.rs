@@ -5,7 +5,7 @@ use crate::{code, stderr};
 use anyhow::{Result, bail, ensure};
 use nix::mount::MsFlags;
 use std::process::Command;
-use testkit::guard::{LoopDevice, Mount, ScratchDir};
+use testkit::guard::{LoopDevice, Mount, ScratchDir, wait_until_free};
 use testkit::process::run;
 
 impl Scene {
@@ -60,7 +60,10 @@ impl Scene {
         }
         let (program, arguments) = checker(self.fs_type);
         for copy in &copies {
-            run(Command::new(program).args(arguments).arg(copy.path()))?;
+            wait_until_free(copy.path())?;
+            let found = Command::new(program).args(arguments).arg(copy.path()).output()?;
+            let said = String::from_utf8_lossy(&found.stdout);
+            ensure!(found.status.success(), "{program}: {said}{}", stderr(&found));
         }
         Ok(())
     }

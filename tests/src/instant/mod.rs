@@ -1,7 +1,7 @@
 //! That an image of class `filesystem` shows one instant: two disks under a workload that has an order, which every image must keep.
 
 mod check;
-mod postgres;
+pub mod postgres;
 
 use crate::{Bench, Disk, code, stderr};
 use anyhow::{Context, Result, bail, ensure};
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use testkit::Random;
-use testkit::guard::Mount;
+use testkit::guard::{Mount, wait_until_free};
 use testkit::process::{spawn, wait_for};
 
 /// xfs wants 300 MiB; the rest is for PostgreSQL.
@@ -193,6 +193,9 @@ impl Scene {
         for mount in self.mounts.take().into_iter().flatten() {
             mount.unmount()?;
         }
+        for disk in &self.disks {
+            wait_until_free(disk.path())?;
+        }
         Ok(())
     }
 
@@ -366,7 +369,7 @@ impl Scene {
 }
 
 /// The program that checks a filesystem without changing it, and its arguments.
-fn checker(fs_type: &str) -> (&'static str, &'static [&'static str]) {
+pub fn checker(fs_type: &str) -> (&'static str, &'static [&'static str]) {
     match fs_type {
         "ext4" => ("e2fsck", &["-fn"]),
         "xfs" => ("xfs_repair", &["-n"]),
