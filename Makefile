@@ -8,7 +8,7 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build deb dist demo test test-quick test-dist test-storage test-tracked test-instant test-loaded test-times lint bench sweep crash fuzz clean
+.PHONY: help setup build deb dist demo test test-quick test-dist test-storage test-tracked test-instant test-guests-freeze test-loaded test-times lint bench sweep crash fuzz clean
 .NOTPARALLEL:
 
 help: ## show this list
@@ -55,9 +55,13 @@ test-tracked: setup ## changes, tracked syncs, kills and fio: no write is lost (
 	$(CARGO) build --locked --workspace --bins
 	"$${CARGO_TARGET_DIR:-target}/debug/crash" --only-tracked --tracked $${ROUNDS:-2000}
 
-test-instant: setup ## images of running servers show one instant, under kills too (an hour; ROUNDS=N images a filesystem)
+test-instant: setup ## images of running servers show one instant, under kills too (an hour and a half; ROUNDS=N images a filesystem)
 	$(CARGO) build --locked --workspace --bins
 	"$${CARGO_TARGET_DIR:-target}/debug/crash" --only-instants --instants $${ROUNDS:-200} --frozen-kills $${KILLS:-100}
+
+test-guests-freeze: setup ## freezing in guests: vfat, namespaces, loop, swap, kills, root on LVM, a database (half an hour; SMC_SCENES)
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) test --locked --workspace --test frozen_guests -- --ignored --nocapture --test-threads 1
 
 test-times: setup ## the suite, and how long each part of it took
 	@bash scripts/test-times.sh

@@ -17,7 +17,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use testkit::guard::{LoopDevice, ScratchDir};
-use testkit::process::{PATIENCE, Server, wait_until};
+use testkit::process::{PATIENCE, Server, run, wait_until};
 
 /// A program of this workspace, built in the same profile as the running one.
 ///
@@ -33,6 +33,28 @@ pub fn program(name: &str) -> PathBuf {
         .map(|dir| dir.join(name))
         .find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("{name} is not built: run `cargo build --workspace` first"))
+}
+
+/// What a guest gets to see: programs without their debug information, and the script that it runs.
+///
+/// # Errors
+/// What cannot be made.
+pub fn guest_payload(directory: &Path, programs: &[&str], script: &str) -> Result<()> {
+    fs::create_dir(directory)?;
+    for name in programs {
+        let mut strip = Command::new("strip");
+        strip.arg("--strip-debug").arg("-o").arg(directory.join(name));
+        run(strip.arg(program(name)))?;
+    }
+    Ok(fs::write(directory.join("run"), script)?)
+}
+
+/// Whether a store has an image: `web01/7`.
+pub fn has_image(store: &Path, image: &str) -> bool {
+    let found = image
+        .split_once('/')
+        .map(|(job, number)| format!("{job}/images/{number:0>6}.json"));
+    found.is_some_and(|manifest| store.join(manifest).exists())
 }
 
 /// A command that is run by another program, whose words come first; as it is if there are no words.

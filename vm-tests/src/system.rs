@@ -83,9 +83,17 @@ impl System {
     /// # Errors
     /// [`ErrorKind::Setup`] where `scripts/setup.sh` has not been run, or without the argument that this release needs.
     pub fn of(release: Release, kernel: Release, payload: &Path) -> Result<Self> {
+        Self::with_root(&release.disk()?, kernel, payload)
+    }
+
+    /// As [`of`](Self::of), with a copy of such a system's root: a raw file, which is not written to and stays until the end.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_root(disk: &Path, kernel: Release, payload: &Path) -> Result<Self> {
         let scratch = ScratchDir::new("smc-system")?;
         let root = scratch.join("root.qcow2");
-        make_overlay(&release.disk()?, &root)?;
+        make_overlay(disk, &root)?;
         let payload_disk = scratch.join("payload.img");
         make_payload_disk(payload, &payload_disk)?;
         let mut system = Self {

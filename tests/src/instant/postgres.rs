@@ -26,13 +26,13 @@ autovacuum_naptime = 2s
 jit = off
 ";
 
-/// Sums that every transaction of pgbench changes by the same.
-const SUMS: &str = "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(bbalance) FROM pgbench_branches), \
+/// Asks for sums that every transaction of pgbench changes by the same.
+pub const SUMS: &str = "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(bbalance) FROM pgbench_branches), \
                     (SELECT sum(tbalance) FROM pgbench_tellers), (SELECT sum(delta) FROM pgbench_history)";
 
 /// A server that runs, and what writes to it.
 #[derive(Debug)]
-pub(super) struct Database {
+pub struct Database {
     server: Child,
     load: Option<Child>,
 }
@@ -87,7 +87,7 @@ impl Database {
 ///
 /// # Errors
 /// What is wrong.
-pub(super) fn check(mounts: [&Path; 2], home: &Path) -> Result<u64> {
+pub fn check(mounts: [&Path; 2], home: &Path) -> Result<u64> {
     let place = Place::of(mounts, home)?;
     let control = |action: &str| -> Result<Command> {
         let mut command = place.command("pg_ctl")?;
@@ -201,7 +201,10 @@ impl Place {
 }
 
 /// The directory with the programs of the newest version that is installed.
-fn programs() -> Result<PathBuf> {
+///
+/// # Errors
+/// There is none.
+pub fn programs() -> Result<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").context("no PostgreSQL: run 'make setup'")?;
     let version =
         |entry: std::io::Result<fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse::<u32>().ok();

@@ -6,11 +6,10 @@ mod swapped;
 use anyhow::{Context, Result, ensure};
 use boot::Bus;
 use serde_json::Value;
-use smc_tests::program;
+use smc_tests::guest_payload;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 use testkit::guard::ScratchDir;
@@ -19,6 +18,7 @@ use testkit::process::run;
 use vm_tests::guest::BootOptions;
 use vm_tests::system::{Release, Said, System, Until};
 
+const PROGRAMS: [&str; 2] = ["smcd", "smc-image"];
 const SCRIPT: &str = include_str!("guest.sh");
 const MIB: u64 = 1 << 20;
 /// How many rounds each layout gets in the long run.
@@ -34,21 +34,6 @@ const DISKS: [(&str, Bus); 5] = [
 ];
 /// LVM with a stripe, a thin pool and a snapshot; the long test has the rest.
 const SHORT: &str = "nvme_multipath lvm_stripe lvm_thin xfs_discard passthrough";
-
-/// The programs without their debug information, and the script.
-fn make_payload(directory: &Path, script: &str) -> Result<()> {
-    fs::create_dir(directory)?;
-    for name in ["smcd", "smc-image"] {
-        let copy = directory.join(name);
-        run(Command::new("strip")
-            .arg("--strip-debug")
-            .arg("-o")
-            .arg(&copy)
-            .arg(program(name)))?;
-    }
-    fs::write(directory.join("run"), script)?;
-    Ok(())
-}
 
 fn add_disks(system: &mut System, scratch: &ScratchDir) -> Result<()> {
     let store = scratch.sparse_file("store", 2048 * MIB)?;
@@ -70,7 +55,7 @@ fn boot(kernel: Release, rounds: u32, layouts: Option<&str>) -> Result<Said> {
     let scratch = ScratchDir::new("storage")?;
     let payload = scratch.join("payload");
     let chosen = layouts.map_or_else(String::new, |layouts| format!("LAYOUTS='{layouts}'\n"));
-    make_payload(&payload, &(chosen + SCRIPT))?;
+    guest_payload(&payload, &PROGRAMS, &(chosen + SCRIPT))?;
     let mut system = System::of(Release::Newer, kernel, &payload)?;
     system.without_systemd();
     add_disks(&mut system, &scratch)?;

@@ -1,7 +1,8 @@
 //! Disks that nothing tells apart but what is on them, and that change places when the machine restarts.
 
-use super::{MIB, make_payload};
+use super::{MIB, PROGRAMS};
 use anyhow::{Context, Result, ensure};
+use smc_tests::guest_payload;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -39,7 +40,7 @@ fn boot(payload: &Path, store: &Path, disks: [&Path; 2], phase: &str) -> Result<
 fn virtio_disks_without_serials_that_changed_places_are_refused_and_named() -> Result<()> {
     let scratch = ScratchDir::new("storage-swapped")?;
     let payload = scratch.join("payload");
-    make_payload(&payload, SCRIPT)?;
+    guest_payload(&payload, &PROGRAMS, SCRIPT)?;
     let store = filesystem(&scratch, "store", 256)?;
     let one = filesystem(&scratch, "one", 32)?;
     let two = filesystem(&scratch, "two", 32)?;
