@@ -8,7 +8,7 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build deb dist demo test test-quick test-dist test-storage test-tracked test-instant test-guests-freeze test-loaded test-times lint bench sweep crash fuzz clean
+.PHONY: help setup build deb dist demo test test-quick test-dist test-storage vm-test test-tracked test-instant test-guests-freeze test-loaded test-times lint bench sweep crash fuzz clean
 .NOTPARALLEL:
 
 help: ## show this list
@@ -50,6 +50,9 @@ test-dist: ## the archive on old and new servers, with what their kernels lack (
 test-storage: setup ## writes while syncing, on all kinds of disks and layers, in guests (half an hour; ROUNDS=N)
 	$(CARGO) build --locked --workspace --all-targets
 	SMC_ROUNDS=$${ROUNDS:-3} $(CARGO) test --locked --workspace --test storage -- --ignored --nocapture
+
+vm-test: setup ## guests that take minutes: LVM, RAID and LUKS in images, all buses, chains; with times
+	@bash scripts/vm-test.sh
 
 test-tracked: setup ## changes, tracked syncs, kills and fio: no write is lost (an hour; ROUNDS=N)
 	$(CARGO) build --locked --workspace --bins

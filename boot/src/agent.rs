@@ -43,6 +43,11 @@ impl Agent {
         }
     }
 
+    /// The line itself, for a guest in which a program of ours answers in the agent's place.
+    pub fn into_line(self) -> UnixStream {
+        self.reader.into_inner()
+    }
+
     /// Asks until the agent answers. Returns whether it did before `is_over`.
     ///
     /// # Errors

@@ -75,11 +75,16 @@ impl Ovmf {
     pub(crate) fn variable_store(&self) -> Result<OwnedFd> {
         let content = fs::read(&self.variables)
             .map_err(|source| Error::io(format!("read {}", self.variables.display()), source))?;
-        let mut file = fs::File::from(memory_file("smc-uefi-variables")?);
-        file.write_all(&content)
-            .map_err(|source| Error::io("copy the UEFI variables to memory", source))?;
-        Ok(file.into())
+        filled_memory_file("smc-uefi-variables", &content)
     }
+}
+
+/// A file in memory with this content.
+pub(crate) fn filled_memory_file(label: &str, content: &[u8]) -> Result<OwnedFd> {
+    let mut file = fs::File::from(memory_file(label)?);
+    file.write_all(content)
+        .map_err(|source| Error::io(format!("copy {label} to memory"), source))?;
+    Ok(file.into())
 }
 
 /// A file in memory, without a name in any directory.

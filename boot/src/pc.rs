@@ -10,7 +10,7 @@ use std::process::Command;
 use crate::accelerator::Accelerator;
 use crate::bus::{Attached, Bus};
 use crate::error::Result;
-use crate::firmware::Ovmf;
+use crate::firmware::{Ovmf, filled_memory_file};
 use crate::machine::QEMU;
 
 /// What guests may not do to this machine through QEMU: start programs, change privileges, change limits.
@@ -50,6 +50,19 @@ pub enum Firmware {
     Bios,
     /// UEFI with a variable store in which nothing is set.
     Uefi(Ovmf),
+    /// None: this kernel starts by itself.
+    Kernel(DirectKernel),
+}
+
+/// A kernel that QEMU starts without a boot loader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectKernel {
+    /// Its image.
+    pub image: PathBuf,
+    /// Its initramfs, as an [`Archive`](crate::Archive) gives it.
+    pub initramfs: Vec<u8>,
+    /// Its command line.
+    pub parameters: String,
 }
 
 /// A disk of the machine.
@@ -118,6 +131,7 @@ impl fmt::Display for Firmware {
         f.write_str(match self {
             Self::Bios => "bios",
             Self::Uefi(_) => "uefi",
+            Self::Kernel(_) => "kernel",
         })
     }
 }
@@ -157,8 +171,10 @@ impl Pc {
         };
         self.add_base(&mut prepared);
         add_lines(&mut prepared, theirs);
-        if let Firmware::Uefi(ovmf) = &self.firmware {
-            add_uefi(&mut prepared, ovmf)?;
+        match &self.firmware {
+            Firmware::Bios => {}
+            Firmware::Uefi(ovmf) => add_uefi(&mut prepared, ovmf)?,
+            Firmware::Kernel(kernel) => add_kernel(&mut prepared, kernel)?,
         }
         self.add_network(&mut prepared);
         if let Some(socket) = &self.vnc {
@@ -167,8 +183,9 @@ impl Pc {
         if let Some(controller) = self.bus.controller() {
             prepared.option("-device", controller);
         }
+        let boots = !matches!(self.firmware, Firmware::Kernel(_));
         for (index, disk) in self.disks.into_iter().enumerate() {
-            add_disk(&mut prepared, self.bus, index, disk);
+            add_disk(&mut prepared, self.bus, index, disk, boots);
         }
         Ok(prepared)
     }
@@ -177,7 +194,7 @@ impl Pc {
         let machine = if self.bus == Bus::Ide { "pc" } else { "q35" };
         // Without graphics the BIOS, and what writes through it, writes to the serial line too. The screen stays.
         let flash = match self.firmware {
-            Firmware::Bios => "",
+            Firmware::Bios | Firmware::Kernel(_) => "",
             Firmware::Uefi(_) => ",pflash0=code,pflash1=variables",
         };
         prepared.option("-machine", format!("{machine},graphics=off{flash}"));
@@ -245,7 +262,16 @@ fn add_uefi(prepared: &mut Prepared, ovmf: &Ovmf) -> Result<()> {
     Ok(())
 }
 
-fn add_disk(prepared: &mut Prepared, bus: Bus, index: usize, disk: PcDisk) {
+fn add_kernel(prepared: &mut Prepared, kernel: &DirectKernel) -> Result<()> {
+    let initramfs = prepared.pass(filled_memory_file("smc-initramfs", &kernel.initramfs)?);
+    prepared.option("-kernel", &kernel.image);
+    prepared.option("-initrd", format!("/proc/self/fd/{initramfs}"));
+    prepared.option("-append", &kernel.parameters);
+    Ok(())
+}
+
+/// `boots` says that the firmware may start from it.
+fn add_disk(prepared: &mut Prepared, bus: Bus, index: usize, disk: PcDisk, boots: bool) {
     let node = format!("node-name=disk{index}");
     match disk.source {
         Source::Nbd { connection, export } => {
@@ -266,7 +292,11 @@ fn add_disk(prepared: &mut Prepared, bus: Bus, index: usize, disk: PcDisk) {
             prepared.option("-blockdev", format!("driver=raw,{node},{file}"));
         }
     }
-    let mut more = format!(",bootindex={index}");
+    let mut more = String::new();
+    if boots {
+        // Writing to a text cannot fail.
+        let _ = write!(more, ",bootindex={index}");
+    }
     if bus.has_large_blocks() {
         let bytes = disk.block_bytes;
         // Writing to a text cannot fail.

@@ -1,12 +1,15 @@
 //! Finds out what runs guests: the processor, where a small guest has been seen to run on it.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::accelerator::Accelerator;
+use crate::archive::Archive;
 use crate::error::{Error, ErrorKind, Result};
+use crate::firmware::filled_memory_file;
 use crate::guest::{Follow, Guest, Next};
 use crate::machine::{Machine, QEMU};
 
@@ -57,6 +60,23 @@ impl Accelerator {
         // Only a shortcut: where it cannot be kept, the next process probes again.
         let _ = fs::write(verdict, format!("{key}{found}\n"));
         Ok(found)
+    }
+
+    /// KVM where this kernel has begun to start on it, otherwise TCG; kept in `verdict`, as by [`find`](Self::find).
+    ///
+    /// # Errors
+    /// As for [`find`](Self::find).
+    pub fn found_by_kernel(kernel: &Path, verdict: &Path, is_canceled: &dyn Fn() -> bool) -> Result<Self> {
+        // It gets as far as a line on its console, and panics: there is nothing in this one.
+        let initramfs = filled_memory_file("smc-probe", &Archive::default().finish())?;
+        let path = format!("/proc/{}/fd/{}", std::process::id(), initramfs.as_raw_fd());
+        let probe = Probe {
+            kernel,
+            initramfs: Path::new(&path),
+            parameters: "",
+            proof: "Linux version ",
+        };
+        Self::find(&probe, verdict, is_canceled)
     }
 
     fn known(text: &str, key: &str) -> Option<Self> {

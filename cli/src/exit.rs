@@ -65,8 +65,8 @@ pub fn report(
         return ExitCode::SUCCESS;
     }
     output::complain(format_args!("{program}: {}", full_message(error)));
-    for advice in error.chain().filter_map(|cause| cause.downcast_ref::<Advised>()) {
-        output::complain(format_args!("  {}", advice.what_to_do));
+    for advice in advices(error) {
+        output::complain(format_args!("  {advice}"));
     }
     let code = error.chain().find_map(|cause| {
         if cause.is::<WrongUse>() {
@@ -78,6 +78,16 @@ pub fn report(
         }
     });
     ExitCode::from(code.unwrap_or(FAILED))
+}
+
+fn advices(error: &anyhow::Error) -> impl Iterator<Item = &str> {
+    let advised = error.chain().filter_map(|cause| cause.downcast_ref::<Advised>());
+    advised.map(|advised| advised.what_to_do.as_str())
+}
+
+/// What to do about an error, if it says that: the outermost sentence.
+pub fn advice(error: &anyhow::Error) -> Option<&str> {
+    advices(error).next()
 }
 
 /// An error with its causes, on one line: what happened: to what: cause.

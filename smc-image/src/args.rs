@@ -5,6 +5,7 @@ use crate::commands::{
     tls_init, umount, verdict, verify,
 };
 use crate::context::Context;
+use crate::helper;
 use clap::{CommandFactory, Parser, Subcommand};
 use cli::exit;
 use cli::pages::{self, CompletionsArgs, ManArgs};
@@ -61,6 +62,8 @@ enum Command {
     TlsInit(tls_init::Args),
     Completions(CompletionsArgs),
     #[command(hide = true)]
+    HelperGuest(helper::init::Args),
+    #[command(hide = true)]
     Man(ManArgs),
 }
 
@@ -100,6 +103,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Unpin(args) => pin::run_unpin(context, args),
         Command::Gc(args) => gc::run(context, args),
         Command::TlsInit(args) => tls_init::run(context, args),
+        Command::HelperGuest(_) => helper::init::run(),
         Command::Completions(args) => pages::completions(Cli::command(), args).map(|()| ExitCode::SUCCESS),
         Command::Man(args) => pages::man(Cli::command(), args).map(|()| ExitCode::SUCCESS),
     }

@@ -4,7 +4,7 @@ use imagefmt::ErrorKind;
 use std::error::Error as StdError;
 use std::process::ExitCode;
 
-pub use cli::exit::{Advise, DAMAGED, INTERRUPTED, advised, full_message};
+pub use cli::exit::{Advise, DAMAGED, INTERRUPTED, advice, advised, full_message};
 
 /// Prints an error with its causes on one line of stderr, then what to do, and gives the exit code for it.
 pub fn report(error: &anyhow::Error) -> ExitCode {

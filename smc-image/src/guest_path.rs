@@ -1,8 +1,9 @@
 //! Files in images, as commands name them.
 
 use crate::context::Context;
+use crate::helper::HelperArgs;
 use crate::mount::select::{self, Wanted};
-use crate::mount::tree::GuestTree;
+use crate::mount::tree::{GuestTree, Order};
 use crate::mount::{self, Access, Service};
 use crate::overlay::parse_limit;
 use anyhow::Context as _;
@@ -24,6 +25,8 @@ pub struct TreeArgs {
     /// Directory for what is written and does not fit into memory, in a file without a name
     #[arg(long, value_name = "DIR", default_value = "/var/tmp", hide_short_help = true)]
     overlay_dir: PathBuf,
+    #[command(flatten)]
+    helper: HelperArgs,
 }
 
 /// An opened image with its tree. The image is held for as long.
@@ -47,24 +50,28 @@ pub fn open(
     interrupt: &Interrupt,
 ) -> anyhow::Result<OpenTree> {
     mount::require_root()?;
-    let opened = context.open_image(image)?;
-    if let Some(name) = image.disk.as_deref() {
-        // Only to say which disks there are.
-        opened.disk(Some(name))?;
-    }
-    let service = Service {
-        store: &context.store,
-        image: &opened.id().reference(None),
-        image_id: &opened.manifest().id.to_string(),
-        overlay_dir: &std::path::absolute(&args.overlay_dir).context("find the overlay's directory")?,
-        overlay_limit_bytes: args.overlay_limit,
-    };
+    let opened = context.open_image(&image.with_disk(None))?;
+    let disks = select::disks_of(&opened);
     let wanted = Wanted {
         disk: image.disk.as_deref(),
         partition: args.partition,
     };
-    let tree = GuestTree::open(&service, &select::disks_of(&opened), wanted, access, interrupt);
-    let tree = tree.with_context(|| format!("look into {image}"))?;
+    let (helper, key) = args.helper.prepare(image, &opened, &disks, wanted)?;
+    let order = Order {
+        service: Service {
+            store: &context.store,
+            image: &opened.id().reference(None),
+            image_id: &opened.manifest().id.to_string(),
+            overlay_dir: &std::path::absolute(&args.overlay_dir).context("find the overlay's directory")?,
+            overlay_limit_bytes: args.overlay_limit,
+            helper,
+        },
+        key: key.as_deref(),
+        disks: &disks,
+        wanted,
+        access,
+    };
+    let tree = GuestTree::open(&order, interrupt).with_context(|| format!("look into {image}"))?;
     for missing in &tree.missing {
         output::complain(format_args!("smc-image: not shown: {}", printable_line(missing)));
     }

@@ -39,13 +39,16 @@ pub fn describe(tree: &GuestTree, image: &Image) -> anyhow::Result<()> {
     for directory in SHOWN {
         cover(tree, directory)?;
     }
-    let disks = disks_of(image);
+    let disks: Vec<NamedDisk<'_>> = disks_of(image).into_iter().chain(tree.opened()).collect();
     let mut shown = Vec::new();
     for (major, disk) in (FIRST_MAJOR..).zip(&disks) {
         shown.extend(disk_and_partitions(&disks, disk, major)?);
         let mut sector = [0; 512];
         disk.source.read_at(0, &mut sector)?;
         write(tree, &format!("/dev/{}", disk.name), sector)?;
+    }
+    for disk in &disks {
+        show_stack(tree, disk)?;
     }
     shown.iter().try_for_each(|device| show(tree, device))?;
     write(tree, "/proc/1/mountinfo", mounts(tree, &shown))?;
@@ -166,6 +169,32 @@ fn show(tree: &GuestTree, device: &Shown) -> anyhow::Result<()> {
         &format!("/run/udev/data/b{number}"),
         lines.collect::<String>(),
     )
+}
+
+/// What a volume lies on, as links show it, and how the mapper names it.
+fn show_stack(tree: &GuestTree, disk: &NamedDisk<'_>) -> anyhow::Result<()> {
+    let Some(volume) = disk.volume else { return Ok(()) };
+    let name = disk.name;
+    for part in &volume.parts {
+        let below = part
+            .partition
+            .map_or_else(|| part.disk.clone(), |number| partition_name(&part.disk, number));
+        let of_disk = match part.partition {
+            Some(_) => format!("/sys/block/{}/{below}", part.disk),
+            None => format!("/sys/block/{below}"),
+        };
+        fs::create_dir_all(tree.root.join(format!("/sys/block/{name}/slaves/{below}")))
+            .and_then(|()| fs::create_dir_all(tree.root.join(format!("{of_disk}/holders/{name}"))))
+            .with_context(|| format!("show what {name} lies on"))?;
+    }
+    if volume
+        .aliases
+        .iter()
+        .any(|alias| alias.starts_with("/dev/mapper/"))
+    {
+        write(tree, &format!("/sys/block/{name}/dm/name"), format!("{name}\n"))?;
+    }
+    Ok(())
 }
 
 /// The kernel's table of mounts, as far as the tree goes.

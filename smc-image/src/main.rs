@@ -17,6 +17,7 @@ mod copy;
 mod exit;
 mod guest;
 mod guest_path;
+mod helper;
 mod inspected;
 mod mount;
 mod overlay;

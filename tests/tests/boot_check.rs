@@ -11,9 +11,11 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use testkit::guard::LoopDevice;
+use testkit::noise;
 use testkit::process::wait_for;
 use testkit::program::with_default_signals;
 use vm_tests::disk::{BootDisk, MountedRoot};
+use vm_tests::kernel::{Kernel, cache_dir};
 use vm_tests::payload::Payload;
 
 const MIB: u64 = 1 << 20;
@@ -62,13 +64,17 @@ impl Source {
     }
 
     fn check_within(&self, timeout: &str, more: &[&str]) -> Result<Value> {
+        self.check_image("web01/latest", timeout, more)
+    }
+
+    fn check_image(&self, image: &str, timeout: &str, more: &[&str]) -> Result<Value> {
         let overlays = self.bench.dir.join("overlays");
         fs::create_dir_all(&overlays)?;
         let overlays = overlays.display().to_string();
         let boot = [
             "--json",
             "boot",
-            "web01/latest",
+            image,
             "--memory",
             "256MiB",
             "--timeout",
@@ -350,6 +356,69 @@ fn a_guest_is_asked_by_its_port_its_agent_and_a_script() -> Result<()> {
         "QEMU takes the connection, the guest does not"
     );
     Ok(())
+}
+
+#[test]
+#[ignore = "takes minutes: make vm-test"]
+fn a_server_starts_from_every_bus() -> Result<()> {
+    let source = Source::new("boot-buses")?;
+    let drivers = [
+        "virtio_pci",
+        "virtio_blk",
+        "virtio_scsi",
+        "ahci",
+        "ata_piix",
+        "nvme",
+        "sd_mod",
+        "ext4",
+    ];
+    let kernel = Kernel::unpacked(cache_dir().join("newer-system/kernel"))?;
+    source.change(|root| Ok(root.set_kernel(&kernel, &drivers)?))?;
+    source.sync()?;
+    for bus in ["virtio", "scsi", "sata", "nvme", "ide"] {
+        let verdict = source.check(&["--check", "--disk-bus", bus])?;
+        ensure!(verdict["booted"] == true, "{bus}: {verdict}");
+        ensure!(verdict["machine"]["disk_bus"] == bus, "{bus}: {verdict}");
+    }
+    Ok(())
+}
+
+/// A full image and four incremental ones of a disk in use: each boots into its own point in time, after a retention too.
+#[test]
+#[ignore = "takes minutes: make vm-test"]
+fn every_image_of_a_chain_boots_into_its_point_in_time() -> Result<()> {
+    let source = Source::new("boot-chain")?;
+    let days = ["monday", "tuesday", "wednesday", "thursday", "friday"];
+    let root = source.boot_disk.mount(&source.bench.dir.join("mnt"))?;
+    root.set_kernel_parameters(&PARAMETERS.replace(" smc.login", ""))?;
+    for (day, seed) in days.iter().zip(1..) {
+        // It stays mounted: the image has the journal of a disk in use.
+        fs::write(root.path().join("srv/changing"), noise::noise(3 << 20, seed))?;
+        root.set_point_in_time(day)?;
+        root.write_manifest()?;
+        root.sync()?;
+        source.sync()?;
+    }
+    let shows = |number: u64, day: &str| -> Result<()> {
+        let image = format!("web01/{number}");
+        let wanted = format!("SMC-BOOT-OK point={day} ");
+        let verdict = source.check_image(&image, TIMEOUT, &["--check-console", &wanted])?;
+        ensure!(verdict["booted"] == true, "{image}: {verdict}");
+        let verdict = source.check_image(&image, TIMEOUT, &["--check-console", "^SMC-FILES-OK "])?;
+        ensure!(verdict["booted"] == true, "{image}: {verdict}");
+        Ok(())
+    };
+    for (day, number) in days.iter().zip(1..) {
+        shows(number, day)?;
+    }
+    for removed in ["web01/1", "web01/3"] {
+        let output = source.bench.image(&["rm", removed])?;
+        ensure!(code(&output) == 0, "{}", stderr(&output));
+    }
+    for number in [2, 4, 5] {
+        shows(number, days[usize::try_from(number)? - 1])?;
+    }
+    Ok(root.unmount()?)
 }
 
 #[test]

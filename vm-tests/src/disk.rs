@@ -9,7 +9,7 @@ use std::process::Command;
 use nix::mount::MsFlags;
 
 use crate::initramfs::{self, BUSYBOX};
-use crate::kernel::Kernel;
+use crate::kernel::{self, Kernel};
 use crate::payload::{self, Payload};
 use testkit::error::IoContext;
 use testkit::guard::{LoopDevice, Mount};
@@ -196,6 +196,17 @@ impl MountedRoot {
         self.write("boot/syslinux/syslinux.cfg", &config, 0o644)
     }
 
+    /// Puts another kernel on the disk, with an initramfs that has these drivers.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setup`] where the kernel has no such driver, [`ErrorKind::Io`].
+    pub fn set_kernel(&self, kernel: &Kernel, drivers: &[&str]) -> Result<()> {
+        self.copy(&kernel.image(), "boot/vmlinuz")?;
+        let initramfs = self.path().join("boot/initramfs");
+        fs::write(&initramfs, initramfs::build_for(kernel, drivers)?)
+            .context(|| format!("write {}", initramfs.display()))
+    }
+
     /// Records the checksums of all files, which the guest checks after booting; returns how many.
     ///
     /// # Errors
@@ -253,11 +264,7 @@ impl MountedRoot {
             let path = self.path().join(name);
             fs::create_dir_all(&path).context(|| format!("create {}", path.display()))?;
         }
-        let kernel = Kernel::cached()?;
-        self.copy(&kernel.image(), "boot/vmlinuz")?;
-        let initramfs = self.path().join("boot/initramfs");
-        fs::write(&initramfs, initramfs::build(&kernel)?)
-            .context(|| format!("write {}", initramfs.display()))?;
+        self.set_kernel(&Kernel::cached()?, &kernel::REQUIRED)?;
         self.copy(Path::new(BUSYBOX), "bin/busybox")?;
         symlink("busybox", self.path().join("bin/sh")).context(|| "link bin/sh to busybox")?;
         self.write("etc/hostname", "web01\n", 0o644)?;

@@ -75,7 +75,7 @@ fn is_interrupted() -> bool {
     process::check_interrupt().is_err()
 }
 
-fn converted(error: &::boot::Error) -> Error {
+pub(crate) fn converted(error: &::boot::Error) -> Error {
     let kind = match error.kind() {
         ::boot::ErrorKind::Missing => ErrorKind::Setup,
         ::boot::ErrorKind::Qemu => ErrorKind::Command,

@@ -1,11 +1,11 @@
 //! The distribution's cloud kernel, as `scripts/setup.sh` unpacked it.
 
-use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 
-use testkit::error::IoContext;
+use crate::guest::converted;
+pub use boot::Module;
+use boot::Modules;
 use testkit::{Error, ErrorKind, Result};
 
 /// Names the directory that `scripts/setup.sh` fills; `/var/cache/smc-test` where it is not set.
@@ -17,7 +17,7 @@ pub fn cache_dir() -> PathBuf {
 }
 
 /// Drivers that a guest must have, as modules or built in.
-const REQUIRED: [&str; 3] = ["virtio_pci", "virtio_blk", "ext4"];
+pub(crate) const REQUIRED: [&str; 3] = ["virtio_pci", "virtio_blk", "ext4"];
 /// Where ext4 is a module, some kernels only name its checksum driver as a soft dependency. The others are for guests that are
 /// asked over a network, or whose agent is.
 const OPTIONAL: [&str; 3] = ["crc32c_generic", "virtio_net", "virtio_console"];
@@ -27,15 +27,6 @@ const OPTIONAL: [&str; 3] = ["crc32c_generic", "virtio_net", "virtio_console"];
 pub struct Kernel {
     root: PathBuf,
     version: String,
-}
-
-/// A kernel module, uncompressed.
-#[derive(Debug)]
-pub struct Module {
-    /// File name, for example `virtio_blk.ko`.
-    pub name: String,
-    /// The ELF file.
-    pub content: Vec<u8>,
 }
 
 impl Kernel {
@@ -86,106 +77,13 @@ impl Kernel {
     /// The modules that these drivers consist of, in the order to load them; none for a driver that is built in.
     ///
     /// # Errors
-    /// [`ErrorKind::Setup`] where the kernel has no such driver, [`ErrorKind::Io`] when a file cannot be read.
+    /// [`ErrorKind::Setup`] where the kernel has no such driver, or a file cannot be read.
     pub fn modules(&self, drivers: &[&str]) -> Result<Vec<Module>> {
         let dir = self.root.join("lib/modules").join(&self.version);
-        let read = |name: &str| {
-            fs::read_to_string(dir.join(name)).context(|| format!("read {}", dir.join(name).display()))
-        };
-        let order = load_order(&read("modules.dep")?, &read("modules.builtin")?, drivers)?;
-        order.iter().map(|path| read_module(&dir.join(path))).collect()
-    }
-}
-
-/// The name that modprobe knows a module file by: no directory, no suffix, underscores.
-fn module_name(path: &str) -> String {
-    let file = path.rsplit('/').next().unwrap_or(path);
-    file.split(".ko").next().unwrap_or(file).replace('-', "_")
-}
-
-/// Paths of the needed modules from `modules.dep`, dependencies first, each once.
-fn load_order(modules_dep: &str, modules_builtin: &str, drivers: &[&str]) -> Result<Vec<String>> {
-    let by_name: HashMap<String, (&str, &str)> = modules_dep
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .map(|(p, deps)| (module_name(p), (p, deps)))
-        .collect();
-    let is_builtin = |name: &str| modules_builtin.lines().any(|line| module_name(line) == name);
-    let mut order: Vec<String> = Vec::new();
-    for name in OPTIONAL.iter().chain(drivers) {
-        let Some((path, dependencies)) = by_name.get(*name) else {
-            if drivers.contains(name) && !is_builtin(name) {
-                return Err(Error::new(
-                    ErrorKind::Setup,
-                    format!("the guest kernel has no driver {name}"),
-                ));
-            }
-            continue;
-        };
-        // modules.dep(5) lists a module's dependencies nearest first.
-        for path in dependencies.split_whitespace().rev().chain([*path]) {
-            if !order.iter().any(|known| known == path) {
-                order.push(path.to_owned());
-            }
-        }
-    }
-    Ok(order)
-}
-
-fn read_module(path: &Path) -> Result<Module> {
-    let tool = match path.extension().and_then(|suffix| suffix.to_str()) {
-        Some("xz") => Some("xz"),
-        Some("zst") => Some("zstd"),
-        Some("gz") => Some("gzip"),
-        _ => None,
-    };
-    let content = match tool {
-        Some(tool) => decompress(tool, path)?,
-        None => fs::read(path).context(|| format!("read {}", path.display()))?,
-    };
-    Ok(Module {
-        name: format!("{}.ko", module_name(&path.to_string_lossy())),
-        content,
-    })
-}
-
-fn decompress(tool: &str, path: &Path) -> Result<Vec<u8>> {
-    let output = Command::new(tool)
-        .arg("-dc")
-        .arg(path)
-        .stdin(Stdio::null())
-        .output()
-        .context(|| format!("start {tool}: is it installed? (make setup)"))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        return Err(Error::new(
-            ErrorKind::Command,
-            format!("{tool} -dc {} failed: {said}", path.display()),
-        ));
-    }
-    Ok(output.stdout)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DEP: &str = "kernel/virtio/virtio.ko.xz:\n\
-        kernel/virtio/virtio_ring.ko.xz: kernel/virtio/virtio.ko.xz\n\
-        kernel/virtio/virtio_pci.ko.xz: kernel/virtio/virtio_ring.ko.xz kernel/virtio/virtio.ko.xz\n\
-        kernel/block/virtio_blk.ko.xz: kernel/virtio/virtio_ring.ko.xz kernel/virtio/virtio.ko.xz\n";
-
-    #[test]
-    fn loads_dependencies_first_and_each_module_once() {
-        let order = load_order(DEP, "kernel/fs/ext4/ext4.ko\n", &REQUIRED).unwrap();
-        let names: Vec<String> = order.iter().map(|path| module_name(path)).collect();
-        assert_eq!(names, ["virtio", "virtio_ring", "virtio_pci", "virtio_blk"]);
-    }
-
-    #[test]
-    fn names_a_driver_that_is_missing() {
-        let error = load_order(DEP, "kernel/fs/xfs/xfs.ko\n", &REQUIRED).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Setup);
-        assert!(error.to_string().contains("ext4"), "{error}");
+        let read = || Modules::open(&dir)?.read(drivers, &OPTIONAL);
+        read().map_err(|error| {
+            let error = converted(&error);
+            error.with_kind(ErrorKind::Setup)
+        })
     }
 }

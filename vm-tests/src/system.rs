@@ -243,7 +243,11 @@ impl Release {
         }
     }
 
-    fn disk(self) -> Result<PathBuf> {
+    /// The disk with its root filesystem, which is never to be written to.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setup`] where `scripts/setup.sh` has not been run.
+    pub fn disk(self) -> Result<PathBuf> {
         let (directory, setup) = match self {
             Self::Own => ("debian", "make setup"),
             Self::Newer => ("newer-system/disk", "make setup"),

@@ -1,16 +1,17 @@
 //! `smc-image mount`: look into an image.
 
 use crate::context::Context;
+use crate::helper::HelperArgs;
 use crate::mount::journal::Journal;
 use crate::mount::select::{self, Selection, Wanted};
-use crate::mount::state::Record;
-use crate::mount::{self, Access, Plan, Service, fuse};
+use crate::mount::{self, Access, Mounted, Plan, Service, fuse};
 use crate::overlay::parse_limit;
 use anyhow::{Context as _, ensure};
 use cli::interrupt::Interrupt;
 use cli::output;
+use cli::text::printable_line;
 use cli::units;
-use imagefmt::{Consistency, Image, ImageRef};
+use imagefmt::{Consistency, ImageRef};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,10 +23,11 @@ use std::process::ExitCode;
 /// unmounted. With --rw, everything that is changed goes to that overlay.
 ///
 /// Uses FUSE and a loop device, so it also works on kernels without NBD. A btrfs on several disks is mounted as a
-/// whole. Unmount with 'smc-image umount DIR' or umount(8).
+/// whole. LVM, RAID and LUKS are opened in a small guest (QEMU) and not by this machine's kernel; a volume is named as a
+/// disk: web01/7:vg0-root. Unmount with 'smc-image umount DIR' or umount(8).
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The image; with :DISK if several of its disks have a filesystem
+    /// The image; with :DISK or :VOLUME if there are several filesystems
     #[arg(value_name = "IMAGE")]
     image: ImageRef,
     /// Directory to mount it on
@@ -46,6 +48,11 @@ pub struct Args {
     /// Directory for what is written and does not fit into memory, in a file without a name
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     overlay_dir: PathBuf,
+    #[command(flatten)]
+    helper: HelperArgs,
+    /// Open LVM, RAID and LUKS in a guest, with the key on standard input (what mount itself starts)
+    #[arg(long = "helper", hide = true, requires = "fuse_server")]
+    with_helper: bool,
     /// Serve the disks in the foreground, in this mount's private DIR, if their image has this id (what mount itself
     /// starts)
     #[arg(long, value_name = "ID", hide = true, conflicts_with = "partition")]
@@ -54,7 +61,7 @@ pub struct Args {
 
 /// What `--json` shows.
 #[derive(Debug, Serialize)]
-struct Mounted<'a> {
+struct Shown<'a> {
     image: &'a str,
     disks: Vec<&'a str>,
     partition: Option<u32>,
@@ -74,7 +81,12 @@ struct Mounted<'a> {
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     mount::require_root()?;
     if let Some(id) = &args.fuse_server {
-        return fuse::serve(context, &order(args, id));
+        let helper = args.with_helper.then(|| args.helper.means());
+        let service = Service {
+            helper,
+            ..service(context, args, &args.image, id, &args.overlay_dir)
+        };
+        return fuse::serve(context, &service, &args.dir);
     }
     let interrupt = Interrupt::install()?;
     let dir = args
@@ -83,46 +95,50 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("find {}", args.dir.display()))?;
     ensure!(dir.is_dir(), "{} is not a directory", dir.display());
     // Held until the server holds it too: nobody deletes the image in between.
-    let image = context.open_image(&args.image)?;
-    let selection = selection(&image, args)?;
-    let plan = Plan {
-        service: Service {
-            store: &context.store,
-            image: &image.id().reference(None),
-            image_id: &image.manifest().id.to_string(),
-            overlay_dir: &std::path::absolute(&args.overlay_dir).context("find the overlay's directory")?,
-            overlay_limit_bytes: args.overlay_limit,
-        },
-        selection: &selection,
-        access: access(args),
-        dir: &dir,
-    };
-    let record = mount::mount(&plan, &interrupt)?;
-    show(context, &mounted(&plan, &record, image.manifest().consistency))?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn order<'a>(args: &'a Args, id: &'a str) -> fuse::Order<'a> {
-    fuse::Order {
-        image: &args.image,
-        id,
-        dir: &args.dir,
-        overlay_dir: &args.overlay_dir,
-        overlay_limit_bytes: args.overlay_limit,
-    }
-}
-
-fn selection(image: &Image, args: &Args) -> anyhow::Result<Selection> {
+    let image = context.open_image(&args.image.with_disk(None))?;
+    let disks = select::disks_of(&image);
     let wanted = Wanted {
         disk: args.image.disk.as_deref(),
         partition: args.partition,
     };
-    if let Some(name) = wanted.disk {
-        // Only to say which disks there are.
-        image.disk(Some(name))?;
+    let (helper, key) = args.helper.prepare(&args.image, &image, &disks, wanted)?;
+    let (number, id) = (image.id().reference(None), image.manifest().id.to_string());
+    let overlay_dir = std::path::absolute(&args.overlay_dir).context("find the overlay's directory")?;
+    let plan = Plan {
+        service: Service {
+            helper,
+            ..service(context, args, &number, &id, &overlay_dir)
+        },
+        disks: &disks,
+        wanted,
+        key: key.as_deref(),
+        access: access(args),
+        dir: &dir,
+    };
+    let mounted = mount::mount(&plan, &interrupt);
+    let mounted = mounted.with_context(|| format!("mount {}", args.image))?;
+    show(context, &shown(&plan, &mounted, image.manifest().consistency))?;
+    for problem in &mounted.problems {
+        output::complain(format_args!("smc-image: not opened: {}", printable_line(problem)));
     }
-    let selection = select::select(&select::disks_of(image), wanted);
-    selection.with_context(|| format!("mount {}", args.image))
+    Ok(ExitCode::SUCCESS)
+}
+
+fn service<'a>(
+    context: &'a Context,
+    args: &Args,
+    image: &'a ImageRef,
+    image_id: &'a str,
+    overlay_dir: &'a Path,
+) -> Service<'a> {
+    Service {
+        store: &context.store,
+        image,
+        image_id,
+        overlay_dir,
+        overlay_limit_bytes: args.overlay_limit,
+        helper: None,
+    }
 }
 
 fn access(args: &Args) -> Access {
@@ -133,14 +149,15 @@ fn access(args: &Args) -> Access {
     }
 }
 
-fn mounted<'a>(plan: &Plan<'a>, record: &'a Record, consistency: Consistency) -> Mounted<'a> {
+fn shown<'a>(plan: &Plan<'a>, mounted: &'a Mounted, consistency: Consistency) -> Shown<'a> {
     let Selection {
         places,
         filesystem,
         journal,
         ..
-    } = plan.selection;
-    Mounted {
+    } = &mounted.selection;
+    let record = &mounted.record;
+    Shown {
         image: &record.image,
         disks: places.iter().map(|place| place.disk.as_str()).collect(),
         partition: record.partition,
@@ -164,11 +181,11 @@ fn is_incomplete(journal: Journal, consistency: Consistency) -> bool {
     }
 }
 
-fn show(context: &Context, mounted: &Mounted<'_>) -> anyhow::Result<()> {
+fn show(context: &Context, mounted: &Shown<'_>) -> anyhow::Result<()> {
     if context.json {
         return output::json(mounted);
     }
-    let Mounted {
+    let Shown {
         image,
         disks,
         filesystem,

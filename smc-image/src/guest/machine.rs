@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-const INSTALL_QEMU: &str = "install the package qemu-system-x86 (Debian, Ubuntu), qemu-kvm (RHEL, Fedora) or \
+/// Where QEMU is not installed.
+pub const INSTALL_QEMU: &str = "install the package qemu-system-x86 (Debian, Ubuntu), qemu-kvm (RHEL, Fedora) or \
     qemu-x86 (openSUSE)";
 const INSTALL_OVMF: &str = "install the package ovmf (Debian, Ubuntu), edk2-ovmf (RHEL, Fedora) or qemu-ovmf-x86_64 \
     (openSUSE); --firmware bios starts a disk that has a boot sector too";
@@ -197,14 +198,21 @@ fn found(interrupt: &Interrupt) -> anyhow::Result<Accelerator> {
     advised(found, INSTALL_QEMU)
 }
 
-fn advised<T>(done: boot::Result<T>, install: &str) -> anyhow::Result<T> {
+/// Adds what to install where something is missing.
+///
+/// # Errors
+/// The error that there was.
+pub fn advised<T>(done: boot::Result<T>, install: &str) -> anyhow::Result<T> {
     let missing = matches!(&done, Err(error) if error.kind() == boot::ErrorKind::Missing);
     let done = done.map_err(anyhow::Error::from);
     if missing { done.advise(install) } else { done }
 }
 
 /// Serves the disks from a thread, and gives the guest's ends of their connections.
-fn serve(image: &Image, disks: &Arc<GuestDisks>) -> anyhow::Result<Vec<PcDisk>> {
+///
+/// # Errors
+/// Where sockets or the thread cannot be made.
+pub fn serve(image: &Image, disks: &Arc<GuestDisks>) -> anyhow::Result<Vec<PcDisk>> {
     let mut server = Server::new(Arc::clone(disks) as Arc<dyn nbd::Catalog>, limits())?;
     let mut of_guest = Vec::new();
     for disk in &image.manifest().disks {

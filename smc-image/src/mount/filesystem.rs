@@ -5,6 +5,7 @@ use super::partition::{Source, u64_at};
 use super::xfs::Superblock;
 use anyhow::Context;
 use cli::output;
+use std::fmt;
 
 /// How a filesystem is mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,12 +40,35 @@ pub struct Member {
     pub devices: u64,
 }
 
+/// What is put together from one device or several, and holds others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stacked {
+    /// A physical volume of LVM.
+    Lvm,
+    /// A member of an array of md.
+    Raid,
+    /// A container of LUKS.
+    Luks,
+}
+
+impl fmt::Display for Stacked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lvm => "an LVM physical volume",
+            Self::Raid => "a member of a RAID array",
+            Self::Luks => "LUKS encryption",
+        })
+    }
+}
+
 /// What is in a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     /// A filesystem.
     Filesystem(Filesystem),
-    /// Something that holds a filesystem only together with other things, or behind a key.
+    /// Something that a helper guest puts together.
+    Stacked(Stacked),
+    /// Something that holds a filesystem only together with other things.
     Part(&'static str),
     /// One of several devices of a filesystem.
     OneOfSeveral(Member),
@@ -80,15 +104,23 @@ const fn part(offset: usize, bytes: &'static [u8], name: &'static str) -> Magic 
     }
 }
 
+const fn stacked(offset: usize, bytes: &'static [u8], kind: Stacked) -> Magic {
+    Magic {
+        offset,
+        bytes,
+        content: Content::Stacked(kind),
+    }
+}
+
 /// Parts first: what once was a filesystem may still look like one underneath.
 const MAGICS: [Magic; 21] = [
-    part(0, b"LUKS\xba\xbe", "LUKS encryption"),
-    part(0, b"LABELONE", "an LVM physical volume"),
-    part(512, b"LABELONE", "an LVM physical volume"),
-    part(1024, b"LABELONE", "an LVM physical volume"),
-    part(1536, b"LABELONE", "an LVM physical volume"),
-    part(0, b"\xfc\x4e\x2b\xa9", "a member of a RAID array"),
-    part(4096, b"\xfc\x4e\x2b\xa9", "a member of a RAID array"),
+    stacked(0, b"LUKS\xba\xbe", Stacked::Luks),
+    stacked(0, b"LABELONE", Stacked::Lvm),
+    stacked(512, b"LABELONE", Stacked::Lvm),
+    stacked(1024, b"LABELONE", Stacked::Lvm),
+    stacked(1536, b"LABELONE", Stacked::Lvm),
+    stacked(0, b"\xfc\x4e\x2b\xa9", Stacked::Raid),
+    stacked(4096, b"\xfc\x4e\x2b\xa9", Stacked::Raid),
     part(4086, b"SWAPSPACE2", "swap space"),
     part(4086, b"SWAP-SPACE", "swap space"),
     filesystem(0, b"XFSB", "xfs", "norecovery"),

@@ -6,9 +6,12 @@
 //! process and its mounter made is removed, and it ends: so nothing stays behind, whoever unmounts, and however the
 //! mounter died.
 
+use super::setup::Service;
 use super::state;
 use crate::catalog::GuestDisks;
 use crate::context::Context;
+use crate::exit::{advice, full_message};
+use crate::helper::{Helper, Opened};
 use crate::overlay;
 use anyhow::{Context as _, ensure};
 use fuser::{
@@ -16,7 +19,6 @@ use fuser::{
     Generation, INodeNo, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData,
     ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request, Session, WriteFlags,
 };
-use imagefmt::ImageRef;
 use nbd::{Export, ExportError, ExportInfo, FailureKind, Overlay, Zeroing};
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
@@ -27,8 +29,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-/// What the server says on its stdout when the files are there.
-pub const READY: &str = "ready\n";
+/// What the server says on its stdout when the files are there; what a helper guest has opened follows, in JSON.
+pub const READY: &str = "ready ";
 
 /// Nothing here ever changes but what is in the files.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
@@ -42,46 +44,80 @@ const BACKGROUND_MAX: u16 = 64;
 /// Of the kernel's include/uapi/linux/prctl.h.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
-/// What the server of a mount is started with.
-#[derive(Debug)]
-pub struct Order<'a> {
-    /// The image, by number.
-    pub image: &'a ImageRef,
-    /// Its random id: no other image is served.
-    pub id: &'a str,
-    /// The private directory of the mount.
-    pub dir: &'a Path,
-    /// Where what is written is kept.
-    pub overlay_dir: &'a Path,
-    /// How much may be written.
-    pub overlay_limit_bytes: u64,
-}
-
-/// Serves the disks of an image until nobody needs them.
+/// Serves the disks of an image until nobody needs them, in the mount with the private directory `dir`.
 ///
 /// # Errors
 /// An image that cannot be opened or is another one by now, and a FUSE session that cannot begin.
-pub fn serve(context: &Context, order: &Order<'_>) -> anyhow::Result<ExitCode> {
-    let Order { image, id, dir, .. } = order;
+pub fn serve(context: &Context, service: &Service<'_>, dir: &Path) -> anyhow::Result<ExitCode> {
+    let Service { image, image_id, .. } = service;
     let opened = context.open_image(image)?;
     let found = opened.manifest().id.to_string();
     ensure!(
-        found == *id,
-        "{image} is another image now: its id is {found}, not {id}"
+        found == *image_id,
+        "{image} is another image now: its id is {found}, not {image_id}"
     );
-    let limit = order.overlay_limit_bytes;
-    let disks = GuestDisks::new(&opened, order.overlay_dir, overlay::memory_bytes(limit), limit)?;
+    let limit = service.overlay_limit_bytes;
+    let memory = overlay::memory_bytes(limit);
+    let disks = Arc::new(GuestDisks::new(&opened, service.overlay_dir, memory, limit)?);
     become_io_flusher();
     let users = Arc::new(Users::default());
-    let _session = start(disks, users.clone(), &state::fuse_dir(dir))?;
-    let ready = io::stdout()
-        .write_all(READY.as_bytes())
-        .and_then(|()| io::stdout().flush());
-    ready.context("tell that the disks are there")?;
+    let mut files: Vec<DiskFile> = disks.disks().iter().map(DiskFile::of_disk).collect();
+    let key = service.helper.map(|_| read_key()).transpose()?.flatten();
     watch_mounter(users.clone())?;
+    let mut found = Opened::default();
+    // It ends with this function, after everybody who reads its volumes.
+    let mut _helper = None;
+    if let Some(means) = &service.helper {
+        let is_canceled = || users.now().mounter_gone;
+        match Helper::start(&opened, &disks, means, key, &is_canceled) {
+            Ok((helper, of_helper)) => {
+                files.extend(volume_files(&helper, &of_helper));
+                found = of_helper;
+                _helper = Some(helper);
+            }
+            // The disks are served all the same.
+            Err(error) => found.problems.push(why_not(&error)),
+        }
+    }
+    let _session = start(files, users.clone(), &state::fuse_dir(dir))?;
+    let ready = format!("{READY}{}\n", serde_json::to_string(&found)?);
+    let told = io::stdout()
+        .write_all(ready.as_bytes())
+        .and_then(|()| io::stdout().flush());
+    told.context("tell that the disks are there")?;
     users.wait_until_gone();
     state::remove(dir)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The key of encrypted disks, which is the first line of what the mounter says. A byte at a time: what follows is for others.
+fn read_key() -> anyhow::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while io::stdin().read(&mut byte).context("wait for the key")? == 1 && byte != *b"\n" {
+        line.push(byte[0]);
+    }
+    serde_json::from_slice(&line).context("read the key")
+}
+
+fn volume_files(helper: &Helper, opened: &Opened) -> Vec<DiskFile> {
+    let files = opened.volumes.iter().enumerate().map(|(index, volume)| DiskFile {
+        name: volume.name.clone(),
+        size_bytes: volume.size_bytes,
+        block_bytes: volume.block_bytes,
+        disk: Arc::new(helper.export(index, volume)),
+    });
+    // One without a name is not shown.
+    files.filter(|file| !file.name.is_empty()).collect()
+}
+
+/// Why there is no helper guest, with what to do about it.
+fn why_not(error: &anyhow::Error) -> String {
+    let why = format!("no helper guest: {}", full_message(error));
+    match advice(error) {
+        Some(advice) => format!("{why}; {advice}"),
+        None => why,
+    }
 }
 
 /// Asks the kernel never to make this thread, or one that it starts, wait for the filesystem whose writes it serves: under
@@ -94,7 +130,7 @@ fn become_io_flusher() {
     }
 }
 
-fn start(disks: GuestDisks, users: Arc<Users>, mount_point: &Path) -> anyhow::Result<BackgroundSession> {
+fn start(files: Vec<DiskFile>, users: Arc<Users>, mount_point: &Path) -> anyhow::Result<BackgroundSession> {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::NoExec,
@@ -109,7 +145,7 @@ fn start(disks: GuestDisks, users: Arc<Users>, mount_point: &Path) -> anyhow::Re
     );
     config.clone_fd = true;
     let filesystem = DiskFiles {
-        disks,
+        files,
         users,
         made: SystemTime::now(),
         is_full: AtomicBool::new(false),
@@ -174,10 +210,29 @@ impl Users {
     }
 }
 
+/// A file: a disk of the image, or a volume in the helper guest.
+struct DiskFile {
+    name: String,
+    size_bytes: u64,
+    /// The size of reads that suits it.
+    block_bytes: u32,
+    disk: Arc<dyn Export>,
+}
+
+impl DiskFile {
+    fn of_disk((info, disk): &(ExportInfo, Arc<Overlay>)) -> Self {
+        Self {
+            name: info.name.clone(),
+            size_bytes: info.size_bytes,
+            block_bytes: info.preferred_block_bytes,
+            disk: disk.clone(),
+        }
+    }
+}
+
 /// The filesystem: a directory with a file for each disk, which has the disk's name.
-#[derive(Debug)]
 struct DiskFiles {
-    disks: GuestDisks,
+    files: Vec<DiskFile>,
     users: Arc<Users>,
     made: SystemTime,
     /// Whether a write has found no space.
@@ -185,26 +240,20 @@ struct DiskFiles {
 }
 
 impl DiskFiles {
-    fn disk(&self, inode: INodeNo) -> Option<&(ExportInfo, Arc<Overlay>)> {
+    fn disk(&self, inode: INodeNo) -> Option<&DiskFile> {
         let index = usize::try_from(inode.0.checked_sub(FIRST_DISK)?).ok()?;
-        self.disks.disks().get(index)
+        self.files.get(index)
     }
 
     /// The disks with their inodes.
     fn files(&self) -> impl Iterator<Item = (INodeNo, &str)> {
-        let names = self.disks.disks().iter().map(|(info, _)| info.name.as_str());
+        let names = self.files.iter().map(|file| file.name.as_str());
         (FIRST_DISK..).map(INodeNo).zip(names)
     }
 
     fn attributes(&self, inode: INodeNo) -> Option<FileAttr> {
         let (kind, perm, nlink, size, blksize) = match self.disk(inode) {
-            Some((info, _)) => (
-                FileType::RegularFile,
-                0o600,
-                1,
-                info.size_bytes,
-                info.preferred_block_bytes,
-            ),
+            Some(file) => (FileType::RegularFile, 0o600, 1, file.size_bytes, file.block_bytes),
             None if inode == INodeNo::ROOT => (FileType::Directory, 0o500, 2, 0, 4096),
             None => return None,
         };
@@ -229,8 +278,8 @@ impl DiskFiles {
 
     /// Bytes of a disk; fewer where it ends.
     fn bytes(&self, inode: INodeNo, offset: u64, size: u32) -> Result<Vec<u8>, Errno> {
-        let (info, disk) = self.disk(inode).ok_or(Errno::ENOENT)?;
-        let left = info.size_bytes.saturating_sub(offset);
+        let DiskFile { size_bytes, disk, .. } = self.disk(inode).ok_or(Errno::ENOENT)?;
+        let left = size_bytes.saturating_sub(offset);
         let mut bytes = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(size as usize)];
         if !bytes.is_empty() {
             // Told in the log already.
@@ -240,11 +289,11 @@ impl DiskFiles {
     }
 
     /// The disk, where a range that is to be changed lies within it and is not empty.
-    fn writable(&self, inode: INodeNo, offset: u64, length: u64) -> Result<&Overlay, Errno> {
-        let (info, disk) = self.disk(inode).ok_or(Errno::ENOENT)?;
+    fn writable(&self, inode: INodeNo, offset: u64, length: u64) -> Result<&dyn Export, Errno> {
+        let DiskFile { size_bytes, disk, .. } = self.disk(inode).ok_or(Errno::ENOENT)?;
         let fits = offset
             .checked_add(length)
-            .is_some_and(|end| length > 0 && end <= info.size_bytes);
+            .is_some_and(|end| length > 0 && end <= *size_bytes);
         fits.then_some(&**disk).ok_or(Errno::EINVAL)
     }
 

@@ -11,6 +11,7 @@ mod setup;
 pub mod state;
 pub mod teardown;
 pub mod tree;
+mod volumes;
 mod xfs;
 
 pub use setup::Service;
@@ -23,7 +24,7 @@ use imagefmt::Disk;
 use journal::Journal;
 use nix::errno::Errno;
 use nix::mount::MsFlags;
-use select::Selection;
+use select::{NamedDisk, Selection, Wanted};
 use setup::Setup;
 use state::Record;
 use std::fs::{self, File};
@@ -51,8 +52,12 @@ impl partition::Source for Disk {
 pub struct Plan<'a> {
     /// What serves the disks.
     pub service: Service<'a>,
+    /// The disks of the image.
+    pub disks: &'a [NamedDisk<'a>],
     /// Which filesystem of it.
-    pub selection: &'a Selection,
+    pub wanted: Wanted<'a>,
+    /// What opens encrypted disks.
+    pub key: Option<&'a [u8]>,
     /// What may be written to the overlay.
     pub access: Access,
     /// Where.
@@ -70,63 +75,105 @@ pub enum Access {
     Writable,
 }
 
+/// What was mounted.
+#[derive(Debug)]
+pub struct Mounted {
+    /// What undoing it needs to know.
+    pub record: Record,
+    /// The filesystem.
+    pub selection: Selection,
+    /// What the helper guest could not open, and why.
+    pub problems: Vec<String>,
+}
+
 impl Plan<'_> {
     /// The image, with the disk if the filesystem lies on one.
-    fn label(&self) -> String {
-        let disk = match self.selection.places.as_slice() {
+    fn label(&self, selection: &Selection) -> String {
+        let disk = match selection.places.as_slice() {
             [only] => Some(only.disk.as_str()),
             _ => None,
         };
         self.service.image.with_disk(disk).to_string()
     }
+
+    /// Finds the filesystem, once the server has said what a helper guest has put together.
+    fn select(&self, setup: &Setup) -> anyhow::Result<Selection> {
+        let disks = volumes::beside(self.disks, &setup.volumes);
+        let found = select::select(&disks, self.wanted);
+        with_problems(found, &setup.problems)
+    }
+}
+
+/// Adds what a helper guest could not open to an error.
+fn with_problems<T>(done: anyhow::Result<T>, problems: &[String]) -> anyhow::Result<T> {
+    if problems.is_empty() {
+        return done;
+    }
+    done.with_context(|| format!("not everything could be opened ({})", problems.join("; ")))
 }
 
 /// Mounts it, or leaves everything as it was.
 ///
 /// # Errors
 /// What cannot be served, attached or mounted, and an interrupt: nothing is left of the mount then.
-pub fn mount(plan: &Plan<'_>, interrupt: &Interrupt) -> anyhow::Result<Record> {
-    let _lock = state::lock(Some(interrupt))?;
+pub fn mount(plan: &Plan<'_>, interrupt: &Interrupt) -> anyhow::Result<Mounted> {
+    let early = match plan.service.helper {
+        None => Some(select::select(plan.disks, plan.wanted)?),
+        Some(_) => None,
+    };
+    let lock = state::lock(Some(interrupt))?;
     state::sweep()?;
-    let Selection {
-        places,
-        filesystem,
-        id,
-        ..
-    } = plan.selection;
-    check_not_mounted(id.as_ref(), *filesystem)?;
-    let mut setup = Setup::new(&plan.label())?;
+    let mut setup = Setup::new(&plan.service.image.to_string())?;
     let mut record = Record {
         dir: plan.dir.to_owned(),
-        image: plan.label(),
-        partition: places
-            .first()
-            .filter(|_| places.len() == 1)
-            .and_then(|only| only.partition),
-        server: setup.start_server(&plan.service)?,
+        image: plan.service.image.to_string(),
+        partition: None,
+        server: setup.start_server(&plan.service, plan.key)?,
         loop_devices: Vec::new(),
+    };
+    record.save(&setup.dir)?;
+    let _lock = setup.wait_for_disks(&plan.service, lock, interrupt)?;
+    let selection = early.map_or_else(|| plan.select(&setup), Ok)?;
+    check_not_mounted(selection.id.as_ref(), selection.filesystem)?;
+    let places = &selection.places;
+    record.image = plan.label(&selection);
+    record.partition = match places.as_slice() {
+        [only] => only.partition,
+        _ => None,
     };
     record.save(&setup.dir)?;
     interrupt.check()?;
     let devices = setup.attach_all(places, plan.access == Access::NoReplay, &mut record)?;
     interrupt.check()?;
-    let mounted = mount_devices(*filesystem, &devices, plan.access, &[], plan.dir);
+    mount_selection(plan, &selection, &devices)?;
+    setup.mounted_on = Some(plan.dir.to_owned());
+    interrupt.check()?;
+    setup.finished = true;
+    let problems = std::mem::take(&mut setup.problems);
+    Ok(Mounted {
+        record,
+        selection,
+        problems,
+    })
+}
+
+fn mount_selection(plan: &Plan<'_>, selection: &Selection, devices: &[PathBuf]) -> anyhow::Result<()> {
+    let filesystem = selection.filesystem;
+    let mounted = mount_devices(filesystem, devices, plan.access, &[], plan.dir);
     let what = || {
         format!(
             "mount the {} filesystem of {} on {}",
             filesystem.fstype,
-            plan.label(),
+            plan.label(selection),
             plan.dir.display()
         )
     };
-    if let Err(error) = mounted {
-        let errno = error.downcast_ref::<Errno>().copied();
-        return Err(error).with_context(what).advise(mount_advice(errno, plan));
-    }
-    setup.mounted_on = Some(plan.dir.to_owned());
-    interrupt.check()?;
-    setup.finished = true;
-    Ok(record)
+    let Err(error) = mounted else { return Ok(()) };
+    let errno = error.downcast_ref::<Errno>().copied();
+    let is_dirty = selection.journal != Journal::Clean;
+    Err(error)
+        .with_context(what)
+        .advise(mount_advice(errno, plan.access == Access::ReadOnly && is_dirty))
 }
 
 /// Mounts a filesystem on `dir`, which is no symbolic link, with `further` options.
@@ -194,7 +241,7 @@ fn open_place(dir: &Path) -> anyhow::Result<File> {
     Ok(place)
 }
 
-fn mount_advice(error: Option<Errno>, plan: &Plan<'_>) -> &'static str {
+fn mount_advice(error: Option<Errno>, replays: bool) -> &'static str {
     match error {
         Some(Errno::ENODEV) => {
             "this kernel does not know the filesystem: load its module, or serve the image elsewhere"
@@ -202,9 +249,7 @@ fn mount_advice(error: Option<Errno>, plan: &Plan<'_>) -> &'static str {
         Some(Errno::EEXIST) => {
             "a filesystem with the same id is mounted already, and this kernel cannot mount two: unmount it first"
         }
-        _ if plan.access == Access::ReadOnly && plan.selection.journal != Journal::Clean => {
-            "the kernel's log says more (dmesg); --no-replay mounts it without its journal"
-        }
+        _ if replays => "the kernel's log says more (dmesg); --no-replay mounts it without its journal",
         _ => "the kernel's log says more (dmesg); 'smc-image verify' tells whether the image is intact",
     }
 }

@@ -1,9 +1,10 @@
 //! Which filesystem of an image is to be mounted, and on which parts of its disks it lies.
 
-use super::filesystem::{Content, Filesystem, Member, journal, probe};
+use super::filesystem::{Content, Filesystem, Member, Stacked, journal, probe};
 use super::journal::Journal;
 use super::partition::{Partition, SECTOR_BYTES, Source, read_table};
 use crate::exit::Advise;
+use crate::helper::Volume;
 use anyhow::{Context, anyhow, bail, ensure};
 use cli::units;
 use imagefmt::Image;
@@ -12,7 +13,7 @@ use std::fmt::{self, Debug, Formatter};
 /// Block sizes that disks have.
 const BLOCK_BYTES: [u64; 2] = [SECTOR_BYTES, 4096];
 
-/// A disk of an image.
+/// A disk of an image, or a volume that a helper guest has put together from disks.
 #[derive(Clone, Copy)]
 pub struct NamedDisk<'a> {
     /// Its name in the image.
@@ -21,6 +22,8 @@ pub struct NamedDisk<'a> {
     pub block_bytes: u32,
     /// What is on it.
     pub source: &'a dyn Source,
+    /// What is known of a volume; `None` for a disk.
+    pub volume: Option<&'a Volume>,
 }
 
 impl Debug for NamedDisk<'_> {
@@ -47,6 +50,7 @@ fn named_disk<'a>(image: &'a Image, disk: &'a imagefmt::Disk) -> NamedDisk<'a> {
         name: disk.name(),
         block_bytes: block_bytes.unwrap_or(512),
         source: disk,
+        volume: None,
     }
 }
 
@@ -125,14 +129,56 @@ pub fn select(disks: &[NamedDisk<'_>], wanted: Wanted<'_>) -> anyhow::Result<Sel
 /// # Errors
 /// As [`select`].
 pub fn select_unexamined(disks: &[NamedDisk<'_>], wanted: Wanted<'_>) -> anyhow::Result<Candidate> {
-    let looked_at = disks
-        .iter()
-        .filter(|disk| wanted.disk.is_none_or(|name| name == disk.name));
     let mut found = Vec::new();
-    for disk in looked_at {
+    for disk in disks.iter().filter(|disk| wanted.is_on(disk)) {
         found.extend(survey(disk)?);
     }
-    choose(disks, found, wanted.partition)
+    choose(disks, found, wanted)
+}
+
+/// Where what is wanted may lie that only a helper guest can put together.
+///
+/// # Errors
+/// As [`survey`].
+pub fn stacked(disks: &[NamedDisk<'_>], wanted: Wanted<'_>) -> anyhow::Result<Vec<Stacked>> {
+    let is_disk = |name| disks.iter().any(|disk| disk.name == name);
+    // Otherwise it is the name of a volume.
+    let name = wanted.disk.filter(|name| is_disk(*name));
+    let mut stacked = Vec::new();
+    for disk in disks
+        .iter()
+        .filter(|disk| name.is_none_or(|name| name == disk.name))
+    {
+        for found in survey(disk)? {
+            let is_wanted = wanted.partition.is_none() || wanted.partition == found.place.partition;
+            if let (true, Ok(Content::Stacked(kind))) = (is_wanted, found.content) {
+                stacked.push(kind);
+            }
+        }
+    }
+    Ok(stacked)
+}
+
+impl Wanted<'_> {
+    /// Whether it may be on this disk, or in this volume.
+    fn is_on(&self, disk: &NamedDisk<'_>) -> bool {
+        let is_named = self.disk.is_none_or(|name| name == disk.name);
+        is_named
+            || disk
+                .volume
+                .is_some_and(|volume| volume.lies_on(self.disk, self.partition))
+    }
+
+    /// Whether it may be in this place.
+    fn is_in(&self, disks: &[NamedDisk<'_>], place: &Place) -> bool {
+        let volume = disks
+            .iter()
+            .find(|disk| disk.name == place.disk)
+            .and_then(|disk| disk.volume);
+        self.partition.is_none()
+            || self.partition == place.partition
+            || volume.is_some_and(|volume| volume.lies_on(self.disk, self.partition))
+    }
 }
 
 /// A filesystem whose journal was not looked at.
@@ -223,15 +269,15 @@ fn partitions(source: &dyn Source, block_bytes: u64) -> anyhow::Result<Option<Ve
     }
 }
 
-fn choose(disks: &[NamedDisk<'_>], found: Vec<Found>, wanted: Option<u32>) -> anyhow::Result<Candidate> {
+fn choose(disks: &[NamedDisk<'_>], found: Vec<Found>, wanted: Wanted<'_>) -> anyhow::Result<Candidate> {
     let listing = listing(&found);
     let has_table = found.iter().any(|found| found.place.partition.is_some());
     let mut matching: Vec<Found> = found
         .into_iter()
-        .filter(|found| wanted.is_none() || found.place.partition == wanted)
+        .filter(|found| wanted.is_in(disks, &found.place))
         .collect();
     if matching.len() <= 1 {
-        return match (matching.pop(), wanted) {
+        return match (matching.pop(), wanted.partition) {
             (Some(only), _) => candidate(disks, only),
             (None, Some(_)) if !has_table => Err(anyhow!("the disk has no partition table"))
                 .advise("leave --partition out to mount the disk itself"),
@@ -307,6 +353,10 @@ fn candidate(disks: &[NamedDisk<'_>], found: Found) -> anyhow::Result<Candidate>
                 id: Some(member.id),
             })
         }
+        Content::Stacked(name) => Err(anyhow!(
+            "{place} holds {name}, and what is in it could not be opened"
+        ))
+        .advise("serve the image over NBD, and put it together from there"),
         Content::Part(name) => Err(anyhow!("{place} holds {name}, which cannot be mounted as it is"))
             .advise("serve the image over NBD, and put it together from there"),
         Content::Unknown => Err(anyhow!("{place} holds no filesystem that is known"))
@@ -344,6 +394,7 @@ fn members(disks: &[NamedDisk<'_>], member: &Member) -> anyhow::Result<Vec<Place
 fn describe(content: Content) -> String {
     match content {
         Content::Filesystem(filesystem) => filesystem.fstype.to_owned(),
+        Content::Stacked(name) => name.to_string(),
         Content::Part(name) => name.to_owned(),
         Content::OneOfSeveral(member) => format!(
             "one of {} devices of a {} filesystem",
@@ -424,6 +475,7 @@ mod tests {
             name: "vda",
             block_bytes: 512,
             source: &disk,
+            volume: None,
         }];
         let partition = |partition| Wanted {
             disk: None,

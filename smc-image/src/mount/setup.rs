@@ -3,19 +3,27 @@
 
 use super::select::Place;
 use super::state::{self, Process, Record};
+use super::volumes::VolumeFile;
 use super::{END_TIMEOUT, fuse, wait_until};
 use crate::exit::Advise;
-use anyhow::{Context, anyhow};
+use crate::helper::{Means, Opened};
+use anyhow::{Context, anyhow, bail};
+use blockio::LockedFile;
+use cli::interrupt::Interrupt;
 use hostdev::{LoopDevice, LoopOptions};
 use imagefmt::ImageRef;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+
+/// The volumes of an image in JSON take less.
+const SAID_LEN_MAX: usize = 4 << 20;
 
 /// What the process that serves the disks is started with.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +38,8 @@ pub struct Service<'a> {
     pub overlay_dir: &'a Path,
     /// How much may be written to it.
     pub overlay_limit_bytes: u64,
+    /// The guest that opens LVM, RAID and LUKS in the image, if one is needed.
+    pub helper: Option<Means<'a>>,
 }
 
 /// A mount being made; undone when dropped unfinished.
@@ -39,6 +49,10 @@ pub struct Setup {
     pub dir: PathBuf,
     server: Option<Child>,
     devices: Vec<LoopDevice>,
+    /// What the helper guest has put together.
+    pub volumes: Vec<VolumeFile>,
+    /// What it could not open, and why.
+    pub problems: Vec<String>,
     /// Where the filesystem is mounted, with others below it or none.
     pub mounted_on: Option<PathBuf>,
     /// Whether it stays when this is dropped.
@@ -57,33 +71,69 @@ impl Setup {
             dir,
             server: None,
             devices: Vec::new(),
+            volumes: Vec::new(),
+            problems: Vec::new(),
             mounted_on: None,
             finished: false,
         })
     }
 
-    /// Starts the process that serves the disks and waits until they are there.
+    /// Starts the process that serves the disks. `key` opens encrypted disks in the helper guest, if one is wanted.
     ///
     /// # Errors
-    /// What the process says, if it does not serve.
-    pub fn start_server(&mut self, service: &Service<'_>) -> anyhow::Result<Process> {
+    /// A process that cannot be started, or ends at once.
+    pub fn start_server(&mut self, service: &Service<'_>, key: Option<&[u8]>) -> anyhow::Result<Process> {
         let child = self.server.insert(spawn_server(service, &self.dir)?);
         let pid = i32::try_from(child.id()).context("read a process id")?;
         let server = Process::running(pid);
-        let mut said = String::new();
-        if let Some(stdout) = child.stdout.take() {
-            BufReader::new(stdout)
-                .read_line(&mut said)
-                .context("wait for the server of the disks")?;
+        if service.helper.is_some() {
+            hand_over(child, key).context("hand over the key")?;
         }
-        server.filter(|_| said == fuse::READY).map_or_else(
-            || {
-                let log = fs::read_to_string(state::log_path(&self.dir)).unwrap_or_default();
-                let why = log.trim().trim_start_matches("smc-image: ").replace('\n', "; ");
-                Err(anyhow!("the server of the disks did not start: {why}")).advise(fuse_advice())
-            },
-            Ok,
-        )
+        server.map_or_else(|| self.not_started(), Ok)
+    }
+
+    fn not_started<T>(&self) -> anyhow::Result<T> {
+        let log = fs::read_to_string(state::log_path(&self.dir)).unwrap_or_default();
+        let why = log.trim().trim_start_matches("smc-image: ").replace('\n', "; ");
+        Err(anyhow!("the server of the disks did not start: {why}")).advise(fuse_advice())
+    }
+
+    /// Waits until the disks are there. Others may mount meanwhile where that takes its time, which is why the mount's
+    /// record has been saved: `lock` is let go of, and taken again.
+    ///
+    /// # Errors
+    /// What the process says, if it does not serve, and an interrupt.
+    pub fn wait_for_disks(
+        &mut self,
+        service: &Service<'_>,
+        lock: LockedFile,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<LockedFile> {
+        if service.helper.is_none() {
+            self.wait_for_server(interrupt)?;
+            return Ok(lock);
+        }
+        drop(lock);
+        self.wait_for_server(interrupt)?;
+        state::lock(Some(interrupt))
+    }
+
+    fn wait_for_server(&mut self, interrupt: &Interrupt) -> anyhow::Result<()> {
+        let child = self.server.as_mut().context("no server was started")?;
+        let said = first_line(child, interrupt)?;
+        let opened = said
+            .strip_prefix(fuse::READY)
+            .and_then(|json| serde_json::from_str::<Opened>(json).ok());
+        let Some(opened) = opened else {
+            return self.not_started();
+        };
+        let volumes = opened
+            .volumes
+            .into_iter()
+            .filter(|volume| !volume.name.is_empty());
+        self.volumes = volumes.map(|volume| VolumeFile::new(&self.dir, volume)).collect();
+        self.problems = opened.problems;
+        Ok(())
     }
 
     /// Attaches a loop device to each place and notes it in `record`, which is saved before anything is mounted: what is
@@ -160,6 +210,16 @@ fn spawn_server(service: &Service<'_>, dir: &Path) -> anyhow::Result<Child> {
         .args(["mount", "--fuse-server", service.image_id]);
     command.arg("--overlay-dir").arg(service.overlay_dir);
     command.args(["--overlay-limit", &service.overlay_limit_bytes.to_string()]);
+    if let Some(means) = &service.helper {
+        command.arg("--helper").arg("--helper-root").arg(means.root);
+        command.args(
+            means
+                .kernel
+                .map(|kernel| [Path::new("--kernel"), kernel])
+                .into_iter()
+                .flatten(),
+        );
+    }
     command.arg(service.image.to_string()).arg(dir);
     command
         .stdin(Stdio::piped())
@@ -169,6 +229,47 @@ fn spawn_server(service: &Service<'_>, dir: &Path) -> anyhow::Result<Child> {
     // SAFETY: between fork and exec the closure makes two system calls and touches no memory but its own.
     unsafe { command.pre_exec(leave_everything) };
     command.spawn().context("start the server of the disks")
+}
+
+/// Gives the server the key of encrypted disks, by the pipe that it keeps: no other process sees it.
+fn hand_over(server: &mut Child, key: Option<&[u8]>) -> anyhow::Result<()> {
+    let stdin = server
+        .stdin
+        .as_mut()
+        .context("the server has no standard input")?;
+    let key = key.map(<[u8]>::to_vec);
+    let line = format!("{}\n", serde_json::to_string(&key)?);
+    Ok(stdin.write_all(line.as_bytes())?)
+}
+
+/// The first line of what the server says; without its end if the server has ended before.
+fn first_line(server: &mut Child, interrupt: &Interrupt) -> anyhow::Result<String> {
+    let stdout = server
+        .stdout
+        .as_mut()
+        .context("the server has no standard output")?;
+    let mut said = Vec::new();
+    while said.last() != Some(&b'\n') {
+        interrupt.check()?;
+        let mut asked = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut asked, PollTimeout::from(100u8)) {
+            Ok(0) | Err(Errno::EINTR) => continue,
+            Ok(_) => {}
+            Err(error) => return Err(error).context("wait for the server of the disks"),
+        }
+        let mut buffer = [0; 4096];
+        match stdout
+            .read(&mut buffer)
+            .context("wait for the server of the disks")?
+        {
+            0 => break,
+            length => said.extend_from_slice(&buffer[..length]),
+        }
+        if said.len() > SAID_LEN_MAX {
+            bail!("the server of the disks says too much");
+        }
+    }
+    Ok(String::from_utf8(said)?)
 }
 
 /// Leaves the terminal's session and lets go of descriptors that our caller left open, locks among them.

@@ -6,9 +6,11 @@ use super::partition::u32_at;
 use super::select::{self, Candidate, NamedDisk, Place, Wanted};
 use super::setup::{Service, Setup};
 use super::state::{self, Record};
-use super::{Access, check_not_mounted, mount_devices};
+use super::volumes::{self, VolumeFile};
+use super::{Access, check_not_mounted, mount_devices, with_problems};
 use crate::exit::Advise;
 use anyhow::{Context, anyhow, bail, ensure};
+use blockio::LockedFile;
 use cli::interrupt::Interrupt;
 use hostdev::{FstabLine, HEAD_BYTES, Root};
 use nix::mount::{MntFlags, MsFlags, umount2};
@@ -56,6 +58,34 @@ pub struct Mounted {
     pub point: String,
 }
 
+/// Which tree.
+#[derive(Debug)]
+pub struct Order<'a> {
+    /// What serves the disks.
+    pub service: Service<'a>,
+    /// What opens encrypted disks.
+    pub key: Option<&'a [u8]>,
+    /// The disks of the image.
+    pub disks: &'a [NamedDisk<'a>],
+    /// The filesystem that is meant; none for the whole tree.
+    pub wanted: Wanted<'a>,
+    /// What may be written to the overlay.
+    pub access: Access,
+}
+
+impl Order<'_> {
+    fn is_chosen(&self) -> bool {
+        self.wanted.disk.is_some() || self.wanted.partition.is_some()
+    }
+
+    fn candidates(&self, disks: &[NamedDisk<'_>]) -> anyhow::Result<Vec<Candidate>> {
+        if self.is_chosen() {
+            return Ok(vec![select::select_unexamined(disks, self.wanted)?]);
+        }
+        all_candidates(disks)
+    }
+}
+
 /// The tree; gone when it is dropped.
 #[derive(Debug)]
 pub struct GuestTree {
@@ -77,62 +107,82 @@ impl GuestTree {
     ///
     /// # Errors
     /// What cannot be served, attached or mounted, no filesystem or several roots, and an interrupt: nothing is left then.
-    pub fn open(
-        service: &Service<'_>,
-        disks: &[NamedDisk<'_>],
-        wanted: Wanted<'_>,
-        access: Access,
-        interrupt: &Interrupt,
-    ) -> anyhow::Result<Self> {
-        let is_chosen = wanted.disk.is_some() || wanted.partition.is_some();
-        let candidates = if is_chosen {
-            vec![select::select_unexamined(disks, wanted)?]
-        } else {
-            all_candidates(disks)?
+    pub fn open(order: &Order<'_>, interrupt: &Interrupt) -> anyhow::Result<Self> {
+        let access = order.access;
+        let early = match order.service.helper {
+            None => Some(order.candidates(order.disks)?),
+            Some(_) => None,
         };
-        let mut tree = Self::served(service, disks, candidates, interrupt)?;
+        let lock = state::lock(Some(interrupt))?;
+        state::sweep()?;
+        let (mut tree, record, lock) = Self::served(order, lock, interrupt)?;
+        let volumes = std::mem::take(&mut tree.setup.volumes);
+        let disks = volumes::beside(order.disks, &volumes);
+        let candidates = early.map_or_else(|| order.candidates(&disks), Ok);
+        tree.attach(
+            &disks,
+            with_problems(candidates, &tree.missing)?,
+            record,
+            interrupt,
+        )?;
+        drop(lock);
         enter_own_namespace()?;
-        if is_chosen {
+        if order.is_chosen() {
             tree.mount_at_root(0, access, None)?;
         } else {
             tree.find_root(access, interrupt)?;
-            tree.mount_by_fstab(disks, access, interrupt)?;
+            tree.mount_by_fstab(&disks, access, interrupt)?;
         }
+        tree.setup.volumes = volumes;
         Ok(tree)
     }
 
-    /// Serves the disks and attaches loop devices, with nothing mounted.
+    /// What was put together from the disks, as disks.
+    pub fn opened(&self) -> impl Iterator<Item = NamedDisk<'_>> {
+        self.setup.volumes.iter().map(VolumeFile::named)
+    }
+
+    /// Serves the disks, with nothing attached or mounted.
     fn served(
-        service: &Service<'_>,
-        disks: &[NamedDisk<'_>],
-        candidates: Vec<Candidate>,
+        order: &Order<'_>,
+        lock: LockedFile,
         interrupt: &Interrupt,
-    ) -> anyhow::Result<Self> {
-        let _lock = state::lock(Some(interrupt))?;
-        state::sweep()?;
+    ) -> anyhow::Result<(Self, Record, LockedFile)> {
+        let service = &order.service;
         let label = service.image.to_string();
         let mut setup = Setup::new(&label)?;
-        let mut record = Record {
+        let record = Record {
             dir: state::tree_dir(&setup.dir),
             image: label,
             partition: None,
-            server: setup.start_server(service)?,
+            server: setup.start_server(service, order.key)?,
             loop_devices: Vec::new(),
         };
         record.save(&setup.dir)?;
-        let mut volumes = Vec::new();
+        let lock = setup.wait_for_disks(service, lock, interrupt)?;
+        let tree = Self {
+            root: Root::at(state::tree_dir(&setup.dir)),
+            missing: std::mem::take(&mut setup.problems),
+            setup,
+            volumes: Vec::new(),
+            mounted: Vec::new(),
+        };
+        Ok((tree, record, lock))
+    }
+
+    fn attach(
+        &mut self,
+        disks: &[NamedDisk<'_>],
+        candidates: Vec<Candidate>,
+        mut record: Record,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<()> {
         for candidate in candidates {
             interrupt.check()?;
-            let devices = setup.attach_all(&candidate.places, false, &mut record)?;
-            volumes.push(volume(disks, candidate, devices)?);
+            let devices = self.setup.attach_all(&candidate.places, false, &mut record)?;
+            self.volumes.push(volume(disks, candidate, devices)?);
         }
-        Ok(Self {
-            root: Root::at(state::tree_dir(&setup.dir)),
-            setup,
-            volumes,
-            mounted: Vec::new(),
-            missing: Vec::new(),
-        })
+        Ok(())
     }
 
     /// Mounts the one filesystem that is a root, or the only one that there is.
@@ -321,7 +371,11 @@ fn is_kernel_name(disks: &[NamedDisk<'_>], device: &str, place: &Place) -> bool 
     let Some(rest) = device.strip_prefix("/dev/") else {
         return false;
     };
-    let is_there = disks.iter().any(|disk| disk.name == place.disk);
+    let disk = disks.iter().find(|disk| disk.name == place.disk);
+    let volume = disk.and_then(|disk| disk.volume);
+    if volume.is_some_and(|volume| place.partition.is_none() && is_known_as(volume, device)) {
+        return true;
+    }
     let number = place
         .partition
         .map_or_else(String::new, |number| number.to_string());
@@ -329,7 +383,11 @@ fn is_kernel_name(disks: &[NamedDisk<'_>], device: &str, place: &Place) -> bool 
         Some(last) if last.is_ascii_digit() && !number.is_empty() => "p",
         _ => "",
     };
-    is_there && rest == format!("{}{separator}{number}", place.disk)
+    disk.is_some() && rest == format!("{}{separator}{number}", place.disk)
+}
+
+fn is_known_as(volume: &crate::helper::Volume, device: &str) -> bool {
+    volume.aliases.iter().any(|alias| alias == device)
 }
 
 /// A filesystem in words: `partition 2 of vda`.
