@@ -1,12 +1,11 @@
 //! `smc-image tls-init`: certificates for NBD over TLS, where both sides show who they are.
 
-mod authority;
 mod sets;
 
 use crate::context::Context;
 use crate::exit::Advise;
 use anyhow::{Context as _, ensure};
-use authority::{Authority, Pair};
+use certs::{Authority, Pair};
 use cli::output;
 use cli::units;
 use jiff::Timestamp;
@@ -184,7 +183,12 @@ fn load_authority(dir: &Path) -> anyhow::Result<Authority> {
         let read = |name: &str| {
             fs::read_to_string(dir.join("ca").join(name)).with_context(|| format!("read {name}"))
         };
-        Authority::from_pem(read("ca-cert.pem")?, &read("ca-key.pem")?)
+        let loaded = Authority::from_pem(read("ca-cert.pem")?, &read("ca-key.pem")?);
+        match loaded {
+            Err(error) if error.is_expired() => Err(anyhow::Error::from(error))
+                .advise("move the directory away and start anew; every client then needs new files"),
+            loaded => Ok(loaded?),
+        }
     };
     load().with_context(|| format!("use the authority in {}", dir.join("ca").display()))
 }
@@ -264,7 +268,7 @@ impl Maker<'_> {
 fn former_hosts(server: &Path) -> anyhow::Result<Vec<String>> {
     let path = server.join("server-cert.pem");
     let find = || {
-        let hosts = authority::hosts(&fs::read_to_string(&path)?)?;
+        let hosts = certs::hosts(&fs::read_to_string(&path)?)?;
         ensure!(!hosts.is_empty(), "it names no host");
         Ok(hosts)
     };
