@@ -32,6 +32,8 @@ pub enum ErrorKind {
     InUse,
     /// The caller's input does not fit (name, geometry, order, disk).
     Invalid,
+    /// The machine that has the store cannot be reached, or the connection to it was lost. Later it may work.
+    Unreachable,
 }
 
 /// What a bad sector ends as: from the block layer EIO, ENODATA (medium error), EILSEQ (a wrong check) or EREMOTEIO (the

@@ -23,7 +23,7 @@ mod verify;
 mod write;
 
 pub use error::{Error, ErrorKind, Result};
-pub use format::digest::{Digest, DiskDigest, DiskHasher};
+pub use format::digest::{Digest, DiskDigest, DiskHasher, leaf_digest, root_digest};
 pub use format::geometry::{ClusterSize, Geometry};
 pub use format::id::Uuid;
 pub use format::instant::{FrozenRecord, InstantRecord, PassRecord};
@@ -46,11 +46,12 @@ pub use store::{Readers, Store};
 pub use verify::boot::{BootMachine, BootProblem, BootResult, BootVerdict};
 pub use verify::verdict::{Against, Span, Verdict, VerdictState};
 pub use verify::{Finding, Inspection, Verified, Verifier, VerifyPlan, VerifyProgress};
-pub use write::base::Base;
+pub use write::base::{Base, Digests, StoredDigest};
 pub use write::builder::ClusterUpdate;
 pub use write::disk::{Audited, DiskId, DiskMeta};
 pub use write::encoder::ClusterEncoder;
 pub use write::sync::ImageWriter;
+pub use write::target::WriteImage;
 
 #[cfg(test)]
 pub(crate) use {

@@ -147,6 +147,24 @@ impl DiskDigest {
     }
 }
 
+/// Digest of a leaf from its clusters' digests, of which a short last leaf has fewer than 256; null if all of them are.
+pub fn leaf_digest(clusters: &[Digest]) -> Digest {
+    let mut children = [0; FANOUT * DIGEST_LEN];
+    for (place, digest) in children.chunks_exact_mut(DIGEST_LEN).zip(clusters) {
+        place.copy_from_slice(&digest.0);
+    }
+    node_digest(&children)
+}
+
+/// Digest of a disk's root node from those of all its leaves.
+pub fn root_digest(geometry: Geometry, leaves: &[Digest]) -> Digest {
+    let mut level = leaves.to_vec();
+    for _ in 1..geometry.height() {
+        level = level.chunks(FANOUT).map(leaf_digest).collect();
+    }
+    level.first().copied().unwrap_or(Digest::NULL)
+}
+
 impl fmt::Display for DiskDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "smc1-{}:{}", self.cluster_size, self.digest)
@@ -227,6 +245,23 @@ mod tests {
                 );
                 bytes[at] = 0;
             }
+        }
+    }
+
+    #[test]
+    fn a_disk_has_one_digest_whether_it_comes_from_clusters_or_from_leaves() {
+        for clusters in [1, 2, 255, 256, 257, 600, 65536, 65537, 70_000u64] {
+            let geometry = Geometry::new(clusters * 16384 - 100, ClusterSize::K16).unwrap();
+            let digest = |index: u64| match index % 3 {
+                0 => Digest::NULL,
+                _ => Digest::of_cluster(&index.to_le_bytes()),
+            };
+            let digests: Vec<Digest> = (0..clusters).map(digest).collect();
+            let mut hasher = DiskHasher::new(geometry);
+            digests.iter().for_each(|digest| hasher.push(*digest));
+            let leaves: Vec<Digest> = digests.chunks(FANOUT).map(leaf_digest).collect();
+            let of_leaves = DiskDigest::new(geometry, root_digest(geometry, &leaves));
+            assert_eq!(hasher.finish(), Some(of_leaves), "{clusters} clusters");
         }
     }
 

@@ -63,7 +63,11 @@ impl Codec {
         }
     }
 
-    fn from_byte(byte: u8) -> Result<Self> {
+    /// The codec with this number.
+    ///
+    /// # Errors
+    /// `Damaged` for a number that no version defines.
+    pub fn from_byte(byte: u8) -> Result<Self> {
         match byte {
             0 => Ok(Self::Null),
             1 => Ok(Self::Raw),

@@ -1,7 +1,7 @@
 //! Opened images and their disks: what readers hold.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::digest::DiskDigest;
+use crate::format::digest::{Digest, DiskDigest};
 use crate::format::geometry::Geometry;
 use crate::format::manifest::{DiskRecord, Manifest};
 use crate::format::name::ImageId;
@@ -153,6 +153,11 @@ impl Disk {
     /// The disk's tree.
     pub(crate) fn tree(&self) -> &Tree {
         &self.tree
+    }
+
+    /// Digest of the root node of its tree: null for a disk of zeros.
+    pub fn root_digest(&self) -> Digest {
+        self.tree.root().digest
     }
 
     /// Digest of the disk's content, as its root gives it.

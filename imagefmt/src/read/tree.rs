@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result, Within};
 use crate::format::codec::{Content, decode_cluster};
-use crate::format::digest::DiskDigest;
+use crate::format::digest::{Digest, DiskDigest};
 use crate::format::geometry::{FANOUT, Geometry, child_index, parent_index, slot};
 use crate::format::layer::{LayerFiles, LayerTable};
 use crate::format::node::{Node, NodeId, node_len_fits, node_name, place_name};
@@ -248,6 +248,14 @@ impl Tree {
     /// `Damaged` and `Io` where a node of the tree cannot be read.
     pub fn leaf(&self, index: u64) -> Result<Arc<Node>> {
         self.node(NodeId { level: 0, index })
+    }
+
+    /// The digest of leaf `index`, as the node above it has it.
+    ///
+    /// # Errors
+    /// `Damaged` and `Io` where a node above it cannot be read.
+    pub(crate) fn leaf_digest(&self, index: u64) -> Result<Digest> {
+        Ok(self.pointer_to(NodeId { level: 0, index })?.digest)
     }
 
     /// The pointer of cluster `index`.

@@ -31,6 +31,22 @@ pub struct ClusterUpdate<'a> {
     pub stored: &'a [u8],
 }
 
+impl ClusterUpdate<'_> {
+    /// Checks what comes from another machine: whether the stored bytes, of a cluster of so many plain bytes, are those of the digest.
+    ///
+    /// # Errors
+    /// `Damaged` if they are not.
+    pub fn check(&self, plain_bytes: usize) -> Result<()> {
+        if !crate::format::codec::cluster_len_fits(self.codec, self.stored.len(), plain_bytes) {
+            return Err(Error::damaged(format!(
+                "cluster {} has a length that does not fit it",
+                self.index
+            )));
+        }
+        crate::format::codec::check_cluster(self.codec, self.stored, plain_bytes, self.digest)
+    }
+}
+
 /// What a build changed and wrote.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BuildStats {

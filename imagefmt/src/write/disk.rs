@@ -13,10 +13,11 @@ use crate::read::image::Disk;
 use crate::read::tree::{Tree, Unread};
 use crate::write::base::Base;
 use crate::write::builder::{Builder, Built, ClusterUpdate};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// What the daemon knows of a disk that goes into its record.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskMeta {
     /// Name within the job.
     pub name: String,
@@ -36,6 +37,16 @@ pub struct DiskId {
 }
 
 impl DiskId {
+    /// The disk of this number in an image that is not written by this crate.
+    pub fn new(index: usize, geometry: Geometry) -> DiskId {
+        DiskId { index, geometry }
+    }
+
+    /// Its number among the disks of its image, from 0 on, in the order in which they were added.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
     /// Size and cluster size of the disk.
     pub fn geometry(&self) -> Geometry {
         self.geometry
@@ -43,7 +54,7 @@ impl DiskId {
 }
 
 /// What was read of a disk to check the tracker that says which of its clusters changed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audited {
     /// Bytes that were read and compared for it.
     pub bytes: u64,
@@ -143,7 +154,7 @@ impl DraftDisk {
         if self.was_passed() {
             self.builder.rewind();
             if let Some(tree) = self.builder.tree() {
-                let like = self.base.as_ref().map(Base::disk);
+                let like = self.base.as_ref().and_then(Base::disk);
                 let disk = Disk::of_tree(image, &self.meta.name, tree.clone(), like);
                 let due = self.builder.due().clone();
                 self.base = Some(Base::new(disk, to_compare_anew(due, self.unreadable.as_ref())));

@@ -9,3 +9,4 @@ pub(crate) mod encoder;
 pub(crate) mod known;
 pub(crate) mod new_layers;
 pub(crate) mod sync;
+pub(crate) mod target;

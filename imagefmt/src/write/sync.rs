@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind, Result, Within};
 use crate::format::geometry::ClusterSize;
 use crate::format::id::Uuid;
 use crate::format::instant::InstantRecord;
-use crate::format::manifest::{Consistency, Manifest, Method};
+use crate::format::manifest::{Consistency, DiskRecord, Manifest, Method};
 use crate::format::name::{ImageId, check_name};
 use crate::format::sealed;
 use crate::read::image::Image;
@@ -337,13 +337,28 @@ impl ImageWriter {
     /// # Errors
     /// `Invalid` when a disk of the job is missing or a pass over it has not ended; `Damaged` when what cannot be read
     /// in the base was not pushed; otherwise when the store cannot be written.
-    pub fn commit(mut self, consistency: Consistency, consistency_reason: &str) -> Result<Manifest> {
+    pub fn commit(self, consistency: Consistency, consistency_reason: &str) -> Result<Manifest> {
+        self.commit_if(consistency, consistency_reason, &mut |_| Ok(()))
+    }
+
+    /// As [`commit`](Self::commit), if `accepts` has nothing against what was written: it gets the records of the disks, in the
+    /// order in which they were added.
+    ///
+    /// # Errors
+    /// As for [`commit`](Self::commit), and those of `accepts`.
+    pub fn commit_if(
+        mut self,
+        consistency: Consistency,
+        consistency_reason: &str,
+        accepts: &mut dyn FnMut(&[DiskRecord]) -> Result<()>,
+    ) -> Result<Manifest> {
         let draft = &mut self.draft;
         if draft.disks.len() != self.of_job.len() {
             return Err(Error::invalid("not every disk of the job was written"));
         }
         draft.disks.iter().try_for_each(DraftDisk::check_whole)?;
         let (disks, layers) = draft.finish()?;
+        accepts(&disks)?;
         let manifest = draft.describe(disks, layers, consistency, consistency_reason)?;
         let (chain, storage) = (draft.new_layers.chain(), draft.new_layers.storage());
         // The layers' data is durable since each disk was finished; now their names.

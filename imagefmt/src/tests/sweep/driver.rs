@@ -210,7 +210,7 @@ impl<'a> Driver<'a> {
         progress: &mut Progress,
     ) -> Result<(), Trouble> {
         pass_over::<Trouble>(writer, meta(&disk.name, disk.model.size), |pass| {
-            let base = pass.base().map(|base| base.disk().clone());
+            let base = pass.base().and_then(|base| base.disk().cloned());
             // What a checkpoint made now would hold: what came so far, and else what the base has.
             let mut so_far = match &base {
                 Some(base) if !run.checkpoints.is_empty() => content_of(base, &disk.model)?,
