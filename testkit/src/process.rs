@@ -291,6 +291,22 @@ impl Server {
             .unwrap_or_default()
     }
 
+    /// Asks the server to end (SIGTERM), and waits until it has. Returns its exit code; `None` if a signal ended it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Timeout`] when it has not ended within [`PATIENCE`].
+    pub fn stop(mut self) -> Result<Option<i32>> {
+        let pid = i32::try_from(self.child.id()).unwrap_or(i32::MAX);
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        let mut ended = None;
+        let waited = wait_until(PATIENCE, || {
+            ended = self.child.try_wait().ok().flatten();
+            ended.is_some()
+        });
+        waited.map_err(|_| self.error(ErrorKind::Timeout, "does not end"))?;
+        Ok(ended.and_then(|status| status.code()))
+    }
+
     fn error(&self, kind: ErrorKind, what: &str) -> Error {
         Error::new(
             kind,

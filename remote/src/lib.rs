@@ -1,0 +1,24 @@
+//! Targets: machines that take images over the network (docs/targets.md), as the source of the images sees them.
+//!
+//! - [`Invitation`] and [`enrol`] make this machine known to a target; [`TargetFiles`] is what is kept of that.
+//! - [`begin`] begins an image there, which a sync then writes as it writes one into a store of this machine.
+//! - [`tls`], [`stream`] and the messages of [`http`] are what the target's program shares with it.
+
+mod error;
+mod files;
+pub mod http;
+mod image;
+mod invitation;
+mod link;
+mod rate;
+pub mod stream;
+pub mod tls;
+mod tree;
+
+pub use error::{Error, ErrorKind, Result};
+pub use files::{Credentials, DIRECTORY, Remembered, TargetFiles, TargetRecord};
+pub use http::{Status, enrol, newest, renew, status};
+pub use image::{PushNote, PushRequest, RemoteImage, begin};
+pub use invitation::{Invitation, check_address};
+pub use link::{Link, LinkOptions, LinkWait, Traffic};
+pub use rate::Rate;
