@@ -21,8 +21,9 @@ setup: ## install the needed packages with apt-get, and unpack the kernel for th
 build: setup ## build the programs (target/release)
 	$(CARGO) build --release --locked --workspace --bins
 
-deb: build ## make the Debian package (target/debian)
+deb: build ## make the Debian packages, for sources and for targets (target/debian)
 	@bash scripts/deb.sh
+	@bash scripts/deb.sh --package smc-store
 
 dist: ## make the archive for servers with glibc 2.28 or newer (target/dist; it brings its own compiler)
 	@bash scripts/setup.sh dist

@@ -57,6 +57,9 @@ pub enum Command {
     /// Show which disks are tracked, what was written to them, and whether the next sync can rely on it; without the service.
     Tracker(TrackerArgs),
 
+    /// Make targets known that take images over the network, and show or forget them.
+    Target(TargetArgs),
+
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -110,6 +113,46 @@ pub enum TrackerCommand {
 }
 
 #[derive(Debug, Args)]
+pub struct TargetArgs {
+    #[command(subcommand)]
+    pub command: TargetCommand,
+
+    /// Where the targets that this machine knows are kept.
+    #[arg(long, value_name = "DIR", default_value = remote::DIRECTORY, global = true)]
+    pub targets_directory: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TargetCommand {
+    /// Enrol this machine at a target: make a key, and have the target sign it.
+    Add {
+        /// Name of the target on this machine.
+        name: String,
+        /// The line that `smc-store enrol` has printed on the target; read from standard input if it is -. It is used up by this.
+        line: String,
+    },
+
+    /// List targets, and whether they can be reached.
+    Ls {
+        /// Print one JSON object instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// Have the target sign a new key. A sync does this by itself when two thirds of a certificate's time are over.
+    Renew {
+        /// Name of the target.
+        name: String,
+    },
+
+    /// Forget a target: this machine's key for it is deleted. Images there stay.
+    Rm {
+        /// Name of the target.
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
 pub struct WatchdogArgs {
     /// The list of what may be frozen.
     #[arg(long, value_name = "FILE")]
@@ -158,10 +201,32 @@ pub fn print(text: &str) -> Result<()> {
 }
 
 #[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("place").required(true).args(["store", "target"])))]
 pub struct SyncArgs {
     /// Directory of the store that holds the images; created if it is missing or empty.
     #[arg(long, value_name = "DIR")]
-    pub store: PathBuf,
+    pub store: Option<PathBuf>,
+
+    /// Send the image to this target instead of writing it into a store of this machine. `smcd target add` makes one known.
+    /// How many images are kept there, and for how long, is decided there.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["max_images", "take_over", "verify", "allow_network_fs"])]
+    pub target: Option<String>,
+
+    /// Limit of what is sent to the target, in bytes per second, for example 20MiB; 0 means no limit.
+    #[arg(long, value_name = "SIZE", requires = "target", value_parser = ::cli::units::parse_rate)]
+    pub send_limit: Option<u64>,
+
+    /// Data connections to the target: several fill a long or lossy line that one does not.
+    #[arg(long, value_name = "1..8", requires = "target", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub connections: u32,
+
+    /// How long the sync waits for a target that is away. After that it ends, and the next one resumes it.
+    #[arg(long, value_name = "TIME", requires = "target", default_value = "10min", value_parser = ::cli::units::parse_duration)]
+    pub target_timeout: Duration,
+
+    /// Where the targets that this machine knows are kept.
+    #[arg(long, value_name = "DIR", default_value = remote::DIRECTORY)]
+    pub targets_directory: PathBuf,
 
     /// Name of the job: its images are called NAME/1, NAME/2 and so on.
     #[arg(long, value_name = "NAME")]

@@ -41,6 +41,7 @@ fn main() -> ExitCode {
             return report_sync(oneshot::run(args));
         }
         Some(Command::Tracker(args)) => oneshot::tracker(args),
+        Some(Command::Target(args)) => oneshot::target(args),
         Some(Command::Completions { shell }) => args::print_completions(*shell),
         Some(Command::Man { dir }) => args::write_man_pages(dir),
         Some(Command::Openapi) => args::print(&http::openapi_json()),

@@ -7,6 +7,7 @@ pub mod damage;
 pub mod instant;
 pub mod lifecycle;
 pub mod service;
+pub mod target;
 pub mod truth;
 
 use anyhow::{Context, Result, bail, ensure};

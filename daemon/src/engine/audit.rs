@@ -200,7 +200,7 @@ impl<O: Observer> Reading<'_, '_, O> {
     /// Clusters that differ from what can be read of them in the store. The others are stored anew.
     fn without_damaged(&mut self, disk: usize, differing: Vec<u64>) -> Result<Vec<u64>> {
         let id = self.ids[disk];
-        let Some(base) = self.image.base(id).cloned() else {
+        let Some(base) = self.image.base(id) else {
             return Ok(differing);
         };
         let (mut whole, mut damaged) = (Vec::new(), Vec::new());

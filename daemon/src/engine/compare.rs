@@ -3,6 +3,7 @@
 //! What the tracker has seen written since it was read cannot be compared, and is counted: a disk that is in use goes on being written
 //! to. Everything else has to be the same.
 
+use super::destination::Destination;
 use super::disks::SourceDisk;
 use super::error::{Result, Within};
 use super::request::{Job, Observer};
@@ -178,7 +179,9 @@ impl<O: Observer> Job<'_, O> {
         // The image is new: nothing was known of it.
         let mut verdict = Verdict::new(image.manifest());
         verdict.add(&plan, span, &sizes, &verified);
-        if let Err(error) = self.store.keep_verdict(image, &verdict) {
+        if let Destination::Store(store) = self.destination
+            && let Err(error) = store.keep_verdict(image, &verdict)
+        {
             let error = error.full_message();
             self.observer.warn(&format!(
                 "the result of the comparison cannot be kept beside the image: {error}"

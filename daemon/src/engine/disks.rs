@@ -40,8 +40,8 @@ impl SourceDisk {
 /// Opens all disks; a wrong one is found before the store is touched.
 ///
 /// # Errors
-/// `Device` for what cannot be opened as a disk; `Refused` when one is given twice, needs a name, or holds the store.
-pub fn open_all(args: &[DiskArg], store: &Path) -> Result<Vec<SourceDisk>> {
+/// `Device` for what cannot be opened as a disk; `Refused` when one is given twice, needs a name, or holds the store that the images go to.
+pub fn open_all(args: &[DiskArg], store: Option<&Path>) -> Result<Vec<SourceDisk>> {
     let mut disks: Vec<SourceDisk> = Vec::new();
     for arg in args {
         let disk = open(arg)?;
@@ -56,7 +56,7 @@ pub fn open_all(args: &[DiskArg], store: &Path) -> Result<Vec<SourceDisk>> {
                 other.device.path().display()
             )));
         }
-        refuse_own_store(store, &disk)?;
+        store.map_or(Ok(()), |store| refuse_own_store(store, &disk))?;
         disks.push(disk);
     }
     Ok(disks)

@@ -20,6 +20,8 @@ pub enum ErrorKind {
     Device,
     /// The store could not be read or written.
     Store,
+    /// The target of the images cannot be reached. What it has made durable is kept, and the next sync resumes.
+    Unreachable,
     /// The request does not fit the job: a wrong disk, or a hook that refused. Nothing was written.
     Refused,
     /// A disk would have to be read completely, and that was not wanted. Nothing was read.
@@ -162,6 +164,7 @@ fn kind_of(kind: StoreErrorKind) -> ErrorKind {
         StoreErrorKind::Busy => ErrorKind::Busy,
         StoreErrorKind::Damaged => ErrorKind::Damaged,
         StoreErrorKind::Invalid => ErrorKind::Refused,
+        StoreErrorKind::Unreachable => ErrorKind::Unreachable,
         _ => ErrorKind::Store,
     }
 }

@@ -4,11 +4,12 @@
 //! (the ids of its partition table and filesystems). Of a disk that has neither, its content is compared with the
 //! newest image: two such disks may have changed places at a reboot.
 
+use super::destination::Destination;
 use super::disks::{Given, SourceDisk, refuse_same_name};
 use super::error::{Result, refused};
 use super::request::Request;
 use blockio::{AlignedBuf, Device};
-use imagefmt::{Base, Digest, Disk, DiskIdentity, ErrorKind, Image, Manifest, Store};
+use imagefmt::{Base, ClusterSize, Digest, DiskIdentity, ErrorKind, Geometry, Manifest, Store};
 use std::fmt;
 use std::sync::Arc;
 
@@ -228,14 +229,23 @@ const SAMPLES: u32 = 48;
 /// So few tell nothing.
 const SAMPLES_MIN: u32 = 4;
 
-/// Looks at the content of disks that nothing else tells from others. Returns warnings of those that hold nearly nothing of
+/// How people write an image: `web01/7`.
+pub(super) fn label(image: &Manifest) -> String {
+    format!("{}/{}", image.job, image.sequence)
+}
+
+/// Looks at the content of disks that nothing else tells from others; `base` has those of the image. Returns warnings of those that hold nearly nothing of
 /// what the image has of them.
 ///
 /// # Errors
 /// `Refused`, with what to do, if such disks have changed places: their content is that of each other in the image.
-pub(super) fn check_content(image: &Image, disks: &[SourceDisk]) -> Result<Vec<String>> {
-    let from = KnownFrom::Image(image.id().to_string());
-    let known = known_disks(image.manifest());
+pub(super) fn check_content(
+    image: &Manifest,
+    base: &dyn Fn(&str) -> Option<Base>,
+    disks: &[SourceDisk],
+) -> Result<Vec<String>> {
+    let from = KnownFrom::Image(label(image));
+    let known = known_disks(image);
     let unknown: Vec<&SourceDisk> = disks
         .iter()
         .filter(|disk| {
@@ -243,8 +253,12 @@ pub(super) fn check_content(image: &Image, disks: &[SourceDisk]) -> Result<Vec<S
             own.is_some_and(|own| compare(own.identity, &disk.meta.identity) == Likeness::Unknown)
         })
         .collect();
-    let base = |name: &str| image.disks().iter().find(|base| base.name() == name);
-    let holds = |disk: &SourceDisk, name: &str| base(name).and_then(|base| same_share(base, &disk.device));
+    let size = |name: &str| image.disk(name).map(|disk| disk.size_bytes);
+    let holds = |disk: &SourceDisk, name: &str| {
+        let cluster_size = ClusterSize::from_bytes(image.cluster_size.into()).ok()?;
+        let geometry = Geometry::new(size(name)?, cluster_size).ok()?;
+        same_share(&base(name)?, geometry, &disk.device)
+    };
     let (mut exchanged, mut warnings) = (Vec::new(), Vec::new());
     for disk in &unknown {
         if holds(disk, &disk.meta.name).is_none_or(|own| own > 0.1) {
@@ -258,7 +272,7 @@ pub(super) fn check_content(image: &Image, disks: &[SourceDisk]) -> Result<Vec<S
              right device, and stop the sync if it is not",
             disk.meta.name,
             disk.device.path().display(),
-            image.id()
+            label(image)
         ));
     }
     refuse_moved(&from, &exchanged)?;
@@ -267,9 +281,7 @@ pub(super) fn check_content(image: &Image, disks: &[SourceDisk]) -> Result<Vec<S
 
 /// The share of sampled clusters of an image's disk that a device has in the same place, 0 to 1; `None` if there are too
 /// few, or what would be compared cannot be read: the sync itself then says so.
-fn same_share(disk: &Disk, device: &Device) -> Option<f64> {
-    let geometry = disk.geometry();
-    let base = Base::from(disk.clone());
+fn same_share(base: &Base, geometry: Geometry, device: &Device) -> Option<f64> {
     let step = geometry.cluster_count().div_ceil(PLACES).max(1);
     let (mut same, mut of) = (0, 0);
     let mut index = step / 2;
@@ -292,11 +304,15 @@ fn same_share(disk: &Disk, device: &Device) -> Option<f64> {
 ///
 /// # Errors
 /// `Refused` when two would have the same name; otherwise when the store cannot be read.
-pub(super) fn name_disks(store: &Store, request: &Request, disks: &[SourceDisk]) -> Result<Vec<SourceDisk>> {
+pub(super) fn name_disks(
+    destination: Destination<'_>,
+    request: &Request,
+    disks: &[SourceDisk],
+) -> Result<Vec<SourceDisk>> {
     if disks.iter().all(|disk| disk.is_named) {
         return Ok(disks.to_vec());
     }
-    match newest(store, &request.chain_jobs())? {
+    match destination.newest(&request.chain_jobs())? {
         Some(newest) => named_by(&newest, disks),
         None => Ok(disks.to_vec()),
     }

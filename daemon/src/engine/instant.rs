@@ -217,7 +217,7 @@ impl<O: Observer> Reading<'_, '_, O> {
                     continue;
                 }
                 self.image.begin_pass(id, METHOD, WRITTEN).within(disk)?;
-                let base = self.image.base(id).cloned();
+                let base = self.image.base(id);
                 for (offset, plain) in pieces {
                     let mut push = |update: &ClusterUpdate<'_>| self.image.push(id, update);
                     compare_read(

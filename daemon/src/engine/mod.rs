@@ -6,6 +6,7 @@ mod audit;
 mod compare;
 mod control;
 mod converge;
+mod destination;
 mod disks;
 mod error;
 mod exclusive;
@@ -24,6 +25,7 @@ mod unfrozen;
 
 pub use compare::Compared;
 pub use control::Control;
+pub use destination::{Destination, Target, WaitForTarget};
 pub use disks::{Given, SourceDisk, open_all};
 pub use error::{Error, ErrorKind, Result};
 pub use identity::{Known, KnownFrom, check_known, known_disks, named_by, newest};

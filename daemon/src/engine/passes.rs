@@ -2,12 +2,13 @@
 
 use super::disks::SourceDisk;
 use super::error::{Error, ErrorKind, Result, Within};
+use super::identity;
 use super::request::{Job, Observer};
 use super::salvage::Unread;
 use super::tracked::Trackings;
 use api::OnReadError;
 use changetrack::{Pass, Pipeline, PipelineOptions, Plan, Progress, Sink};
-use imagefmt::{Audited, ClusterUpdate, DiskId, ImageWriter, Method, PassRecord};
+use imagefmt::{Audited, Base, ClusterUpdate, DiskId, Method, PassRecord, WriteImage};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,7 +28,7 @@ const REPAIRS_MAX: u32 = 3;
 /// Name the disk. Asked to stop, it keeps what it has stored for the next sync.
 pub(super) fn read_all<O: Observer>(
     job: &Job<'_, O>,
-    image: &mut ImageWriter,
+    image: &mut dyn WriteImage,
     ids: &[DiskId],
     trackings: &mut Trackings,
     first_flush: Duration,
@@ -66,7 +67,7 @@ pub(super) fn read_all<O: Observer>(
         instant.reached = Err("more had to be read after the filesystems were thawed".to_owned());
     }
     if let Some(instant) = &instant {
-        reading.image.note_instant(instant.record.clone());
+        reading.image.note_instant(instant.record.clone())?;
     }
     Ok(WasRead {
         instant: instant.map(|instant| instant.reached),
@@ -90,7 +91,7 @@ pub(super) struct WasRead {
 ///
 /// # Errors
 /// Name the disk.
-pub(super) fn add_disks(image: &mut ImageWriter, disks: &[SourceDisk]) -> Result<Vec<DiskId>> {
+pub(super) fn add_disks(image: &mut dyn WriteImage, disks: &[SourceDisk]) -> Result<Vec<DiskId>> {
     let add = |disk: &SourceDisk| image.disk(disk.meta.clone()).within(|| named(disk));
     disks.iter().map(add).collect()
 }
@@ -101,7 +102,7 @@ pub(super) fn add_disks(image: &mut ImageWriter, disks: &[SourceDisk]) -> Result
 /// `Untracked`, with the disk and the reason.
 pub(super) fn refuse_scans<O: Observer>(
     job: &Job<'_, O>,
-    image: &ImageWriter,
+    image: &dyn WriteImage,
     trackings: &Trackings,
 ) -> Result<()> {
     for (place, disk) in job.disks.iter().enumerate() {
@@ -122,7 +123,7 @@ pub(super) const DAMAGED: &str = "what was stored of it before is damaged";
 /// All passes of one sync.
 pub(super) struct Reading<'a, 'j, O: Observer> {
     pub job: &'a Job<'j, O>,
-    pub image: &'a mut ImageWriter,
+    pub image: &'a mut dyn WriteImage,
     pub ids: &'a [DiskId],
     pub trackings: &'a mut Trackings,
     /// Made when a pass needs it.
@@ -163,12 +164,12 @@ impl<O: Observer> Reading<'_, '_, O> {
         let first = self.image.sequence() % windows * LEAVES_LOOKED_AT;
         let anew = self.image.to_store_anew(id, first..first + LEAVES_LOOKED_AT);
         let anew = anew.within(|| named(source))?;
-        let parent = self.image.parent().map(|parent| parent.id().to_string());
+        let parent = self.image.parent().map(identity::label);
         let reason = format!(
             "the tracker has seen every write since {}",
             parent.unwrap_or_default()
         );
-        let Some(unreadable) = self.image.unreadable(id) else {
+        let Some(unreadable) = self.image.unreadable(id).within(|| named(source))? else {
             let why = "more places of it could not be read before than an image can list";
             return Ok(Plan::scan(geometry, true).because(why));
         };
@@ -312,13 +313,23 @@ impl<O: Observer> Reading<'_, '_, O> {
                 device: &self.job.disks[*disk].device,
                 geometry: id.geometry(),
                 plan,
-                base: self.image.base(id).cloned(),
+                base: self.expecting(id, plan),
                 pace: Some(self.job.control.pace().clone()),
                 on_read_error,
                 progress: Arc::new(Progress::default()),
             }
         };
         plans.iter().map(pass).collect()
+    }
+
+    /// What a disk is compared with, prepared for what a plan reads.
+    fn expecting(&self, id: DiskId, plan: &Plan) -> Option<Base> {
+        let (base, geometry) = (self.image.base(id)?, id.geometry());
+        let clusters = |bytes: Range<u64>| {
+            geometry.cluster_at(bytes.start)..geometry.cluster_at(bytes.end.saturating_sub(1)) + 1
+        };
+        base.expect(&mut plan.ranges().iter().map(clusters));
+        Some(base)
     }
 
     fn conclude(&mut self, error: changetrack::Error, plans: &[Planned]) -> Error {
@@ -329,7 +340,7 @@ impl<O: Observer> Reading<'_, '_, O> {
     /// Where the audit of a disk had come to before this sync.
     pub fn audit_position(&self, disk: usize) -> u64 {
         let parent = self.image.parent();
-        let before = parent.and_then(|parent| parent.manifest().disk(&self.job.disks[disk].meta.name));
+        let before = parent.and_then(|parent| parent.disk(&self.job.disks[disk].meta.name));
         before.map_or(0, |before| before.audit_position)
     }
 
@@ -349,15 +360,13 @@ pub(super) fn milliseconds(time: Duration) -> u64 {
 }
 
 /// Whether the disk is compared with the one in the image that this one is made from: one that was larger is not.
-fn has_parent(image: &ImageWriter, disk: &SourceDisk) -> bool {
-    let known = image
-        .parent()
-        .and_then(|parent| parent.manifest().disk(&disk.meta.name));
+fn has_parent(image: &dyn WriteImage, disk: &SourceDisk) -> bool {
+    let known = image.parent().and_then(|parent| parent.disk(&disk.meta.name));
     known.is_some_and(|known| known.size_bytes <= disk.meta.size_bytes)
 }
 
 /// Says whose error it is, and keeps what is stored unless it is the store that failed.
-fn conclude(error: changetrack::Error, disk: Option<&SourceDisk>, image: &mut ImageWriter) -> Error {
+fn conclude(error: changetrack::Error, disk: Option<&SourceDisk>, image: &mut dyn WriteImage) -> Error {
     let error = Error::from(error);
     let kept = match error.kind() {
         ErrorKind::Stopped | ErrorKind::Device => image.checkpoint().map(drop),
@@ -387,7 +396,7 @@ pub(super) fn named(disk: &SourceDisk) -> String {
 /// stored twice, seldom enough that nobody notices. One waits for the writes in flight and syncs four files: some 20 ms
 /// on the disks we measured.
 struct Storing<'a, O: Observer> {
-    image: &'a mut ImageWriter,
+    image: &'a mut dyn WriteImage,
     ids: &'a [DiskId],
     job: &'a Job<'a, O>,
     passes: &'a [Pass<'a>],

@@ -2,11 +2,12 @@
 
 use super::DiskArg;
 use super::control::Control;
+use super::destination::Destination;
 use super::disks::SourceDisk;
 use super::exclusive::Exclusive;
 use api::{OnReadError, Phase};
 use changetrack::Progress;
-use imagefmt::{ClusterSize, Owner, Store, TakeOver, WriteRequest};
+use imagefmt::{ClusterSize, Owner, TakeOver, WriteRequest};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,8 +15,6 @@ use std::time::{Duration, Instant};
 /// What to sync, and how.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Directory of the store.
-    pub store: PathBuf,
     /// The job: its images are JOB/1 and so on.
     pub job: String,
     /// The job whose chain this one continues.
@@ -142,7 +141,7 @@ pub trait Observer {
 
 /// What all steps of one sync share.
 pub(super) struct Job<'a, O> {
-    pub store: &'a Store,
+    pub destination: Destination<'a>,
     pub request: &'a Request,
     pub disks: &'a [SourceDisk],
     pub control: &'a Control,

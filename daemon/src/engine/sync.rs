@@ -3,6 +3,7 @@
 use super::activity::Watch;
 use super::compare::Compared;
 use super::control::Control;
+use super::destination::Destination;
 use super::disks::SourceDisk;
 use super::error::{Result, Within};
 use super::exclusive::Exclusive;
@@ -12,7 +13,7 @@ use super::passes::{self, WasRead};
 use super::request::{ImageBegun, Job, Observer, Request};
 use super::tracked::Trackings;
 use api::Phase;
-use imagefmt::{Consistency, Image, ImageRef, ImageWriter, Manifest, Store};
+use imagefmt::{Consistency, ImageRef, Manifest, WriteImage};
 use std::time::{Duration, Instant};
 
 /// A sync that made an image.
@@ -34,16 +35,16 @@ pub struct Synced {
 /// Of every kind but `Other`; the message says what of the sync is kept. `Busy` and `Refused` come before anything
 /// is written.
 pub fn run<O: Observer>(
-    store: &Store,
+    destination: Destination<'_>,
     request: &Request,
     disks: &[SourceDisk],
     control: &Control,
     observer: &O,
 ) -> Result<Synced> {
-    let disks = &identity::name_disks(store, request, disks)?;
+    let disks = &identity::name_disks(destination, request, disks)?;
     let exclusive = request.offline.then(|| Exclusive::take(disks)).transpose()?;
     let job = Job {
-        store,
+        destination,
         request,
         disks,
         control,
@@ -59,10 +60,9 @@ pub fn run<O: Observer>(
 
 impl<O: Observer> Job<'_, O> {
     /// Becomes the job's writer and refuses what does not fit the job, before anything is written.
-    fn begin(&self) -> Result<ImageWriter> {
+    fn begin(&self) -> Result<Box<dyn WriteImage>> {
         let request = self.request;
-        let names: Vec<String> = self.disks.iter().map(|disk| disk.meta.name.clone()).collect();
-        let image = self.store.begin_write(&request.to_write(names))?;
+        let image = self.destination.begin(request, self.disks)?;
         let instead = match image.parent() {
             Some(_) => "compares with an earlier image",
             None => "stores everything anew",
@@ -74,11 +74,8 @@ impl<O: Observer> Job<'_, O> {
             ));
         }
         image.warnings().iter().for_each(|text| self.observer.warn(text));
-        self.check_disks(&image)?;
-        let stored = |unfinished: &imagefmt::Image| {
-            let disks = &unfinished.manifest().disks;
-            disks.iter().map(|disk| disk.stored_bytes).sum()
-        };
+        self.check_disks(&*image)?;
+        let stored = |unfinished: &Manifest| unfinished.disks.iter().map(|disk| disk.stored_bytes).sum();
         self.observer.image(&ImageBegun {
             sequence: image.sequence(),
             label: image.label(),
@@ -89,16 +86,16 @@ impl<O: Observer> Job<'_, O> {
     }
 
     /// Refuses disks that are not those of the image before, or are not where they were.
-    fn check_disks(&self, image: &ImageWriter) -> Result<()> {
+    fn check_disks(&self, image: &dyn WriteImage) -> Result<()> {
         // An unfinished first sync of another job binds nobody.
-        let own = |unfinished: &&Image| match (&unfinished.manifest().owner, &self.request.owner) {
+        let own = |unfinished: &&Manifest| match (&unfinished.owner, &self.request.owner) {
             (Some(theirs), Some(ours)) => theirs.is_same(ours),
             (theirs, ours) => theirs.is_none() && ours.is_none(),
         };
         let known = image.parent().or_else(|| image.resumed().filter(own));
         let Some(known) = known else { return Ok(()) };
         let given: Vec<_> = self.disks.iter().map(SourceDisk::given).collect();
-        let mut records = identity::known_disks(known.manifest());
+        let mut records = identity::known_disks(known);
         if image.parent().is_none() {
             // What has become smaller since is compared with nothing.
             for record in &mut records {
@@ -106,18 +103,19 @@ impl<O: Observer> Job<'_, O> {
                 record.size_bytes = now.map_or(0, |now| now.size_bytes.min(record.size_bytes));
             }
         }
-        let from = KnownFrom::Image(known.id().to_string());
+        let from = KnownFrom::Image(identity::label(known));
         let warnings = identity::check_known(&from, &records, &given, self.request.accept_changed_disk)?;
         warnings.iter().for_each(|warning| self.observer.warn(warning));
         let priority = self.control.pace().priority();
-        let warnings = priority.within(|| identity::check_content(known, self.disks))?;
+        let warnings =
+            priority.within(|| identity::check_content(known, &|name| image.known_disk(name), self.disks))?;
         warnings.iter().for_each(|warning| self.observer.warn(warning));
         Ok(())
     }
 
     /// Reads the disks and makes the image, which is not said to be resumed.
-    fn make_image(&self, mut image: ImageWriter) -> Result<Synced> {
-        let ids = passes::add_disks(&mut image, self.disks).within(|| what_is_left(&image))?;
+    fn make_image(&self, mut image: Box<dyn WriteImage>) -> Result<Synced> {
+        let ids = passes::add_disks(&mut *image, self.disks).within(|| what_is_left(&*image))?;
         // Before the tracker's bits are taken: a write that the flush causes is one of those that this sync reads.
         let flushed = flush::flush(self.disks);
         if let Some(held_back) = &flushed.held_back {
@@ -125,9 +123,9 @@ impl<O: Observer> Job<'_, O> {
                 "the image may be without what was written last: {held_back}"
             ));
         }
-        let mut trackings = Trackings::begin(self, &image, &ids);
+        let mut trackings = Trackings::begin(self, &*image, &ids);
         if !self.request.tracker.may_scan {
-            passes::refuse_scans(self, &image, &trackings)?;
+            passes::refuse_scans(self, &*image, &trackings)?;
         }
         let disks = self.disks.iter();
         let watch = Watch::start(disks.map(|disk| (disk.meta.name.as_str(), &disk.device)));
@@ -136,8 +134,8 @@ impl<O: Observer> Job<'_, O> {
         } else {
             Phase::Transferring
         });
-        let read = passes::read_all(self, &mut image, &ids, &mut trackings, flushed.took);
-        let read = read.within(|| what_is_left(&image))?;
+        let read = passes::read_all(self, &mut *image, &ids, &mut trackings, flushed.took);
+        let read = read.within(|| what_is_left(&*image))?;
         self.observer.phase(Phase::Processing);
         let held_back = flushed.held_back.as_deref();
         let earned = class(&read, &watch, held_back);
@@ -145,8 +143,8 @@ impl<O: Observer> Job<'_, O> {
             None => self.or_offline(earned, &watch),
             Some(_) => earned,
         };
-        let before = image.parent().map(|parent| parent.manifest().clone());
-        let left = what_is_left(&image);
+        let before = image.parent().cloned();
+        let left = what_is_left(&*image);
         let manifest = image.commit(consistency, &reason).within(|| left)?;
         let compared = self.compare_if_asked(&manifest, &mut trackings, &watch);
         trackings.commit(&manifest, self.disks);
@@ -186,7 +184,9 @@ impl<O: Observer> Job<'_, O> {
             return None;
         }
         let label = format!("{}/{}", manifest.job, manifest.sequence);
-        let image = label.parse().and_then(|image: ImageRef| self.store.image(&image));
+        let image = label
+            .parse()
+            .and_then(|image: ImageRef| self.destination.image(&image));
         let mut compared = match image {
             Ok(image) => self.compare(&image, trackings),
             Err(error) => Compared::impossible(&error),
@@ -232,7 +232,7 @@ const OFFLINE: &str =
     "every disk was held exclusively, all was flushed, and no disk was written to during the sync";
 
 /// Describes what a sync that failed leaves behind.
-fn what_is_left(image: &ImageWriter) -> String {
+fn what_is_left(image: &dyn WriteImage) -> String {
     let label = image.label();
     if image.has_checkpoint() {
         format!(

@@ -1,5 +1,6 @@
 //! A sync of two disks, on files and a real store; and how disks are named.
 
+use super::destination::Destination;
 use super::{
     Control, DiskArg, ErrorKind, ImageBegun, Observer, Request, TrackMode, UseTracker, open_all, run,
 };
@@ -86,7 +87,6 @@ impl Fixture {
             path: self.scratch.join(name),
         };
         Request {
-            store: self.scratch.join("store"),
             job: "web01".to_owned(),
             take_up: None,
             disks: vec![disk("vda"), disk("vdb")],
@@ -110,8 +110,14 @@ impl Fixture {
 
     fn sync(&self, control: &Control, observer: &Noted) -> super::Result<super::Synced> {
         let request = self.request();
-        let disks = open_all(&request.disks, &request.store).unwrap();
-        run(&self.store, &request, &disks, control, observer)
+        let disks = open_all(&request.disks, None).unwrap();
+        run(
+            Destination::Store(&self.store),
+            &request,
+            &disks,
+            control,
+            observer,
+        )
     }
 }
 
@@ -191,7 +197,7 @@ impl Blocked {
             checkpoint_every: Duration::ZERO,
             ..fixture.request()
         };
-        let disks = open_all(&request.disks, &request.store).unwrap();
+        let disks = open_all(&request.disks, None).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| {
                 let waits = wait_until(PATIENCE, || {
@@ -203,7 +209,13 @@ impl Blocked {
                 meanwhile();
                 waits.unwrap();
             });
-            run(&self.store, &request, &disks, &self.control, &*self.noted)
+            run(
+                Destination::Store(&self.store),
+                &request,
+                &disks,
+                &self.control,
+                &*self.noted,
+            )
         })
     }
 }
@@ -259,7 +271,7 @@ fn a_stop_ends_a_sync_that_waits_for_its_chain() {
 fn a_disk_that_fails_is_named() {
     let fixture = Fixture::new();
     let request = fixture.request();
-    let disks = open_all(&request.disks, &request.store).unwrap();
+    let disks = open_all(&request.disks, None).unwrap();
     // It shrinks after it was opened.
     let file = fs::File::options()
         .write(true)
@@ -267,7 +279,14 @@ fn a_disk_that_fails_is_named() {
         .unwrap();
     file.set_len(9 * MIB as u64).unwrap();
     let control = Control::default();
-    let error = run(&fixture.store, &request, &disks, &control, &Noted::default()).unwrap_err();
+    let error = run(
+        Destination::Store(&fixture.store),
+        &request,
+        &disks,
+        &control,
+        &Noted::default(),
+    )
+    .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Device);
     let message = error.full_message();
     assert!(message.contains("sync vdb ("), "{message}");
@@ -455,9 +474,15 @@ impl Fixture {
     fn attempt(&self, change: impl FnOnce(&mut Request)) -> (super::Result<super::Synced>, Vec<String>) {
         let mut request = self.request();
         change(&mut request);
-        let disks = open_all(&request.disks, &request.store).unwrap();
+        let disks = open_all(&request.disks, None).unwrap();
         let noted = Noted::default();
-        let synced = run(&self.store, &request, &disks, &Control::default(), &noted);
+        let synced = run(
+            Destination::Store(&self.store),
+            &request,
+            &disks,
+            &Control::default(),
+            &noted,
+        );
         (synced, noted.warnings.into_inner().unwrap())
     }
 
@@ -632,11 +657,11 @@ fn a_disk_without_a_name_is_the_one_that_the_image_knows() {
 fn a_disk_that_grows_during_a_sync_keeps_what_was_stored() {
     let fixture = Fixture::new();
     let request = fixture.request();
-    let disks = open_all(&request.disks, &request.store).unwrap();
+    let disks = open_all(&request.disks, None).unwrap();
     let file = fs::File::options().write(true).open(fixture.path("vdb")).unwrap();
     file.set_len(30 * MIB as u64).unwrap();
     let error = run(
-        &fixture.store,
+        Destination::Store(&fixture.store),
         &request,
         &disks,
         &Control::default(),

@@ -4,7 +4,7 @@ use super::disks::SourceDisk;
 use super::request::{Job, Observer, TrackMode, UseTracker};
 use blockio::DeviceKind;
 use hostdev::Root;
-use imagefmt::{DiskId, ImageWriter, Manifest, Uuid};
+use imagefmt::{DiskId, Manifest, Uuid, WriteImage};
 use tracker::{ImageMark, Target, Tracker, Tracking};
 
 /// The disks of a sync, each with its tracking or the reason for none.
@@ -24,7 +24,7 @@ struct Disk {
 
 impl Trackings {
     /// Begins to use the tracker, before the first read.
-    pub fn begin<O: Observer>(job: &Job<'_, O>, image: &ImageWriter, ids: &[DiskId]) -> Self {
+    pub fn begin<O: Observer>(job: &Job<'_, O>, image: &dyn WriteImage, ids: &[DiskId]) -> Self {
         let used = &job.request.tracker;
         let cluster_bytes = image.cluster_size().bytes();
         let targets: Vec<_> = job.disks.iter().map(|disk| target(disk, cluster_bytes)).collect();
@@ -192,7 +192,7 @@ fn doubt(tracking: &Tracking, parent: Option<&ImageMark>) -> Option<String> {
 }
 
 /// The image to which all must be relative that was tracked.
-fn parent_mark(image: &ImageWriter, disk: &SourceDisk, id: DiskId) -> Option<ImageMark> {
+fn parent_mark(image: &dyn WriteImage, disk: &SourceDisk, id: DiskId) -> Option<ImageMark> {
     let parent = image.tracked_from(id)?;
     Some(mark(image.chain_id(), parent, &disk.meta.name))
 }

@@ -188,7 +188,6 @@ impl JobRecord {
             path: disk.path.clone(),
         };
         Request {
-            store: self.store.clone(),
             job: self.name.clone(),
             // A job that continues images of its own name continues no other job.
             take_up: self.take_up.clone().filter(|from| *from != self.name),

@@ -2,6 +2,7 @@
 
 mod progress;
 mod report;
+mod target;
 mod tracked;
 
 use crate::args::SyncArgs;
@@ -24,8 +25,10 @@ use imagefmt::{LockWait, Store, TakeOver};
 use indicatif::MultiProgress;
 use progress::Shown;
 use report::Report;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+pub use target::target;
 pub use tracked::tracker;
 
 /// Runs one sync, deletes the images beyond those to be kept, and reports both.
@@ -37,11 +40,10 @@ pub fn run(args: &SyncArgs) -> engine::Result<()> {
     let begun = Instant::now();
     imagefmt::check_name("job", &args.job)?;
     let priority = priority::of_reads(args.io_priority);
-    let disks = priority.within(|| engine::open_all(&args.disks, &args.store))?;
-    let store = imagefmt::Store::open_or_create(&args.store, args.allow_network_fs)?;
+    let disks = priority.within(|| engine::open_all(&args.disks, args.store.as_deref()))?;
     let control = Arc::new(Control::new(args.bandwidth_limit.unwrap_or(0), priority));
+    let opened = Opened::open(args, &control)?;
     stop_on_signals(&control).map_err(engine::Error::other)?;
-    let store = store.with_lock_wait(Arc::new(Waiting(control.clone())));
     let terminal = Terminal {
         quiet: args.json,
         bars: MultiProgress::new(),
@@ -49,16 +51,19 @@ pub fn run(args: &SyncArgs) -> engine::Result<()> {
     if let method @ IoMethod::Threads(_) = blockio::io_method() {
         terminal.warn(&format!("disks are read and written by {method}"));
     }
-    let opened = disks
+    let paths = disks
         .iter()
         .map(|disk| (disk.meta.name.as_str(), disk.device.path()));
-    if let Some(note) = priority::without_effect(args.io_priority, opened) {
+    if let Some(note) = priority::without_effect(args.io_priority, paths) {
         terminal.warn(&note);
     }
-    let request = request(args, &store)?;
-    let synced = engine::run(&store, &request, &disks, &control, &terminal)?;
+    let request = request(args, &opened)?;
+    let synced = engine::run(opened.destination(), &request, &disks, &control, &terminal)?;
     let label = format!("{}/{}", synced.manifest.job, synced.manifest.sequence);
-    let retained = retain(&store, args, &label)?;
+    let retained = match &opened {
+        Opened::Store(store) => retain(store, args, &label)?,
+        Opened::Target(_) => Retained::default(),
+    };
     for warning in &retained.warnings {
         terminal.warn(warning);
     }
@@ -96,7 +101,33 @@ fn report(
         .with_context(|| format!("image {label} is complete and safe, but could not be reported"))
 }
 
-fn request(args: &SyncArgs, store: &Store) -> engine::Result<Request> {
+/// Where the image goes.
+enum Opened {
+    Store(Store),
+    Target(engine::Target),
+}
+
+impl Opened {
+    fn open(args: &SyncArgs, control: &Arc<Control>) -> engine::Result<Opened> {
+        if let Some(name) = &args.target {
+            return Ok(Opened::Target(target::open(args, name, control)?));
+        }
+        let directory = args.store.as_deref().unwrap_or(Path::new(""));
+        let store = imagefmt::Store::open_or_create(directory, args.allow_network_fs)?;
+        Ok(Opened::Store(
+            store.with_lock_wait(Arc::new(Waiting(control.clone()))),
+        ))
+    }
+
+    fn destination(&self) -> engine::Destination<'_> {
+        match self {
+            Opened::Store(store) => engine::Destination::Store(store),
+            Opened::Target(target) => engine::Destination::Target(target),
+        }
+    }
+}
+
+fn request(args: &SyncArgs, opened: &Opened) -> engine::Result<Request> {
     let machine = owner::machine(&Root::system());
     // Of disks that nobody uses, nothing is mounted.
     let freeze = match args.offline {
@@ -104,7 +135,6 @@ fn request(args: &SyncArgs, store: &Store) -> engine::Result<Request> {
         false => args.consistency.freeze_budget(args.freeze),
     };
     let mut request = Request {
-        store: args.store.clone(),
         job: args.job.clone(),
         take_up: args.take_up.clone(),
         disks: args.disks.clone(),
@@ -128,7 +158,7 @@ fn request(args: &SyncArgs, store: &Store) -> engine::Result<Request> {
             may_scan: true,
         },
     };
-    if !args.take_over {
+    if let (Opened::Store(store), false) = (opened, args.take_over) {
         let ours = request.owner.as_ref();
         request.take_over = ownership::former_owner(store, &request.chain_jobs(), ours, |_| None)?;
     }

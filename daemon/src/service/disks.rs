@@ -154,7 +154,7 @@ fn disk_arg(disk: &DiskRequest) -> Refused<DiskArg> {
 /// # Errors
 /// When one cannot be opened, or cannot be a disk of a job with this store.
 pub fn describe(disks: &[DiskArg], store: &Path, continued: Option<&Manifest>) -> Refused<Vec<DiskRecord>> {
-    let opened = engine::open_all(disks, store).and_then(|opened| match continued {
+    let opened = engine::open_all(disks, Some(store)).and_then(|opened| match continued {
         Some(newest) => engine::named_by(newest, &opened),
         None => Ok(opened),
     });

@@ -68,7 +68,7 @@ pub fn estimate(parts: &Arc<Parts>, request: &EstimateRequest) -> Refused<Estima
     let opened = parts.within(&store, ACTION_PATIENCE, &what, move |_| {
         disks::store_disks(&path)?;
         let chosen = disks::chosen(&named, all, &path)?;
-        engine::open_all(&chosen, &path).map_err(|error| Refusal::invalid(error.full_message()))
+        engine::open_all(&chosen, Some(&path)).map_err(|error| Refusal::invalid(error.full_message()))
     })?;
     let time = Duration::from_secs(tried.into());
     let devices = u32::try_from(opened.len() + 1).unwrap_or(u32::MAX);
@@ -423,7 +423,7 @@ mod tests {
 
     fn opened(scratch: &ScratchDir, path: PathBuf) -> Vec<SourceDisk> {
         let arg = DiskArg { name: None, path };
-        engine::open_all(&[arg], scratch.path()).unwrap()
+        engine::open_all(&[arg], Some(scratch.path())).unwrap()
     }
 
     fn estimated(scratch: &ScratchDir, path: PathBuf) -> Estimate {

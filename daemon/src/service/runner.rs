@@ -13,7 +13,9 @@ use super::table::{JobTable, Locked};
 use super::tracking;
 use super::written;
 use crate::clock::{Deadline, Moment};
-use crate::engine::{self, Control, ErrorKind, ImageBegun, KnownFrom, Observer, SourceDisk, Synced};
+use crate::engine::{
+    self, Control, Destination, ErrorKind, ImageBegun, KnownFrom, Observer, SourceDisk, Synced,
+};
 use crate::job::{ActiveRun, DiskRecord, Ending, JobRecord};
 use crate::priority;
 use crate::shortfall::Wanted;
@@ -254,15 +256,21 @@ impl Runner {
         request.tracker.may_scan = tracking::may_scan(&self.parts, &self.job, run_type);
         // The store first: it is known of one that is opened whether it answers.
         let store = self.store().map_err(|error| {
-            engine::Error::from(error).within(format!("open store {}", request.store.display()))
+            engine::Error::from(error).within(format!("open store {}", self.job.store.display()))
         })?;
         let priority = self.live.control.pace().priority();
-        let disks = priority.within(|| engine::open_all(&request.disks, &request.store))?;
+        let disks = priority.within(|| engine::open_all(&request.disks, Some(&self.job.store)))?;
         self.check_disks(&disks)?;
         owners::allow_former_owner(&self.parts.table, &store, &mut request)?;
         let begun = Instant::now();
         loop {
-            match engine::run(&store, &request, &disks, &self.live.control, self) {
+            match engine::run(
+                Destination::Store(&store),
+                &request,
+                &disks,
+                &self.live.control,
+                self,
+            ) {
                 Err(error)
                     if error.kind() == ErrorKind::Busy && begun.elapsed() < BUSY_PATIENCE && !stopped() =>
                 {

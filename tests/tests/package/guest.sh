@@ -114,6 +114,21 @@ mount_store() {
     do_or_fail mount $STORE
 }
 
+# A target on the same machine, and a sync to it that its sandbox must let through.
+try_target() {
+    do_or_fail dpkg -i /mnt/smc-store_1.0_amd64.deb
+    line=$(smc-store enrol web01 --address 127.0.0.1 2>/dev/null) || fail "enrol"
+    do_or_fail smcd target add backup "$line"
+    do_or_fail smcd sync --target backup --job web --disk vda=$SOURCE
+    say "TARGET $(smc-store ls --json)"
+    say "TARGET-DIGEST $(runuser -u smc-store -- smc-image --store /srv/smc/web01 --json digest web/latest)"
+    say "TARGET-STATE $(systemctl is-active smc-store) $(stat -c '%a %U' /var/lib/smc-store /srv/smc | tr '\n' ' ')"
+    say "TARGET-SECURITY $(systemd-analyze --no-pager security smc-store.service | tail -n 1)"
+    say "TARGET-VERIFY $(systemd-analyze verify --man=no smc-store.service 2>&1 | tr '\n' ';')"
+    do_or_fail dpkg --purge smc-store
+    say "TARGET-LEFT $(ls -d /var/lib/smc-store /etc/smc/smc-store.toml /srv/smc 2>/dev/null | tr '\n' ' ')"
+}
+
 install_phase() {
     system_state
     do_or_fail dpkg -i /mnt/smc_1.0_amd64.deb
@@ -131,6 +146,7 @@ install_phase() {
     sed 's/^/SMC-HOOK-/' /root/hook.log
     sed 's/^/the hook complains: /' /root/hook.errors
     precheck_twice
+    try_target
     do_or_fail smcctl job create db01 --disk vdb=$BIG --store $STORE --interval 6h --max-images 2 \
         --bandwidth-limit 8MiB --start
     wait_compared db01 50331648

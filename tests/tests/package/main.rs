@@ -20,10 +20,10 @@ const SCRIPT: &str = include_str!("guest.sh");
 const MIB: u64 = 1 << 20;
 
 /// Runs `scripts/deb.sh` on the programs of this profile.
-fn build_package(out: &Path, version: &str) -> Result<PathBuf> {
+fn build_package(out: &Path, package: &str, version: &str) -> Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/deb.sh");
     let programs = program("smcd").with_file_name("");
-    for name in ["smcctl", "smc-image"] {
+    for name in ["smcctl", "smc-image", "smc-store"] {
         program(name);
     }
     let mut command = Command::new("bash");
@@ -33,7 +33,7 @@ fn build_package(out: &Path, version: &str) -> Result<PathBuf> {
         .arg(programs)
         .arg("--out")
         .arg(out);
-    let said = run(command.args(["--version", version, "--fast"]))?;
+    let said = run(command.args(["--package", package, "--version", version, "--fast"]))?;
     Ok(PathBuf::from(said.trim()))
 }
 
@@ -96,8 +96,9 @@ impl Lab {
         let scratch = ScratchDir::new("package")?;
         let payload = scratch.join("payload");
         fs::create_dir(&payload)?;
-        build_package(&payload, "1.0")?;
-        build_package(&payload, "1.1")?;
+        build_package(&payload, "smc", "1.0")?;
+        build_package(&payload, "smc", "1.1")?;
+        build_package(&payload, "smc-store", "1.0")?;
         fs::write(payload.join("run"), SCRIPT)?;
         let source = source_disk(&scratch, "source", 96 * MIB + 512, 24 * MIB)?;
         let big = source_disk(&scratch, "big", 256 * MIB, 160 * MIB)?;
@@ -226,6 +227,28 @@ fn assert_upgraded(said: &Said, before: &Value) -> Result<()> {
     Ok(())
 }
 
+/// A target under its own user has the image, and a purge leaves only that.
+fn assert_target(lab: &Lab, said: &Said) -> Result<()> {
+    let list = field_json(said, "SMC-TARGET")?;
+    assert_eq!(list["sources"][0]["jobs"][0]["newest"], 1, "{list:#}");
+    assert_eq!(
+        field_json(said, "SMC-TARGET-DIGEST")?["digest"],
+        *lab.source_digest
+    );
+    assert_eq!(
+        field(said, "SMC-TARGET-STATE")?,
+        "active 700 smc-store 750 smc-store"
+    );
+    assert_eq!(field(said, "SMC-TARGET-VERIFY")?, "");
+    assert!(
+        field(said, "SMC-TARGET-SECURITY")?.contains("OK"),
+        "{}",
+        said.describe()
+    );
+    assert_eq!(field(said, "SMC-TARGET-LEFT")?, "/srv/smc");
+    Ok(())
+}
+
 /// Every image is what the disk was.
 fn assert_complete(lab: &Lab, said: &Said) -> Result<()> {
     let done = field_json(said, "SMC-DB01-DONE")?;
@@ -290,6 +313,7 @@ fn a_fresh_debian_installs_reboots_loses_power_upgrades_and_purges() -> Result<(
     assert_eq!(field(&installed, "SMC-STARTED")?, "active");
     assert_eq!(field(&installed, "SMC-WATCHDOG")?, "fed");
     assert_eq!(field_json(&installed, "SMC-DB01")?["status"], "Running");
+    assert_target(&lab, &installed)?;
 
     let rebooted = lab.boot("cut", Until::Line("SMC-CUT"))?;
     assert_serving(&rebooted)?;
@@ -310,8 +334,8 @@ fn a_fresh_debian_installs_reboots_loses_power_upgrades_and_purges() -> Result<(
 #[test]
 fn the_same_programs_give_the_same_package() -> Result<()> {
     let scratch = ScratchDir::new("package-twice")?;
-    let first = build_package(&scratch.join("first"), "1.0")?;
-    let second = build_package(&scratch.join("second"), "1.0")?;
+    let first = build_package(&scratch.join("first"), "smc", "1.0")?;
+    let second = build_package(&scratch.join("second"), "smc", "1.0")?;
     assert_same_bytes(&first, &second)?;
     let field = |name: &str| run(Command::new("dpkg-deb").arg("--field").arg(&first).arg(name));
     assert_eq!(field("Package")?.trim(), "smc");

@@ -1,0 +1,387 @@
+//! Who may do what: the sources that were enrolled, and those that are invited. Kept in `sources.json` in the state directory.
+//!
+//! The service and `smc-store`'s commands both read and change it, one at a time, under a lock. A file that cannot be read lets
+//! nobody in.
+
+use anyhow::{Context, Result, bail};
+use blockio::LockedFile;
+use jiff::{SignedDuration, Timestamp};
+use ring::digest;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// How long an invitation can be used.
+pub const INVITED_FOR: SignedDuration = SignedDuration::from_hours(1);
+
+/// What a certificate gives the right to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Append images to its own jobs, and read what that needs.
+    Push,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Role::Push => "push",
+        })
+    }
+}
+
+/// A source that was enrolled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// What it may do.
+    pub role: Role,
+    /// When it was enrolled.
+    pub enrolled: Timestamp,
+    /// SHA-256 of the keys that it may show, in hexadecimal digits: the newest one, and the one before until that has been used.
+    pub keys: Vec<String>,
+    /// Why nothing of it is deleted until somebody has looked; absent where all is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<Frozen>,
+}
+
+/// An image that differs far more than those before it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// The image.
+    pub image: String,
+    /// What is strange about it.
+    pub reason: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// A source that may enrol.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Invited {
+    source: String,
+    role: Role,
+    until: Timestamp,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Content {
+    sources: BTreeMap<String, Source>,
+    /// By SHA-256 of the secret: who reads this file cannot enrol.
+    invited: BTreeMap<String, Invited>,
+}
+
+/// The list of sources.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    path: PathBuf,
+}
+
+fn hash(bytes: &[u8]) -> String {
+    hex::encode(digest::digest(&digest::SHA256, bytes))
+}
+
+/// A new file in a directory, 0600. It belongs to the owner of the directory: root runs commands, and the service, which reads what
+/// they write, is another user.
+///
+/// # Errors
+/// A file that cannot be created.
+pub fn private_file(directory: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let file = tempfile::NamedTempFile::new_in(directory)?;
+    belong_to_owner_of(directory, file.as_file())?;
+    Ok(file)
+}
+
+fn belong_to_owner_of(directory: &Path, file: &File) -> std::io::Result<()> {
+    let (of_directory, of_file) = (fs::metadata(directory)?, file.metadata()?);
+    if (of_directory.uid(), of_directory.gid()) == (of_file.uid(), of_file.gid()) {
+        return Ok(());
+    }
+    std::os::unix::fs::fchown(file, Some(of_directory.uid()), Some(of_directory.gid()))
+}
+
+impl Registry {
+    /// The list in a state directory.
+    pub fn in_directory(state_dir: &Path) -> Registry {
+        Registry {
+            path: state_dir.join("sources.json"),
+        }
+    }
+
+    fn read(&self) -> Result<Content> {
+        let bytes = match fs::read(&self.path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Content::default()),
+            bytes => bytes.with_context(|| format!("read {}", self.path.display()))?,
+        };
+        serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", self.path.display()))
+    }
+
+    /// Changes the list: all of the change or nothing, also after a power cut.
+    fn change<T>(&self, change: impl FnOnce(&mut Content) -> Result<T>) -> Result<T> {
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(directory.join("sources.lock"))
+            .and_then(|file| belong_to_owner_of(directory, &file).map(|()| file))
+            .and_then(|file| LockedFile::lock_while(file, || true).map_err(|(_, error)| error))
+            .with_context(|| format!("lock the list of sources in {}", directory.display()))?;
+        let mut content = self.read()?;
+        let done = change(&mut content)?;
+        let written = || -> Result<()> {
+            let mut file = private_file(directory)?;
+            file.write_all(&serde_json::to_vec_pretty(&content)?)?;
+            file.as_file().sync_all()?;
+            file.persist(&self.path)?;
+            Ok(File::open(directory)?.sync_all()?)
+        };
+        written().with_context(|| format!("write {}", self.path.display()))?;
+        drop(lock);
+        Ok(done)
+    }
+
+    /// All sources, by name.
+    ///
+    /// # Errors
+    /// A list that cannot be read.
+    pub fn sources(&self) -> Result<BTreeMap<String, Source>> {
+        Ok(self.read()?.sources)
+    }
+
+    /// Invites a source. Returns the secret.
+    ///
+    /// # Errors
+    /// A source that is enrolled already, unless it is to enrol again; a list that cannot be read or written.
+    pub fn invite(&self, source: &str, role: Role, again: bool, now: Timestamp) -> Result<[u8; 16]> {
+        let mut secret = [0; 16];
+        getrandom::fill(&mut secret).context("get random numbers from the kernel")?;
+        self.change(|content| {
+            if content.sources.contains_key(source) && !again {
+                bail!(
+                    "source {source} is enrolled already: with --again it can enrol once more, with a new key (its images stay, \
+                     the old key is of no use from then on)"
+                );
+            }
+            content.invited.retain(|_, invited| invited.until > now && invited.source != source);
+            let invited = Invited {
+                source: source.to_owned(),
+                role,
+                until: now + INVITED_FOR,
+            };
+            content.invited.insert(hash(&secret), invited);
+            Ok(())
+        })?;
+        Ok(secret)
+    }
+
+    /// Enrols the source that has a secret, with the key that it has made, if `sign` signs that. An invitation can be used once.
+    /// `None` for a secret that nobody was invited with, or that is too old.
+    ///
+    /// # Errors
+    /// Those of `sign`; a list that cannot be read or written. The invitation can then be used again.
+    pub fn enrol<T>(
+        &self,
+        secret: &[u8],
+        now: Timestamp,
+        sign: impl FnOnce(&str, Role) -> Result<(T, [u8; 32])>,
+    ) -> Result<Option<T>> {
+        self.change(|content| {
+            let Some(invited) = content
+                .invited
+                .remove(&hash(secret))
+                .filter(|invited| invited.until > now)
+            else {
+                return Ok(None);
+            };
+            let (signed, key) = sign(&invited.source, invited.role)?;
+            let before = content.sources.remove(&invited.source);
+            let source = Source {
+                role: invited.role,
+                enrolled: now,
+                keys: vec![hex::encode(key)],
+                frozen: before.and_then(|before| before.frozen),
+            };
+            content.sources.insert(invited.source, source);
+            Ok(Some(signed))
+        })
+    }
+
+    /// Takes another key of a source beside the one that it has shown, which stays good until the new one has been shown.
+    ///
+    /// # Errors
+    /// A source that is not enrolled; a list that cannot be read or written.
+    pub fn add_key(&self, source: &str, shown: &[u8; 32], new: &[u8; 32]) -> Result<()> {
+        self.change(|content| {
+            let Some(source) = content.sources.get_mut(source) else {
+                bail!("source {source} is not enrolled");
+            };
+            source.keys = vec![hex::encode(shown), hex::encode(new)];
+            Ok(())
+        })
+    }
+
+    /// The source that may show a key, and what it may do. Where it has a newer key than that, the older ones are of no use from now on.
+    ///
+    /// # Errors
+    /// A list that cannot be read or written.
+    pub fn with_key(&self, key: &[u8; 32]) -> Result<Option<(String, Source)>> {
+        let key = hex::encode(key);
+        let found = self
+            .read()?
+            .sources
+            .into_iter()
+            .find(|(_, source)| source.keys.contains(&key));
+        let Some((name, source)) = found else {
+            return Ok(None);
+        };
+        if source.keys.len() > 1 && source.keys.last() == Some(&key) {
+            self.change(|content| {
+                if let Some(source) = content.sources.get_mut(&name) {
+                    source.keys.retain(|known| *known == key);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(Some((name, source)))
+    }
+
+    /// Takes all rights from a source. Its images stay.
+    ///
+    /// # Errors
+    /// A source that is not enrolled; a list that cannot be read or written.
+    pub fn revoke(&self, source: &str) -> Result<()> {
+        self.change(|content| {
+            content.invited.retain(|_, invited| invited.source != source);
+            match content.sources.remove(source) {
+                Some(_) => Ok(()),
+                None => bail!("source {source} is not enrolled: `smc-store ls` shows which are"),
+            }
+        })
+    }
+
+    /// Deletes nothing of a source until somebody has looked; the first reason stays.
+    ///
+    /// # Errors
+    /// A list that cannot be read or written.
+    pub fn freeze(&self, source: &str, frozen: &Frozen) -> Result<()> {
+        self.change(|content| {
+            if let Some(source) = content.sources.get_mut(source) {
+                source.frozen.get_or_insert_with(|| frozen.clone());
+            }
+            Ok(())
+        })
+    }
+
+    /// Somebody has looked. Returns what was strange.
+    ///
+    /// # Errors
+    /// A source that is not enrolled, or of which nothing is frozen; a list that cannot be read or written.
+    pub fn accept(&self, source: &str) -> Result<Frozen> {
+        self.change(|content| {
+            let Some(known) = content.sources.get_mut(source) else {
+                bail!("source {source} is not enrolled: `smc-store ls` shows which are");
+            };
+            match known.frozen.take() {
+                Some(frozen) => Ok(frozen),
+                None => bail!("there is nothing to accept: retention of source {source} is not frozen"),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    fn enrolled(registry: &Registry, secret: &[u8], key: u8, now: Timestamp) -> Option<String> {
+        registry
+            .enrol(secret, now, |source, _| Ok((source.to_owned(), [key; 32])))
+            .unwrap()
+    }
+
+    #[test]
+    fn an_invitation_can_be_used_once_and_within_its_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::in_directory(dir.path());
+        let now = Timestamp::now();
+        let secret = registry.invite("web01", Role::Push, false, now).unwrap();
+        assert!(
+            !fs::read_to_string(&registry.path)
+                .unwrap()
+                .contains(&hex::encode(secret))
+        );
+        assert_eq!(enrolled(&registry, &[1; 16], 1, now), None, "somebody guesses");
+        assert_eq!(
+            enrolled(&registry, &secret, 1, now + INVITED_FOR),
+            None,
+            "too late"
+        );
+        let secret = registry.invite("web01", Role::Push, false, now).unwrap();
+        let failed = registry.enrol(&secret, now, |_, _| -> Result<((), [u8; 32])> { bail!("no") });
+        assert!(failed.is_err());
+        assert_eq!(enrolled(&registry, &secret, 1, now).as_deref(), Some("web01"));
+        assert_eq!(enrolled(&registry, &secret, 2, now), None, "twice");
+        assert_eq!(registry.with_key(&[1; 32]).unwrap().unwrap().0, "web01");
+        assert_eq!(registry.with_key(&[2; 32]).unwrap(), None);
+        assert!(registry.invite("web01", Role::Push, false, now).is_err());
+    }
+
+    #[test]
+    fn a_new_key_replaces_the_old_one_once_it_has_been_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::in_directory(dir.path());
+        let now = Timestamp::now();
+        let secret = registry.invite("web01", Role::Push, false, now).unwrap();
+        enrolled(&registry, &secret, 1, now).unwrap();
+        registry.add_key("web01", &[1; 32], &[2; 32]).unwrap();
+        assert!(
+            registry.with_key(&[1; 32]).unwrap().is_some(),
+            "the new one may not have arrived"
+        );
+        assert!(registry.with_key(&[2; 32]).unwrap().is_some());
+        assert!(registry.with_key(&[1; 32]).unwrap().is_none());
+        registry.revoke("web01").unwrap();
+        assert!(registry.with_key(&[2; 32]).unwrap().is_none());
+        assert!(registry.revoke("web01").is_err());
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_lets_nobody_in_and_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::in_directory(dir.path());
+        fs::write(&registry.path, b"{").unwrap();
+        assert!(registry.with_key(&[1; 32]).is_err());
+        assert!(
+            registry
+                .invite("web01", Role::Push, false, Timestamp::now())
+                .is_err()
+        );
+        assert_eq!(fs::read(&registry.path).unwrap(), b"{");
+    }
+
+    #[test]
+    fn what_is_frozen_stays_so_until_it_is_accepted() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::in_directory(dir.path());
+        let now = Timestamp::now();
+        let secret = registry.invite("web01", Role::Push, false, now).unwrap();
+        enrolled(&registry, &secret, 1, now).unwrap();
+        let frozen = |image: &str| Frozen {
+            image: image.to_owned(),
+            reason: "nearly all differs".to_owned(),
+            since: now,
+        };
+        registry.freeze("web01", &frozen("web01/4")).unwrap();
+        registry.freeze("web01", &frozen("web01/5")).unwrap();
+        let again = registry.invite("web01", Role::Push, true, now).unwrap();
+        enrolled(&registry, &again, 3, now).unwrap();
+        assert_eq!(registry.accept("web01").unwrap().image, "web01/4");
+        assert!(registry.accept("web01").is_err());
+    }
+}

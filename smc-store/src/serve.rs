@@ -1,0 +1,593 @@
+//! The service: accepts connections, knows who they are, and gives frames to sessions.
+
+use crate::authority::{Identity, SOURCE_DAYS};
+use crate::config::Config;
+use crate::registry::Registry;
+use crate::session::{OUTGOING_MAX, Outgoing, Session, Worker, stripped};
+use crate::sessions::{Counts, Sessions};
+use crate::space::Space;
+use anyhow::{Context, Result};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use jiff::Timestamp;
+use remote::http::{Enrol, Enrolled, Problem, Renew, Status};
+use remote::stream::{Reader, send};
+use remote::tls;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncWriteExt, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use wire::message::{Hello, Nothing, Refusal, Refuse, Welcome};
+use wire::{Id128, Message, VERSION};
+
+/// How long a client may take to show who it is, and to ask for something.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Connections of clients that have not shown who they are yet; further ones wait to be accepted.
+const HANDSHAKES_MAX: usize = 64;
+/// Connections at the same time.
+const CONNECTIONS_MAX: usize = 512;
+/// The longest body of a request.
+const BODY_MAX_BYTES: usize = 64 << 10;
+/// A connection that is silent for so long is closed: a source says something every ten seconds.
+const SILENCE: Duration = Duration::from_secs(60);
+/// Questions of one connection that are being answered; further ones wait in the socket.
+const ANSWERS_MAX: usize = 64;
+/// Connections of one source at the same time: four syncs with all that they may have.
+const CONNECTIONS_OF_SOURCE: usize = 64;
+/// Syncs of one source at the same time.
+const PER_SOURCE: usize = 4;
+
+const SOFTWARE: &str = concat!("smc-store ", env!("CARGO_PKG_VERSION"));
+
+/// What all connections share.
+pub struct Target {
+    config: Arc<Config>,
+    registry: Registry,
+    identity: Identity,
+    sessions: Arc<Sessions>,
+    connections_of: Arc<Counts>,
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone)]
+struct Peer {
+    /// The source, if it has shown a certificate that is known here.
+    source: Option<String>,
+    /// SHA-256 of the key that it has shown.
+    key: Option<[u8; 32]>,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+impl Target {
+    /// Opens what the service needs.
+    ///
+    /// # Errors
+    /// A state directory that cannot be used.
+    pub fn open(config: Config) -> Result<Arc<Target>> {
+        Ok(Arc::new(Target {
+            registry: Registry::in_directory(&config.state_dir),
+            identity: Identity::open(&config.state_dir)?,
+            config: Arc::new(config),
+            sessions: Arc::default(),
+            connections_of: Arc::default(),
+        }))
+    }
+
+    /// Ends all sessions with a checkpoint, and waits for that.
+    pub async fn close(&self) {
+        self.sessions.close();
+        while !self.sessions.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Accepts connections for ever.
+    ///
+    /// # Errors
+    /// When TLS cannot be used.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) -> Result<()> {
+        let acceptor = TlsAcceptor::from(self.identity.tls()?);
+        let (handshakes, connections) = (
+            Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        );
+        loop {
+            let permits = (
+                handshakes.clone().acquire_owned().await?,
+                connections.clone().acquire_owned().await?,
+            );
+            match listener.accept().await {
+                Ok((stream, address)) => {
+                    let (target, acceptor) = (self.clone(), acceptor.clone());
+                    tokio::spawn(async move {
+                        if let Err(error) = target.connection(stream, acceptor, permits).await {
+                            tracing::debug!("connection of {address}: {error:#}");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!("a connection could not be accepted: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        acceptor: TlsAcceptor,
+        (handshake, connection): (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    ) -> Result<()> {
+        stream.set_nodelay(true)?;
+        let encrypted = timeout(HANDSHAKE, acceptor.accept(stream)).await??;
+        let shown = encrypted
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|shown| shown.first());
+        let key = shown.map(|certificate| tls::key_hash(certificate)).transpose()?;
+        let peer = Peer {
+            source: match &key {
+                Some(key) => self.registry.with_key(key)?.map(|(name, _)| name),
+                None => None,
+            },
+            key,
+        };
+        let _own = match &peer.source {
+            Some(source) => Some(
+                self.connections_of
+                    .count(source, CONNECTIONS_OF_SOURCE)
+                    .context("it has too many connections")?,
+            ),
+            None => None,
+        };
+        // Who is known does not keep others from showing who they are.
+        let _handshake = peer.source.is_none().then_some(handshake);
+        let _connection = connection;
+        let service = service_fn(move |request| {
+            let (target, peer) = (self.clone(), peer.clone());
+            async move { Ok::<_, Infallible>(target.answer(peer, request).await) }
+        });
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HANDSHAKE)
+            .serve_connection(TokioIo::new(encrypted), service)
+            .with_upgrades();
+        Ok(served.await?)
+    }
+
+    async fn answer(self: Arc<Self>, peer: Peer, mut request: Request<Incoming>) -> Answer {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        match (&method, parts.as_slice()) {
+            (&Method::GET, ["v1", "health"]) => {
+                json(StatusCode::OK, &serde_json::json!({ "software": SOFTWARE }))
+            }
+            (&Method::POST, ["v1", "enrol"]) => self.enrol(request).await,
+            (&Method::GET | &Method::POST, ["v1", ..]) if peer.source.is_none() => problem(
+                StatusCode::UNAUTHORIZED,
+                "this machine is not enrolled here (any more)",
+            ),
+            (&Method::POST, ["v1", "renew"]) => self.renew(&peer, request).await,
+            (&Method::GET, ["v1", "status"]) => {
+                self.blocking(peer, |target, source| target.status(source)).await
+            }
+            (&Method::GET, ["v1", "jobs", job, "newest"]) => {
+                let job = (*job).to_owned();
+                self.blocking(peer, move |target, source| target.newest(source, &job))
+                    .await
+            }
+            (&Method::GET, ["v1", "push"]) => self.push(peer, &mut request),
+            _ => problem(StatusCode::NOT_FOUND, "there is nothing of this name here"),
+        }
+    }
+
+    /// Answers from the store, on a thread that may wait for it.
+    async fn blocking<T: Serialize + Send + 'static>(
+        self: Arc<Self>,
+        peer: Peer,
+        ask: impl FnOnce(&Target, &str) -> Result<T> + Send + 'static,
+    ) -> Answer {
+        let asked =
+            tokio::task::spawn_blocking(move || ask(&self, peer.source.as_deref().unwrap_or_default()));
+        match asked.await {
+            Ok(Ok(answer)) => json(StatusCode::OK, &answer),
+            Ok(Err(error)) => failed(&error),
+            Err(error) => failed(&error.into()),
+        }
+    }
+
+    async fn enrol(self: Arc<Self>, request: Request<Incoming>) -> Answer {
+        let asked: Enrol = match body(request).await {
+            Ok(asked) => asked,
+            Err(error) => return problem(StatusCode::BAD_REQUEST, &error),
+        };
+        let Ok(secret) = hex::decode(&asked.secret) else {
+            return problem(StatusCode::BAD_REQUEST, "the secret is not one");
+        };
+        let enrolled = tokio::task::spawn_blocking(move || {
+            self.registry.enrol(&secret, Timestamp::now(), |source, role| {
+                let (certificate, key) = self.sign(source, &asked.request)?;
+                tracing::info!("source {source} is enrolled");
+                Ok((self.enrolled(certificate, source, &role.to_string()), key))
+            })
+        });
+        match enrolled.await {
+            Ok(Ok(Some(enrolled))) => json(StatusCode::OK, &enrolled),
+            Ok(Ok(None)) => problem(
+                StatusCode::FORBIDDEN,
+                "the invitation was used already, or is older than an hour: `smc-store enrol SOURCE` prints another one",
+            ),
+            Ok(Err(error)) => failed(&error),
+            Err(error) => failed(&error.into()),
+        }
+    }
+
+    async fn renew(self: Arc<Self>, peer: &Peer, request: Request<Incoming>) -> Answer {
+        let asked: Renew = match body(request).await {
+            Ok(asked) => asked,
+            Err(error) => return problem(StatusCode::BAD_REQUEST, &error),
+        };
+        let Some(shown) = peer.key else {
+            return problem(StatusCode::UNAUTHORIZED, "this machine has shown no key");
+        };
+        self.blocking(peer.clone(), move |target, source| {
+            let (certificate, key) = target.sign(source, &asked.request)?;
+            target.registry.add_key(source, &shown, &key)?;
+            let role = target.registry.with_key(&shown)?.map(|(_, source)| source.role);
+            Ok(target.enrolled(
+                certificate,
+                source,
+                &role.map(|role| role.to_string()).unwrap_or_default(),
+            ))
+        })
+        .await
+    }
+
+    fn sign(&self, source: &str, request: &str) -> Result<(String, [u8; 32])> {
+        let certificate = self.identity.authority.sign(source, request, SOURCE_DAYS)?;
+        let key = tls::key_hash_of_pem(&certificate)?;
+        Ok((certificate, key))
+    }
+
+    fn enrolled(&self, certificate: String, source: &str, role: &str) -> Enrolled {
+        Enrolled {
+            certificate,
+            authority: self.identity.authority.certificate().to_owned(),
+            source: source.to_owned(),
+            role: role.to_owned(),
+        }
+    }
+
+    fn status(&self, source: &str) -> Result<Status> {
+        let directory = self.config.store_of(source);
+        let space = Space::of(&directory, self.config.quota)?;
+        let mut jobs = std::collections::BTreeMap::new();
+        if directory.join("store.json").exists() {
+            for (job, images) in imagefmt::Store::open(&directory)?.jobs()? {
+                if let Some(latest) = images.latest() {
+                    jobs.insert(job, latest.sequence());
+                }
+            }
+        }
+        Ok(Status {
+            source: source.to_owned(),
+            software: SOFTWARE.to_owned(),
+            clock_s: Timestamp::now().as_second(),
+            free_bytes: space.left_bytes(),
+            jobs,
+        })
+    }
+
+    fn newest(&self, source: &str, job: &str) -> Result<Option<imagefmt::Manifest>> {
+        imagefmt::check_name("job", job)?;
+        let directory = self.config.store_of(source);
+        if !directory.join("store.json").exists() {
+            return Ok(None);
+        }
+        let store = imagefmt::Store::open(&directory)?;
+        let Some(images) = store.images_of(job)? else {
+            return Ok(None);
+        };
+        let found = match images.latest() {
+            Some(latest) => Some(stripped(&*store.manifest(&latest)?)),
+            None => store.unfinished(job)?.as_ref().map(stripped),
+        };
+        Ok(found)
+    }
+
+    /// Changes to frames.
+    fn push(self: Arc<Self>, peer: Peer, request: &mut Request<Incoming>) -> Answer {
+        let wanted = request
+            .headers()
+            .get(UPGRADE)
+            .is_some_and(|wanted| wanted == wire::PROTOCOL);
+        let Some(source) = peer.source.filter(|_| wanted) else {
+            return problem(StatusCode::UPGRADE_REQUIRED, "this is only for smc-push/1");
+        };
+        let upgrade = hyper::upgrade::on(request);
+        tokio::spawn(async move {
+            let talked = match upgrade.await {
+                Ok(upgraded) => self.talk(source, upgraded).await,
+                Err(error) => Err(io::Error::other(error)),
+            };
+            if let Err(error) = talked {
+                tracing::debug!("a connection has ended: {error}");
+            }
+        });
+        let mut answer = Response::new(Full::default());
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = answer.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static(wire::PROTOCOL));
+        answer
+    }
+
+    /// One connection of frames.
+    async fn talk(self: Arc<Self>, source: String, upgraded: Upgraded) -> io::Result<()> {
+        let (reader, mut writer) = tokio::io::split(TokioIo::new(upgraded));
+        let mut reader = Reader::new(reader);
+        let first = timeout(HANDSHAKE, reader.message()).await??;
+        let Some((_, Message::Hello(hello))) = first else {
+            return refuse(&mut writer, Refusal::Protocol, "the first message is no hello").await;
+        };
+        let session = match self.session_for(&source, &hello) {
+            Ok(session) => session,
+            Err((code, text)) => return refuse(&mut writer, code, &text).await,
+        };
+        match hello.lane {
+            None => control(&session, reader, writer).await,
+            Some(_) => lane(&session, reader, writer).await,
+        }
+    }
+
+    /// The session that a connection joins, or a new one.
+    fn session_for(
+        &self,
+        source: &str,
+        hello: &Hello,
+    ) -> std::result::Result<Arc<Session>, (Refusal, String)> {
+        if !hello.versions.contains(&VERSION) {
+            return Err((
+                Refusal::Version,
+                format!("version {VERSION} of the protocol is spoken here"),
+            ));
+        }
+        if let Some(id) = hello.session {
+            let lost = || {
+                (
+                    Refusal::NoSession,
+                    "the target does not have this session any more".to_owned(),
+                )
+            };
+            return self.sessions.find(source, id).ok_or_else(lost);
+        }
+        if hello.lane.is_some() {
+            return Err((
+                Refusal::Protocol,
+                "a data connection belongs to a session".to_owned(),
+            ));
+        }
+        let failed = |error: String| (Refusal::Failed, error);
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(|error| failed(error.to_string()))?;
+        let session = Arc::new(Session::new(Id128(id), source));
+        if !self.sessions.add(&session, self.config.max_syncs, PER_SOURCE) {
+            let text = format!(
+                "there are as many syncs at once as there may be: {PER_SOURCE} of a source, {} in all",
+                self.config.max_syncs
+            );
+            return Err((Refusal::Busy, text));
+        }
+        let (own, sessions) = (session.clone(), self.sessions.clone());
+        let (config, registry) = (self.config.clone(), self.registry.clone());
+        let started = std::thread::Builder::new()
+            .name(format!("sync {source}").chars().take(15).collect())
+            .spawn(move || Worker::new(own, sessions, config, registry).run());
+        if let Err(error) = started {
+            session.abandon();
+            return Err(failed(error.to_string()));
+        }
+        Ok(session)
+    }
+}
+
+type FrameReader = Reader<tokio::io::ReadHalf<TokioIo<Upgraded>>>;
+type FrameWriter = WriteHalf<TokioIo<Upgraded>>;
+
+async fn refuse(writer: &mut FrameWriter, code: Refusal, text: &str) -> io::Result<()> {
+    let refuse = Refuse {
+        code,
+        text: text.to_owned(),
+        retry_after_s: None,
+    };
+    send(writer, 0, Message::Refuse(refuse)).await?;
+    writer.shutdown().await
+}
+
+/// A control connection: numbered messages and questions in, answers out.
+async fn control(session: &Arc<Session>, mut reader: FrameReader, mut writer: FrameWriter) -> io::Result<()> {
+    let (sender, mut receiver) = mpsc::channel::<Outgoing>(OUTGOING_MAX);
+    // What has been refused, and answers that were not heard, come behind the welcome.
+    let received = session.join(sender);
+    welcome(session, received, &mut writer).await?;
+    let writing = async {
+        while let Some(Outgoing { bytes, permit }) = receiver.recv().await {
+            // A source that takes nothing is no source any more.
+            timeout(SILENCE, writer.write_all(&bytes)).await??;
+            drop(permit);
+            if receiver.is_empty() {
+                writer.flush().await?;
+            }
+        }
+        // Another control connection has taken its place.
+        Ok::<_, io::Error>(())
+    };
+    tokio::select! {
+        done = writing => done,
+        done = read_control(session, &mut reader) => done,
+    }
+}
+
+async fn welcome(session: &Session, received: u64, writer: &mut FrameWriter) -> io::Result<()> {
+    let welcome = Welcome {
+        version: VERSION,
+        software: SOFTWARE.to_owned(),
+        session: session.id,
+        received,
+        credit_bytes: session.credit_bytes,
+    };
+    send(writer, 0, Message::Welcome(welcome)).await
+}
+
+async fn read_control(session: &Arc<Session>, reader: &mut FrameReader) -> io::Result<()> {
+    let answers = Arc::new(Semaphore::new(ANSWERS_MAX));
+    while let Some(frame) = timeout(SILENCE, reader.next()).await?? {
+        if frame.seq > 0 && frame.kind != WANT {
+            session.push(frame);
+            continue;
+        }
+        session.hear();
+        let number = frame.seq;
+        let permit = answers.clone().acquire_owned().await.map_err(io::Error::other)?;
+        match Message::from_frame(frame).map_err(io::Error::other)? {
+            Message::Ping(_) => session.say(0, Message::Pong(Nothing {}), permit),
+            Message::Want(want) => answer_want(session.clone(), number, want, permit),
+            _ => return Err(io::Error::other("a message came without its number")),
+        }
+    }
+    Ok(())
+}
+
+/// Number of the kind of [`Message::Want`], whose numbers are those of questions.
+const WANT: u8 = 65;
+
+fn answer_want(session: Arc<Session>, number: u64, want: wire::digests::Want, permit: OwnedSemaphorePermit) {
+    tokio::task::spawn_blocking(move || match session.digests(want) {
+        Ok(digests) => session.say(number, Message::Digests(digests), permit),
+        Err(error) => {
+            let refuse = Refuse {
+                code: Refusal::Failed,
+                text: error.full_message(),
+                retry_after_s: None,
+            };
+            session.say(0, Message::Refuse(refuse), permit);
+        }
+    });
+}
+
+/// A data connection: clusters in, nothing out.
+async fn lane(session: &Arc<Session>, mut reader: FrameReader, mut writer: FrameWriter) -> io::Result<()> {
+    welcome(session, 0, &mut writer).await?;
+    while let Some(frame) = timeout(SILENCE, reader.next()).await?? {
+        match frame.seq {
+            0 => session.hear(),
+            _ => session.push(frame),
+        }
+        if session.is_over() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A request's body, as a JSON object.
+async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> std::result::Result<T, String> {
+    let collected = Limited::new(request.into_body(), BODY_MAX_BYTES).collect();
+    let bytes = match timeout(HANDSHAKE, collected).await {
+        Ok(Ok(collected)) => collected.to_bytes(),
+        Ok(Err(error)) => return Err(format!("the request cannot be read: {error}")),
+        Err(_) => return Err("the request did not arrive".to_owned()),
+    };
+    serde_json::from_slice(&bytes).map_err(|error| format!("the request cannot be read: {error}"))
+}
+
+fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
+    let bytes = serde_json::to_vec(value).unwrap_or_default();
+    let mut answer = Response::new(Full::new(Bytes::from(bytes)));
+    *answer.status_mut() = status;
+    let kind = HeaderValue::from_static("application/json");
+    answer.headers_mut().insert(CONTENT_TYPE, kind);
+    answer
+}
+
+fn problem(status: StatusCode, text: &str) -> Answer {
+    json(
+        status,
+        &Problem {
+            error: text.to_owned(),
+        },
+    )
+}
+
+/// What went wrong here is for this machine's administrator; the source only hears that it did.
+fn failed(error: &anyhow::Error) -> Answer {
+    tracing::error!("a request could not be answered: {error:#}");
+    problem(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "the target could not read or write its own files: its log says why",
+    )
+}
+
+/// Runs the service until it is asked to stop.
+///
+/// # Errors
+/// Settings that cannot be used, an address that is taken.
+pub fn run(config: Config) -> Result<()> {
+    for directory in [&config.state_dir, &config.stores] {
+        std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    }
+    let listen = config.listen.clone();
+    let target = Target::open(config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start threads")?;
+    let stopped = stop_signal()?;
+    runtime.block_on(async {
+        let listener = TcpListener::bind(&listen)
+            .await
+            .with_context(|| format!("listen at {listen}"))?;
+        tracing::info!("listening at {}", listener.local_addr()?);
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        let served = tokio::select! {
+            done = target.clone().serve(listener) => done,
+            _ = stopped => Ok(()),
+        };
+        target.close().await;
+        served
+    })
+}
+
+/// Becomes ready at SIGTERM or SIGINT.
+fn stop_signal() -> Result<tokio::sync::oneshot::Receiver<()>> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let mut signals =
+        signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
+            .context("watch for signals")?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            if signals.forever().next().is_some() {
+                let _ = sender.send(());
+            }
+        })
+        .context("start a thread")?;
+    Ok(receiver)
+}
