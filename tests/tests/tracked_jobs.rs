@@ -6,6 +6,8 @@ use smc_tests::service::Service;
 use smc_tests::truth::tamper;
 use smc_tests::{Disk, code, program};
 use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 use testkit::process::{run, wait_for};
@@ -15,6 +17,14 @@ const MIB: u64 = 1 << 20;
 fn tracker(service: &Service) -> Result<Value> {
     let text = service.ask(&["--json", "tracker"])?;
     serde_json::from_str(&text).with_context(|| format!("parse {text}"))
+}
+
+fn metrics(service: &Service) -> Result<String> {
+    let mut stream = UnixStream::connect(service.dir.join("smcd.sock"))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: smcd\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn sync(service: &Service) -> Result<Value> {
@@ -237,6 +247,12 @@ fn whatever_speaks_against_the_tracker_is_told_and_the_sync_after_is_tracked_aga
         assert_eq!(sync(&service)?["method"], "tracked", "after: {reason}");
         service.same_content("web01/latest", disk.path())?;
     }
+    // The last of them was one; images that came later, and another smcd, still tell it.
+    let counted = "smc_job_tracker_misses_total{job=\"web01\"} 1\n";
+    assert!(metrics(&service)?.contains(counted), "{}", metrics(&service)?);
+    service.kill()?;
+    service.start()?;
+    assert!(metrics(&service)?.contains(counted), "{}", metrics(&service)?);
     Ok(())
 }
 

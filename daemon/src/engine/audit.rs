@@ -189,6 +189,7 @@ impl<O: Observer> Reading<'_, '_, O> {
             clusters.count(),
             id.geometry().cluster_offset(first)
         );
+        self.job.observer.tracker_missed();
         self.job.observer.warn(&format!(
             "{}: {doubt}. So all of the disk is read in this sync. Was it written to around the kernel's block layer (the \
              file behind a loop device, a disk shared with another machine)? If not, please report this as a fault of smc",

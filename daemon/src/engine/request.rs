@@ -122,6 +122,9 @@ pub trait Observer {
     /// Another process holds up the sync, or its checkpoints: `by` says which one, and what for. `None` when that is over.
     fn held_up(&self, by: Option<&str>);
 
+    /// An audit has found that the tracker of a disk had missed writes.
+    fn tracker_missed(&self) {}
+
     /// A warning for the user; the sync continues.
     fn warn(&self, text: &str);
 

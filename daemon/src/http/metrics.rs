@@ -11,6 +11,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
@@ -71,6 +72,7 @@ struct Figures {
     last_consistency: Family<OfClass, Gauge<i64>>,
     freeze: Fraction,
     passes: Whole,
+    tracker_misses: Family<Job, Counter>,
     tracker_attached: Gauge<i64>,
     tracked_trusted: OfDisk,
     tracked_missed: OfDisk,
@@ -84,6 +86,7 @@ pub async fn serve(State(service): State<Service>) -> Result<impl IntoResponse, 
     let figures = Figures::default();
     for (job, progress, run) in view::measured(&service) {
         figures.add_job(&job.name, job.status, job.runs, job.total_bytes());
+        figures.add_misses(&job.name, job.tracker_misses);
         figures.add_checks(&job.name, &job.checks);
         if let Some(progress) = progress {
             figures.add_progress(&job.name, &progress);
@@ -113,6 +116,10 @@ impl Figures {
         }
         set(&self.runs, name, runs);
         set(&self.size, name, size);
+    }
+
+    fn add_misses(&self, name: &str, misses: u64) {
+        self.tracker_misses.get_or_create(&label(name)).inc_by(misses);
     }
 
     fn add_checks(&self, name: &str, checks: &ImageChecks) {
@@ -307,6 +314,11 @@ impl Figures {
 
     fn register_tracker(&self, registry: &mut Registry) {
         registry.register(
+            "job_tracker_misses",
+            "How often an audit has found that the tracker of one of a job's disks had missed writes; later images do not reset it",
+            self.tracker_misses.clone(),
+        );
+        registry.register(
             "tracker_attached",
             "1 while the tracker's programs are attached in the kernel, otherwise 0",
             self.tracker_attached.clone(),
@@ -358,6 +370,7 @@ mod tests {
             ..ImageChecks::default()
         };
         figures.add_checks("web01", &checks);
+        figures.add_misses("web01", 3);
         let text = figures.text().unwrap();
         assert!(
             text.contains("smc_job_status{job=\"web01\",status=\"Waiting\"} 1"),
@@ -373,6 +386,10 @@ mod tests {
         );
         assert!(
             text.contains("smc_image_check_failed{job=\"web01\",check=\"boot\"} 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("smc_job_tracker_misses_total{job=\"web01\"} 3"),
             "{text}"
         );
         assert!(!text.contains("check=\"verify\""), "{text}");

@@ -76,6 +76,7 @@ pub fn new_record(
         verifying: false,
         run: None,
         runs: 0,
+        tracker_misses: 0,
         hooks_owed: None,
         thaw_owed: None,
         unconfirmed: false,

@@ -77,6 +77,8 @@ pub struct JobRecord {
     pub run: Option<ActiveRun>,
     /// Number of the last run.
     pub runs: u64,
+    /// How often an audit has found that the tracker of one of its disks had missed writes, in all runs.
+    pub tracker_misses: u64,
     /// The run whose pre hooks have run, or may have, and whose post hooks have not.
     pub hooks_owed: Option<u64>,
     /// The run whose freeze hooks have run, or may have, and whose thaw hooks have not.

@@ -163,6 +163,15 @@ fn note_image(table: &JobTable, name: &str, sequence: u64) -> Result<()> {
     Ok(())
 }
 
+/// Counts what an audit has found, at once: a sync that is killed meanwhile has found it all the same.
+fn note_tracker_miss(table: &JobTable, name: &str) -> Result<()> {
+    table.update(name, |job| {
+        job.tracker_misses += 1;
+        Ok(None)
+    })?;
+    Ok(())
+}
+
 /// The image is there: what was modified counts from now on. Returns how many images are kept.
 fn image_made(table: &JobTable, name: &str) -> Result<Option<usize>> {
     let mut job = table.job(name)?;
@@ -550,6 +559,12 @@ impl Observer for Runner {
 
     fn held_up(&self, by: Option<&str>) {
         self.live.held_up(by);
+    }
+
+    fn tracker_missed(&self) {
+        if let Err(error) = note_tracker_miss(&self.parts.table, &self.job.name) {
+            tracing::error!(job = self.job.name, "{error:#}");
+        }
     }
 
     fn before_freeze(&self) -> std::result::Result<(), String> {

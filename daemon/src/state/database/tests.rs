@@ -215,6 +215,7 @@ fn the_version_before_can_read_what_this_one_writes() {
             "require_consistency",
             "scan_from",
             "thaw_owed",
+            "tracker_misses",
             "tracking",
             "unconfirmed",
             "unwatch_owed"

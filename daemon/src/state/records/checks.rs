@@ -53,6 +53,7 @@ impl Checked for StoredJob {
     fn check(&self) -> Result<(), String> {
         crate::job::check_name(&self.name).map_err(|refusal| refusal.message)?;
         within("runs", self.runs, &COUNT)?;
+        within("tracker_misses", self.tracker_misses, &COUNT)?;
         let numbers = self
             .images
             .iter()

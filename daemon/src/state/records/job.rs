@@ -73,6 +73,8 @@ pub struct StoredJob {
     pub(super) run: Option<StoredActiveRun>,
     pub(super) runs: u64,
     #[serde(default)]
+    pub(super) tracker_misses: u64,
+    #[serde(default)]
     pub(super) hooks_owed: Option<u64>,
     #[serde(default)]
     pub(super) thaw_owed: Option<u64>,
@@ -409,6 +411,7 @@ impl StoredJob {
             verifying: self.verifying,
             run: self.run.map(StoredActiveRun::into_run),
             runs: self.runs,
+            tracker_misses: self.tracker_misses,
             hooks_owed: self.hooks_owed,
             thaw_owed: self.thaw_owed,
             unconfirmed: self.unconfirmed,
@@ -499,6 +502,7 @@ impl From<&JobRecord> for StoredJob {
             verifying: job.verifying,
             run: job.run.as_ref().map(StoredActiveRun::from),
             runs: job.runs,
+            tracker_misses: job.tracker_misses,
             hooks_owed: job.hooks_owed,
             thaw_owed: job.thaw_owed,
             unconfirmed: job.unconfirmed,
