@@ -43,6 +43,6 @@ pub use guest::{Follow, Guest, Next, Run};
 pub use machine::{Disk, Machine, QEMU, nbd_uri};
 pub use modules::{Module, Modules, version_of};
 pub use pc::{DirectKernel, Firmware, Forward, Network, Pc, PcDisk, Source};
-pub use probe::Probe;
+pub use probe::{KVM_VERDICT, Probe};
 pub use running::{Running, Said};
 pub use transcript::Transcript;

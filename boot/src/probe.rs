@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -12,6 +13,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::firmware::filled_memory_file;
 use crate::guest::{Follow, Guest, Next};
 use crate::machine::{Machine, QEMU};
+
+/// Where it is kept, for this boot of this machine, whether KVM runs guests.
+pub const KVM_VERDICT: &str = "/run/smc/kvm-verdict";
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 const PROBE_MEMORY_MIB: u32 = 128;
@@ -58,6 +62,9 @@ impl Accelerator {
             Self::Tcg
         };
         // Only a shortcut: where it cannot be kept, the next process probes again.
+        if let Some(directory) = verdict.parent() {
+            let _ = fs::DirBuilder::new().mode(0o700).create(directory);
+        }
         let _ = fs::write(verdict, format!("{key}{found}\n"));
         Ok(found)
     }
@@ -77,6 +84,26 @@ impl Accelerator {
             proof: "Linux version ",
         };
         Self::find(&probe, verdict, is_canceled)
+    }
+
+    /// KVM where guests run on it, as far as can be found out: what is known in `verdict` already; otherwise by a kernel of this machine,
+    /// if there is one; otherwise by a boot sector, which proves less, and whose result is not kept.
+    ///
+    /// # Errors
+    /// As for [`find`](Self::find).
+    pub fn found(kernel: Option<&Path>, verdict: &Path, is_canceled: &dyn Fn() -> bool) -> Result<Self> {
+        if !opens_kvm() {
+            return Ok(Self::Tcg);
+        }
+        let key = verdict_key()?;
+        let known = fs::read_to_string(verdict).ok();
+        if let Some(known) = known.and_then(|text| Self::known(&text, &key)) {
+            return Ok(known);
+        }
+        match kernel {
+            Some(kernel) => Self::found_by_kernel(kernel, verdict, is_canceled),
+            None => Self::found_by_sector(is_canceled),
+        }
     }
 
     fn known(text: &str, key: &str) -> Option<Self> {

@@ -13,6 +13,8 @@ use crate::pc::{Firmware, Network, Pc, PcDisk, Source};
 use crate::probe::opens_kvm;
 use crate::running::{Running, Said};
 
+/// How often it has to run.
+const TIMES: u32 = 4;
 /// How long the sector may take: a hundred times what it takes.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -44,15 +46,21 @@ const CODE: [u8; 149] = [
 ];
 
 impl Accelerator {
-    /// KVM where a boot sector that enters 64-bit mode has just run on it, otherwise TCG. It takes less than a second.
+    /// KVM where a boot sector that enters 64-bit mode has just run on it, each of several times, otherwise TCG: in some virtual
+    /// machines it runs now and then, and no kernel ever does. It takes a second or two.
     ///
     /// # Errors
     /// [`ErrorKind::Missing`] without QEMU, [`ErrorKind::Canceled`]. A probe that fails is no error: it is TCG then.
     pub fn found_by_sector(is_canceled: &dyn Fn() -> bool) -> Result<Self> {
-        if opens_kvm() && sector_runs(Self::Kvm, is_canceled)? {
-            return Ok(Self::Kvm);
+        if !opens_kvm() {
+            return Ok(Self::Tcg);
         }
-        Ok(Self::Tcg)
+        for _ in 0..TIMES {
+            if !sector_runs(Self::Kvm, is_canceled)? {
+                return Ok(Self::Tcg);
+            }
+        }
+        Ok(Self::Kvm)
     }
 }
 

@@ -300,14 +300,8 @@ impl RemoteImage {
         if own.passes > 1 {
             // What the disk is compared with now is what was sent.
             check_sent(own, &pass.base)?;
-            let base = RemoteBase::open(
-                &self.link,
-                &self.wait,
-                number(disk),
-                self.cluster_size,
-                &pass.base,
-            )?;
-            own.base = base.map(Arc::new);
+            let base = RemoteBase::sent(&self.link, &self.wait, number(disk), &own.tree);
+            own.base = Some(Arc::new(base));
         }
         Ok(())
     }

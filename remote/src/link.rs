@@ -326,7 +326,11 @@ const CONTROL: u32 = 0;
 impl Caller {
     fn run(&self) {
         match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime.block_on(self.keep()),
+            Ok(runtime) => {
+                runtime.block_on(self.keep());
+                // A name that is being looked up is not waited for.
+                runtime.shutdown_background();
+            }
             Err(error) => self
                 .shared
                 .end(&Error::io("cannot start a thread's runtime", error)),

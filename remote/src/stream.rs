@@ -26,6 +26,14 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
     }
 
+    /// What comes from a source by `inner`.
+    pub fn of_source(inner: R) -> Reader<R> {
+        Reader {
+            frames: Frames::of_source(),
+            ..Reader::new(inner)
+        }
+    }
+
     /// The next frame; `None` at the end of the connection.
     ///
     /// # Errors

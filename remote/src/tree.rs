@@ -75,7 +75,27 @@ impl RemoteBase {
             Geometry::new(size_bytes, cluster_size).map_err(|error| Error::untrue(error.to_string()))?;
         let leaves = read_leaves(link, &**wait, disk, geometry)?;
         check_root(geometry, &leaves, Digest(root.0))?;
-        Ok(Some(RemoteBase {
+        Ok(Some(RemoteBase::of_leaves(link, wait, disk, geometry, leaves)))
+    }
+
+    /// A base whose leaves are known: what was sent, and the target has.
+    pub(crate) fn sent(link: &Arc<Link>, wait: &Arc<dyn LinkWait>, disk: u32, tree: &NewTree) -> RemoteBase {
+        let known = |digest: &Digest| Known {
+            digest: digest.0,
+            lost: false,
+        };
+        let leaves = tree.leaves.iter().map(known).collect();
+        RemoteBase::of_leaves(link, wait, disk, tree.geometry, leaves)
+    }
+
+    fn of_leaves(
+        link: &Arc<Link>,
+        wait: &Arc<dyn LinkWait>,
+        disk: u32,
+        geometry: Geometry,
+        leaves: Vec<Known>,
+    ) -> RemoteBase {
+        RemoteBase {
             link: link.clone(),
             wait: wait.clone(),
             disk,
@@ -87,7 +107,7 @@ impl RemoteBase {
                 expected: VecDeque::new(),
             }),
             turn: Mutex::new(()),
-        }))
+        }
     }
 
     /// The digests of all leaves, as the target has them.

@@ -341,7 +341,7 @@ impl Target {
     /// One connection of frames.
     async fn talk(self: Arc<Self>, source: String, upgraded: Upgraded) -> io::Result<()> {
         let (reader, mut writer) = tokio::io::split(TokioIo::new(upgraded));
-        let mut reader = Reader::new(reader);
+        let mut reader = Reader::of_source(reader);
         let first = timeout(HANDSHAKE, reader.message()).await??;
         let Some((_, Message::Hello(hello))) = first else {
             return refuse(&mut writer, Refusal::Protocol, "the first message is no hello").await;
@@ -560,7 +560,7 @@ pub fn run(config: Config) -> Result<()> {
         .build()
         .context("start threads")?;
     let stopped = stop_signal()?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let listener = TcpListener::bind(&listen)
             .await
             .with_context(|| format!("listen at {listen}"))?;
@@ -572,7 +572,10 @@ pub fn run(config: Config) -> Result<()> {
         };
         target.close().await;
         served
-    })
+    });
+    // A request that waits for a store is not waited for: what it reads is not changed by that.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served
 }
 
 /// Becomes ready at SIGTERM or SIGINT.

@@ -48,6 +48,8 @@ impl BootDisk {
     /// [`ErrorKind::Invalid`] when it is too small, [`ErrorKind::Setup`] without boot loader or kernel, and what the
     /// system calls and programs fail with.
     pub fn create(device: &Path, mount_point: &Path, point: &str, payload: &Payload) -> Result<Self> {
+        // Whoever boots it, by smc-image too, knows then what runs guests here.
+        crate::guest::accelerator()?;
         let disk = Self::open(device)?;
         disk.write_partition_table()?;
         disk.make_filesystem()?;

@@ -3,17 +3,17 @@
 
 use std::error::Error as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use ::boot::{Accelerator, Disk, Follow, Guest, Machine, Next, Probe, Run};
+use ::boot::{Accelerator, Disk, Follow, Guest, KVM_VERDICT, Machine, Next, Probe, Run};
 use testkit::error::IoContext;
 use testkit::guard::ScratchDir;
 use testkit::{Error, ErrorKind, Result, process};
 
 use crate::initramfs;
-use crate::kernel::{self, Kernel};
+use crate::kernel::Kernel;
 
 /// What the init of the initramfs writes when it is started for a probe.
 const PROBE_OK: &str = "SMC-PROBE-OK";
@@ -35,8 +35,9 @@ pub fn accelerator() -> Result<Accelerator> {
         parameters: "smc.probe",
         proof: PROBE_OK,
     };
-    let verdict = kernel::cache_dir().join("kvm-verdict");
-    let found = Accelerator::find(&probe, &verdict, &is_interrupted).map_err(|error| converted(&error))?;
+    // The programs find it there too: they may have no kernel to find it out with.
+    let found = Accelerator::find(&probe, Path::new(KVM_VERDICT), &is_interrupted)
+        .map_err(|error| converted(&error))?;
     Ok(*FOUND.get_or_init(|| found))
 }
 

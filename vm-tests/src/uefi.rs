@@ -28,6 +28,7 @@ pub fn create(disk: &Path, parameters: &str) -> Result<()> {
         let said = format!("no {LOADER}: run 'make setup'");
         return Err(Error::new(ErrorKind::Setup, said));
     }
+    crate::guest::accelerator()?;
     let context = || format!("create {}", disk.display());
     let file = File::create_new(disk).context(context)?;
     file.set_len(DISK_BYTES).context(context)?;

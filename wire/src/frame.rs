@@ -13,6 +13,12 @@ pub const BINARY_MAX_BYTES: usize = (1 << 20) + (64 << 10);
 /// The longest body of a JSON message: the record of an image that names many places.
 pub const JSON_MAX_BYTES: usize = 4 << 20;
 
+/// The longest body of a JSON message from a source: none of them carries an image's record.
+pub const SOURCE_JSON_MAX_BYTES: usize = 256 << 10;
+
+/// What a numbered message counts beside its bytes: both sides have to keep a place for it, however short it is.
+pub const COST_BYTES: u64 = 128;
+
 /// The first of the kinds whose bodies are binary.
 const FIRST_BINARY: u8 = 64;
 
@@ -56,6 +62,11 @@ impl Frame {
     pub fn len_bytes(&self) -> u64 {
         (HEADER_BYTES + self.body.len()) as u64
     }
+
+    /// What it counts of the credit.
+    pub fn cost_bytes(&self) -> u64 {
+        self.len_bytes() + COST_BYTES
+    }
 }
 
 /// The longest body that a frame of this kind may have.
@@ -68,14 +79,34 @@ pub(crate) fn body_max(kind: u8) -> usize {
 }
 
 /// Cuts what comes by one connection into frames. It holds no more than one frame that is not complete, and what was fed last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Frames {
+    json_max_bytes: usize,
     bytes: Vec<u8>,
     /// Where the next frame begins in `bytes`.
     start: usize,
 }
 
+impl Default for Frames {
+    fn default() -> Self {
+        Frames::within(JSON_MAX_BYTES)
+    }
+}
+
 impl Frames {
+    /// What a source sends.
+    pub fn of_source() -> Frames {
+        Frames::within(SOURCE_JSON_MAX_BYTES)
+    }
+
+    fn within(json_max_bytes: usize) -> Frames {
+        Frames {
+            json_max_bytes,
+            bytes: Vec::new(),
+            start: 0,
+        }
+    }
+
     /// Takes the next bytes of the connection.
     pub fn feed(&mut self, bytes: &[u8]) {
         if self.start > 0 {
@@ -101,7 +132,12 @@ impl Frames {
             ));
         }
         let length = header.body_bytes.get() as usize;
-        let most = body_max(header.kind);
+        let is_json = header.kind < FIRST_BINARY;
+        let most = if is_json {
+            self.json_max_bytes
+        } else {
+            BINARY_MAX_BYTES
+        };
         if length > most {
             return Err(Error::too_much(format!(
                 "a message of kind {} is said to have {length} bytes, of at most {most}",

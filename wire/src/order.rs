@@ -46,12 +46,12 @@ impl Order {
         if seq < self.next || self.early.contains_key(&seq) {
             return Ok(());
         }
-        if self.early_bytes + frame.len_bytes() > self.most_bytes {
+        if self.early_bytes + frame.cost_bytes() > self.most_bytes {
             return Err(Error::too_much(
                 "the source has sent more than it may have under way",
             ));
         }
-        self.early_bytes += frame.len_bytes();
+        self.early_bytes += frame.cost_bytes();
         self.early.insert(seq, frame);
         Ok(())
     }
@@ -59,7 +59,7 @@ impl Order {
     /// The next message, if it has come.
     pub fn take(&mut self) -> Option<Taken> {
         let (seq, frame) = self.early.remove_entry(&self.next)?;
-        self.early_bytes -= frame.len_bytes();
+        self.early_bytes -= frame.cost_bytes();
         self.next += 1;
         Some(Taken { seq, frame })
     }
@@ -69,7 +69,7 @@ impl Order {
         self.early.contains_key(&self.next)
     }
 
-    /// Bytes that are held.
+    /// What is held counts so many bytes of the credit.
     pub fn held_bytes(&self) -> u64 {
         self.early_bytes
     }

@@ -1,7 +1,7 @@
 //! The source's side of the order.
 
 use crate::error::{Error, Result};
-use crate::frame::Frame;
+use crate::frame::{COST_BYTES, Frame};
 use crate::message::Message;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ impl Window {
         let (seq, is_control) = (self.next, !matches!(message, Message::Put(_)));
         let frame: Frame = message.into_frame(seq)?;
         let bytes: Arc<[u8]> = frame.encode().into();
-        self.held_bytes += bytes.len() as u64;
+        self.held_bytes += bytes.len() as u64 + COST_BYTES;
         self.pushed_bytes += bytes.len() as u64;
         self.next += 1;
         self.held.push_back(Held {
@@ -118,7 +118,7 @@ impl Window {
         }
         while self.first <= seq {
             if let Some(held) = self.held.pop_front() {
-                self.held_bytes -= held.sent.bytes.len() as u64;
+                self.held_bytes -= held.sent.bytes.len() as u64 + COST_BYTES;
             }
             self.first += 1;
         }
@@ -154,7 +154,7 @@ impl Window {
         self.pushed_bytes
     }
 
-    /// Bytes that are held.
+    /// What is held counts so many bytes of the credit.
     pub fn held_bytes(&self) -> u64 {
         self.held_bytes
     }
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn what_is_lost_is_sent_again_and_nothing_else() {
-        let mut window = Window::new(3000);
+        let mut window = Window::new(3400);
         window.push(Message::Checkpoint(Nothing {})).unwrap();
         for cluster in 0..2 {
             assert!(window.has_room());

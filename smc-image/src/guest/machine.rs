@@ -6,11 +6,11 @@ use crate::catalog::{GuestDisks, limits};
 use crate::exit::Advise;
 use crate::overlay;
 use anyhow::{Context as _, ensure};
-use boot::{Accelerator, Bus, Firmware, Network, Ovmf, Pc, PcDisk, Running, Source};
+use boot::{Accelerator, Bus, Firmware, KVM_VERDICT, Network, Ovmf, Pc, PcDisk, Running, Source};
 use cli::interrupt::Interrupt;
 use imagefmt::Image;
 use nbd::Server;
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
@@ -192,8 +192,16 @@ fn firmware(image: &Image, uefi: Option<bool>) -> anyhow::Result<(Firmware, &'st
     Ok((Firmware::Uefi(advised(ovmf, INSTALL_OVMF)?), reason))
 }
 
+/// The kernel that this machine runs, if it can be read.
+fn own_kernel() -> Option<PathBuf> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    let path = Path::new("/boot").join(format!("vmlinuz-{}", release.trim()));
+    File::open(&path).is_ok().then_some(path)
+}
+
 fn found(interrupt: &Interrupt) -> anyhow::Result<Accelerator> {
-    let found = Accelerator::found_by_sector(&|| interrupt.is_set());
+    let kernel = own_kernel();
+    let found = Accelerator::found(kernel.as_deref(), Path::new(KVM_VERDICT), &|| interrupt.is_set());
     interrupt.check()?;
     advised(found, INSTALL_QEMU)
 }

@@ -7,7 +7,7 @@ use crate::catalog::GuestDisks;
 use crate::exit::Advise;
 use crate::guest::machine::{self, INSTALL_QEMU, advised};
 use anyhow::{Context, anyhow, bail, ensure};
-use boot::{Accelerator, Bus, DirectKernel, Firmware, Network, Pc, Running, Said};
+use boot::{Accelerator, Bus, DirectKernel, Firmware, KVM_VERDICT, Network, Pc, Running, Said};
 use imagefmt::{Image, check_name};
 use nbd::{Export, ExportError, Extent};
 use std::collections::{HashMap, HashSet};
@@ -25,8 +25,6 @@ const MEMORY_MIB: usize = 512;
 /// A key of LUKS is made with up to 1 GiB of memory.
 const KEY_MEMORY_MIB: usize = 1280;
 const MIB: usize = 1 << 20;
-/// Whether KVM runs guests here, for this boot of the host.
-const VERDICT: &str = "/run/smc/kvm-verdict";
 /// How long the guest may take to put everything together: a translated one needs minutes for a key of LUKS.
 const START_TIMEOUT: Duration = Duration::from_secs(900);
 /// How long it may take to read or write.
@@ -159,7 +157,7 @@ fn pc(
     is_canceled: &dyn Fn() -> bool,
 ) -> anyhow::Result<Pc> {
     let supplies = Supplies::gather(means)?;
-    let accelerator = Accelerator::found_by_kernel(&supplies.kernel, Path::new(VERDICT), is_canceled);
+    let accelerator = Accelerator::found_by_kernel(&supplies.kernel, Path::new(KVM_VERDICT), is_canceled);
     let accelerator = advised(accelerator, INSTALL_QEMU)?;
     let memory_mib =
         MEMORY_MIB + 2 * supplies.initramfs.len().div_ceil(MIB) + if has_key { KEY_MEMORY_MIB } else { 0 };

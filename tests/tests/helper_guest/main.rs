@@ -21,9 +21,9 @@ const DISKS: [&str; 5] = ["pva", "pvb", "mda", "mdb", "luks"];
 
 /// A server whose files are in LVM, RAID and LUKS, as an image.
 struct Server {
-    bench: Bench,
-    /// The root of a system that has the programs, and the disk that it is on.
+    /// The root of a system that has the programs, and the disk that it is on: both lie in the bench's directory and go before it.
     helper: (Mount, LoopDevice),
+    bench: Bench,
     /// The digest of a file that lies on both disks of a volume group.
     sum: String,
 }
