@@ -421,7 +421,9 @@ mod tests {
             let row = format!("| {kind} | {name} |");
             assert!(document.contains(&row), "docs/wire.md lacks {row:?}");
         }
-        let rows = document.lines().filter(|line| {
+        let table = document.split("| kind | message |").nth(1).unwrap();
+        let table = table.split("\n\n").next().unwrap();
+        let rows = table.lines().filter(|line| {
             let number = line.strip_prefix("| ").and_then(|rest| rest.split(' ').next());
             number.is_some_and(|number| number.parse::<u8>().is_ok())
         });
