@@ -1,6 +1,7 @@
 //! The configuration file, `/etc/smc/smc-store.toml`.
 
 use anyhow::{Context, Result, bail};
+use imagefmt::{ErrorKind, Store};
 use serde::{Deserialize, Deserializer};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -93,6 +94,17 @@ impl Config {
     /// Directory of the store of a source.
     pub fn store_of(&self, source: &str) -> PathBuf {
         self.stores.join(source)
+    }
+
+    /// The store of a source; `None` where nothing was received yet.
+    ///
+    /// # Errors
+    /// A store that cannot be read.
+    pub fn open_store(&self, source: &str) -> imagefmt::Result<Option<Store>> {
+        match Store::open(&self.store_of(source)) {
+            Err(error) if error.kind() == ErrorKind::NotAStore => Ok(None),
+            opened => opened.map(Some),
+        }
     }
 }
 

@@ -81,7 +81,7 @@ fn stores_without_source(stores: &Path, enrolled: &BTreeMap<String, Source>) -> 
 
 fn show(config: &Config, name: String, source: Option<Source>, now: Timestamp) -> Shown {
     let directory = config.store_of(&name);
-    let (jobs, problem) = match jobs(&directory, now) {
+    let (jobs, problem) = match jobs(config, &name, now) {
         Ok(jobs) => (jobs, None),
         Err(error) => (Vec::new(), Some(error.full_message())),
     };
@@ -96,12 +96,10 @@ fn show(config: &Config, name: String, source: Option<Source>, now: Timestamp) -
     }
 }
 
-fn jobs(directory: &Path, now: Timestamp) -> imagefmt::Result<Vec<Job>> {
-    // Nothing was received yet.
-    if !directory.exists() {
+fn jobs(config: &Config, source: &str, now: Timestamp) -> imagefmt::Result<Vec<Job>> {
+    let Some(store) = config.open_store(source)? else {
         return Ok(Vec::new());
-    }
-    let store = imagefmt::Store::open(directory)?;
+    };
     let mut found = Vec::new();
     for (job, images) in store.jobs()? {
         let Some(latest) = images.latest() else { continue };

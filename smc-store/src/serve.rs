@@ -275,11 +275,10 @@ impl Target {
     }
 
     fn status(&self, source: &str) -> Result<Status> {
-        let directory = self.config.store_of(source);
-        let space = Space::of(&directory, self.config.quota)?;
+        let space = Space::of(&self.config.store_of(source), self.config.quota)?;
         let mut jobs = std::collections::BTreeMap::new();
-        if directory.join("store.json").exists() {
-            for (job, images) in imagefmt::Store::open(&directory)?.jobs()? {
+        if let Some(store) = self.config.open_store(source)? {
+            for (job, images) in store.jobs()? {
                 if let Some(latest) = images.latest() {
                     jobs.insert(job, latest.sequence());
                 }
@@ -296,11 +295,9 @@ impl Target {
 
     fn newest(&self, source: &str, job: &str) -> Result<Option<imagefmt::Manifest>> {
         imagefmt::check_name("job", job)?;
-        let directory = self.config.store_of(source);
-        if !directory.join("store.json").exists() {
+        let Some(store) = self.config.open_store(source)? else {
             return Ok(None);
-        }
-        let store = imagefmt::Store::open(&directory)?;
+        };
         let Some(images) = store.images_of(job)? else {
             return Ok(None);
         };
@@ -458,7 +455,7 @@ async fn welcome(session: &Session, received: u64, writer: &mut FrameWriter) -> 
 async fn read_control(session: &Arc<Session>, reader: &mut FrameReader) -> io::Result<()> {
     let answers = Arc::new(Semaphore::new(ANSWERS_MAX));
     while let Some(frame) = timeout(SILENCE, reader.next()).await?? {
-        if frame.seq > 0 && frame.kind != WANT {
+        if frame.seq > 0 && !frame.is_question() {
             session.push(frame);
             continue;
         }
@@ -473,9 +470,6 @@ async fn read_control(session: &Arc<Session>, reader: &mut FrameReader) -> io::R
     }
     Ok(())
 }
-
-/// Number of the kind of [`Message::Want`], whose numbers are those of questions.
-const WANT: u8 = 65;
 
 fn answer_want(session: Arc<Session>, number: u64, want: wire::digests::Want, permit: OwnedSemaphorePermit) {
     tokio::task::spawn_blocking(move || match session.digests(want) {

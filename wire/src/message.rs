@@ -355,21 +355,10 @@ messages! {
     Digests = 66: Digests,
 }
 
-impl Message {
-    /// Whether it is one of the messages from the source that are numbered and applied in order.
-    pub fn is_numbered(&self) -> bool {
-        matches!(
-            self,
-            Self::Begin(_)
-                | Self::BeginPass(_)
-                | Self::EndPass(_)
-                | Self::Checkpoint(_)
-                | Self::Note(_)
-                | Self::Ask(_)
-                | Self::Commit(_)
-                | Self::Leave(_)
-                | Self::Put(_)
-        )
+impl Frame {
+    /// Whether it is a question ([`Message::Want`]): its number has no place in the order.
+    pub fn is_question(&self) -> bool {
+        self.kind == 65
     }
 }
 
