@@ -12,7 +12,7 @@ use nix::fcntl::{
 };
 use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, fstatfs};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, unlinkat};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::ops::Range;
@@ -28,6 +28,9 @@ use std::time::{Duration, Instant};
 pub struct DirStorage {
     root: OwnedFd,
     is_btrfs: bool,
+    /// Whose the files are to be that root makes: those of the user and group that the directory belongs to. A service that runs as
+    /// another user could not read root's.
+    owner: Option<(Uid, Gid)>,
 }
 
 /// Filesystems on which locks or durability are another machine's promise.
@@ -64,7 +67,14 @@ impl DirStorage {
         })?;
         let found = fstatfs(&root).map_err(|e| io(e, || format!("statfs {}", path.display())))?;
         let is_btrfs = found.filesystem_type() == BTRFS_SUPER_MAGIC;
-        Ok(Self { root, is_btrfs })
+        let stat = fstat(&root).map_err(|e| io(e, || format!("stat {}", path.display())))?;
+        let owner = (geteuid().is_root() && stat.st_uid != 0)
+            .then(|| (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid)));
+        Ok(Self {
+            root,
+            is_btrfs,
+            owner,
+        })
     }
 
     /// Opens a directory for a new store, creating it where only the last part of its path is missing, and
@@ -198,16 +208,46 @@ impl DirStorage {
                 "{path} is not a regular file, as every file of a store is"
             )));
         }
-        // Should it be exchanged meanwhile, O_NONBLOCK keeps a FIFO from hanging us.
-        let fd = self
-            .open_at(path, flags | OFlag::O_NONBLOCK, FILE_MODE)
-            .map_err(|errno| open_error(errno, path))?;
-        let file = File::from(fd);
+        let file = self.open_or_create(path, flags)?;
         let metadata = file.metadata().within(|| format!("stat {path}"))?;
         if metadata.is_file() {
             Ok(file)
         } else {
             Err(Error::damaged(format!("{path} is not a regular file")))
+        }
+    }
+
+    fn open_or_create(&self, path: &str, flags: OFlag) -> Result<File> {
+        // Should it be exchanged meanwhile, O_NONBLOCK keeps a FIFO from hanging us.
+        let open = |flags| self.open_at(path, flags | OFlag::O_NONBLOCK, FILE_MODE);
+        if self.owner.is_some() && flags.contains(OFlag::O_CREAT) {
+            // Only a file that this call makes is given away: one that lies there may be a link to root's.
+            match open(flags | OFlag::O_EXCL) {
+                Err(Errno::EEXIST) => {}
+                created => {
+                    let file = File::from(created.map_err(|errno| open_error(errno, path))?);
+                    self.give_to_owner(&file, path)?;
+                    return Ok(file);
+                }
+            }
+        }
+        open(flags)
+            .map(File::from)
+            .map_err(|errno| open_error(errno, path))
+    }
+
+    /// Makes what root has just made the property of the store's owner.
+    fn give_to_owner(&self, made: &impl AsFd, path: &str) -> Result<()> {
+        let Some((user, group)) = self.owner else {
+            return Ok(());
+        };
+        match fchown(made, Some(user), Some(group)) {
+            // A root that may not do this, or a filesystem that has no owners.
+            Err(errno @ (Errno::EPERM | Errno::EINVAL | Errno::EOPNOTSUPP)) => {
+                tracing::warn!("{path} belongs to root, not to the owner of the store: {errno}");
+                Ok(())
+            }
+            given => given.map_err(|e| io(e, || format!("change the owner of {path}"))),
         }
     }
 
@@ -289,7 +329,11 @@ impl Storage for DirStorage {
 
     fn create_dir(&self, dir: &str) -> Result<()> {
         let (parent, name) = self.parent(dir)?;
-        mkdirat(&parent, name, DIR_MODE).map_err(|e| io(e, || format!("create directory {dir}")))
+        mkdirat(&parent, name, DIR_MODE).map_err(|e| io(e, || format!("create directory {dir}")))?;
+        match self.owner {
+            Some(_) => self.give_to_owner(&self.open_dir(dir)?, dir),
+            None => Ok(()),
+        }
     }
 
     fn write(&self, path: &str, bytes: &[u8]) -> Result<()> {
@@ -331,6 +375,7 @@ impl Storage for DirStorage {
     fn create_layer(&self, path: &str) -> Result<Box<dyn LayerAppend>> {
         let (dir, name) = self.parent(path)?;
         let file = blockio::create_direct(dir.as_fd(), name).map_err(|e| layer_error(e, path))?;
+        self.give_to_owner(&file, path)?;
         let options = WriteOptions {
             buffer_bytes: 1 << 20,
             depth: 16,
@@ -526,6 +571,31 @@ impl LayerAppend for NewLayer {
 #[allow(clippy::unwrap_used, reason = "this is test code")]
 mod tests {
     use super::*;
+
+    /// Root works on the store of a service that runs as another user.
+    #[test]
+    fn what_root_makes_belongs_to_the_owner_of_the_store() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let owner = |name: &str| {
+            let found = std::fs::symlink_metadata(dir.path().join(name)).unwrap();
+            (found.uid(), found.gid())
+        };
+        std::fs::write(dir.path().join("mine"), "").unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(65534), Some(65533)).unwrap();
+        let storage = DirStorage::open(dir.path()).unwrap();
+        storage.create_dir("chain").unwrap();
+        storage.write("chain/chain.json", b"{}").unwrap();
+        storage.create_layer("chain/layer").unwrap();
+        storage.lock("chain/lock", LockMode::ExclusiveCreate).unwrap();
+        storage.write("mine", b"as it was").unwrap();
+        for made in ["chain", "chain/chain.json", "chain/layer", "chain/lock"] {
+            assert_eq!(owner(made), (65534, 65533), "{made}");
+        }
+        assert_eq!(owner("mine"), (0, 0), "it was not made by the store");
+    }
 
     #[test]
     fn what_is_read_once_is_what_the_file_holds() {
