@@ -7,13 +7,12 @@
 )]
 
 mod activation;
-mod apart;
 mod args;
+mod behind;
 mod catalog;
 mod commands;
 mod confine;
 mod context;
-mod copy;
 mod exit;
 mod guest;
 mod guest_path;
@@ -21,7 +20,6 @@ mod helper;
 mod inspected;
 mod mount;
 mod overlay;
-mod restore;
 mod selection;
 mod stdio;
 mod waiting;

@@ -131,6 +131,7 @@ impl Damaged {
     fn image_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program("smc-image"));
         command.args(["--json", "--store"]).arg(self.store()).args(args);
+        command.env("SMC_RESTORED", self.dir.join("restored.d"));
         command
     }
 

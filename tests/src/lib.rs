@@ -147,6 +147,7 @@ impl Bench {
             .arg("--store")
             .arg(self.store())
             .args(args)
+            .env("SMC_RESTORED", self.dir.join("restored.d"))
             .output()
             .context("run smc-image")
     }

@@ -254,6 +254,7 @@ fn a_database_takes_part_in_the_freeze() {
     let mut restore = Command::new(program("smc-image"));
     restore.arg("--store").arg(service.store());
     restore.args(["restore", "--yes", "web01/1"]).arg(device.path());
+    restore.env("SMC_RESTORED", service.dir.join("restored-by"));
     testkit::process::run(&mut restore).unwrap();
     let copy = Mount::new(device.path(), &service.dir.join("copy"), "ext4", MsFlags::empty()).unwrap();
     assert_eq!(fs::read_to_string(copy.path().join("state")).unwrap(), "paused\n");

@@ -1,7 +1,6 @@
 //! `smc-image digest`: one value for the content of a disk, wherever it is.
 
 use crate::context::Context;
-use crate::copy::digest;
 use crate::exit::Advise;
 use anyhow::Context as _;
 use blockio::Device;
@@ -9,6 +8,7 @@ use clap::ValueEnum;
 use cli::output;
 use cli::progress::Progress;
 use imagefmt::{ClusterSize, DiskDigest, Geometry, ImageRef};
+use restore::digest;
 use serde_json::json;
 use std::fmt;
 use std::io;

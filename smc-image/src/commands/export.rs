@@ -4,9 +4,7 @@ mod convert;
 mod part;
 mod vhd;
 
-use crate::apart;
 use crate::context::Context;
-use crate::copy::write::{Target, write_disk};
 use crate::exit::Advise;
 use anyhow::{Context as _, anyhow};
 use blockio::Device;
@@ -17,6 +15,8 @@ use cli::{output, units};
 use imagefmt::{Disk, Image, ImageRef};
 use jiff::Timestamp;
 use part::PartFile;
+use restore::apart;
+use restore::write::{Target, write_disk};
 use serde::Serialize;
 use std::ffi::OsStr;
 use std::os::unix::fs::FileExt;

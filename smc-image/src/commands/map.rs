@@ -1,9 +1,9 @@
 //! `smc-image map`: where a disk of an image holds data.
 
 use crate::context::Context;
-use crate::copy::pieces::extents;
 use cli::output;
 use imagefmt::{Extent, ImageRef};
+use restore::pieces::extents;
 use serde_json::json;
 use std::process::ExitCode;
 

@@ -1,18 +1,20 @@
 //! `smc-image restore`: an image back onto a device.
 
+use crate::behind::{self, Found, gpt};
 use crate::context::Context;
-use crate::copy::digest;
-use crate::copy::write::{self, Written, write_disk};
-use crate::copy::zero::Zeroer;
 use crate::exit::{Advise, advised};
-use crate::restore::behind::{self, Found};
-use crate::restore::gpt;
-use crate::restore::target::Target;
 use anyhow::{Context as _, bail};
+use blockio::Ranges;
 use cli::interrupt::Interrupt;
 use cli::progress::Progress;
 use cli::{ask, output, units};
-use imagefmt::{Disk, Error, ErrorKind, Image, ImageRef};
+use imagefmt::{Disk, Image, ImageRef};
+use jiff::Timestamp;
+use restore::held::{self, Held, State};
+use restore::target::Target;
+use restore::write::Written;
+use restore::zero::Zeroer;
+use restore::{digest, onto};
 use serde_json::json;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -25,6 +27,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// target, the space behind the end of the image stays as it is, and restore looks at it: an old signature there
 /// (RAID, LVM, ZFS) can make programs take the disk for what it was before, and the backup of a GPT is then not at
 /// the end of the disk.
+///
+/// With --onto, the target is read and compared with the image first, and only what differs is written and read back: a target that
+/// holds an older image of the server gets what has changed since, whoever wrote it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The disk of an image, as in web01/7:vda
@@ -35,6 +40,13 @@ pub struct Args {
     /// Do not ask before overwriting
     #[arg(long, short)]
     yes: bool,
+    /// Write only what differs from what the target holds
+    #[arg(long)]
+    onto: bool,
+    /// Directory in which it is written down which image each target holds [default: /var/lib/smc/restored; of users other than
+    /// root, ~/.local/state/smc/restored]
+    #[arg(long, value_name = "DIR", env = "SMC_RESTORED")]
+    restored: Option<PathBuf>,
     /// Write zeros to the places behind the end of the image where signatures of RAID, LVM, ZFS and the like may be
     #[arg(long)]
     wipe: bool,
@@ -61,32 +73,99 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let image = context.open_image(&args.image)?;
     let disk = image.disk(args.image.disk.as_deref())?;
     let target = Target::open(&args.target, disk.size_bytes(), &context.store)?;
-    check_readable(disk)?;
+    onto::check_readable(disk)?;
     warn_of_sectors(&image, disk, &target);
-    if !args.yes {
-        confirm(&image, disk, &target)?;
+    let records = args.restored.clone().unwrap_or_else(held::default_directory);
+    let mut held = Held::open(&records, &target, &warn)?;
+    let before = held.state().cloned();
+    let differing = args
+        .onto
+        .then(|| compare(disk, &target, before.as_ref()))
+        .transpose()?;
+    if !args.yes && differing.as_ref().is_none_or(|ranges| !ranges.is_empty()) {
+        confirm(&image, disk, &target, differing.as_ref())?;
     }
     let interrupt = Interrupt::install()?;
-    let begun = AtomicBool::new(false);
-    let shown = args.target.display();
-    let written = write(disk, &target, &begun, &interrupt);
-    let written = written.map_err(|error| match begun.load(Ordering::Relaxed) {
-        true => advised(
-            error,
-            format!("{shown} is incomplete: it holds part of the image, do not use it"),
-        ),
-        false => advised(error, format!("nothing was written: {shown} is as it was")),
-    })?;
-    let verified = verify(disk, &target, &interrupt);
-    verified.advise(format!("what {shown} holds is not verified: do not use it"))?;
+    let started = Timestamp::now();
+    let written = write_verified(disk, &target, differing.as_ref(), &mut held, &interrupt)?;
     target.set_buffered();
     let behind = look_behind(args, &image, disk, &target);
     let behind = behind.advise(format!(
-        "the image is on {shown} and verified; what is behind it is not as it should be"
+        "the image is on {} and verified; what is behind it is not as it should be",
+        args.target.display()
     ))?;
+    note(&mut held, disk, &target, started, &behind);
     warn_of(&behind, &target);
-    report(context.json, disk, &target, written, &behind)?;
+    let done = Done {
+        written,
+        compared_bytes: differing.is_some().then(|| disk.size_bytes()),
+        before,
+        behind,
+    };
+    report(context.json, disk, &target, &done)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Finds what differs. What the target was written down to hold is said, and not believed.
+fn compare(disk: &Disk, target: &Target, before: Option<&State>) -> anyhow::Result<Ranges> {
+    let path = target.device.path().display();
+    if let Some(State::Between { to, .. }) = before {
+        output::complain(format_args!(
+            "smc-image: a restore of {to} to {path} was cut off: all of {path} is compared"
+        ));
+    }
+    onto::differing_from_device(disk, target, None).advise(format!(
+        "nothing was written: {path} is as it was. Without --onto, restore overwrites it and does not read it before"
+    ))
+}
+
+/// Writes, then reads back what was written. That it begins is written down before.
+fn write_verified(
+    disk: &Disk,
+    target: &Target,
+    differing: Option<&Ranges>,
+    held: &mut Held,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Written> {
+    let shown = target.device.path().display();
+    if differing.is_some_and(Ranges::is_empty) {
+        return Ok(Written::default());
+    }
+    if let Err(error) = held.begin(disk, target) {
+        warn(&format!("{error:#}"));
+    }
+    let begun = AtomicBool::new(false);
+    let whole = Ranges::from(0..disk.size_bytes());
+    let written = onto::write(disk, target, differing.unwrap_or(&whole), &begun, interrupt);
+    let written = written.map_err(|error| match begun.load(Ordering::Relaxed) {
+        true => advised(
+            error,
+            format!("{shown} is incomplete: it holds part of the image, do not use it. restore --onto completes it"),
+        ),
+        false => advised(error, format!("nothing was written: {shown} is as it was")),
+    })?;
+    let verified = match differing {
+        Some(ranges) => onto::verify(disk, target, ranges, interrupt),
+        None => verify(disk, target, interrupt),
+    };
+    verified.advise(format!("what {shown} holds is not verified: do not use it"))?;
+    Ok(written)
+}
+
+/// Writes down what the target holds now.
+fn note(held: &mut Held, disk: &Disk, target: &Target, compared: Timestamp, behind: &Behind) {
+    let noted = match behind.backup_moved {
+        // Its beginning is no longer that of the image.
+        true => held.forget(target),
+        false => held.holds(disk, compared, target),
+    };
+    if let Err(error) = noted {
+        warn(&format!("{error:#}"));
+    }
+}
+
+fn warn(text: &str) {
+    output::complain(format_args!("smc-image: warning: {text}"));
 }
 
 /// Looks at what the image does not reach, and repairs it where that is asked for.
@@ -148,25 +227,6 @@ fn warn_of(behind: &Behind, target: &Target) {
     }
 }
 
-/// Refuses an image that cannot be written whole, as far as its map shows it, before anything is written.
-fn check_readable(disk: &Disk) -> anyhow::Result<()> {
-    let unreadable = disk
-        .unreadable_at_source(1)
-        .map_err(anyhow::Error::from)
-        .advise("nothing was written; `smc-image verify` shows all that is damaged")?;
-    let Some(first) = unreadable.first() else {
-        return Ok(());
-    };
-    let what = format!(
-        "{}: cluster {} (byte {}) was unreadable at the source",
-        disk.label(),
-        disk.geometry().cluster_at(first.start),
-        first.start
-    );
-    Err(Error::new(ErrorKind::Unreadable, what).into())
-        .advise("nothing was written: the image lacks part of the disk; restore an older or newer one")
-}
-
 /// A partition table counts in sectors: on a device with others it is not understood.
 fn warn_of_sectors(image: &Image, disk: &Disk, target: &Target) {
     let Some(record) = image.manifest().disk(disk.name()) else {
@@ -182,7 +242,7 @@ fn warn_of_sectors(image: &Image, disk: &Disk, target: &Target) {
     }
 }
 
-fn confirm(image: &Image, disk: &Disk, target: &Target) -> anyhow::Result<()> {
+fn confirm(image: &Image, disk: &Disk, target: &Target, differing: Option<&Ranges>) -> anyhow::Result<()> {
     let path = target.device.path().display();
     if !ask::is_possible() {
         return Err(anyhow::anyhow!(
@@ -191,25 +251,19 @@ fn confirm(image: &Image, disk: &Disk, target: &Target) -> anyhow::Result<()> {
         .advise("give --yes if that is what you want");
     }
     let created = units::local_time(image.manifest().finished);
-    output::complain(format_args!("All data on {} will be lost.", target.description()));
+    let description = target.description();
+    match differing {
+        Some(ranges) => output::complain(format_args!(
+            "{} of {description} differ from the image, and will be overwritten.",
+            units::size(ranges.bytes())
+        )),
+        None => output::complain(format_args!("All data on {description} will be lost.")),
+    }
     let question = format!("Write {} of {created} to it?", disk.label());
     if !ask::is_confirmed(question)? {
         bail!("not confirmed: {path} was left as it is");
     }
     Ok(())
-}
-
-fn write(disk: &Disk, target: &Target, begun: &AtomicBool, interrupt: &Interrupt) -> anyhow::Result<Written> {
-    let path = target.device.path().display();
-    let progress = Progress::bytes(disk.size_bytes(), format!("write {path}"));
-    let place = write::Target {
-        file: &target.file,
-        alignment: target.device.alignment(),
-        is_zero: false,
-        begun,
-    };
-    write_disk(disk, place, interrupt, &progress)
-        .with_context(|| format!("restore {} to {path}", disk.label()))
 }
 
 fn verify(disk: &Disk, target: &Target, interrupt: &Interrupt) -> anyhow::Result<()> {
@@ -224,31 +278,54 @@ fn verify(disk: &Disk, target: &Target, interrupt: &Interrupt) -> anyhow::Result
     Ok(())
 }
 
-fn report(json: bool, disk: &Disk, target: &Target, written: Written, behind: &Behind) -> anyhow::Result<()> {
-    let path = target.device.path().display();
-    let left_alone = target.device.size_bytes() - disk.size_bytes() - behind.wiped_bytes;
+/// What a restore has done.
+struct Done {
+    written: Written,
+    /// Bytes that were read to find what differs; absent where all was written.
+    compared_bytes: Option<u64>,
+    /// What was written down of the target before.
+    before: Option<State>,
+    behind: Behind,
+}
+
+fn report(json: bool, disk: &Disk, target: &Target, done: &Done) -> anyhow::Result<()> {
     if json {
-        return output::json(&json!({
-            "image": disk.label(),
-            "target": path.to_string(),
-            "size_bytes": disk.size_bytes(),
-            "data_bytes": written.data_bytes,
-            "zero_bytes": written.zero_bytes,
-            "write_seconds": written.took.as_secs_f64(),
-            "left_alone_bytes": left_alone,
-            "wiped_bytes": behind.wiped_bytes,
-            "left_over": behind.left_over,
-            "gpt_backup_offset": behind.backup_offset,
-            "gpt_backup_moved": behind.backup_moved,
-            "digest": disk.digest().to_string(),
-            "verified": true,
-        }));
+        return output::json(&as_json(disk, target, done));
     }
-    let (data, zeros) = (units::size(written.data_bytes), units::size(written.zero_bytes));
-    output::line(format_args!(
-        "{} restored to {path}: {data} of data, {zeros} of zeros; verified",
-        disk.label()
-    ))?;
+    let (
+        path,
+        Written {
+            data_bytes,
+            zero_bytes,
+            ..
+        },
+    ) = (target.device.path().display(), done.written);
+    let (data, zeros) = (units::size(data_bytes), units::size(zero_bytes));
+    let label = disk.label();
+    match done.compared_bytes {
+        Some(_) if data_bytes + zero_bytes == 0 => {
+            output::line(format_args!("{path} was read, and holds {label} already"))?;
+        }
+        Some(compared) => output::line(format_args!(
+            "{label} restored onto {path}: {} compared, {data} of data and {zeros} of zeros written; verified",
+            units::size(compared)
+        ))?,
+        None => output::line(format_args!(
+            "{label} restored to {path}: {data} of data, {zeros} of zeros; verified"
+        ))?,
+    }
+    report_behind(disk, target, &done.behind)
+}
+
+fn left_alone_bytes(disk: &Disk, target: &Target, behind: &Behind) -> u64 {
+    target.device.size_bytes() - disk.size_bytes() - behind.wiped_bytes
+}
+
+fn report_behind(disk: &Disk, target: &Target, behind: &Behind) -> anyhow::Result<()> {
+    let (path, left_alone) = (
+        target.device.path().display(),
+        left_alone_bytes(disk, target, behind),
+    );
     let (left, wiped) = (units::size(left_alone), units::size(behind.wiped_bytes));
     if behind.wiped_bytes > 0 {
         output::line(format_args!(
@@ -266,4 +343,30 @@ fn report(json: bool, disk: &Disk, target: &Target, written: Written, behind: &B
         ))?;
     }
     Ok(())
+}
+
+fn as_json(disk: &Disk, target: &Target, done: &Done) -> serde_json::Value {
+    let Done { written, behind, .. } = done;
+    let held = match &done.before {
+        Some(State::Holds(holding)) => Some(holding.disk.as_str()),
+        _ => None,
+    };
+    json!({
+        "image": disk.label(),
+        "target": target.device.path().display().to_string(),
+        "size_bytes": disk.size_bytes(),
+        "held": held,
+        "was_cut_off": matches!(done.before, Some(State::Between { .. })),
+        "compared_bytes": done.compared_bytes,
+        "data_bytes": written.data_bytes,
+        "zero_bytes": written.zero_bytes,
+        "write_seconds": written.took.as_secs_f64(),
+        "left_alone_bytes": left_alone_bytes(disk, target, behind),
+        "wiped_bytes": behind.wiped_bytes,
+        "left_over": behind.left_over,
+        "gpt_backup_offset": behind.backup_offset,
+        "gpt_backup_moved": behind.backup_moved,
+        "digest": disk.digest().to_string(),
+        "verified": true,
+    })
 }

@@ -17,9 +17,9 @@ mod syscalls;
 #[cfg(test)]
 mod tests;
 
-use crate::apart::parent_of;
 use anyhow::{Context, bail};
 use nix::unistd::User;
+use restore::apart::parent_of;
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -133,6 +133,7 @@ impl Fixture {
     pub fn command(&self) -> Command {
         let mut command = Command::new(SMC_IMAGE);
         command.env_remove("SMC_STORE").arg("--store").arg(self.store());
+        command.env("SMC_RESTORED", self.join("restored"));
         command
     }
 

@@ -4,7 +4,6 @@
 //! own, which nobody else can enter, and reached by descriptors: whatever others put in the way of a name, nothing of it
 //! is opened, followed or overwritten.
 
-use crate::apart::parent_of;
 use crate::exit::advised;
 use anyhow::{Context, anyhow, bail};
 use blockio::LockedFile;
@@ -12,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
 use nix::sys::stat::{Mode, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+use restore::apart::parent_of;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;

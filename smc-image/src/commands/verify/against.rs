@@ -2,7 +2,6 @@
 
 use super::{known, print_findings};
 use crate::context::Context;
-use crate::copy::Pipeline;
 use crate::exit::{self, Advise};
 use anyhow::{Context as _, bail, ensure};
 use blockio::{Chunk, Device, ReadOptions, SequentialReader};
@@ -13,6 +12,7 @@ use cli::text;
 use cli::units;
 use imagefmt::{Against, Disk, ErrorKind, Finding, Image, ImageId, Span, Store};
 use jiff::Timestamp;
+use restore::pipeline::Pipeline;
 use serde_json::json;
 use std::ops::Range;
 use std::path::Path;

@@ -119,6 +119,7 @@ impl Subject {
     fn image(&self) -> Command {
         let mut command = Command::new(program("smc-image"));
         command.arg("--store").arg(self.bench.store()).arg("--json");
+        command.env("SMC_RESTORED", self.bench.dir.join("restored.d"));
         command
     }
 

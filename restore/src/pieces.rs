@@ -10,9 +10,15 @@ const EXTENTS_MAX: usize = 4096;
 
 /// All extents of a disk in ascending order, a bounded number in memory at a time.
 pub fn extents(disk: &Disk) -> Extents<'_> {
+    extents_in(disk, 0..disk.size_bytes())
+}
+
+/// Those in a range of bytes, which does not reach behind the disk's end.
+pub fn extents_in(disk: &Disk, range: Range<u64>) -> Extents<'_> {
     Extents {
         disk,
-        offset: 0,
+        offset: range.start,
+        end: range.end,
         known: Vec::new().into_iter(),
         failed: false,
     }
@@ -24,19 +30,23 @@ pub struct Extents<'a> {
     disk: &'a Disk,
     /// Up to where extents are known.
     offset: u64,
+    /// Where the last one ends.
+    end: u64,
     known: vec::IntoIter<Extent>,
     failed: bool,
 }
 
 impl Extents<'_> {
     fn look_up(&mut self) -> anyhow::Result<()> {
-        let size = self.disk.size_bytes();
-        let found = self.disk.extents(self.offset, size - self.offset, EXTENTS_MAX)?;
+        let found = self
+            .disk
+            .extents(self.offset, self.end - self.offset, EXTENTS_MAX)?;
         let Some(last) = found.last() else {
             bail!(
-                "{}: its map ends at byte {} of {size}",
+                "{}: its map ends at byte {} of {}",
                 self.disk.label(),
-                self.offset
+                self.offset,
+                self.end
             );
         };
         self.offset = last.offset + last.length;
@@ -49,7 +59,7 @@ impl Iterator for Extents<'_> {
     type Item = anyhow::Result<Extent>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let more = !self.failed && self.offset < self.disk.size_bytes();
+        let more = !self.failed && self.offset < self.end;
         if self.known.len() == 0
             && more
             && let Err(error) = self.look_up()

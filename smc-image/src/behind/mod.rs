@@ -4,12 +4,16 @@
 //! Members of md arrays, ZFS pools and firmware RAIDs are recognized by what stands at the end of a disk, where a
 //! smaller image does not reach.
 
-use crate::copy::zero::Zeroer;
+pub mod gpt;
+
 use crate::mount::partition::{Source, u64_at};
 use anyhow::{Context, bail};
+use restore::target::Target;
+use restore::zero::Zeroer;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 /// Bytes looked at from the end of the image on, and before the end of the disk: further from its end than this
 /// nobody keeps a signature.
@@ -19,6 +23,18 @@ const SECTOR_BYTES: u64 = 512;
 /// Where btrfs keeps copies of its superblock.
 const BTRFS_COPIES: [u64; 2] = [64 << 20, 256 << 30];
 const BTRFS_COPY_BYTES: u64 = 4096;
+
+/// For small reads, after [`Target::set_buffered`].
+impl Source for Target {
+    fn size_bytes(&self) -> u64 {
+        self.device.size_bytes()
+    }
+
+    fn read_at(&self, offset: u64, target: &mut [u8]) -> anyhow::Result<()> {
+        let read = self.file.read_exact_at(target, offset);
+        read.with_context(|| format!("read {} at byte {offset}", self.device.path().display()))
+    }
+}
 
 /// What stands at `offset` from the beginning of a sector, and what it belongs to.
 struct Signature {

@@ -1,10 +1,10 @@
 //! Writing all of a disk, data and zeros, from several threads.
 
-use crate::copy::Pipeline;
-use crate::copy::pieces::{cut, extents};
-use crate::copy::zero::Zeroer;
+use crate::pieces::{cut, extents_in};
+use crate::pipeline::Pipeline;
+use crate::zero::Zeroer;
 use anyhow::Context;
-use blockio::AlignedBuf;
+use blockio::{AlignedBuf, Ranges};
 use cli::interrupt::Interrupt;
 use cli::progress::Progress;
 use imagefmt::{Disk, Extent};
@@ -58,9 +58,25 @@ struct Piece {
 /// Writes all of `disk` to `target`, and makes it durable.
 ///
 /// # Errors
-/// A cluster of the image that is damaged, a failed write, or an interrupt. The target is then incomplete.
+/// As for [`write_ranges`].
 pub fn write_disk(
     disk: &Disk,
+    target: Target<'_>,
+    interrupt: &Interrupt,
+    progress: &Progress,
+) -> anyhow::Result<Written> {
+    let whole = Ranges::from(0..disk.size_bytes());
+    write_ranges(disk, &whole, target, interrupt, progress)
+}
+
+/// Writes what `disk` has in ranges of whole clusters to the same place of `target`, and makes it durable. The ranges do not reach
+/// behind the disk's end.
+///
+/// # Errors
+/// A cluster of the image that is damaged, a failed write, or an interrupt. The target is then incomplete.
+pub fn write_ranges(
+    disk: &Disk,
+    ranges: &Ranges,
     target: Target<'_>,
     interrupt: &Interrupt,
     progress: &Progress,
@@ -70,7 +86,9 @@ pub fn write_disk(
     let aligned_end = size - size % target.alignment;
     let writer = Writer::new(disk, target)?;
     let reserve = |extent: &anyhow::Result<Extent>| extent.iter().for_each(|extent| writer.reserve(extent));
-    let pieces = extents(disk)
+    let pieces = ranges
+        .iter()
+        .flat_map(|range| extents_in(disk, range))
         .inspect(reserve)
         .flat_map(|extent| pieces_of(extent, aligned_end));
     let worker = || {
@@ -89,8 +107,10 @@ pub fn write_disk(
         progress.advance(bytes);
         Ok(())
     })?;
-    writer.tail(aligned_end..size)?;
-    written.data_bytes += size - aligned_end;
+    if ranges.end() > aligned_end {
+        writer.tail(aligned_end..size)?;
+        written.data_bytes += size - aligned_end;
+    }
     target.file.sync_all().context("flush the target")?;
     written.took = begun.elapsed();
     Ok(written)

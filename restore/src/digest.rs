@@ -1,7 +1,7 @@
 //! Digests of whole disks, computed on all cores from whatever gives the content.
 
-use crate::copy::Pipeline;
-use crate::copy::pieces::cut;
+use crate::pieces::cut;
+use crate::pipeline::Pipeline;
 use anyhow::Context;
 use blockio::{Device, ReadOptions, SequentialReader};
 use cli::interrupt::Interrupt;

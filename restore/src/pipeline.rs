@@ -3,11 +3,6 @@
 //! Pieces of the disk, in ascending order, go to several threads, and what these make of them comes back in order. How
 //! much is begun at a time is bounded, and of several failures the earliest piece's is the one that is reported.
 
-pub mod digest;
-pub mod pieces;
-pub mod write;
-pub mod zero;
-
 use cli::interrupt::Interrupt;
 use crossbeam_channel::{Sender, unbounded};
 use std::collections::BTreeMap;

@@ -1,14 +1,13 @@
 //! The device or file that an image is restored to, opened so that nobody else can take it.
 
 use crate::apart;
-use crate::exit::Advise;
-use crate::mount::partition::Source;
 use anyhow::{Context, anyhow, bail, ensure};
 use blockio::Device;
+use cli::exit::Advise;
 use cli::units;
 use hostdev::{Node, Root};
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// A target that was found fit to be overwritten. A block device is held O_EXCL, so that it stays so.
@@ -38,14 +37,7 @@ impl Target {
         }
         check_writable(&device)?;
         check_apart(&device, store)?;
-        let root = Root::system();
-        let user = hostdev::first_user(&root, device.node())
-            .with_context(|| format!("find out who uses {}", path.display()))?;
-        if let Some(user) = user {
-            let shown = path.display();
-            let refused = Err(anyhow!("{shown} is in use: {user}"));
-            return refused.advise(format!("free {shown} first, or name another device"));
-        }
+        check_unused(&device)?;
         let file = blockio::open_exclusive(path)?;
         let metadata = file
             .metadata()
@@ -56,6 +48,14 @@ impl Target {
             path.display()
         );
         Ok(Self { device, file })
+    }
+
+    /// Refuses a target that somebody uses now: nothing keeps a file from being used while it is open.
+    ///
+    /// # Errors
+    /// Who uses it.
+    pub fn check_unused(&self) -> anyhow::Result<()> {
+        check_unused(&self.device)
     }
 
     /// From now on reads and writes may have any offset and length: what is left to do is little.
@@ -75,6 +75,17 @@ impl Target {
                 .map(|text| text.escape_debug().to_string()),
         );
         format!("{} ({})", self.device.path().display(), parts.join(", "))
+    }
+}
+
+fn check_unused(device: &Device) -> anyhow::Result<()> {
+    let shown = device.path().display();
+    let user = hostdev::first_user(&Root::system(), device.node())
+        .with_context(|| format!("find out who uses {shown}"))?;
+    match user {
+        None => Ok(()),
+        Some(user) => Err(anyhow!("{shown} is in use: {user}"))
+            .advise(format!("free {shown} first, or name another device")),
     }
 }
 
@@ -139,16 +150,4 @@ fn check_writable(device: &Device) -> anyhow::Result<()> {
             .advise("`blockdev --setrw` makes a device writable, if nothing else keeps it read-only");
     }
     Ok(())
-}
-
-/// For small reads, after [`Target::set_buffered`].
-impl Source for Target {
-    fn size_bytes(&self) -> u64 {
-        self.device.size_bytes()
-    }
-
-    fn read_at(&self, offset: u64, target: &mut [u8]) -> anyhow::Result<()> {
-        let read = self.file.read_exact_at(target, offset);
-        read.with_context(|| format!("read {} at byte {offset}", self.device.path().display()))
-    }
 }
