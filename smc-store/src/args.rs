@@ -2,6 +2,7 @@
 
 use crate::authority::Identity;
 use crate::config::{self, Config};
+use crate::follow;
 use crate::list;
 use crate::registry::{Registry, Role};
 use crate::serve;
@@ -57,6 +58,8 @@ enum Command {
         json: bool,
     },
 
+    Follow(follow::Args),
+
     /// Take all rights from a source; its images stay
     Revoke {
         /// The source
@@ -89,13 +92,21 @@ pub fn run() -> Result<ExitCode> {
         command => {
             let config =
                 Config::load(cli.config.as_deref()).map_err(|error| WrongUse(format!("{error:#}")))?;
-            execute(command, config)?;
+            return execute(command, config);
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn execute(command: &Command, config: Config) -> Result<()> {
+fn execute(command: &Command, config: Config) -> Result<ExitCode> {
+    if let Command::Follow(args) = command {
+        return follow::run(&config, args);
+    }
+    change_or_show(command, config)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn change_or_show(command: &Command, config: Config) -> Result<()> {
     let registry = Registry::in_directory(&config.state_dir);
     match command {
         Command::Serve => {
@@ -126,7 +137,7 @@ fn execute(command: &Command, config: Config) -> Result<()> {
                 frozen.image, frozen.reason
             ))
         }
-        Command::Completions(_) | Command::Man(_) => Ok(()),
+        Command::Follow(_) | Command::Completions(_) | Command::Man(_) => Ok(()),
     }
 }
 

@@ -9,6 +9,7 @@
 mod args;
 mod authority;
 mod config;
+mod follow;
 mod list;
 mod registry;
 mod retention;
@@ -17,8 +18,13 @@ mod session;
 mod sessions;
 mod space;
 
+use cli::exit::DAMAGED;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    args::run().unwrap_or_else(|error| cli::exit::report("smc-store", &error, |_| None))
+    let code_of = |cause: &(dyn std::error::Error + 'static)| {
+        let error = cause.downcast_ref::<imagefmt::Error>()?;
+        (error.kind() == imagefmt::ErrorKind::Damaged).then_some(DAMAGED)
+    };
+    args::run().unwrap_or_else(|error| cli::exit::report("smc-store", &error, code_of))
 }

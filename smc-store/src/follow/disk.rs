@@ -1,0 +1,258 @@
+//! One device that is kept at the newest image.
+
+use super::complain;
+use anyhow::{Result, anyhow, bail};
+use blockio::Ranges;
+use cli::exit::{Advise, advised};
+use cli::interrupt::Interrupt;
+use cli::units;
+use imagefmt::{Disk, Image, ImageRef, Store};
+use jiff::Timestamp;
+use restore::held::{Held, Holding};
+use restore::onto;
+use restore::target::Target;
+use restore::write::Written;
+use serde::Serialize;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// A device, and what is known of it.
+pub struct Followed {
+    /// The disk's name, where the image may have several.
+    name: Option<String>,
+    path: PathBuf,
+    records: PathBuf,
+    /// Nothing is believed.
+    compares: bool,
+    opened: Option<Opened>,
+}
+
+struct Opened {
+    target: Target,
+    held: Held,
+    /// What it holds: while it is open, that image is not deleted.
+    last: Option<Disk>,
+}
+
+/// What one image has cost.
+#[derive(Debug, Serialize)]
+pub struct Round {
+    image: String,
+    target: String,
+    digest: String,
+    /// The disk that the device was believed to hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    believed: Option<String>,
+    /// Why all of it was read instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compared_because: Option<String>,
+    /// When all of it was read last, and had the digests of an image.
+    compared: Timestamp,
+    compared_bytes: u64,
+    data_bytes: u64,
+    zero_bytes: u64,
+    read_back_bytes: u64,
+    seconds: f64,
+    /// Since the target had the image.
+    lag_seconds: f64,
+}
+
+/// What is to be written, and how that was found.
+struct Plan {
+    differing: Ranges,
+    /// What the device was believed to hold, and when all of it was read last; or why nothing was believed.
+    believed: Result<(String, Timestamp), String>,
+}
+
+impl Followed {
+    /// A device that is opened for the first image.
+    pub fn new(name: Option<String>, path: PathBuf, records: &Path, compares: bool) -> Self {
+        Self {
+            name,
+            path,
+            records: records.to_owned(),
+            compares,
+            opened: None,
+        }
+    }
+
+    /// Whether it is for the disk of this name.
+    pub fn is_of(&self, disk: &str) -> bool {
+        self.name.as_deref().is_none_or(|name| name == disk)
+    }
+
+    /// What people should recognize it by, once it is open.
+    pub fn description(&self) -> Option<String> {
+        Some(self.opened.as_ref()?.target.description())
+    }
+
+    /// Opens the device, if that was not done yet, and looks whether it can take the image.
+    ///
+    /// # Errors
+    /// An image without such a disk; a device that is refused.
+    pub fn open(&mut self, image: &Image, store: &Path) -> Result<()> {
+        // It is the command line that is wrong, not the image.
+        let found = image
+            .disk(self.name.as_deref())
+            .map_err(|error| anyhow!(error.full_message()));
+        let disk = found.advise("name a device for each disk, as in --disk vda=/dev/vdb")?;
+        if let Some(opened) = &self.opened {
+            opened.target.check_unused()?;
+            let (has, wanted) = (opened.target.device.size_bytes(), disk.size_bytes());
+            if has < wanted {
+                return Err(anyhow!(
+                    "{} is too small now: it has {has} bytes, {} has {wanted}",
+                    self.path.display(),
+                    disk.label()
+                ))
+                .advise("follow on a larger device; this one holds the image before");
+            }
+            return Ok(());
+        }
+        let target = Target::open(&self.path, disk.size_bytes(), store)?;
+        let held = Held::open(&self.records, &target, &|text| {
+            complain(&format!("warning: {text}"))
+        })?;
+        self.opened = Some(Opened {
+            target,
+            held,
+            last: None,
+        });
+        Ok(())
+    }
+
+    /// Makes the device hold its disk of an image, verified.
+    ///
+    /// # Errors
+    /// A device that cannot be read or written, an image that cannot be read, an interrupt.
+    pub fn bring_to(&mut self, image: &Image, store: &Store, interrupt: &Interrupt) -> Result<Round> {
+        let begun = Instant::now();
+        let disk = image.disk(self.name.as_deref())?;
+        onto::check_readable(disk)?;
+        let Some(opened) = &mut self.opened else {
+            bail!("{} is not open", self.path.display());
+        };
+        let started = Timestamp::now();
+        let plan = opened.plan(disk, store, self.compares, interrupt)?;
+        let written = opened.write(disk, &plan.differing, interrupt)?;
+        let compared = plan.believed.as_ref().map_or(started, |(_, compared)| *compared);
+        if let Err(error) = opened.held.holds(disk, compared, &opened.target) {
+            complain(&format!("warning: {error:#}"));
+        }
+        opened.last = Some(disk.clone());
+        Ok(Round {
+            image: disk.label().to_owned(),
+            target: self.path.display().to_string(),
+            digest: disk.digest().to_string(),
+            compared,
+            compared_bytes: if plan.believed.is_err() {
+                disk.size_bytes()
+            } else {
+                0
+            },
+            data_bytes: written.data_bytes,
+            zero_bytes: written.zero_bytes,
+            read_back_bytes: plan.differing.bytes(),
+            seconds: begun.elapsed().as_secs_f64(),
+            lag_seconds: Timestamp::now()
+                .duration_since(image.manifest().finished)
+                .as_secs_f64()
+                .max(0.0),
+            compared_because: plan.believed.as_ref().err().cloned(),
+            believed: plan.believed.ok().map(|(disk, _)| disk),
+        })
+    }
+}
+
+impl Opened {
+    /// Finds what differs: from the image that the device is known to hold, or by reading it.
+    fn plan(&self, disk: &Disk, store: &Store, compares: bool, interrupt: &Interrupt) -> Result<Plan> {
+        let believed = match compares {
+            true => Err("--compare asks for it".to_owned()),
+            false => self.believed(disk, store),
+        };
+        Ok(match believed {
+            Ok((old, holding)) => Plan {
+                differing: onto::differing_from_disk(disk, &old)?,
+                believed: Ok((holding.disk.clone(), holding.compared)),
+            },
+            Err(reason) => Plan {
+                differing: onto::differing_from_device(disk, &self.target, Some(interrupt))?,
+                believed: Err(reason),
+            },
+        })
+    }
+
+    /// The disk that the device holds, if that is written down, nothing speaks against it and the store still has it.
+    fn believed(&self, disk: &Disk, store: &Store) -> Result<(Disk, &Holding), String> {
+        let holding = self.held.believed(&self.target)?;
+        let is_it = |old: &Disk| old.digest().to_string() == holding.digest;
+        let last = self.last.clone().filter(is_it);
+        let old = last.or_else(|| stored(store, &holding.disk).filter(is_it));
+        let old =
+            old.ok_or_else(|| format!("{}, which it held, is not in the store any more", holding.disk))?;
+        if old.geometry() != disk.geometry() {
+            return Err(format!("the disk's size has changed since {}", holding.disk));
+        }
+        Ok((old, holding))
+    }
+
+    /// Writes and reads back. That it begins is written down before.
+    fn write(&mut self, disk: &Disk, differing: &Ranges, interrupt: &Interrupt) -> Result<Written> {
+        if differing.is_empty() {
+            return Ok(Written::default());
+        }
+        if let Err(error) = self.held.begin(disk, &self.target) {
+            complain(&format!("warning: {error:#}"));
+        }
+        let begun = AtomicBool::new(false);
+        let done = onto::write(disk, &self.target, differing, &begun, interrupt).and_then(|written| {
+            onto::verify(disk, &self.target, differing, interrupt)?;
+            Ok(written)
+        });
+        done.map_err(|error| match begun.load(Ordering::Relaxed) {
+            true => advised(
+                error,
+                format!(
+                    "{} is between two images: do not use it. The next smc-store follow, or smc-image restore --onto, reads it and \
+                     completes it",
+                    self.target.device.path().display()
+                ),
+            ),
+            false => error,
+        })
+    }
+}
+
+/// A disk of an image by its label, if it can be read.
+fn stored(store: &Store, label: &str) -> Option<Disk> {
+    let image: ImageRef = label.parse().ok()?;
+    let found = store.image(&image).ok()?;
+    found.disk(image.disk.as_deref()).ok().cloned()
+}
+
+impl fmt::Display for Round {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { image, target, .. } = self;
+        let (written, took) = (self.data_bytes + self.zero_bytes, units::measured(self.seconds));
+        write!(f, "{target} holds {image}: ")?;
+        match &self.compared_because {
+            Some(_) if written == 0 => write!(f, "it was compared, and nothing differed")?,
+            Some(_) => write!(
+                f,
+                "it was compared, {} written and read back",
+                units::size(written)
+            )?,
+            None => write!(
+                f,
+                "{} written and read back; the rest was last compared {}, and nothing else has written to it since",
+                units::size(written),
+                units::local_time(self.compared)
+            )?,
+        }
+        let lag = units::measured(self.lag_seconds);
+        write!(f, " ({took}; {lag} after the image was received)")
+    }
+}
