@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use imagefmt::{ErrorKind, Store};
 use serde::{Deserialize, Deserializer};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Address and port to listen at.
     pub listen: String,
+    /// Loopback address and port, or path of a Unix socket, at which health and metrics are asked for; nowhere if absent.
+    pub metrics: Option<String>,
     /// Images that are kept of each job.
     pub max_images: usize,
     /// An image younger than this is never deleted.
@@ -47,6 +50,7 @@ impl Default for Config {
             stores: PathBuf::from("/srv/smc"),
             state_dir: PathBuf::from("/var/lib/smc-store"),
             listen: format!("[::]:{PORT}"),
+            metrics: None,
             max_images: 7,
             keep_within: Duration::from_secs(7 * 24 * 3600),
             quota: None,
@@ -88,7 +92,7 @@ impl Config {
         if !self.stores.is_absolute() || !self.state_dir.is_absolute() {
             bail!("stores and state_dir must be absolute paths");
         }
-        Ok(())
+        self.metrics.as_deref().map_or(Ok(()), check_metrics)
     }
 
     /// Directory of the store of a source.
@@ -105,6 +109,20 @@ impl Config {
             Err(error) if error.kind() == ErrorKind::NotAStore => Ok(None),
             opened => opened.map(Some),
         }
+    }
+}
+
+/// Metrics are for whoever can ask, and are not encrypted: only this machine can.
+fn check_metrics(place: &str) -> Result<()> {
+    if place.starts_with('/') {
+        return Ok(());
+    }
+    match place.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Ok(()),
+        _ => bail!(
+            "metrics must be a loopback address with a port, as in \"127.0.0.1:7311\", or the path of a socket: \
+             what is sent there is neither encrypted nor for everybody"
+        ),
     }
 }
 
@@ -143,6 +161,8 @@ mod tests {
             "quota = 'much'",
             "colour = 'blue'",
             "max_syncs = 0",
+            "metrics = '0.0.0.0:7311'",
+            "metrics = '127.0.0.1'",
         ] {
             let error = format!("{:#}", load(wrong).unwrap_err());
             assert!(error.contains("smc-store.toml is wrong"), "{error}");

@@ -1,44 +1,15 @@
 //! `smc-store ls`: what the target has of whom.
 
 use crate::config::Config;
-use crate::registry::{Frozen, Registry, Source};
+use crate::registry::Registry;
+use crate::seen::{self, JobSeen, SourceSeen};
 use anyhow::Result;
 use cli::output;
-use cli::table::{Align, Table};
+use cli::paint::Tone;
+use cli::table::{Align, Cell, Table};
 use cli::text::printable;
 use cli::units;
 use jiff::Timestamp;
-use serde::Serialize;
-use std::collections::BTreeMap;
-use std::path::Path;
-
-/// A source as it is shown.
-#[derive(Debug, Serialize)]
-struct Shown {
-    source: String,
-    /// Absent for one that has images here and no rights.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    role: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    enrolled: Option<Timestamp>,
-    store: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    frozen: Option<Frozen>,
-    jobs: Vec<Job>,
-    /// Why its images cannot be listed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct Job {
-    job: String,
-    images: usize,
-    newest: u64,
-    received: Timestamp,
-    seconds_since: i64,
-    size_bytes: u64,
-}
 
 /// Prints all sources and their jobs.
 ///
@@ -46,77 +17,14 @@ struct Job {
 /// A list of sources that cannot be read; output that cannot be written.
 pub fn list(config: &Config, registry: &Registry, json: bool) -> Result<()> {
     let now = Timestamp::now();
-    let mut enrolled = registry.sources()?;
-    let mut names: Vec<String> = enrolled.keys().cloned().collect();
-    names.extend(stores_without_source(&config.stores, &enrolled)?);
-    let shown: Vec<Shown> = names
-        .into_iter()
-        .map(|name| {
-            let source = enrolled.remove(&name);
-            show(config, name, source, now)
-        })
-        .collect();
+    let seen = seen::sources(config, registry, now)?;
     if json {
-        return output::json(&serde_json::json!({ "sources": shown }));
+        return output::json(&serde_json::json!({ "sources": seen }));
     }
-    print(&shown)
+    print(&seen, now)
 }
 
-/// Directories of sources that have no rights any more.
-fn stores_without_source(stores: &Path, enrolled: &BTreeMap<String, Source>) -> Result<Vec<String>> {
-    let entries = match std::fs::read_dir(stores) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if !enrolled.contains_key(&name) && stores.join(&name).join("store.json").exists() {
-            names.push(name);
-        }
-    }
-    names.sort();
-    Ok(names)
-}
-
-fn show(config: &Config, name: String, source: Option<Source>, now: Timestamp) -> Shown {
-    let directory = config.store_of(&name);
-    let (jobs, problem) = match jobs(config, &name, now) {
-        Ok(jobs) => (jobs, None),
-        Err(error) => (Vec::new(), Some(error.full_message())),
-    };
-    Shown {
-        source: name,
-        role: source.as_ref().map(|source| source.role.to_string()),
-        enrolled: source.as_ref().map(|source| source.enrolled),
-        store: directory.display().to_string(),
-        frozen: source.and_then(|source| source.frozen),
-        jobs,
-        problem,
-    }
-}
-
-fn jobs(config: &Config, source: &str, now: Timestamp) -> imagefmt::Result<Vec<Job>> {
-    let Some(store) = config.open_store(source)? else {
-        return Ok(Vec::new());
-    };
-    let mut found = Vec::new();
-    for (job, images) in store.jobs()? {
-        let Some(latest) = images.latest() else { continue };
-        let manifest = store.manifest(&latest)?;
-        found.push(Job {
-            job,
-            images: images.sequences().len(),
-            newest: latest.sequence(),
-            received: manifest.finished,
-            seconds_since: now.duration_since(manifest.finished).as_secs(),
-            size_bytes: manifest.disks.iter().map(|disk| disk.size_bytes).sum(),
-        });
-    }
-    Ok(found)
-}
-
-fn print(sources: &[Shown]) -> Result<()> {
+fn print(sources: &[SourceSeen], now: Timestamp) -> Result<()> {
     if sources.is_empty() {
         return output::line("no source is enrolled: `smc-store enrol SOURCE` prints the line for one");
     }
@@ -126,6 +34,7 @@ fn print(sources: &[Shown]) -> Result<()> {
         ("IMAGES", Align::Right),
         ("NEWEST", Align::Right),
         ("RECEIVED", Align::Left),
+        ("NEXT DUE", Align::Left),
         ("DISKS", Align::Right),
     ]);
     for source in sources {
@@ -134,37 +43,78 @@ fn print(sources: &[Shown]) -> Result<()> {
             None => format!("{} (no rights)", printable(&source.source)),
         };
         if source.jobs.is_empty() {
-            table.row([
-                name.clone(),
-                "-".into(),
-                "0".into(),
-                "-".into(),
-                "never".into(),
-                "-".into(),
-            ]);
+            let empty = [&name, "-", "0", "-", "never", "-", "-"];
+            table.row(empty.map(|text| Cell::from(text.to_owned())));
         }
         for job in &source.jobs {
-            let age = u64::try_from(job.seconds_since).unwrap_or(0);
-            let received = format!("{} ago", units::duration(age));
-            let cells = [
-                name.clone(),
-                printable(&job.job),
-                job.images.to_string(),
-                job.newest.to_string(),
-                received,
-                units::size(job.size_bytes),
-            ];
-            table.row(cells);
+            table.row(cells(&name, job, now));
         }
-        if let Some(frozen) = &source.frozen {
-            table.note(format!(
-                "  nothing of {} is deleted: image {} {} (`smc-store accept {}`)",
-                source.source, frozen.image, frozen.reason, source.source
-            ));
-        }
-        if let Some(problem) = &source.problem {
-            table.note(format!("  {}: {}", source.source, printable(problem)));
-        }
+        notes(source).into_iter().for_each(|note| table.note(note));
     }
     table.print()
+}
+
+fn cells(name: &str, job: &JobSeen, now: Timestamp) -> [Cell; 7] {
+    let age = u64::try_from(job.seconds_since).unwrap_or(0);
+    [
+        name.to_owned().into(),
+        printable(&job.job).into(),
+        job.images.to_string().into(),
+        job.newest.to_string().into(),
+        format!("{} ago", units::duration(age)).into(),
+        due(job, now),
+        units::size(job.size_bytes).into(),
+    ]
+}
+
+/// When the next image is to be expected. One that is late by more than an interval stands out.
+fn due(job: &JobSeen, now: Timestamp) -> Cell {
+    let Some(due) = job.next_due else {
+        return "-".to_owned().into();
+    };
+    let seconds = due.duration_since(now).as_secs();
+    if seconds >= 0 {
+        return format!("in {}", units::duration(seconds.unsigned_abs())).into();
+    }
+    let late = format!("{} late", units::duration(seconds.unsigned_abs()));
+    match -seconds > job.interval_seconds.unwrap_or(0) {
+        true => Cell::painted(Tone::Bad, late),
+        false => late.into(),
+    }
+}
+
+fn notes(source: &SourceSeen) -> Vec<String> {
+    let name = printable(&source.source);
+    let mut notes = Vec::new();
+    match source.quota_bytes {
+        Some(quota) => notes.push(format!(
+            "  {name} takes {} of its quota of {}",
+            units::size(source.used_bytes),
+            units::size(quota)
+        )),
+        None if source.used_bytes > 0 => {
+            notes.push(format!("  {name} takes {}", units::size(source.used_bytes)));
+        }
+        None => {}
+    }
+    let damaged = source.jobs.iter().filter(|job| job.good != Some(job.newest));
+    notes.extend(damaged.map(|job| {
+        let good = job
+            .good
+            .map_or_else(|| "no other one".to_owned(), |good| format!("{}/{good}", job.job));
+        format!(
+            "  image {}/{} of {name} is damaged, or may be: {good} is good as far as is known",
+            job.job, job.newest
+        )
+    }));
+    if let Some(frozen) = &source.frozen {
+        notes.push(format!(
+            "  nothing of {name} is deleted: image {} {} (`smc-store accept {name}`)",
+            frozen.image, frozen.reason
+        ));
+    }
+    if let Some(problem) = &source.problem {
+        notes.push(format!("  {name}: {}", printable(problem)));
+    }
+    notes
 }

@@ -2,6 +2,7 @@
 
 use crate::authority::{Identity, SOURCE_DAYS};
 use crate::config::Config;
+use crate::metrics::{self, Counters, Reason};
 use crate::registry::Registry;
 use crate::session::{OUTGOING_MAX, Outgoing, Session, Worker, stripped};
 use crate::sessions::{Counts, Sessions};
@@ -54,8 +55,12 @@ const SOFTWARE: &str = concat!("smc-store ", env!("CARGO_PKG_VERSION"));
 
 /// What all connections share.
 pub struct Target {
-    config: Arc<Config>,
-    registry: Registry,
+    /// Its settings.
+    pub config: Arc<Config>,
+    /// Who may do what.
+    pub registry: Registry,
+    /// What is counted.
+    pub counters: Counters,
     identity: Identity,
     sessions: Arc<Sessions>,
     connections_of: Arc<Counts>,
@@ -82,9 +87,20 @@ impl Target {
             registry: Registry::in_directory(&config.state_dir),
             identity: Identity::open(&config.state_dir)?,
             config: Arc::new(config),
+            counters: Counters::default(),
             sessions: Arc::default(),
             connections_of: Arc::default(),
         }))
+    }
+
+    /// How many syncs each source has.
+    pub fn syncs_by_source(&self) -> std::collections::BTreeMap<String, usize> {
+        self.sessions.by_source()
+    }
+
+    /// Connections of sources.
+    pub fn connection_count(&self) -> usize {
+        self.connections_of.count_all()
     }
 
     /// Ends all sessions with a checkpoint, and waits for that.
@@ -134,7 +150,13 @@ impl Target {
         (handshake, connection): (OwnedSemaphorePermit, OwnedSemaphorePermit),
     ) -> Result<()> {
         stream.set_nodelay(true)?;
-        let encrypted = timeout(HANDSHAKE, acceptor.accept(stream)).await??;
+        let encrypted = match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+            Ok(Ok(encrypted)) => encrypted,
+            failed => {
+                self.counters.refuse(Reason::Handshake);
+                return failed?.map(drop).map_err(Into::into);
+            }
+        };
         let shown = encrypted
             .get_ref()
             .1
@@ -152,7 +174,7 @@ impl Target {
             Some(source) => Some(
                 self.connections_of
                     .count(source, CONNECTIONS_OF_SOURCE)
-                    .context("it has too many connections")?,
+                    .ok_or_else(|| self.refused(Reason::Busy, "it has too many connections"))?,
             ),
             None => None,
         };
@@ -179,10 +201,14 @@ impl Target {
                 json(StatusCode::OK, &serde_json::json!({ "software": SOFTWARE }))
             }
             (&Method::POST, ["v1", "enrol"]) => self.enrol(request).await,
-            (&Method::GET | &Method::POST, ["v1", ..]) if peer.source.is_none() => problem(
-                StatusCode::UNAUTHORIZED,
-                "this machine is not enrolled here (any more)",
-            ),
+            (&Method::GET, ["healthz"]) => self.health().await,
+            (&Method::GET | &Method::POST, ["v1", ..]) if peer.source.is_none() => {
+                self.counters.refuse(Reason::Unknown);
+                problem(
+                    StatusCode::UNAUTHORIZED,
+                    "this machine is not enrolled here (any more)",
+                )
+            }
             (&Method::POST, ["v1", "renew"]) => self.renew(&peer, request).await,
             (&Method::GET, ["v1", "status"]) => {
                 self.blocking(peer, |target, source| target.status(source)).await
@@ -194,6 +220,22 @@ impl Target {
             }
             (&Method::GET, ["v1", "push"]) => self.push(peer, &mut request),
             _ => problem(StatusCode::NOT_FOUND, "there is nothing of this name here"),
+        }
+    }
+
+    fn refused(&self, reason: Reason, text: &'static str) -> anyhow::Error {
+        self.counters.refuse(reason);
+        anyhow::anyhow!(text)
+    }
+
+    /// What is wrong is not for strangers.
+    async fn health(self: Arc<Self>) -> Answer {
+        let checked =
+            tokio::task::spawn_blocking(move || metrics::check_health(&self.config, &self.registry)).await;
+        match checked {
+            Ok(Ok(())) => json(StatusCode::OK, &serde_json::json!({ "healthy": true })),
+            Ok(Err(error)) => unhealthy(&error),
+            Err(error) => unhealthy(&error.into()),
         }
     }
 
@@ -385,6 +427,7 @@ impl Target {
         getrandom::fill(&mut id).map_err(|error| failed(error.to_string()))?;
         let session = Arc::new(Session::new(Id128(id), source));
         if !self.sessions.add(&session, self.config.max_syncs, PER_SOURCE) {
+            self.counters.refuse(Reason::Busy);
             let text = format!(
                 "there are as many syncs at once as there may be: {PER_SOURCE} of a source, {} in all",
                 self.config.max_syncs
@@ -538,6 +581,14 @@ fn failed(error: &anyhow::Error) -> Answer {
     )
 }
 
+fn unhealthy(error: &anyhow::Error) -> Answer {
+    tracing::error!("the target is not healthy: {error:#}");
+    json(
+        StatusCode::SERVICE_UNAVAILABLE,
+        &serde_json::json!({ "healthy": false }),
+    )
+}
+
 /// Runs the service until it is asked to stop.
 ///
 /// # Errors
@@ -546,7 +597,7 @@ pub fn run(config: Config) -> Result<()> {
     for directory in [&config.state_dir, &config.stores] {
         std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     }
-    let listen = config.listen.clone();
+    let (listen, metrics) = (config.listen.clone(), config.metrics.clone());
     let target = Target::open(config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -559,6 +610,10 @@ pub fn run(config: Config) -> Result<()> {
             .await
             .with_context(|| format!("listen at {listen}"))?;
         tracing::info!("listening at {}", listener.local_addr()?);
+        if let Some(place) = &metrics {
+            tokio::spawn(metrics::Listener::bind(place).await?.serve(target.clone()));
+            tracing::info!("metrics are at {place}");
+        }
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         let served = tokio::select! {
             done = target.clone().serve(listener) => done,

@@ -1,7 +1,7 @@
 //! The sessions that there are.
 
 use crate::session::Session;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wire::Id128;
 
@@ -49,6 +49,15 @@ impl Sessions {
         lost.for_each(|session| session.close());
     }
 
+    /// How many syncs each source has.
+    pub fn by_source(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for session in self.all().values() {
+            *counts.entry(session.source.clone()).or_default() += 1;
+        }
+        counts
+    }
+
     /// Ends all sessions.
     pub fn close(&self) {
         self.all().values().for_each(|session| session.close());
@@ -76,6 +85,11 @@ pub struct Counted {
 impl Counts {
     fn all(&self) -> MutexGuard<'_, HashMap<String, usize>> {
         self.by_source.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connections of all sources.
+    pub fn count_all(&self) -> usize {
+        self.all().values().sum()
     }
 
     /// Counts one more of a source, unless it has as many as it may have.

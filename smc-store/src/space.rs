@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Bytes that stay free on the filesystem of the stores, for records of images and for others.
-const RESERVE_BYTES: u64 = 64 << 20;
+pub const RESERVE_BYTES: u64 = 64 << 20;
 
 /// Bytes after which is looked anew.
 const LOOK_BYTES: u64 = 256 << 20;
@@ -98,8 +98,11 @@ impl Space {
     }
 }
 
-/// Bytes on disk of all files below a directory.
-fn used_below(directory: &Path) -> io::Result<u64> {
+/// Bytes on disk of all files below a directory; none where there is no such directory.
+///
+/// # Errors
+/// What cannot be looked at.
+pub fn used_below(directory: &Path) -> io::Result<u64> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         entries => entries?,
@@ -121,7 +124,10 @@ fn used_below(directory: &Path) -> io::Result<u64> {
 }
 
 /// Bytes that are free on the filesystem of a directory, or of the nearest one above it that exists.
-fn free_at(directory: &Path) -> io::Result<u64> {
+///
+/// # Errors
+/// What the kernel says.
+pub fn free_at(directory: &Path) -> io::Result<u64> {
     let mut at = directory;
     loop {
         match nix::sys::statvfs::statvfs(at) {
