@@ -1,7 +1,7 @@
 //! Who a client is, as far as a server can know.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Who a client is, as far as a server can know: the connections of one client have equal ones.
@@ -37,14 +37,11 @@ impl Client {
         }
     }
 
-    /// The network of which one owner has all addresses: an IPv4 address, or 64 bits of an IPv6 address.
+    /// The network that it comes from, as the bounds count it.
     pub(crate) fn network(&self) -> Option<IpAddr> {
         match self {
             Self::Process(_) => None,
-            Self::Machine { address, .. } => Some(match address {
-                IpAddr::V4(_) => *address,
-                IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-            }),
+            Self::Machine { address, .. } => Some(admission::network(*address)),
         }
     }
 }

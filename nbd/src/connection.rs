@@ -4,9 +4,9 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use admission::{Evicted, Place};
 use tokio::time::timeout;
 
-use crate::admission::{Evicted, Place};
 use crate::channel::Channel;
 use crate::driver::{self, Stream};
 use crate::handshake::{self, Answer, Handshake, Question, Session, Step};
@@ -72,7 +72,7 @@ impl Newcomer {
         let mut input = Input::new(Rc::clone(&self.channel));
         let negotiated = tokio::select! {
             negotiated = timeout(self.shared.limits.handshake, self.negotiate(&mut input)) => negotiated,
-            () = self.evicted(evicted) => {
+            () = self.place.lost(evicted) => {
                 let why = "closed before it had shown who it is, because too many such clients are connected";
                 return self.place.warn(&self.client, format_args!("{why}"));
             }
@@ -92,14 +92,6 @@ impl Newcomer {
                     format_args!("closed because it did not finish its handshake within {limit:?}"),
                 );
             }
-        }
-    }
-
-    /// Resolves when the client's place was given to another one. Never once it was admitted.
-    async fn evicted(&self, evicted: Evicted) {
-        let _ = evicted.await;
-        if self.place.is_admitted() {
-            std::future::pending::<()>().await;
         }
     }
 

@@ -4,7 +4,6 @@
 //! and TCP sockets and serves whatever implements [`Catalog`] and [`Export`]. It knows nothing of
 //! images. `docs/nbd.md` lists every MUST of the protocol with the place and the test that keep it.
 
-mod admission;
 mod buffer;
 mod catalog;
 mod channel;

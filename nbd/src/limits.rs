@@ -72,6 +72,14 @@ impl Default for Limits {
 }
 
 impl Limits {
+    pub(crate) fn bounds(&self) -> admission::Bounds {
+        admission::Bounds {
+            connections: self.connections,
+            handshakes: self.handshakes,
+            handshakes_per_network: self.handshakes_per_address,
+        }
+    }
+
     /// Refuses values with which no client could be served.
     pub(crate) fn check(&self) -> Result<(), ServeError> {
         let payload = self.max_payload_bytes as usize;

@@ -11,12 +11,12 @@ use std::sync::{Arc, mpsc as std_mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use admission::Admission;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::admission::Admission;
 use crate::buffer::Spares;
 use crate::connection::{self, Guest};
 use crate::listen::{Accepted, Listener, Socket};
@@ -188,10 +188,13 @@ impl Server {
             spares,
             stage,
         });
-        let last_leaves = listeners.is_empty().then(|| handle.clone());
+        let last_leaves = listeners.is_empty().then(|| {
+            let handle = handle.clone();
+            Box::new(move || handle.shutdown()) as Box<dyn Fn() + Send + Sync>
+        });
         let mut door = Door {
             workers: Workers::start(&shared)?,
-            admission: Admission::new(&shared.limits, last_leaves),
+            admission: Admission::new(shared.limits.bounds(), last_leaves),
         };
         ready();
         door.let_in_all(connected);
@@ -257,7 +260,7 @@ impl Door {
                 Some(place) => (place, oneshot::channel().1),
                 None => return,
             },
-            _ => self.admission.wait(&accepted.client),
+            _ => self.admission.wait(accepted.client.network()),
         };
         self.workers.hand_over(Guest {
             accepted,

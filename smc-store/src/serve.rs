@@ -5,8 +5,9 @@ use crate::config::Config;
 use crate::metrics::{self, Counters, Reason};
 use crate::registry::Registry;
 use crate::session::{OUTGOING_MAX, Outgoing, Session, Worker, stripped};
-use crate::sessions::{Counts, Sessions};
+use crate::sessions::{Counted, Counts, Sessions};
 use crate::space::Space;
+use admission::{Admission, Bounds, Place};
 use anyhow::{Context, Result};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -36,10 +37,13 @@ use wire::{Id128, Message, VERSION};
 
 /// How long a client may take to show who it is, and to ask for something.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Connections of clients that have not shown who they are yet; further ones wait to be accepted.
-const HANDSHAKES_MAX: usize = 64;
-/// Connections at the same time.
-const CONNECTIONS_MAX: usize = 512;
+/// Who may be connected. Who has shown no certificate that is known waits in places of its own, and a new one takes the
+/// place of the one that has waited longest there: a source that means it is through in a moment.
+const BOUNDS: Bounds = Bounds {
+    connections: 512,
+    handshakes: 128,
+    handshakes_per_network: 32,
+};
 /// The longest body of a request.
 const BODY_MAX_BYTES: usize = 64 << 10;
 /// A connection that is silent for so long is closed: a source says something every ten seconds.
@@ -50,6 +54,8 @@ const ANSWERS_MAX: usize = 64;
 const CONNECTIONS_OF_SOURCE: usize = 64;
 /// Syncs of one source at the same time.
 const PER_SOURCE: usize = 4;
+
+const TURNED_OUT: &str = "closed before it had shown who it is, because too many such clients are connected";
 
 const SOFTWARE: &str = concat!("smc-store ", env!("CARGO_PKG_VERSION"));
 
@@ -73,6 +79,14 @@ struct Peer {
     source: Option<String>,
     /// SHA-256 of the key that it has shown.
     key: Option<[u8; 32]>,
+    held: Arc<Held>,
+}
+
+/// What a connection occupies until it ends, frames included.
+#[derive(Debug)]
+struct Held {
+    _place: Arc<Place>,
+    _of_source: Option<Counted>,
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -117,21 +131,23 @@ impl Target {
     /// When TLS cannot be used.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) -> Result<()> {
         let acceptor = TlsAcceptor::from(self.identity.tls()?);
-        let (handshakes, connections) = (
-            Arc::new(Semaphore::new(HANDSHAKES_MAX)),
-            Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-        );
+        let admission = Admission::new(BOUNDS, None);
         loop {
-            let permits = (
-                handshakes.clone().acquire_owned().await?,
-                connections.clone().acquire_owned().await?,
-            );
             match listener.accept().await {
                 Ok((stream, address)) => {
-                    let (target, acceptor) = (self.clone(), acceptor.clone());
+                    let (place, evicted) = admission.wait(Some(admission::network(address.ip())));
+                    let place = Arc::new(place);
+                    let talk = self.clone().connection(stream, acceptor.clone(), place.clone());
+                    let target = self.clone();
                     tokio::spawn(async move {
-                        if let Err(error) = target.connection(stream, acceptor, permits).await {
-                            tracing::debug!("connection of {address}: {error:#}");
+                        tokio::select! {
+                            talked = talk => if let Err(error) = talked {
+                                tracing::debug!("connection of {address}: {error:#}");
+                            },
+                            () = place.lost(evicted) => {
+                                target.counters.refuse(Reason::Busy);
+                                place.warn(&address, format_args!("{TURNED_OUT}"));
+                            }
                         }
                     });
                 }
@@ -147,7 +163,7 @@ impl Target {
         self: Arc<Self>,
         stream: TcpStream,
         acceptor: TlsAcceptor,
-        (handshake, connection): (OwnedSemaphorePermit, OwnedSemaphorePermit),
+        place: Arc<Place>,
     ) -> Result<()> {
         stream.set_nodelay(true)?;
         let encrypted = match timeout(HANDSHAKE, acceptor.accept(stream)).await {
@@ -163,24 +179,7 @@ impl Target {
             .peer_certificates()
             .and_then(|shown| shown.first());
         let key = shown.map(|certificate| tls::key_hash(certificate)).transpose()?;
-        let peer = Peer {
-            source: match &key {
-                Some(key) => self.registry.with_key(key)?.map(|(name, _)| name),
-                None => None,
-            },
-            key,
-        };
-        let _own = match &peer.source {
-            Some(source) => Some(
-                self.connections_of
-                    .count(source, CONNECTIONS_OF_SOURCE)
-                    .ok_or_else(|| self.refused(Reason::Busy, "it has too many connections"))?,
-            ),
-            None => None,
-        };
-        // Who is known does not keep others from showing who they are.
-        let _handshake = peer.source.is_none().then_some(handshake);
-        let _connection = connection;
+        let peer = self.peer(key, place)?;
         let service = service_fn(move |request| {
             let (target, peer) = (self.clone(), peer.clone());
             async move { Ok::<_, Infallible>(target.answer(peer, request).await) }
@@ -191,6 +190,34 @@ impl Target {
             .serve_connection(TokioIo::new(encrypted), service)
             .with_upgrades();
         Ok(served.await?)
+    }
+
+    /// Who has shown this key. A source gets a place of its own, as far as there is one.
+    fn peer(&self, key: Option<[u8; 32]>, place: Arc<Place>) -> Result<Peer> {
+        let source = match &key {
+            Some(key) => self.registry.with_key(key)?.map(|(name, _)| name),
+            None => None,
+        };
+        let of_source = match &source {
+            Some(source) => {
+                let busy = |what| self.refused(Reason::Busy, what);
+                let counted = self.connections_of.count(source, CONNECTIONS_OF_SOURCE);
+                let counted = counted.ok_or_else(|| busy("it has too many connections"))?;
+                if !place.admit(source) {
+                    return Err(busy("there are too many connections"));
+                }
+                Some(counted)
+            }
+            None => None,
+        };
+        Ok(Peer {
+            source,
+            key,
+            held: Arc::new(Held {
+                _place: place,
+                _of_source: of_source,
+            }),
+        })
     }
 
     async fn answer(self: Arc<Self>, peer: Peer, mut request: Request<Incoming>) -> Answer {
@@ -360,7 +387,9 @@ impl Target {
             return problem(StatusCode::UPGRADE_REQUIRED, "this is only for smc-push/1");
         };
         let upgrade = hyper::upgrade::on(request);
+        let held = peer.held;
         tokio::spawn(async move {
+            let _held = held;
             let talked = match upgrade.await {
                 Ok(upgraded) => self.talk(source, upgraded).await,
                 Err(error) => Err(io::Error::other(error)),

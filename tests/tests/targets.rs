@@ -10,6 +10,7 @@ use serde_json::Value;
 use smc_tests::target::{Line, Source, Target};
 use smc_tests::{Bench, Disk, code, stderr};
 use std::fs;
+use std::io::Read;
 use std::net::TcpStream;
 use std::process::{Child, Stdio};
 use testkit::guard::Mount;
@@ -495,13 +496,20 @@ fn what_a_source_sends_that_is_not_true_is_not_committed() -> Result<()> {
     scene.source.check("web/latest", scene.disk.path())
 }
 
+/// There are far more of them than may wait to show who they are: a new one takes the place of the one that waited longest.
 #[test]
 fn clients_that_say_nothing_keep_no_source_out() -> Result<()> {
     let scene = Scene::new("targets-silent", "")?;
-    let silent: Vec<_> = (0..40)
+    let mut silent: Vec<_> = (0..400)
         .map(|_| TcpStream::connect(scene.target.address).unwrap())
         .collect();
     scene.source.sync(&scene.disk, &[])?;
+    wait_for("the target says whom it has turned out", || {
+        scene.target.log().contains("too many such clients are connected")
+    });
+    for one in &mut silent[..300] {
+        assert_eq!(one.read(&mut [0]).unwrap_or(0), 0, "it is still connected");
+    }
     drop(silent);
     scene.source.check("web/1", scene.disk.path())
 }
