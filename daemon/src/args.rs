@@ -52,7 +52,7 @@ pub enum Command {
     ///
     /// The first sync of a job is full; every later one stores only what changed. The disks are opened
     /// read-only and may be in use; the image records how consistent it therefore is (its consistency class).
-    Sync(SyncArgs),
+    Sync(Box<SyncArgs>),
 
     /// Show which disks are tracked, what was written to them, and whether the next sync can rely on it; without the service.
     Tracker(TrackerArgs),
@@ -212,9 +212,10 @@ pub struct SyncArgs {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["max_images", "take_over", "verify", "allow_network_fs"])]
     pub target: Option<String>,
 
-    /// Limit of what is sent to the target, in bytes per second, for example 20MiB; 0 means no limit.
-    #[arg(long, value_name = "SIZE", requires = "target", value_parser = ::cli::units::parse_rate)]
-    pub send_limit: Option<u64>,
+    /// Limit of what is sent to the target, in bytes per second, for example 20MiB; 0 and `unlimited` mean no limit. It may depend
+    /// on the local time of day: "20MiB, 22:00-06:00 unlimited".
+    #[arg(long, value_name = "LIMIT", requires = "target", value_parser = parse_send_limit)]
+    pub send_limit: Option<remote::SendLimit>,
 
     /// Data connections to the target: several fill a long or lossy line that one does not.
     #[arg(long, value_name = "1..8", requires = "target", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=8))]
@@ -335,6 +336,10 @@ fn parse_freeze_budget(text: &str) -> std::result::Result<Duration, String> {
     } else {
         Err("it must be between 10ms and 10s".to_owned())
     }
+}
+
+fn parse_send_limit(text: &str) -> Result<remote::SendLimit, String> {
+    remote::SendLimit::parse(text, ::cli::units::parse_rate)
 }
 
 fn parse_cluster_size(text: &str) -> std::result::Result<ClusterSize, String> {

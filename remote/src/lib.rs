@@ -21,4 +21,4 @@ pub use http::{Status, enrol, newest, renew, status};
 pub use image::{PushNote, PushRequest, RemoteImage, begin};
 pub use invitation::{Invitation, check_address};
 pub use link::{Link, LinkOptions, LinkWait, Traffic};
-pub use rate::Rate;
+pub use rate::{Rate, SendLimit};

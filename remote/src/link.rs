@@ -29,7 +29,7 @@ pub struct LinkOptions {
     pub lanes: u32,
     /// How long the target may be away before the sync ends. It resumes later from what the target has made durable.
     pub patience: Duration,
-    /// Bytes per second that are sent at most; 0 for no limit. It may change meanwhile.
+    /// How many bytes a second are sent at most. It may change meanwhile.
     pub rate: Arc<Rate>,
 }
 

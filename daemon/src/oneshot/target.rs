@@ -35,7 +35,7 @@ pub(super) fn open(args: &SyncArgs, name: &str, control: &Arc<Control>) -> engin
         options: LinkOptions {
             lanes: args.connections,
             patience: args.target_timeout,
-            rate: Arc::new(Rate::new(args.send_limit.unwrap_or(0))),
+            rate: Arc::new(Rate::new(args.send_limit.clone().unwrap_or_default())),
         },
         wait: Arc::new(WaitForTarget {
             control: control.clone(),
