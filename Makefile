@@ -73,7 +73,8 @@ test-times: setup ## the suite, and how long each part of it took
 lint: ## formatting and clippy, where any warning is an error
 	@bash scripts/lint.sh
 
-bench: build ## measure against fio on the same device
+bench: build ## measure against fio on the same device, and against rsync and others over a network
+	@bash scripts/setup.sh bench
 	$(CARGO) run --release --locked -p smc-tests --bin bench
 
 sweep: ## cut the power of a simulated disk at every operation of many random histories (may take an hour)

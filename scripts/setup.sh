@@ -7,9 +7,10 @@
 # NBD clients of a release new enough to know extended headers, with the libraries that they need. The roots of freshly
 # installed systems, in which the programs are tested, are made once by debootstrap and kept there too.
 #
-# usage: setup.sh [dist] [older]
+# usage: setup.sh [dist] [older] [bench]
 #   dist   also the tools that build programs for servers with an older glibc (make dist)
 #   older  also the system of an older release, in which those programs are tested (make test-dist)
+#   bench  also what `make bench` compares with: rsync, and the ssh server, which is not started on this machine
 set -euo pipefail
 
 CACHE=${SMC_TEST_CACHE:-/var/cache/smc-test}
@@ -36,6 +37,8 @@ ZIGBUILD_VERSION=0.24.1
 DATABASE_PACKAGES=(postgresql)
 # What a disk that UEFI boots is made of, and the firmware that boots it.
 UEFI_PACKAGES=(ovmf systemd-boot-efi mtools)
+# What copies disks over a network beside smc.
+BENCH_PACKAGES=(rsync openssh-server openssh-client iproute2)
 # These two share a version, so that one does not conflict with the other's helper packages.
 QEMU_PACKAGES=(qemu-system-x86 qemu-utils)
 
@@ -125,6 +128,29 @@ install_packages() {
     quietly apt_get install --no-install-recommends --allow-downgrades "${wanted[@]}" ||
         die "apt-get could not install: ${wanted[*]} (its last lines are above)"
     rm -f "$NO_DATABASE"
+}
+
+# The package of the ssh server starts it, now and at each boot, unless policy-rc.d and systemd say that it is not to.
+NO_SERVICES=/usr/sbin/policy-rc.d
+install_bench_packages() {
+    local wanted=() has_policy=yes had_server
+    mapfile -t wanted < <(missing_packages "${BENCH_PACKAGES[@]}")
+    [ "${#wanted[@]}" -gt 0 ] || return 0
+    had_server=$(version_of openssh-server)
+    refresh_lists
+    say "installing ${wanted[*]}"
+    [ -e "$NO_SERVICES" ] || has_policy=no
+    if [ $has_policy = no ]; then
+        printf '#!/bin/sh\nexit 101\n' >"$NO_SERVICES"
+        chmod 755 "$NO_SERVICES"
+    fi
+    local installed=yes
+    quietly apt_get install --no-install-recommends "${wanted[@]}" || installed=no
+    [ $has_policy = yes ] || rm -f "$NO_SERVICES"
+    [ $installed = yes ] || die "apt-get could not install: ${wanted[*]} (its last lines are above)"
+    if [ -z "$had_server" ] && command -v systemctl >/dev/null; then
+        quietly systemctl disable ssh.service || say "warning: the ssh server may start at the next boot"
+    fi
 }
 
 # The package of PostgreSQL makes a database and starts a server, unless this says that it is not to.
@@ -457,7 +483,7 @@ install_dist_tools() {
 }
 
 for part in "$@"; do
-    case $part in dist | older) ;; *) die "unknown part $part: dist or older" ;; esac
+    case $part in dist | older | bench) ;; *) die "unknown part $part: dist, older or bench" ;; esac
 done
 check_machine
 install_packages
@@ -471,6 +497,7 @@ for part in "$@"; do
     case $part in
         dist) install_dist_tools ;;
         older) make_older_system ;;
+        bench) install_bench_packages ;;
     esac
 done
 say "ready (guest kernel $(cat "$CACHE/kernel/VERSION"), clients $("$CACHE/newer/run" nbdinfo --version | head -n 1) in $CACHE)"

@@ -7,6 +7,7 @@ pub mod damage;
 pub mod instant;
 pub mod lifecycle;
 pub mod service;
+pub mod network;
 pub mod target;
 pub mod truth;
 

@@ -1,6 +1,6 @@
 //! A target on this machine, sources that are enrolled there, and a line between them that is cut on demand.
 
-use crate::{Disk, program};
+use crate::{Disk, program, started_by};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::fs;
@@ -9,8 +9,10 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
+use testkit::Random;
 use testkit::guard::ScratchDir;
 use testkit::process::{Server, run, wait_for};
 
@@ -22,6 +24,8 @@ pub struct Target {
     /// Where it listens.
     pub address: SocketAddr,
     settings: String,
+    /// The words that start the service by another program.
+    by: Vec<String>,
     server: Option<Server>,
 }
 
@@ -31,24 +35,25 @@ impl Target {
     /// # Errors
     /// What keeps it from running.
     pub fn new(name: &str, settings: &str) -> Result<Target> {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Target::started_by(name, settings, any, Vec::new())
+    }
+
+    /// The same at this address, with a service that another program starts: its words come first.
+    ///
+    /// # Errors
+    /// What keeps it from running.
+    pub fn started_by(name: &str, settings: &str, address: SocketAddr, by: Vec<String>) -> Result<Target> {
         let dir = ScratchDir::new(name)?;
         fs::create_dir(dir.join("state"))?;
         let mut target = Target {
             dir,
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            address,
             settings: settings.to_owned(),
+            by,
             server: None,
         };
         target.start()?;
-        let log = target.dir.join("serve.log");
-        let mut found = None;
-        wait_for("the target listens", || {
-            let said = fs::read_to_string(&log).unwrap_or_default();
-            let address = said.lines().find_map(|line| line.split("listening at ").nth(1));
-            found = address.and_then(|address| address.trim().parse().ok());
-            found.is_some()
-        });
-        target.address = found.context("it does not say where it listens")?;
         target.write_config()?;
         Ok(target)
     }
@@ -84,13 +89,17 @@ impl Target {
     /// A program that cannot be started.
     pub fn start(&mut self) -> Result<()> {
         self.write_config()?;
-        self.server = Some(Server::start(
-            &mut self.command(&["serve"]),
-            &self.dir.join("serve.log"),
-        )?);
-        if self.address.port() != 0 {
-            wait_for("the target listens", || TcpStream::connect(self.address).is_ok());
-        }
+        let log = self.dir.join("serve.log");
+        let mut serve = started_by(&self.by, self.command(&["serve"]));
+        self.server = Some(Server::start(&mut serve, &log)?);
+        let mut found = None;
+        wait_for("the target listens", || {
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            let address = said.lines().find_map(|line| line.split("listening at ").nth(1));
+            found = address.and_then(|address| address.trim().parse().ok());
+            found.is_some()
+        });
+        self.address = found.context("it does not say where it listens")?;
         Ok(())
     }
 
@@ -138,15 +147,24 @@ impl Target {
     /// # Errors
     /// A program that fails.
     pub fn enrol(&self, source: &str, address: SocketAddr) -> Result<Source> {
+        self.enrol_by(source, address, Vec::new())
+    }
+
+    /// The same of a source whose programs another program starts: its words come first.
+    ///
+    /// # Errors
+    /// A program that fails.
+    pub fn enrol_by(&self, source: &str, address: SocketAddr, by: Vec<String>) -> Result<Source> {
         let line = run(&mut self.command(&["enrol", source, "--address", &address.to_string()]))?;
         let directory = self.dir.join(format!("source-{source}"));
         let mut add = Command::new(program("smcd"));
         add.args(["target", "add", "backup", line.trim(), "--targets-directory"])
             .arg(&directory);
-        run(&mut add)?;
+        run(&mut started_by(&by, add))?;
         Ok(Source {
             name: source.to_owned(),
             directory,
+            by,
             store: self.store(source),
         })
     }
@@ -159,6 +177,7 @@ pub struct Source {
     pub name: String,
     /// Where it keeps what it knows of targets.
     pub directory: PathBuf,
+    by: Vec<String>,
     store: PathBuf,
 }
 
@@ -180,7 +199,7 @@ impl Source {
             .arg("--disk")
             .arg(format!("vda={}", disk.display()))
             .args(more);
-        command
+        started_by(&self.by, command)
     }
 
     /// A sync that has to succeed; what it reports.
@@ -229,13 +248,59 @@ pub struct Line {
 #[derive(Debug)]
 struct Shared {
     target: SocketAddr,
-    /// Bytes from the source after which the line is cut; 0 for never.
-    cut_after: AtomicU64,
-    passed: AtomicU64,
+    plan: Mutex<Plan>,
     cuts: AtomicU64,
-    is_once: AtomicBool,
     is_down: AtomicBool,
+    /// Between two blocks from the source.
+    pause_us: AtomicU64,
     open: Mutex<Vec<TcpStream>>,
+}
+
+/// When the line is cut.
+#[derive(Debug)]
+struct Plan {
+    /// Bytes that have come from the source.
+    passed: u64,
+    /// After how many of them it is cut next.
+    next: u64,
+    again: Again,
+}
+
+#[derive(Debug)]
+enum Again {
+    Never,
+    Every(u64),
+    /// So often yet, and at most so many bytes after the cut before.
+    AtRandom(Random, u64, u64),
+}
+
+impl Plan {
+    fn new(next: u64, again: Again) -> Plan {
+        Plan {
+            passed: 0,
+            next,
+            again,
+        }
+    }
+
+    /// So many bytes have come. Returns how many of them are passed on if the line is cut now.
+    fn come(&mut self, count: u64) -> Option<u64> {
+        let before = self.passed;
+        self.passed += count;
+        if self.next > self.passed {
+            return None;
+        }
+        let passes = self.next.saturating_sub(before);
+        self.next = match &mut self.again {
+            Again::Never | Again::AtRandom(_, 0, _) => u64::MAX,
+            Again::Every(bytes) => (self.passed / *bytes + 1).saturating_mul(*bytes),
+            Again::AtRandom(random, left, most) => {
+                *left -= 1;
+                self.passed + 1 + random.below(*most)
+            }
+        };
+        Some(passes)
+    }
 }
 
 impl Line {
@@ -248,11 +313,10 @@ impl Line {
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             target,
-            cut_after: AtomicU64::new(0),
-            passed: AtomicU64::new(0),
+            plan: Mutex::new(Plan::new(u64::MAX, Again::Never)),
             cuts: AtomicU64::new(0),
-            is_once: AtomicBool::new(false),
             is_down: AtomicBool::new(false),
+            pause_us: AtomicU64::new(0),
             open: Mutex::new(Vec::new()),
         });
         let own = shared.clone();
@@ -264,16 +328,35 @@ impl Line {
         Ok(Line { address, shared })
     }
 
+    /// Never cuts the line, and counts from here on.
+    pub fn count(&self) {
+        *self.shared.plan() = Plan::new(u64::MAX, Again::Never);
+    }
+
     /// Cuts the line each time that so many bytes have come from the source.
     pub fn cut_every(&self, bytes: u64) {
-        self.shared.passed.store(0, Ordering::Relaxed);
-        self.shared.cut_after.store(bytes, Ordering::Relaxed);
+        *self.shared.plan() = Plan::new(bytes, Again::Every(bytes));
     }
 
     /// Cuts the line once, when so many bytes have come from the source from now on.
     pub fn cut_once_after(&self, bytes: u64) {
-        self.cut_every(bytes);
-        self.shared.is_once.store(true, Ordering::Relaxed);
+        *self.shared.plan() = Plan::new(bytes, Again::Never);
+    }
+
+    /// Cuts the line so often, each time after at most so many bytes from the source.
+    pub fn cut_at_random(&self, mut random: Random, times: u64, most_bytes: u64) {
+        let first = match times {
+            0 => u64::MAX,
+            _ => 1 + random.below(most_bytes),
+        };
+        let again = Again::AtRandom(random, times.saturating_sub(1), most_bytes);
+        *self.shared.plan() = Plan::new(first, again);
+    }
+
+    /// Makes the line slow: it rests after each block of 16 KiB of each connection. What the source sends then waits in many buffers.
+    pub fn set_pause(&self, pause: Duration) {
+        let micros = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+        self.shared.pause_us.store(micros, Ordering::Relaxed);
     }
 
     /// Takes the line down, or up again.
@@ -289,13 +372,17 @@ impl Line {
         self.shared.cuts.load(Ordering::Relaxed)
     }
 
-    /// Bytes that have come from the source since [`cut_every`](Self::cut_every).
+    /// Bytes that have come from the source since it was last said when to cut.
     pub fn passed(&self) -> u64 {
-        self.shared.passed.load(Ordering::Relaxed)
+        self.shared.plan().passed
     }
 }
 
 impl Shared {
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn cut(&self) {
         self.cuts.fetch_add(1, Ordering::Relaxed);
         for stream in self.open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
@@ -319,38 +406,37 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
             .extend(both.into_iter().flatten());
         let own = self.clone();
-        thread::spawn(move || own.copy(source, target, true));
-        let own = self.clone();
-        thread::spawn(move || own.copy(target_too, source_too, false));
+        thread::spawn(move || own.carry_from_source(source, target));
+        thread::spawn(move || copy(target_too, source_too, |_| None::<(u64, fn())>));
     }
 
-    fn copy(&self, mut from: TcpStream, mut to: TcpStream, counts: bool) {
-        let mut buffer = [0; 16 << 10];
-        while let Ok(count @ 1..) = from.read(&mut buffer) {
-            let before = if counts {
-                self.passed.fetch_add(count as u64, Ordering::Relaxed)
-            } else {
-                0
-            };
-            let every = self.cut_after.load(Ordering::Relaxed);
-            let left = if counts && every > 0 {
-                every - before % every
-            } else {
-                u64::MAX
-            };
-            let passes = usize::try_from(left).map_or(count, |left| left.min(count));
-            if to.write_all(&buffer[..passes]).is_err() {
-                break;
+    fn carry_from_source(&self, source: TcpStream, target: TcpStream) {
+        copy(source, target, |count| {
+            let pause = self.pause_us.load(Ordering::Relaxed);
+            if pause > 0 {
+                thread::sleep(Duration::from_micros(pause));
             }
-            // To the byte: what came behind it is lost.
-            if left <= count as u64 {
-                if self.is_once.swap(false, Ordering::Relaxed) {
-                    self.cut_after.store(0, Ordering::Relaxed);
-                }
-                self.cut();
-            }
-        }
-        let _ = from.shutdown(Shutdown::Both);
-        let _ = to.shutdown(Shutdown::Both);
+            self.plan().come(count).map(|passes| (passes, || self.cut()))
+        });
     }
+}
+
+/// Copies until one side has ended. `come` hears of each block, and may say how many bytes of it pass before the connection is cut.
+fn copy<C: FnOnce()>(mut from: TcpStream, mut to: TcpStream, mut come: impl FnMut(u64) -> Option<(u64, C)>) {
+    let mut buffer = [0; 16 << 10];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        let cut = come(count as u64);
+        let passes = cut.as_ref().map_or(count, |(passes, _)| {
+            usize::try_from(*passes).unwrap_or(count).min(count)
+        });
+        if to.write_all(&buffer[..passes]).is_err() {
+            break;
+        }
+        // To the byte: what came behind it is lost.
+        if let Some((_, cut)) = cut {
+            cut();
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
 }

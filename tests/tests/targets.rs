@@ -162,7 +162,7 @@ fn a_line_that_is_cut_again_and_again_only_takes_longer() -> Result<()> {
     source.sync(&scene.disk, &[])?;
     assert!(line.cuts() >= 10, "{}", line.cuts());
     source.check("web/1", scene.disk.path())?;
-    line.cut_every(0);
+    line.count();
     scene.disk.write_noise(40 * MIB, 1 << 20, 4)?;
     source.sync(&scene.disk, &[])?;
     source.check("web/2", scene.disk.path())
@@ -175,7 +175,7 @@ fn a_line_that_is_cut_once_at_any_byte_costs_nothing() -> Result<()> {
     let line = Line::to(scene.target.address)?;
     let source = scene.target.enrol("web02", line.address)?;
     let disk = scene.bench.disk("small.img", 4 * MIB)?;
-    line.cut_every(u64::MAX);
+    line.count();
     source.sync(&disk, &[])?;
     let whole = line.passed();
     for (round, at) in (1..whole + 100).step_by(97).enumerate() {
@@ -245,7 +245,7 @@ fn a_target_that_is_away_for_a_while_is_waited_for() -> Result<()> {
     let said = scene.bench.dir.join("said");
     let mut command = source.sync_command(scene.disk.path(), &["--send-limit", "12MiB"]);
     let mut child = spawn(command.stdout(Stdio::null()).stderr(fs::File::create(&said)?))?;
-    line.cut_every(u64::MAX);
+    line.count();
     wait_for("something is sent", || line.passed() > 4 * MIB);
     line.set_down(true);
     let told = |what: &str| fs::read_to_string(&said).unwrap().contains(what);

@@ -73,7 +73,8 @@ fn cpu_of_child(command: &mut Command) -> Result<f64> {
     Ok(used(UsageWho::RUSAGE_CHILDREN)? - before)
 }
 
-fn used(who: UsageWho) -> Result<f64> {
+/// User and system time, in seconds.
+pub fn used(who: UsageWho) -> Result<f64> {
     let usage = getrusage(who).context("ask for the CPU time")?;
     let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
     Ok(seconds(usage.user_time()) + seconds(usage.system_time()))

@@ -18,6 +18,8 @@ mod measure;
 mod servers;
 mod serving;
 mod syncs;
+mod target;
+mod target_rivals;
 mod tracked;
 mod tracker_cost;
 
@@ -87,8 +89,17 @@ struct Options {
     /// Seconds of each run of fio beside a scan.
     #[arg(long, default_value_t = 8)]
     kind_seconds: u32,
+    /// Size of the disk of which one cluster of a hundred changes before each sync to a target, in MiB.
+    #[arg(long, default_value_t = 8192)]
+    incremental_mib: u64,
+    /// Size of the disk that is sent over a long line, in MiB.
+    #[arg(long, default_value_t = 1024)]
+    long_line_mib: u64,
+    /// Rounds of each sync to a target and its rivals.
+    #[arg(long, default_value_t = 3)]
+    target_rounds: usize,
     /// Measure only these: scan, threads, cpu, two-disks, incompressible, compressible, copies, tracked, idle,
-    /// freeze, tracker-cost, kind-reads, merge-gap, nbd, delete, long-chain, aging-ext4, aging-xfs, aging-btrfs.
+    /// freeze, tracker-cost, kind-reads, merge-gap, nbd, target, delete, long-chain, aging-ext4, aging-xfs, aging-btrfs.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -139,7 +150,7 @@ const COMPARED: [(&str, Compared); 7] = [
 /// What has a table of its own.
 type Printed = fn(&Options) -> Result<()>;
 
-const PRINTED: [(&str, Printed); 12] = [
+const PRINTED: [(&str, Printed); 13] = [
     ("tracked", |options| {
         tracked::print(options.tracked_mib << 20, options.tracked_rounds)
     }),
@@ -159,6 +170,14 @@ const PRINTED: [(&str, Printed); 12] = [
             size_bytes: options.nbd_mib << 20,
             seconds: options.nbd_seconds,
             rounds: options.nbd_rounds,
+        })
+    }),
+    ("target", |options| {
+        target::print(&target::Plan {
+            full_bytes: options.full_mib << 20,
+            incremental_bytes: options.incremental_mib << 20,
+            tunnel_bytes: options.long_line_mib << 20,
+            rounds: options.target_rounds,
         })
     }),
     ("delete", |options| {
