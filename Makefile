@@ -8,7 +8,7 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build deb dist demo test test-quick test-dist test-storage vm-test test-tracked test-instant test-guests-freeze test-loaded test-times lint bench sweep crash fuzz clean
+.PHONY: help setup build deb dist demo test test-quick test-dist test-storage vm-test test-tracked test-instant test-target test-guests-freeze test-loaded test-times lint bench sweep crash fuzz clean
 .NOTPARALLEL:
 
 help: ## show this list
@@ -62,6 +62,10 @@ test-tracked: setup ## changes, tracked syncs, kills and fio: no write is lost (
 test-instant: setup ## images of running servers show one instant, under kills too (an hour and a half; ROUNDS=N images a filesystem)
 	$(CARGO) build --locked --workspace --bins
 	"$${CARGO_TARGET_DIR:-target}/debug/crash" --only-instants --instants $${ROUNDS:-200} --frozen-kills $${KILLS:-100}
+
+test-target: setup ## syncs to a target: 1,000 cut lines, cuts after every byte, kills of both sides (two hours; ROUNDS=N sessions, KILLS=N)
+	$(CARGO) build --locked --workspace --bins
+	"$${CARGO_TARGET_DIR:-target}/debug/crash" --only-target --target-cuts $${ROUNDS:-1000} --target-kills $${KILLS:-100} --every-byte $${EVERY:-1}
 
 test-guests-freeze: setup ## freezing in guests: vfat, namespaces, loop, swap, kills, root on LVM, a database (half an hour; SMC_SCENES)
 	$(CARGO) build --locked --workspace --bins

@@ -3,11 +3,12 @@
 //! Tests touch only devices that they made, each in a scratch directory of its own.
 
 pub mod crash;
+pub mod cuts;
 pub mod damage;
 pub mod instant;
 pub mod lifecycle;
-pub mod service;
 pub mod network;
+pub mod service;
 pub mod target;
 pub mod truth;
 

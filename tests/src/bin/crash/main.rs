@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use smc_tests::crash::{Crash, Kind, World, rounds};
+use smc_tests::cuts;
 use smc_tests::damage;
 use smc_tests::instant;
 use smc_tests::lifecycle::Lifecycle;
@@ -45,6 +46,18 @@ struct Options {
     /// `kill -9` of syncs that freeze, on ext4, xfs and btrfs each.
     #[arg(long, default_value_t = 30)]
     frozen_kills: u64,
+    /// Only syncs to a target: `--target-cuts`, `--target-kills` and `--every-byte`.
+    #[arg(long)]
+    only_target: bool,
+    /// Syncs to a target over a line that is cut at random.
+    #[arg(long, default_value_t = 100)]
+    target_cuts: u64,
+    /// `kill -9` of the source, and as many of the target, while a sync goes from one to the other.
+    #[arg(long, default_value_t = 20)]
+    target_kills: u64,
+    /// Cut the line of a small sync to a target after every byte, or, with N, after every Nth; 0 for never.
+    #[arg(long, value_name = "N", default_value_t = 97)]
+    every_byte: usize,
     /// Seed of the first run; each run adds one.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -100,10 +113,34 @@ fn freeze(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Syncs to a target.
+fn send(options: &Options) -> Result<()> {
+    let seed = options.seed;
+    println!("syncs to a target, seed {seed}");
+    let counts = cuts::cut(seed, options.target_cuts)?;
+    println!("lines that were cut, seed {seed}: {}", counts.in_short());
+    let counts = cuts::kill_sources(seed, options.target_kills)?;
+    println!("sources that were killed, seed {seed}: {}", counts.in_short());
+    let counts = cuts::kill_targets(seed, options.target_kills)?;
+    println!("targets that were killed, seed {seed}: {}", counts.in_short());
+    if options.every_byte > 0 {
+        let counts = cuts::cut_after_each_byte(seed, options.every_byte)?;
+        println!(
+            "lines that were cut after each {}. byte: {}",
+            options.every_byte,
+            counts.in_short()
+        );
+    }
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let options = Options::parse();
     // Devices and mounts go with their guards, after Ctrl-C too.
     testkit::process::catch_interrupts()?;
+    if options.only_target {
+        return send(&options);
+    }
     if !options.only_instants {
         track(&options)?;
     }
@@ -127,6 +164,7 @@ fn main() -> Result<()> {
             cycle.concluded()
         );
     }
+    send(&options)?;
     let mut left = options.damaged;
     for seed in options.seed.. {
         let now = left.min(100);
