@@ -87,7 +87,7 @@ sweep: ## cut the power of a simulated disk at every operation of many random hi
 crash: build ## power cuts, kill -9, and whole lifecycles of jobs under kills, on ext4, xfs and btrfs (half an hour)
 	@"$${CARGO_TARGET_DIR:-target}/release/crash"
 
-fuzz: ## fuzz the image format and the NBD server for ten minutes a target (nightly, cargo-fuzz; the suite has a short version)
+fuzz: ## fuzz the image format, the NBD server and the protocol of targets, ten minutes a target (nightly, cargo-fuzz; the suite has a short version)
 	@bash scripts/fuzz.sh
 
 clean: ## remove what was built

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs the fuzzers of the image format and the NBD server, each for some time: scripts/fuzz.sh [SECONDS [TARGET...]]
+# Runs the fuzzers of the image format, the NBD server and the protocol of targets, each for some time: scripts/fuzz.sh [SECONDS [TARGET...]]
 #
 # They need a nightly toolchain, cargo-fuzz and a C++ compiler. What is missing is named with the command that
 # installs it; nothing is installed here. The same functions run for a short, fixed time on stable in `make test`.
@@ -10,12 +10,12 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 SECONDS_EACH=${1:-600}
 shift || true
 TARGETS=("$@")
-if [ ${#TARGETS[@]} -eq 0 ]; then TARGETS=(manifest header node cluster store bytes sequence server); fi
+if [ ${#TARGETS[@]} -eq 0 ]; then TARGETS=(manifest header node cluster store bytes sequence server frames message order); fi
 
 # The crate's directory of a target.
 place() {
     local dir
-    for dir in "$ROOT"/{imagefmt,nbd}/fuzz; do
+    for dir in "$ROOT"/{imagefmt,nbd,wire}/fuzz; do
         if [ -f "$dir/fuzz_targets/$1.rs" ]; then echo "$dir"; fi
     done
 }
@@ -44,7 +44,8 @@ longest() {
         node) echo 13000 ;;
         cluster) echo 20000 ;;
         bytes) echo 3000 ;;
-        sequence | server) echo 1000 ;;
+        sequence | server | order) echo 1000 ;;
+        frames | message) echo 4000 ;;
         *) echo 400 ;;
     esac
 }

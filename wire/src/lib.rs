@@ -13,6 +13,10 @@
 pub mod digests;
 mod error;
 pub mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+#[path = "../fuzz/oracle/mod.rs"]
+pub mod fuzzing;
 mod hexed;
 pub mod message;
 mod order;

@@ -297,7 +297,7 @@ macro_rules! messages {
         }
 
         /// Names and numbers of all messages.
-        #[cfg(test)]
+        #[cfg(any(test, feature = "fuzzing"))]
         pub(crate) const KINDS: &[(&str, u8)] = &[ $( (stringify!($name), $kind), )+ ];
     };
 }
