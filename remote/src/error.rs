@@ -1,5 +1,6 @@
 //! The crate's error.
 
+use crate::checked;
 use imagefmt::ErrorKind as StoreErrorKind;
 use std::error::Error as StdError;
 use std::fmt;
@@ -86,7 +87,7 @@ impl From<&Refuse> for Error {
     fn from(refuse: &Refuse) -> Error {
         Error::new(
             ErrorKind::Refused(refuse.code),
-            format!("the target refuses: {}", refuse.text),
+            format!("the target refuses: {}", checked::text(&refuse.text)),
         )
     }
 }

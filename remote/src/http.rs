@@ -1,12 +1,13 @@
 //! Connections to a target: requests, and what they become when both sides change to frames.
 
+use crate::checked;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{Credentials, TargetFiles, TargetRecord};
 use crate::invitation::Invitation;
 use crate::stream::Reader;
 use crate::tls;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Body, Bytes};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{CONNECTION, HOST, UPGRADE};
 use hyper::upgrade::Upgraded;
@@ -60,6 +61,16 @@ pub struct Enrolled {
     pub role: String,
 }
 
+/// The most that one test of the line may send.
+pub const TEST_MAX_BYTES: u64 = 4 << 30;
+
+/// The answer to a test of the line.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Tested {
+    /// Bytes of the request's body.
+    pub received_bytes: u64,
+}
+
 /// What a target says when it does not do what a request wants.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Problem {
@@ -99,7 +110,11 @@ fn handshake_failed(address: &str, error: std::io::Error) -> Error {
     }
 }
 
-async fn open(address: &str, config: Arc<rustls::ClientConfig>) -> Result<SendRequest<Full<Bytes>>> {
+pub(crate) async fn open<B>(address: &str, config: Arc<rustls::ClientConfig>) -> Result<SendRequest<B>>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let stream = connect(address, config).await?;
     let handshake = http1::handshake(TokioIo::new(stream)).await;
     let (sender, connection) = handshake.map_err(|error| no_answer(address, error))?;
@@ -114,12 +129,12 @@ fn no_answer(address: &str, error: hyper::Error) -> Error {
     Error::unreachable(format!("the target at {address} gave no answer")).caused_by(error)
 }
 
-fn request(address: &str, method: Method, path: &str, body: Vec<u8>) -> Result<Request<Full<Bytes>>> {
+fn request<B>(address: &str, method: Method, path: &str, body: B) -> Result<Request<B>> {
     Request::builder()
         .method(method)
         .uri(path)
         .header(HOST, address)
-        .body(Full::new(Bytes::from(body)))
+        .body(body)
         .map_err(|error| Error::invalid(format!("{address} cannot be asked for {path}")).caused_by(error))
 }
 
@@ -132,22 +147,37 @@ async fn ask<T: for<'de> Deserialize<'de>>(
     body: Vec<u8>,
 ) -> Result<T> {
     let talk = async {
-        let mut sender = open(address, config).await?;
-        let answer = sender.send_request(request(address, method, path, body)?).await;
-        let answer = answer.map_err(|error| no_answer(address, error))?;
-        let status = answer.status();
-        let bytes = body_of(address, answer).await?;
-        if status.is_success() {
-            let read = serde_json::from_slice(&bytes);
-            return read.map_err(|error| {
-                Error::untrue(format!("the answer of the target at {address} cannot be read"))
-                    .caused_by(error)
-            });
-        }
-        Err(problem(status, &bytes))
+        let sender = open(address, config).await?;
+        let body = Full::new(Bytes::from(body));
+        send(sender, address.to_owned(), method, path, body).await
     };
     let late = |_| Error::unreachable(format!("{address} does not answer"));
     timeout(CONNECT_PATIENCE * 2, talk).await.map_err(late)?
+}
+
+/// Sends a request by a connection and reads the answer, as a JSON object.
+pub(crate) async fn send<B, T>(
+    mut sender: SendRequest<B>,
+    address: String,
+    method: Method,
+    path: &str,
+    body: B,
+) -> Result<T>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    T: for<'de> Deserialize<'de>,
+{
+    let answer = sender.send_request(request(&address, method, path, body)?).await;
+    let answer = answer.map_err(|error| no_answer(&address, error))?;
+    let status = answer.status();
+    let bytes = body_of(&address, answer).await?;
+    if status.is_success() {
+        let read = serde_json::from_slice(&bytes);
+        return read.map_err(|error| {
+            Error::untrue(format!("the answer of the target at {address} cannot be read")).caused_by(error)
+        });
+    }
+    Err(problem(status, &bytes))
 }
 
 async fn body_of(address: &str, answer: Response<hyper::body::Incoming>) -> Result<Bytes> {
@@ -161,7 +191,7 @@ async fn body_of(address: &str, answer: Response<hyper::body::Incoming>) -> Resu
 /// What a refused request says.
 fn problem(status: StatusCode, bytes: &[u8]) -> Error {
     let text = match serde_json::from_slice::<Problem>(bytes) {
-        Ok(problem) => problem.error,
+        Ok(problem) => checked::text(&problem.error),
         Err(_) => format!("it answers {status}"),
     };
     let kind = match status {
@@ -183,7 +213,8 @@ pub(crate) async fn upgrade(
     config: Arc<rustls::ClientConfig>,
 ) -> Result<(FrameReader, FrameWriter)> {
     let mut sender = open(address, config).await?;
-    let mut asked = request(address, Method::GET, "/v1/push", Vec::new())?;
+    let body = Full::<Bytes>::default();
+    let mut asked = request(address, Method::GET, "/v1/push", body)?;
     asked
         .headers_mut()
         .insert(CONNECTION, hyper::header::HeaderValue::from_static("upgrade"));
@@ -209,7 +240,7 @@ pub(crate) async fn upgrade(
     Ok((Reader::new(reader), writer))
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
     let made = tokio::runtime::Builder::new_current_thread().enable_all().build();
     made.map_err(|error| Error::io("cannot start a thread's runtime", error))
 }
@@ -287,6 +318,39 @@ pub fn newest(files: &TargetFiles, job: &str) -> Result<Option<imagefmt::Manifes
         &files.record.address,
         files.tls()?,
         Method::GET,
+        &path,
+        Vec::new(),
+    );
+    let newest: Option<imagefmt::Manifest> = runtime()?.block_on(talk)?;
+    newest.map(checked::manifest).transpose()
+}
+
+/// Numbers of the images of a job, ascending; none where the target does not know the job.
+///
+/// # Errors
+/// As [`enrol`].
+pub fn images(files: &TargetFiles, job: &str) -> Result<Vec<u64>> {
+    let path = format!("/v1/jobs/{job}/images");
+    let talk = ask(
+        &files.record.address,
+        files.tls()?,
+        Method::GET,
+        &path,
+        Vec::new(),
+    );
+    checked::sequences(runtime()?.block_on(talk)?)
+}
+
+/// Has the target drop what the unfinished sync of a job has stored. Says whether there was one.
+///
+/// # Errors
+/// As [`enrol`].
+pub fn discard(files: &TargetFiles, job: &str) -> Result<bool> {
+    let path = format!("/v1/jobs/{job}/discard");
+    let talk = ask(
+        &files.record.address,
+        files.tls()?,
+        Method::POST,
         &path,
         Vec::new(),
     );

@@ -1,5 +1,6 @@
 //! An image that a target writes, of clusters that this machine sends.
 
+use crate::checked;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{Remembered, TargetFiles};
 use crate::http;
@@ -9,7 +10,6 @@ use imagefmt::{
     Audited, Base, ClusterSize, ClusterUpdate, Consistency, Digest, DiskDigest, DiskId, DiskMeta, Geometry,
     InstantRecord, Manifest, Method, Owner, Uuid, WriteImage,
 };
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -105,15 +105,16 @@ pub fn begin(
     let Message::Begun(begun) = link.ask(Message::Begin(begin), &**wait)? else {
         return Err(Error::untrue("the target answers something else than was asked"));
     };
+    checked::sequence(begun.sequence)?;
     let cluster_size = ClusterSize::from_bytes(begun.cluster_bytes.into());
     let cluster_size = cluster_size.map_err(|error| Error::untrue(error.to_string()))?;
     if begun.bases.len() != disks.len() {
         return Err(Error::untrue("the target has begun an image of other disks"));
     }
     let mut image = RemoteImage {
-        parent: begun.parent.clone().map(from_value).transpose()?,
-        resumed: begun.unfinished.clone().map(from_value).transpose()?,
-        warnings: begun.warnings.clone(),
+        parent: begun.parent.clone().map(record).transpose()?,
+        resumed: begun.unfinished.clone().map(record).transpose()?,
+        warnings: texts(&begun.warnings),
         link,
         wait: wait.clone(),
         files: files.clone(),
@@ -241,10 +242,10 @@ impl RemoteImage {
         };
         let manifest = match self.ask(Message::Commit(commit)) {
             Ok(Message::Committed(committed)) => {
-                for warning in &committed.warnings {
-                    tracing::warn!("target {}: {warning}", self.files.name);
+                for warning in texts(&committed.warnings) {
+                    self.wait.warn(&format!("target {}: {warning}", self.files.name));
                 }
-                from_value(committed.image)?
+                record(committed.image)?
             }
             Ok(_) => return Err(Error::untrue("the target answers something else than was asked")),
             Err(error) if is_lost(&error) => self.committed_after_all(&digests).ok_or(error)?,
@@ -352,10 +353,25 @@ fn to_value<T: Serialize>(value: &T) -> Result<Value> {
     serde_json::to_value(value).map_err(|error| Error::invalid("a record cannot be written").caused_by(error))
 }
 
-fn from_value<T: DeserializeOwned>(value: Value) -> Result<T> {
-    serde_json::from_value(value)
+/// The record of an image.
+fn record(value: Value) -> Result<Manifest> {
+    let manifest = serde_json::from_value(value);
+    manifest
         .map_err(|error| Error::untrue("a record of the target cannot be read").caused_by(error))
+        .and_then(checked::manifest)
 }
+
+/// Sentences of the target for people: some, and not for ever.
+fn texts(texts: &[String]) -> Vec<String> {
+    texts
+        .iter()
+        .take(TEXTS_MAX)
+        .map(|text| checked::text(text))
+        .collect()
+}
+
+/// Sentences of a target that are shown.
+const TEXTS_MAX: usize = 20;
 
 /// Random bytes.
 fn random<const N: usize>() -> Result<[u8; N]> {

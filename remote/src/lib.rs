@@ -4,21 +4,26 @@
 //! - [`begin`] begins an image there, which a sync then writes as it writes one into a store of this machine.
 //! - [`tls`], [`stream`] and the messages of [`http`] are what the target's program shares with it.
 
+mod checked;
 mod error;
 mod files;
 pub mod http;
 mod image;
 mod invitation;
 mod link;
+mod meter;
 mod rate;
+mod speed;
 pub mod stream;
 pub mod tls;
 mod tree;
 
 pub use error::{Error, ErrorKind, Result};
 pub use files::{Credentials, DIRECTORY, Remembered, TargetFiles, TargetRecord};
-pub use http::{Status, enrol, newest, renew, status};
+pub use http::{Status, discard, enrol, images, newest, renew, status};
 pub use image::{PushNote, PushRequest, RemoteImage, begin};
 pub use invitation::{Invitation, check_address};
 pub use link::{Link, LinkOptions, LinkWait, Traffic};
+pub use meter::Meter;
 pub use rate::{Rate, SendLimit};
+pub use speed::{Speed, measure_speed};

@@ -7,11 +7,13 @@
 //!
 //! A connection that is lost is made again, for as long as the session's patience lasts. What was given to it and not applied is sent again.
 
+use crate::checked;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::{self, CONNECT_PATIENCE, FrameReader, FrameWriter};
+use crate::meter::Meter;
 use crate::rate::Rate;
 use crate::stream::{or_lost, send};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -31,6 +33,8 @@ pub struct LinkOptions {
     pub patience: Duration,
     /// How many bytes a second are sent at most. It may change meanwhile.
     pub rate: Arc<Rate>,
+    /// Counts what is sent.
+    pub meter: Arc<Meter>,
 }
 
 impl Default for LinkOptions {
@@ -39,6 +43,7 @@ impl Default for LinkOptions {
             lanes: 4,
             patience: Duration::from_secs(600),
             rate: Arc::new(Rate::default()),
+            meter: Arc::default(),
         }
     }
 }
@@ -68,6 +73,10 @@ pub trait LinkWait: Send + Sync {
     fn is_wanted(&self) -> bool;
     /// The target cannot be reached, or says that nothing moves, and why; `None` when that is over.
     fn held_up(&self, why: Option<&str>);
+    /// The target has done something beside what it was asked for; a sentence.
+    fn warn(&self, text: &str) {
+        tracing::warn!("{text}");
+    }
 }
 
 /// A session.
@@ -82,6 +91,7 @@ struct Shared {
     state: Mutex<State>,
     /// The state has changed: for the sync's threads.
     changed: Condvar,
+    meter: Arc<Meter>,
     /// The same for the connections' tasks.
     wake: watch::Sender<()>,
 }
@@ -97,6 +107,10 @@ struct State {
     next_want: u64,
     digests: HashMap<u64, Digests>,
     durable: u64,
+    /// Checkpoints that are not known to be durable: the number of each, and the bytes that were pushed before it.
+    checkpoints: VecDeque<(u64, u64)>,
+    /// Bytes pushed before the last checkpoint that is durable.
+    durable_bytes: u64,
     /// Since when, and why, nothing moves.
     held_up: Option<(Instant, String)>,
     is_told: bool,
@@ -137,16 +151,44 @@ impl Shared {
         self.state().ended.is_some()
     }
 
+    /// A connection is lost: what it had is sent again.
+    fn count_again(&self, state: &mut State, lane: u32) {
+        let before = state.window.again_bytes();
+        state.window.lost(lane);
+        self.meter.add_again(state.window.again_bytes() - before);
+    }
+
+    /// A data connection is lost.
+    fn lose_lane(&self, lane: u32) {
+        self.count_again(&mut self.state(), lane);
+    }
+
     /// The control connection is lost, or was not made. Returns since when there is none, and whether there was one.
     fn lose_control(&self, error: &Error) -> (Instant, bool) {
         let mut state = self.state();
-        state.window.lost(CONTROL);
+        self.count_again(&mut state, CONTROL);
         state.wants.values_mut().for_each(|(_, is_sent)| *is_sent = false);
         let was_connected = state.held_up.is_none();
         state.interruptions += u64::from(was_connected);
         let since = state.held_up.take().map_or_else(Instant::now, |(since, _)| since);
         state.held_up = Some((since, error.full_message()));
         (since, was_connected)
+    }
+}
+
+impl State {
+    /// What came up to this number is durable. Returns how many bytes more that are.
+    fn settle(&mut self, seq: u64) -> u64 {
+        let before = self.durable_bytes;
+        while let Some((_, bytes)) = self
+            .checkpoints
+            .front()
+            .filter(|(checkpoint, _)| *checkpoint <= seq)
+        {
+            self.durable_bytes = *bytes;
+            self.checkpoints.pop_front();
+        }
+        self.durable_bytes - before
     }
 }
 
@@ -165,12 +207,15 @@ impl Link {
                 next_want: 1,
                 digests: HashMap::new(),
                 durable: 0,
+                checkpoints: VecDeque::new(),
+                durable_bytes: 0,
                 held_up: Some((Instant::now(), format!("the target at {address} is being called"))),
                 is_told: false,
                 interruptions: 0,
                 ended: None,
             }),
             changed: Condvar::new(),
+            meter: options.meter.clone(),
             wake: watch::Sender::new(()),
         });
         let caller = Caller {
@@ -197,7 +242,12 @@ impl Link {
         let mut state = self
             .wait_until(wait, |state| state.window.has_room().then_some(()))?
             .1;
+        let is_checkpoint = matches!(message, Message::Checkpoint(_) | Message::Commit(_));
         let seq = state.window.push(message)?;
+        if is_checkpoint {
+            let pushed_bytes = state.window.pushed_bytes();
+            state.checkpoints.push_back((seq, pushed_bytes));
+        }
         drop(state);
         self.shared.notify();
         Ok(seq)
@@ -438,9 +488,13 @@ impl Caller {
             Message::Received(upto) => state.window.received(upto.seq)?,
             Message::Durable(upto) => {
                 state.durable = state.durable.max(upto.seq);
+                self.shared.meter.add_durable(state.settle(upto.seq));
             }
             Message::Credit(credit) => state.window.set_credit(credit.bytes.min(wire::CREDIT_MAX_BYTES)),
-            Message::Pause(pause) => state.held_up = pause.reason.map(|reason| (Instant::now(), reason)),
+            Message::Pause(pause) => {
+                let reason = pause.reason.as_deref().map(checked::text);
+                state.held_up = reason.map(|reason| (Instant::now(), reason));
+            }
             Message::Refuse(refuse) => return Err(Error::from(&refuse)),
             Message::Ping(_) | Message::Pong(_) => {}
             Message::Digests(digests) => {
@@ -459,6 +513,9 @@ impl Caller {
             | Message::Left(_)) => {
                 // Of an answer that comes again, the number is known to have been answered.
                 if seq <= state.window.last_seq() {
+                    if matches!(answer, Message::Committed(_)) {
+                        self.shared.meter.add_durable(state.settle(seq));
+                    }
                     state.answers.insert(seq, answer);
                 }
             }
@@ -476,6 +533,7 @@ impl Caller {
         loop {
             while let Some(bytes) = self.next_for_control()? {
                 or_lost(writer.write_all(&bytes).await)?;
+                self.shared.meter.add_sent(bytes.len());
             }
             or_lost(writer.flush().await)?;
             if timeout(PING_EVERY, wake.changed()).await.is_err() {
@@ -509,7 +567,7 @@ impl Caller {
                 if let Err(error) = self.lane(lane, &mut was_joined).await {
                     tracing::debug!("data connection {lane} was lost: {}", error.full_message());
                 }
-                self.shared.state().window.lost(lane);
+                self.shared.lose_lane(lane);
                 self.shared.notify();
                 pause = match was_joined {
                     true => PAUSE_MIN,
@@ -555,6 +613,7 @@ impl Caller {
             while let Some(sent) = self.next_for_lane(lane) {
                 self.options.rate.take(sent.bytes.len() as u64).await;
                 or_lost(writer.write_all(&sent.bytes).await)?;
+                self.shared.meter.add_sent(sent.bytes.len());
             }
             or_lost(writer.flush().await)?;
             if timeout(PING_EVERY, wake.changed()).await.is_err() {

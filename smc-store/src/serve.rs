@@ -17,8 +17,9 @@ use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use imagefmt::ErrorKind;
 use jiff::Timestamp;
-use remote::http::{Enrol, Enrolled, Problem, Renew, Status};
+use remote::http::{Enrol, Enrolled, Problem, Renew, Status, TEST_MAX_BYTES, Tested};
 use remote::stream::{Reader, send};
 use remote::tls;
 use serde::Serialize;
@@ -26,11 +27,11 @@ use serde::de::DeserializeOwned;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncWriteExt, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use wire::message::{Hello, Nothing, Refusal, Refuse, Welcome};
 use wire::{Id128, Message, VERSION};
@@ -52,6 +53,10 @@ const SILENCE: Duration = Duration::from_secs(60);
 const ANSWERS_MAX: usize = 64;
 /// Connections of one source at the same time: four syncs with all that they may have.
 const CONNECTIONS_OF_SOURCE: usize = 64;
+/// How long a test of the line may take.
+const TEST_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the session of a sync that is given up is waited for.
+const DISCARD_PATIENCE: Duration = Duration::from_secs(10);
 /// Syncs of one source at the same time.
 const PER_SOURCE: usize = 4;
 
@@ -240,9 +245,20 @@ impl Target {
             (&Method::GET, ["v1", "status"]) => {
                 self.blocking(peer, |target, source| target.status(source)).await
             }
+            (&Method::POST, ["v1", "test"]) => test(request).await,
             (&Method::GET, ["v1", "jobs", job, "newest"]) => {
                 let job = (*job).to_owned();
                 self.blocking(peer, move |target, source| target.newest(source, &job))
+                    .await
+            }
+            (&Method::GET, ["v1", "jobs", job, "images"]) => {
+                let job = (*job).to_owned();
+                self.blocking(peer, move |target, source| target.images(source, &job))
+                    .await
+            }
+            (&Method::POST, ["v1", "jobs", job, "discard"]) => {
+                let job = (*job).to_owned();
+                self.blocking(peer, move |target, source| target.discard(source, &job))
                     .await
             }
             (&Method::GET, ["v1", "push"]) => self.push(peer, &mut request),
@@ -375,6 +391,40 @@ impl Target {
             None => store.unfinished(job)?.as_ref().map(stripped),
         };
         Ok(found)
+    }
+
+    fn images(&self, source: &str, job: &str) -> Result<Vec<u64>> {
+        imagefmt::check_name("job", job)?;
+        let Some(store) = self.config.open_store(source)? else {
+            return Ok(Vec::new());
+        };
+        let images = store.images_of(job)?;
+        Ok(images
+            .map(|images| images.sequences().to_vec())
+            .unwrap_or_default())
+    }
+
+    /// Drops what the unfinished sync of a job has stored, also of a session that its source has lost. Says whether there was one.
+    fn discard(&self, source: &str, job: &str) -> Result<bool> {
+        imagefmt::check_name("job", job)?;
+        let Some(store) = self.config.open_store(source)? else {
+            return Ok(false);
+        };
+        let end = Instant::now() + DISCARD_PATIENCE;
+        loop {
+            match store.discard_unfinished(job) {
+                Ok(_) => {
+                    tracing::info!("source {source} has given up the unfinished sync of {job}");
+                    return Ok(true);
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Busy && Instant::now() < end => {
+                    self.sessions.end_lost(source, job);
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Changes to frames.
@@ -570,6 +620,38 @@ async fn lane(session: &Arc<Session>, mut reader: FrameReader, mut writer: Frame
         }
     }
     Ok(())
+}
+
+/// A test of the line: what comes is counted, and nothing of it is kept.
+async fn test(request: Request<Incoming>) -> Answer {
+    let (mut body, mut received_bytes) = (request.into_body(), 0);
+    let end = tokio::time::Instant::now() + TEST_PATIENCE;
+    loop {
+        match timeout_at(end, body.frame()).await {
+            Ok(Some(Ok(frame))) => {
+                received_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                if received_bytes > TEST_MAX_BYTES {
+                    return problem(
+                        StatusCode::PAYLOAD_TOO_LARGE,
+                        "a test of the line is not longer than 4 GiB",
+                    );
+                }
+            }
+            Ok(Some(Err(error))) => {
+                return problem(
+                    StatusCode::BAD_REQUEST,
+                    &format!("the test cannot be read: {error}"),
+                );
+            }
+            Ok(None) => return json(StatusCode::OK, &Tested { received_bytes }),
+            Err(_) => {
+                return problem(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "a test of the line takes at most a minute",
+                );
+            }
+        }
+    }
 }
 
 /// A request's body, as a JSON object.

@@ -36,6 +36,7 @@ pub(super) fn open(args: &SyncArgs, name: &str, control: &Arc<Control>) -> engin
             lanes: args.connections,
             patience: args.target_timeout,
             rate: Arc::new(Rate::new(args.send_limit.clone().unwrap_or_default())),
+            meter: Arc::default(),
         },
         wait: Arc::new(WaitForTarget {
             control: control.clone(),
