@@ -17,11 +17,15 @@ pub struct EstimateRequest {
     /// Directory of the store, as an absolute path. Default: the store in the daemon's configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
+    /// The name of the target that the images would go to, in place of a store. The way to it is tried by sending it noise, which
+    /// it does not keep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
     /// zstd compression level to try, 0 to 19; 0 means no compression. Default: 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0, maximum = 19)]
     pub compress_level: Option<i32>,
-    /// How many seconds to read from each disk, and to write to the store: 1 to 30. Default: 2.
+    /// How many seconds to read from each disk, and to write to the store or to send to the target: 1 to 30. Default: 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 30)]
     pub seconds: Option<u32>,
@@ -32,8 +36,12 @@ pub struct EstimateRequest {
 pub struct Estimate {
     /// What was measured of each disk.
     pub disks: Vec<DiskEstimate>,
-    /// What was measured of the store.
-    pub store: StoreEstimate,
+    /// What was measured of the store. Absent with a target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreEstimate>,
+    /// What was measured of the target. Absent with a store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<TargetEstimate>,
     /// The size of all disks together, in bytes.
     pub total_bytes: u64,
     /// The bytes that the full sync is expected to store.
@@ -46,7 +54,7 @@ pub struct Estimate {
     /// The bytes written to the disks in an hour, on average since boot: an upper bound of what changes. Absent if
     /// the kernel does not count them, as for a regular file.
     pub written_per_hour_bytes: Option<u64>,
-    /// Whether the store has enough free space for the full sync.
+    /// Whether the store or target has enough free space for the full sync.
     pub fits: bool,
     /// What the figures are based on, and what they do not include; one sentence each.
     pub notes: Vec<String>,
@@ -69,6 +77,17 @@ pub struct DiskEstimate {
     pub zero_share: f64,
     /// The compression ratio of the rest: stored bytes for each byte of data, 0 to 1.
     pub compressed_share: f64,
+}
+
+/// What was measured of the target.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TargetEstimate {
+    /// The name of the target.
+    pub name: String,
+    /// The measured rate of sending to it, in bytes per second.
+    pub send_rate_bytes: u64,
+    /// The bytes that are free for this machine there: on its disk, or what its quota leaves.
+    pub free_bytes: u64,
 }
 
 /// What was measured of the store.

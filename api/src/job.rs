@@ -77,6 +77,11 @@ pub struct CreateJob {
     /// daemon's configuration. Example: `/mnt/images/store`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
+    /// The name of the target that the images go to, in place of a store: another machine, where smc-store runs and which this one
+    /// has been enrolled at. It decides itself how many images it keeps. Forbidden with `store`,
+    /// `max_images`, `checks`, `take_over` and `allow_network_fs`. Example: `backup`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
     /// The disks of the job: at most 64. Leave it empty if `all_disks` is true. A disk can belong to only one unfinished
     /// job.
     #[serde(default)]
@@ -92,7 +97,7 @@ pub struct CreateJob {
     #[schema(minimum = 1, maximum = 604_800)]
     pub interval_seconds: Option<u64>,
     /// The number of images to keep: 1 to 10. After each sync, the oldest images beyond it that are not in use are
-    /// deleted. Required if `automatic_incremental` is true, forbidden otherwise.
+    /// deleted. Required if `automatic_incremental` is true and there is no `target`, forbidden otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 10)]
     pub max_images: Option<u32>,
@@ -351,8 +356,12 @@ pub struct JobView {
     /// How long the last sync would take if services were stopped now. Absent until earlier syncs
     /// have provided the figures, and for jobs that will not sync again.
     pub forecast: Option<Forecast>,
-    /// The directory of the store.
-    pub store: String,
+    /// The directory of the store. Absent if the images go to a target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
+    /// The name of the target that the images go to. Absent if they go into a store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
     /// The disks of the job.
     pub disks: Vec<DiskView>,
     /// Whether incremental syncs follow the full one. If false, the job is a single full sync.
@@ -360,7 +369,7 @@ pub struct JobView {
     /// The current time from the end of one sync to the start of the next, in seconds. Absent if the job has no
     /// schedule.
     pub interval_seconds: Option<u64>,
-    /// The current number of images to keep. Absent if the job has no schedule.
+    /// The current number of images to keep. Absent if the job has no schedule, or a target, which decides itself.
     pub max_images: Option<u32>,
     /// Values that were changed and take effect when the next sync has ended.
     pub pending: PendingView,
@@ -419,7 +428,8 @@ pub struct JobView {
     /// When the job expires if it is still unfinished then. Absent once the job cannot expire any more.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires: Option<Timestamp>,
-    /// The job's images, oldest first, for example `web01/7`. The list is updated after each sync and once a minute.
+    /// The job's images, oldest first, for example `web01/7`. The list is updated after each sync and, of a
+    /// job with a store, once a minute.
     pub images: Vec<String>,
     /// The newest run. Absent before the first one.
     pub last_run: Option<RunView>,

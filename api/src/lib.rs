@@ -3,7 +3,7 @@
 //! - [`Status`], [`Action`] and [`rules`]: the states of a job, and the actions that each state allows.
 //! - [`limits`]: the range of every parameter.
 //! - [`CreateJob`], [`ModifyJob`], [`CompleteJob`]: requests. [`JobView`], [`RunView`]: the state of a job and its runs.
-//! - [`Estimate`], [`Precheck`], [`DiskList`], [`ServiceStatus`], [`ExportView`], [`TrackerView`]: other answers.
+//! - [`Estimate`], [`Precheck`], [`DiskList`], [`ServiceStatus`], [`ExportView`], [`TrackerView`], [`TargetList`]: other answers.
 //! - [`ErrorBody`]: the body of every answer that reports an error.
 //!
 //! Field names end in their unit. Times are RFC 3339 in UTC. The comments on fields are the descriptions in the OpenAPI
@@ -21,12 +21,13 @@ mod priority;
 pub mod rules;
 mod run;
 mod service;
+mod target;
 mod tracker;
 
 pub use checks::{CheckView, ChecksRequest, ChecksView};
 pub use consistency::LeastConsistency;
 pub use error::{ErrorBody, ErrorKind};
-pub use estimate::{DiskEstimate, Estimate, EstimateRequest, StoreEstimate};
+pub use estimate::{DiskEstimate, Estimate, EstimateRequest, StoreEstimate, TargetEstimate};
 pub use instant::{RunFrozen, RunInstant, RunPass};
 pub use job::{
     CompleteJob, CreateJob, DiskRequest, DiskTracking, DiskView, Event, HooksView, JobView, ModifyJob,
@@ -35,8 +36,11 @@ pub use job::{
 pub use precheck::{Check, Level, Precheck};
 pub use priority::IoPriority;
 pub use rules::{Action, Status};
-pub use run::{Forecast, Phase, Progress, RunDisk, RunOutcome, RunType, RunView};
+pub use run::{
+    Forecast, Phase, Progress, RunDisk, RunOutcome, RunTransfer, RunType, RunView, TargetWait, Transfer,
+};
 pub use service::{DiskList, ExportView, ListedDisk, ServiceStatus};
+pub use target::{AddTarget, TargetList, TargetStatus, TargetView};
 pub use tracker::{TrackedDisk, TrackerView};
 
 /// The socket of `smcd`, unless its configuration names another one.

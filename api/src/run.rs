@@ -79,6 +79,38 @@ pub struct Progress {
     /// sync does not wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_up: Option<String>,
+    /// The sync waits for its target: since when, and why. Absent if it does not, and with a store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_for_target: Option<TargetWait>,
+    /// What the sync has sent to its target. Absent with a store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Transfer>,
+}
+
+/// What a running sync has sent to its target: that is limited by the line, beside comparing, which is limited by the disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Transfer {
+    /// The bytes sent so far, those included that were sent again after a connection was lost.
+    pub sent_bytes: u64,
+    /// The rate of sending over the last few seconds, in bytes per second.
+    pub send_rate_bytes: u64,
+    /// The bytes sent that survive a power cut of the target. If the target is lost now, only what came after them is sent again.
+    pub durable_bytes: u64,
+}
+
+/// How a sync waits for its target. It does so for as long as the job lives, and needs no help: it continues when the target
+/// answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TargetWait {
+    /// Since when the target cannot be reached, or takes nothing.
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+    /// Why that is so, in words.
+    pub reason: String,
+    /// When the target is tried again. Absent while it is being tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub next_try: Option<Timestamp>,
 }
 
 /// What started a sync: `manual` (a person) or `schedule` (the job's interval or `start_at`).
@@ -190,12 +222,26 @@ pub struct RunView {
     pub compare_rate_bytes: u64,
     /// The disks of the image, with the figures of each.
     pub disks: Vec<RunDisk>,
+    /// What the run has sent to its target. Absent with a store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<RunTransfer>,
     /// The images deleted after this run because of `max_images`, for example `web01/3`.
     pub deleted: Vec<String>,
     /// Why the run failed or was deferred. Absent if it was neither.
     pub error: Option<String>,
     /// Other things to know about this run, one sentence each.
     pub warnings: Vec<String>,
+}
+
+/// What a run has sent to its target.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RunTransfer {
+    /// The bytes sent, those included that were sent again after a connection was lost.
+    pub sent_bytes: u64,
+    /// The bytes given to connections that were lost: the most that was sent twice.
+    pub sent_again_bytes: u64,
+    /// How long the run has waited for the target, in seconds.
+    pub waited_seconds: f64,
 }
 
 /// One disk of a run's image.

@@ -17,5 +17,6 @@ pub mod pages;
 pub mod paint;
 pub mod progress;
 pub mod table;
+pub mod targets;
 pub mod text;
 pub mod units;

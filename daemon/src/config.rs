@@ -92,6 +92,11 @@ impl Config {
         }
     }
 
+    /// Where the files of the targets are that this machine knows.
+    pub fn targets(&self) -> PathBuf {
+        self.state_dir.join("targets")
+    }
+
     fn parse(text: &str, path: Option<&Path>) -> Result<Self> {
         let place = path.map_or_else(|| "configuration".to_owned(), |path| path.display().to_string());
         let raw: Raw = toml::from_str(text).map_err(|error| {

@@ -17,6 +17,7 @@ mod shortfall;
 mod signals;
 mod state;
 mod stores;
+mod targets;
 mod thawing;
 mod units;
 

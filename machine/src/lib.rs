@@ -22,4 +22,4 @@ mod text;
 
 pub use hostdev::{Error, ErrorKind, Result, Root};
 pub use inventory::{disk_names, disks};
-pub use precheck::{PrecheckInput, inspect, precheck};
+pub use precheck::{PrecheckInput, TargetRoom, inspect, precheck};

@@ -2,6 +2,7 @@
 
 use crate::client::Client;
 use crate::commands::job::{self, JobCommand};
+use crate::commands::target::{self, TargetCommand};
 use crate::commands::{disks, estimate, exports, precheck, status, tracker};
 use crate::context::Context;
 use clap::{ColorChoice, CommandFactory, Parser, Subcommand};
@@ -46,6 +47,8 @@ enum Command {
     Estimate(estimate::Args),
     Exports(exports::Args),
     Tracker(tracker::Args),
+    #[command(subcommand)]
+    Target(TargetCommand),
     /// Create, run and watch jobs
     #[command(subcommand)]
     Job(Box<JobCommand>),
@@ -75,6 +78,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Estimate(args) => estimate::run(context, args),
         Command::Exports(args) => exports::run(context, args),
         Command::Tracker(args) => tracker::run(context, args),
+        Command::Target(command) => target::run(context, command),
         Command::Job(command) => job::run(context, command),
         Command::Completions(args) => pages::completions(Cli::command(), args).map(|()| ExitCode::SUCCESS),
         Command::Man(args) => pages::man(Cli::command(), args).map(|()| ExitCode::SUCCESS),

@@ -5,7 +5,7 @@
 mod fake;
 
 use api::{CreateJob, DiskList, JobView, ListedDisk, Status};
-use fake::views::{GIB, MIB, running, time, waiting};
+use fake::views::{GIB, MIB, running, target, time, waiting};
 use fake::{FakeSmcd, SMCCTL, words};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -140,6 +140,61 @@ fn every_parameter_of_a_job_has_an_option() {
     assert_eq!(smcd.asked()[0].json(), expected);
     let read: CreateJob = serde_json::from_value(expected).unwrap();
     assert!(read.client_token.is_some());
+}
+
+#[test]
+fn a_job_has_a_store_or_a_target() {
+    let smcd = FakeSmcd::new();
+    smcd.on("POST /v1/jobs", 201, &waiting("web01"));
+    // How many images are kept is the target's affair.
+    smcd.say("job create web01 --disk /dev/vda --target backup --interval 6h")
+        .ok();
+    let asked = smcd.asked()[0].json();
+    assert_eq!(
+        (&asked["target"], &asked["store"], &asked["max_images"]),
+        (&json!("backup"), &json!(null), &json!(null))
+    );
+    assert_eq!(asked["automatic_incremental"], true);
+    let both = smcd.say("job create web01 --disk /dev/vda --store /s --target backup --once");
+    assert!(both.fails(2).contains("cannot be used with"), "both");
+    let none = smcd.say("job create web01 --disk /dev/vda --target backup");
+    assert!(
+        none.fails(2)
+            .contains("say --interval TIME for a sync again and again"),
+        "none"
+    );
+    smcd.on("GET /v1/disks?target=backup", 200, &disks());
+    smcd.say("disks --target backup").ok();
+}
+
+#[test]
+fn targets_are_added_renewed_and_forgotten() {
+    let smcd = FakeSmcd::new();
+    smcd.on("POST /v1/targets", 201, &target("backup"));
+    let said = smcd.say("target add backup smc-store:x:7310:src:00:11").ok();
+    assert_eq!(
+        said,
+        "this machine is source src of target backup at x:7310: smcctl job create NAME --target backup ...\n"
+    );
+    let expected = json!({ "name": "backup", "line": "smc-store:x:7310:src:00:11" });
+    assert_eq!(smcd.asked()[0].json(), expected);
+    smcd.on("POST /v1/targets/backup/renew", 200, &target("backup"));
+    let said = smcd.say("target renew backup").ok();
+    assert_eq!(
+        said,
+        "the certificate for target backup is valid until 2027-02-20\n"
+    );
+    smcd.on("DELETE /v1/targets/backup", 204, &json!(null));
+    let said = smcd.say("target rm backup").ok();
+    assert!(said.starts_with("target backup is forgotten here"), "{said}");
+    let refusal = json!({ "error": "conflict", "message": "job web01 sends its images to target backup" });
+    smcd.on("DELETE /v1/targets/other", 409, &refusal);
+    assert!(
+        smcd.say("target rm other")
+            .fails(1)
+            .contains("job web01 sends its images"),
+        "rm"
+    );
 }
 
 #[test]

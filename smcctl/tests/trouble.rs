@@ -4,8 +4,8 @@
 
 mod fake;
 
-use api::{Check, ErrorBody, ErrorKind, Level, Precheck};
-use fake::views::{in_error, running, waiting, with_everything};
+use api::{Check, ErrorBody, ErrorKind, Level, Precheck, TargetView};
+use fake::views::{in_error, running, sending, target, waiting, with_everything};
 use fake::{FakeSmcd, SMCCTL, words};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -173,6 +173,8 @@ fn hostile(view: &Value, name: &str) -> Value {
         "created",
         "start_at",
         "expires",
+        "valid_until",
+        "next_try",
     ];
     match view {
         Value::String(_) if fixed.contains(&name) => view.clone(),
@@ -251,6 +253,21 @@ fn hostile_answers() -> Vec<(&'static str, &'static str, Value)> {
             bad(&[with_everything("a"), in_error("b")]),
         ),
         ("job show a", "GET /v1/jobs/a", bad(&with_everything("a"))),
+        (
+            "target ls",
+            "GET /v1/targets",
+            bad(
+                &json!({ "targets": [target("a"), TargetView { problem: Some("p".to_owned()), ..target("b") }] }),
+            ),
+        ),
+        ("target add a line", "POST /v1/targets", bad(&target("a"))),
+        ("target renew a", "POST /v1/targets/a/renew", bad(&target("a"))),
+        ("job show t", "GET /v1/jobs/t", bad(&sending("t"))),
+        (
+            "job history t",
+            "GET /v1/jobs/t/runs",
+            bad(&[sending("t").last_run]),
+        ),
         ("job show b", "GET /v1/jobs/b", bad(&in_error("b"))),
         ("job start a", "POST /v1/jobs/a/start", bad(&running("a"))),
         ("job sync b --wait", "POST /v1/jobs/b/sync", bad(&in_error("b"))),

@@ -5,10 +5,11 @@
 mod fake;
 
 use api::{
-    Check, DiskEstimate, Estimate, ExportView, JobView, Level, Precheck, ServiceStatus, Status, StoreEstimate,
+    Check, DiskEstimate, Estimate, ExportView, JobView, Level, Precheck, ServiceStatus, Status,
+    StoreEstimate, TargetEstimate, TargetList, TargetView,
 };
 use fake::FakeSmcd;
-use fake::views::{GIB, MIB, in_error, succeeded, waiting, with_everything};
+use fake::views::{GIB, MIB, in_error, sending, succeeded, target, waiting, with_everything};
 use serde_json::json;
 
 #[test]
@@ -56,6 +57,29 @@ web01: Running, Comparing 50%
                deleted afterwards: web01/4
 ";
     assert_eq!(smcd.say("job show web01").ok(), expected);
+}
+
+#[test]
+fn a_job_that_waits_for_its_target_says_since_when_and_why() {
+    let smcd = FakeSmcd::new();
+    smcd.on("GET /v1/jobs/web01", 200, &sending("web01"));
+    smcd.on("GET /v1/jobs", 200, &[sending("web01")]);
+    let wait = "waits for its target since 2026-11-24 10:00:10, next try at 2026-11-24 10:01:10: the target at \
+                backup:7310 cannot be reached";
+    let said = smcd.say("job show web01").ok();
+    for line in [
+        "web01: Running, waiting for target\n",
+        &format!("  waiting      {wait}\n"),
+        "               sent 2 GiB at 30 MiB/s, of which 1 GiB survive a power cut of the target\n",
+        "  target       backup\n",
+        "  keeps        what the target decides\n",
+        "               sent 901 MiB, up to 2 MiB of it twice, as connections were lost, waited 1 min 1 s for the target\n",
+    ] {
+        assert!(said.contains(line), "{line}{said}");
+    }
+    assert!(!said.contains("  store "), "{said}");
+    let said = smcd.say("job ls").ok();
+    assert!(said.contains(&format!("  web01 {wait}\n")), "{said}");
 }
 
 #[test]
@@ -216,11 +240,12 @@ fn an_estimate_says_what_it_would_take() {
             zero_share: 0.25,
             compressed_share: 0.5,
         }],
-        store: StoreEstimate {
+        target: None,
+        store: Some(StoreEstimate {
             path: "/s".to_owned(),
             write_rate_bytes: 500 * MIB,
             free_bytes: 10 * GIB,
-        },
+        }),
         total_bytes: 40 * GIB,
         stored_bytes: 15 * GIB,
         full_seconds: 31.0,
@@ -242,6 +267,59 @@ vda   /dev/vda  40 GiB  2 GiB/s    4 GiB    25%            50%
                no hooks
 ";
     assert_eq!(smcd.say("estimate --all").ok(), expected);
+    let to_target = Estimate {
+        store: None,
+        target: Some(TargetEstimate {
+            name: "backup".to_owned(),
+            send_rate_bytes: 30 * MIB,
+            free_bytes: 10 * GIB,
+        }),
+        ..estimate
+    };
+    let smcd = FakeSmcd::new();
+    smcd.on("POST /v1/estimate", 200, &to_target);
+    let said = smcd.say("estimate --all --target backup").ok();
+    assert_eq!(smcd.asked()[0].json()["target"], "backup");
+    for line in [
+        "  target       backup: 10 GiB free, takes 30 MiB/s\n",
+        "  full         about 31 s for 40 GiB, which take about 15 GiB there\n",
+        "  room         not enough for the full sync: free some there, or raise this machine's quota\n",
+    ] {
+        assert!(said.contains(line), "{line}{said}");
+    }
+}
+
+#[test]
+fn targets_are_listed_with_what_they_say() {
+    let there = target("backup");
+    let silent = TargetView {
+        status: None,
+        problem: Some("the target at x:7310 cannot be reached".to_owned()),
+        used_by: Some(Vec::new()),
+        ..target("other")
+    };
+    let smcd = FakeSmcd::new();
+    let list = TargetList {
+        targets: vec![there, silent],
+    };
+    smcd.on("GET /v1/targets", 200, &list);
+    let expected = "\
+TARGET  ADDRESS  SOURCE  CERTIFICATE UNTIL  FREE THERE  JOBS THERE   USED BY
+backup  x:7310   src     2027-02-20             10 GiB  db/3 web01/7  web01
+  the clock of backup differs by -3600 s: how long images are kept there goes by that clock
+other   x:7310   src     2027-02-20                  -  -            -
+  other: the target at x:7310 cannot be reached
+";
+    let said = smcd.say("target ls").ok();
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(&said), words(expected), "{said}");
+    let smcd = FakeSmcd::new();
+    smcd.on("GET /v1/targets", 200, &TargetList { targets: Vec::new() });
+    let said = smcd.say("target ls").ok();
+    assert_eq!(
+        said,
+        "this machine knows no target: `smc-store enrol` there prints the line for `smcctl target add`\n"
+    );
 }
 
 #[test]

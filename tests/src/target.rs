@@ -155,16 +155,31 @@ impl Target {
     /// # Errors
     /// A program that fails.
     pub fn enrol_by(&self, source: &str, address: SocketAddr, by: Vec<String>) -> Result<Source> {
-        let line = run(&mut self.command(&["enrol", source, "--address", &address.to_string()]))?;
         let directory = self.dir.join(format!("source-{source}"));
+        let source = self.enrol_in(source, address, &directory, &by)?;
+        Ok(Source { by, ..source })
+    }
+
+    /// The same, with another directory for what the source keeps of it: that of a service, for one.
+    ///
+    /// # Errors
+    /// A program that fails.
+    pub fn enrol_in(
+        &self,
+        source: &str,
+        address: SocketAddr,
+        directory: &Path,
+        by: &[String],
+    ) -> Result<Source> {
+        let line = run(&mut self.command(&["enrol", source, "--address", &address.to_string()]))?;
         let mut add = Command::new(program("smcd"));
         add.args(["target", "add", "backup", line.trim(), "--targets-directory"])
-            .arg(&directory);
-        run(&mut started_by(&by, add))?;
+            .arg(directory);
+        run(&mut started_by(by, add))?;
         Ok(Source {
             name: source.to_owned(),
-            directory,
-            by,
+            directory: directory.to_owned(),
+            by: Vec::new(),
             store: self.store(source),
         })
     }

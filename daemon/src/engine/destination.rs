@@ -7,9 +7,47 @@ use super::identity;
 use super::request::Request;
 use imagefmt::{ErrorKind as StoreErrorKind, Image, ImageRef, Manifest, Store, WriteImage};
 use remote::{LinkOptions, LinkWait, PushRequest, TargetFiles};
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Where the images of a sync go.
+/// Where the images of a job go, as people name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// The store in this directory.
+    Store(PathBuf),
+    /// The target that this machine knows by this name.
+    Target(String),
+}
+
+impl Place {
+    /// The directory of the store, if it is one.
+    pub fn store(&self) -> Option<&Path> {
+        match self {
+            Place::Store(path) => Some(path),
+            Place::Target(_) => None,
+        }
+    }
+
+    /// The name of the target, if it is one.
+    pub fn target(&self) -> Option<&str> {
+        match self {
+            Place::Store(_) => None,
+            Place::Target(name) => Some(name),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Store(path) => write!(f, "store {}", path.display()),
+            Place::Target(name) => write!(f, "target {name}"),
+        }
+    }
+}
+
+/// Where the images of a sync go: a [`Place`] that was opened.
 #[derive(Clone, Copy)]
 pub enum Destination<'a> {
     /// Into this store.

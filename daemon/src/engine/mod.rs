@@ -25,7 +25,7 @@ mod unfrozen;
 
 pub use compare::Compared;
 pub use control::Control;
-pub use destination::{Destination, Target, WaitForTarget};
+pub use destination::{Destination, Place, Target, WaitForTarget};
 pub use disks::{Given, SourceDisk, open_all};
 pub use error::{Error, ErrorKind, Result};
 pub use identity::{Known, KnownFrom, check_known, known_disks, named_by, newest};

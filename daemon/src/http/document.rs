@@ -21,6 +21,10 @@ use utoipa::OpenApi;
         super::machine::exports,
         super::machine::tracker,
         super::machine::remove_tracker,
+        super::targets::list,
+        super::targets::add,
+        super::targets::renew,
+        super::targets::remove,
         super::jobs::list,
         super::jobs::create,
         super::jobs::show,
@@ -58,7 +62,7 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(&openapi_json()).unwrap();
         let paths = document["paths"].as_object().unwrap();
         let count: usize = paths.values().map(|path| path.as_object().unwrap().len()).sum();
-        assert_eq!(count, 20, "{:?}", paths.keys());
+        assert_eq!(count, 24, "{:?}", paths.keys());
         for name in [
             "JobView",
             "CreateJob",

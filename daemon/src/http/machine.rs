@@ -3,12 +3,12 @@
 use super::Service;
 use super::answer::{Answer, Body, Query, answer};
 use crate::job::{Refusal, Refused};
+use crate::service::create::place_of;
 use crate::service::{disks, estimate, precheck, tracking, view};
 use api::{DiskList, ErrorBody, Estimate, EstimateRequest, ExportView, Precheck, ServiceStatus, TrackerView};
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use serde::Deserialize;
-use std::path::PathBuf;
 
 /// Returns the state of the daemon.
 #[utoipa::path(get, path = "/v1/status", tag = "machine", responses((status = 200, body = ServiceStatus)))]
@@ -17,20 +17,23 @@ pub async fn status(State(service): State<Service>) -> Answer<ServiceStatus> {
     Ok(Json(view::status(&service)))
 }
 
-/// The store that a request is about.
+/// The store or target that a request is about.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct StoreQuery {
-    store: Option<PathBuf>,
+pub struct PlaceQuery {
+    store: Option<String>,
+    target: Option<String>,
 }
 
 /// Lists the machine's disks, and says which of them a job with `all_disks` would include and why not the others.
 #[utoipa::path(get, path = "/v1/disks", tag = "machine",
-    params(("store" = Option<String>, Query, description = "The directory of the store, as an absolute path. Default: the store in the daemon's configuration.")),
+    params(("store" = Option<String>, Query, description = "The directory of the store, as an absolute path. Default: the store in the daemon's configuration."),
+    ("target" = Option<String>, Query, description = "The name of the target that the images go to, in place of a store.")),
     responses((status = 200, body = DiskList), (status = 400, body = ErrorBody), (status = 500, body = ErrorBody)))]
-pub async fn disks(State(service): State<Service>, Query(query): Query<StoreQuery>) -> Answer<DiskList> {
+pub async fn disks(State(service): State<Service>, Query(query): Query<PlaceQuery>) -> Answer<DiskList> {
     answer(service, move |service| {
-        disks::list(service, query.store.as_deref())
+        let place = place_of(service, query.store.as_deref(), query.target.as_deref())?;
+        disks::list(service, &place)
     })
     .await
 }
@@ -40,20 +43,23 @@ pub async fn disks(State(service): State<Service>, Query(query): Query<StoreQuer
 /// It changes nothing. A finding that could not be checked is a warning.
 #[utoipa::path(get, path = "/v1/precheck", tag = "machine",
     params(("store" = Option<String>, Query, description = "The directory of the store, as an absolute path. Default: the store in the daemon's configuration."),
+    ("target" = Option<String>, Query, description = "The name of the target that the images go to, in place of a store."),
     ("disk" = Option<Vec<String>>, Query, description = "The kernel's names of the disks to check, for example `vda`; may be repeated. Default: all disks that can be migrated.")),
     responses((status = 200, body = Precheck), (status = 400, body = ErrorBody)))]
 pub async fn precheck(State(service): State<Service>, RawQuery(query): RawQuery) -> Answer<Precheck> {
     let wanted = PrecheckQuery::parse(query.as_deref().unwrap_or(""))?;
     answer(service, move |service| {
-        precheck::precheck(service, wanted.store, wanted.disks)
+        let place = place_of(service, wanted.store.as_deref(), wanted.target.as_deref())?;
+        precheck::precheck(service, &place, wanted.disks)
     })
     .await
 }
 
-/// `store=DIR`, and `disk=NAME` for each disk: repeated parameters, which `Query` does not take.
+/// `store=DIR` or `target=NAME`, and `disk=NAME` for each disk: repeated parameters, which `Query` does not take.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct PrecheckQuery {
-    store: Option<PathBuf>,
+    store: Option<String>,
+    target: Option<String>,
     disks: Vec<String>,
 }
 
@@ -62,12 +68,13 @@ impl PrecheckQuery {
         let mut parsed = Self::default();
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
             match &*key {
-                "store" => parsed.store = Some(PathBuf::from(&*value)),
+                "store" => parsed.store = Some(value.into_owned()),
+                "target" => parsed.target = Some(value.into_owned()),
                 "disk" => parsed.disks.push(value.into_owned()),
                 other => {
                     let other = other.escape_debug();
                     return Err(Refusal::invalid(format!(
-                        "there is no parameter {other}: only store and disk are allowed"
+                        "there is no parameter {other}: only store, target and disk are allowed"
                     )));
                 }
             }

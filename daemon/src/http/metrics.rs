@@ -61,11 +61,16 @@ struct Figures {
     compared: Whole,
     compare_rate: Whole,
     stored: Whole,
+    sent: Whole,
+    send_rate: Whole,
+    durable: Whole,
+    waiting: Whole,
     last_success: Fraction,
     last_duration: Fraction,
     last_compared: Whole,
     last_dirty: Whole,
     last_stored: Whole,
+    last_sent: Whole,
     last_failed: Whole,
     check_failed: Family<OfCheck, Gauge<i64>>,
     check_finished: Family<OfCheck, Gauge<f64, AtomicU64>>,
@@ -141,6 +146,16 @@ impl Figures {
         set(&self.compared, name, progress.compared_bytes);
         set(&self.compare_rate, name, progress.compare_rate_bytes);
         set(&self.stored, name, progress.stored_bytes);
+        if let Some(transfer) = &progress.transfer {
+            set(&self.sent, name, transfer.sent_bytes);
+            set(&self.send_rate, name, transfer.send_rate_bytes);
+            set(&self.durable, name, transfer.durable_bytes);
+            set(
+                &self.waiting,
+                name,
+                u64::from(progress.waiting_for_target.is_some()),
+            );
+        }
     }
 
     fn add_run(&self, name: &str, run: &RunView) {
@@ -161,6 +176,9 @@ impl Figures {
         set(&self.last_compared, name, run.compared_bytes);
         set(&self.last_dirty, name, run.dirty_bytes);
         set(&self.last_stored, name, run.stored_bytes);
+        if let Some(transfer) = &run.transfer {
+            set(&self.last_sent, name, transfer.sent_bytes);
+        }
         if let Some(instant) = &run.instant {
             let held = Duration::from_micros(instant.held_us).as_secs_f64();
             self.freeze.get_or_create(&label(name)).set(held);
@@ -200,6 +218,7 @@ impl Figures {
     fn text(&self) -> anyhow::Result<String> {
         let mut registry = Registry::with_prefix("smc");
         self.register_jobs(&mut registry);
+        self.register_transfers(&mut registry);
         self.register_last_syncs(&mut registry);
         self.register_checks(&mut registry);
         self.register_instants(&mut registry);
@@ -238,6 +257,37 @@ impl Figures {
             "Bytes stored so far by the running sync",
             Unit::Bytes,
             self.stored.clone(),
+        );
+    }
+
+    fn register_transfers(&self, registry: &mut Registry) {
+        registry.register_with_unit(
+            "sync_sent",
+            "Bytes sent so far to its target by the running sync",
+            Unit::Bytes,
+            self.sent.clone(),
+        );
+        registry.register(
+            "sync_send_rate_bytes_per_second",
+            "Current rate of sending in the running sync",
+            self.send_rate.clone(),
+        );
+        registry.register_with_unit(
+            "sync_durable",
+            "Bytes sent by the running sync that survive a power cut of its target",
+            Unit::Bytes,
+            self.durable.clone(),
+        );
+        registry.register(
+            "sync_waiting_for_target",
+            "1 while the running sync waits for its target, otherwise 0",
+            self.waiting.clone(),
+        );
+        registry.register_with_unit(
+            "last_sync_sent",
+            "Bytes sent to its target by the last successful sync",
+            Unit::Bytes,
+            self.last_sent.clone(),
         );
     }
 

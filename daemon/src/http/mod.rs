@@ -8,11 +8,12 @@ mod document;
 mod jobs;
 mod machine;
 mod metrics;
+mod targets;
 
 use crate::service::Parts;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use std::sync::Arc;
 
 pub use connections::{CONNECTIONS_MAX, Limits, serve};
@@ -35,6 +36,9 @@ pub fn router(service: Service) -> Router {
         .route("/estimate", post(machine::estimate))
         .route("/exports", get(machine::exports))
         .route("/tracker", get(machine::tracker).delete(machine::remove_tracker))
+        .route("/targets", get(targets::list).post(targets::add))
+        .route("/targets/{name}", delete(targets::remove))
+        .route("/targets/{name}/renew", post(targets::renew))
         .route("/jobs", get(jobs::list).post(jobs::create))
         .route("/jobs/{name}", job)
         .route("/jobs/{name}/start", post(jobs::start))

@@ -5,18 +5,19 @@ use super::record::{DiskRecord, JobRecord, Schedule};
 use super::refusal::{Refusal, Refused};
 use crate::clock::{Deadline, Moment};
 use crate::config::Config;
-use api::{CreateJob, HooksView, LeastConsistency, PendingView, Status, Tracking, limits};
+use crate::engine::Place;
+use api::{ChecksRequest, CreateJob, HooksView, LeastConsistency, PendingView, Status, Tracking, limits};
 use imagefmt::{ClusterSize, Uuid};
 use jiff::Timestamp;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 /// What was found out before a job is made: its disks, opened and checked.
 #[derive(Debug)]
 pub struct ResolvedInput {
-    pub store: PathBuf,
+    pub place: Place,
     pub disks: Vec<DiskRecord>,
 }
 
@@ -35,6 +36,10 @@ pub fn new_record(
     if let Some(start_at) = request.start_at {
         check_start_at(start_at, now)?;
     }
+    if let Place::Target(name) = &given.place {
+        check_for_target(request, name)?;
+    }
+    let schedule = schedule(request, &given.place, config)?;
     let mut checks = ImageChecks::default();
     checks.change(&request.checks)?;
     Ok(JobRecord {
@@ -44,10 +49,10 @@ pub fn new_record(
         status: Status::Ready,
         error: None,
         warnings: Vec::new(),
-        store: given.store,
+        place: given.place,
         disks: given.disks,
         automatic_incremental: request.automatic_incremental,
-        schedule: schedule(request, config)?,
+        schedule,
         pending: PendingView::default(),
         compress_level: compress_level(request)?,
         bandwidth_limit_bytes: bandwidth(request)?,
@@ -216,16 +221,60 @@ pub fn check_name(name: &str) -> Refused<()> {
     )))
 }
 
+/// Refuses what only a job with a store can have.
+fn check_for_target(request: &CreateJob, name: &str) -> Refused<()> {
+    check_no_max_images(request.max_images, name)?;
+    check_no_checks(&request.checks, name)?;
+    let for_stores = [
+        ("take_over", request.take_over),
+        ("allow_network_fs", request.allow_network_fs),
+    ];
+    match for_stores.iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((what, _)) => Err(Refusal::invalid(format!(
+            "{what} is about a store on this machine, but the images go to target {name}: leave it out"
+        ))),
+    }
+}
+
+/// Refuses to say how many images a target keeps.
+///
+/// # Errors
+/// `Invalid`, with what to do.
+pub fn check_no_max_images(max_images: Option<u32>, target: &str) -> Refused<()> {
+    match max_images {
+        None => Ok(()),
+        Some(_) => Err(Refusal::invalid(format!(
+            "target {target} decides itself how many images it keeps (max_images in its smc-store.toml): leave max_images out"
+        ))),
+    }
+}
+
+/// Refuses checks of images that are not on this machine.
+///
+/// # Errors
+/// `Invalid`, with what to do.
+pub fn check_no_checks(checks: &ChecksRequest, target: &str) -> Refused<()> {
+    match checks.is_empty() {
+        true => Ok(()),
+        false => Err(Refusal::invalid(format!(
+            "the images are on target {target}, so this machine cannot check them: check them there, with `smc-image verify` \
+             and `smc-image boot --check`"
+        ))),
+    }
+}
+
 /// The interval and number of images, which incremental jobs need and others cannot have.
-fn schedule(request: &CreateJob, config: &Config) -> Refused<Option<Schedule>> {
+fn schedule(request: &CreateJob, place: &Place, config: &Config) -> Refused<Option<Schedule>> {
+    let max_images = request.max_images;
     match (
         request.automatic_incremental,
         request.interval_seconds,
-        request.max_images,
+        max_images,
     ) {
-        (true, Some(interval_seconds), Some(max_images)) => {
+        (true, Some(interval_seconds), _) if max_images.is_some() || place.target().is_some() => {
             check_interval(interval_seconds, request.tracking.unwrap_or_default(), config)?;
-            check_max_images(max_images)?;
+            max_images.map_or(Ok(()), check_max_images)?;
             Ok(Some(Schedule {
                 interval_seconds,
                 max_images,
@@ -234,7 +283,7 @@ fn schedule(request: &CreateJob, config: &Config) -> Refused<Option<Schedule>> {
         (true, None, _) => Err(Refusal::invalid(
             "automatic_incremental needs an interval: the time from the end of a sync to the start of the next, 1h to 7d",
         )),
-        (true, _, None) => Err(Refusal::invalid(
+        (true, Some(_), _) => Err(Refusal::invalid(
             "automatic_incremental needs max_images: the number of images to keep, 1 to 10",
         )),
         (false, None, None) => Ok(None),
@@ -456,7 +505,7 @@ pub mod tests {
 
     pub fn resolved_input() -> ResolvedInput {
         ResolvedInput {
-            store: "/srv/store".into(),
+            place: Place::Store("/srv/store".into()),
             disks: vec![DiskRecord {
                 name: "vda".to_owned(),
                 path: "/dev/vda".into(),

@@ -2,8 +2,8 @@
 
 use super::create::{
     check_bandwidth, check_description, check_freeze, check_freeze_hook_timeout, check_interval,
-    check_max_images, check_min_scan_interval, check_start_at, check_time, check_tracked, check_valid_time,
-    hook,
+    check_max_images, check_min_scan_interval, check_no_checks, check_no_max_images, check_start_at,
+    check_time, check_tracked, check_valid_time, hook,
 };
 use super::record::JobRecord;
 use super::refusal::{Refusal, Refused};
@@ -20,6 +20,15 @@ pub fn modify(job: &JobRecord, change: &ModifyJob, config: &Config, now: &Moment
     for action in actions(change) {
         if !rules::allowed(job.status, action) {
             return Err(Refusal::state(&job.name, job.status, action));
+        }
+    }
+    if let Some(target) = job.place.target() {
+        check_no_max_images(change.max_images, target)?;
+        check_no_checks(&change.checks, target)?;
+        if change.take_over == Some(true) {
+            return Err(Refusal::invalid(format!(
+                "take_over is about a store on this machine, but the images go to target {target}"
+            )));
         }
     }
     let mut changed = job.clone();
@@ -242,7 +251,7 @@ mod tests {
             assert_eq!(later.pending.interval_seconds, Some(3600));
             later.apply_pending();
             assert_eq!(later.schedule.unwrap().interval_seconds, 3600);
-            assert_eq!(later.schedule.unwrap().max_images, 3);
+            assert_eq!(later.schedule.unwrap().max_images, Some(3));
         }
     }
 

@@ -3,7 +3,7 @@
 use super::checks::ImageChecks;
 use crate::clock::Deadline;
 use crate::config::Config;
-use crate::engine::{DiskArg, Given, Known, Request, TrackMode, UseTracker};
+use crate::engine::{DiskArg, Given, Known, Place, Request, TrackMode, UseTracker};
 use crate::owner;
 use api::{
     CreateJob, DiskView, HooksView, IoPriority, LeastConsistency, OnReadError, PendingView, RunType, Status,
@@ -27,7 +27,8 @@ pub struct JobRecord {
     pub error: Option<String>,
     /// What the user should know; replaced by every run.
     pub warnings: Vec<String>,
-    pub store: PathBuf,
+    /// Where its images go.
+    pub place: Place,
     pub disks: Vec<DiskRecord>,
     pub automatic_incremental: bool,
     /// In force. Nothing for a job that is a single full sync.
@@ -135,7 +136,8 @@ impl DiskRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Schedule {
     pub interval_seconds: u64,
-    pub max_images: u32,
+    /// `None` with a target, which decides itself how many images it keeps.
+    pub max_images: Option<u32>,
 }
 
 /// A run that is going on, or was when the daemon ended.
@@ -243,7 +245,7 @@ impl JobRecord {
         let pending = std::mem::take(&mut self.pending);
         if let Some(schedule) = &mut self.schedule {
             schedule.interval_seconds = pending.interval_seconds.unwrap_or(schedule.interval_seconds);
-            schedule.max_images = pending.max_images.unwrap_or(schedule.max_images);
+            schedule.max_images = pending.max_images.or(schedule.max_images);
         }
     }
 

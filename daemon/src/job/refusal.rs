@@ -27,6 +27,11 @@ impl Refusal {
         Self::new(ErrorKind::Conflict, message)
     }
 
+    /// There is nothing of that name.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::NotFound, message)
+    }
+
     /// The daemon could not do it.
     pub fn failed(error: &anyhow::Error) -> Self {
         Self::new(ErrorKind::Failed, format!("{error:#}"))
@@ -49,7 +54,7 @@ impl Refusal {
             format!("existing jobs: {}", known.join(", "))
         };
         let name = name.escape_debug();
-        Self::new(ErrorKind::NotFound, format!("there is no job {name}; {known}"))
+        Self::not_found(format!("there is no job {name}; {known}"))
     }
 
     /// The job's record cannot be read, so nothing is done with it.
@@ -77,7 +82,7 @@ impl Refusal {
         Self::conflict(format!(
             "job {name} was found in {} and is not confirmed: anybody who can write there may have changed it. It would read \
              {} and run {hooks}. Check `smcctl job show {name}`, then run `smcctl job confirm {name}`",
-            job.store.display(),
+            job.place,
             disks.join(", "),
             name = job.name
         ))

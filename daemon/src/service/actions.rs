@@ -14,6 +14,7 @@ use crate::stores::ACTION_PATIENCE;
 use crate::stores::Stores;
 use api::{Action, CompleteJob, ModifyJob, RunType, Status};
 use imagefmt::Manifest;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -57,8 +58,7 @@ fn begin(
         None => runner::launch(parts, &mut table, name, run_type, change),
     };
     launched.map_err(|error| Refusal::failed(&error))?;
-    let store = job.store;
-    note_writer::queue(parts, &store, name);
+    note_writer::queue(parts, &job.place, name);
     Ok(())
 }
 
@@ -70,7 +70,8 @@ fn made_before(table: &JobTable, stores: &Arc<Stores>, name: &str, action: Actio
     }
     let job = table.job(name).ok()?;
     job.run.as_ref()?.image?;
-    let path = job.store.clone();
+    // A sync to a target looks itself what is there.
+    let path = job.place.store()?.to_owned();
     let asked = stores.begin(&path, move |store| image_of(store, &job));
     // A store that cannot be read fails the sync, which says so.
     asked.wait(ACTION_PATIENCE).ok().flatten()
@@ -81,6 +82,13 @@ fn made_before(table: &JobTable, stores: &Arc<Stores>, name: &str, action: Actio
 /// # Errors
 /// As [`start`].
 pub fn complete(parts: &Arc<Parts>, name: &str, request: &CompleteJob) -> Refused<()> {
+    if request.verify
+        && let Some(target) = parts.table.job(name)?.place.target()
+    {
+        return Err(Refusal::invalid(format!(
+            "verify reads the image, which is on target {target}: complete the job without it, and run `smc-image verify` there"
+        )));
+    }
     if request.last_sync {
         return begin(parts, name, Action::Complete, RunType::Manual, |job| {
             job.completing = true;
@@ -136,7 +144,16 @@ pub fn cancel(parts: &Arc<Parts>, name: &str) -> Refused<()> {
         job.next_sync = None;
     })?;
     let job = parts.table.job(name)?;
-    let (shared, path) = (parts.clone(), job.store.clone());
+    discard(parts, job);
+    Ok(())
+}
+
+/// Drops what an unfinished sync has stored. A store is waited for a moment, a target is not.
+fn discard(parts: &Arc<Parts>, job: JobRecord) {
+    let Some(path) = job.place.store().map(Path::to_owned) else {
+        return deleting::discard_in_background(parts, job);
+    };
+    let (shared, name) = (parts.clone(), job.name.clone());
     let discarded = parts.stores.run(&path, move || {
         deleting::discard(&shared, &job);
         Ok(())
@@ -148,7 +165,6 @@ pub fn cancel(parts: &Arc<Parts>, name: &str) -> Refused<()> {
             error.full_message()
         );
     }
-    Ok(())
 }
 
 /// Asks a running sync to end; says whether there was one.
@@ -190,7 +206,7 @@ fn change(
     })?;
     drop(table);
     tracking::release_in_background(parts, name);
-    note_writer::queue(parts, &job.store, name);
+    note_writer::queue(parts, &job.place, name);
     Ok(())
 }
 
@@ -222,7 +238,7 @@ pub fn modify(parts: &Arc<Parts>, name: &str, change: &ModifyJob) -> Refused<()>
         pace.set_limit(changed.bandwidth_limit_bytes);
         pace.set_priority(priority::of_reads(changed.io_priority));
     }
-    note_writer::queue(parts, &changed.store, name);
+    note_writer::queue(parts, &changed.place, name);
     Ok(())
 }
 

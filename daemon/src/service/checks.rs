@@ -48,10 +48,12 @@ fn is_in_the_way(parts: &Parts) -> bool {
 }
 
 fn make(parts: &Arc<Parts>, job: &JobRecord, check: Check) {
+    // What is on a target is checked there: no job with a target has checks.
+    let Some(store) = job.place.store() else { return };
     let stopped = || is_in_the_way(parts);
     let made = match check {
-        Check::Boot(sequence) => boot(job, sequence, &stopped),
-        Check::Verify(_) => verify(parts, job, &stopped),
+        Check::Boot(sequence) => boot(job, store, sequence, &stopped),
+        Check::Verify(_) => verify(parts, job, store, &stopped),
     };
     let (is_made, good, text) = match made {
         Ok(None) => return,
@@ -105,9 +107,14 @@ fn update(parts: &Parts, job: &JobRecord, change: impl FnOnce(&mut crate::job::I
 }
 
 /// Whether an image boots, and what to say of it; `None` if the check was ended early.
-fn boot(job: &JobRecord, sequence: u64, stopped: &dyn Fn() -> bool) -> Result<Option<(bool, String)>> {
+fn boot(
+    job: &JobRecord,
+    store: &Path,
+    sequence: u64,
+    stopped: &dyn Fn() -> bool,
+) -> Result<Option<(bool, String)>> {
     let image = job.label(sequence);
-    let Some(ended) = Process::start(job, &["boot", &image, "--check"], true)?.wait(stopped)? else {
+    let Some(ended) = Process::start(store, &["boot", &image, "--check"], true)?.wait(stopped)? else {
         return Ok(None);
     };
     match ended.status.code() {
@@ -119,11 +126,16 @@ fn boot(job: &JobRecord, sequence: u64, stopped: &dyn Fn() -> bool) -> Result<Op
 }
 
 /// Whether all images of a job are undamaged, and what to say of it; `None` if the verification was ended early.
-fn verify(parts: &Parts, job: &JobRecord, stopped: &dyn Fn() -> bool) -> Result<Option<(bool, String)>> {
+fn verify(
+    parts: &Parts,
+    job: &JobRecord,
+    store: &Path,
+    stopped: &dyn Fn() -> bool,
+) -> Result<Option<(bool, String)>> {
     let rate = parts.config.verify_rate_bytes.to_string();
     let run = |more: &[&str]| {
         let fixed = ["verify", &job.name, "--rate", &rate];
-        Process::start(job, &[&fixed, more].concat(), false)?.wait(stopped)
+        Process::start(store, &[&fixed, more].concat(), false)?.wait(stopped)
     };
     if job.checks.is_verifying {
         match run(&["--continue"])? {
@@ -158,10 +170,10 @@ struct Ended {
 }
 
 impl Process {
-    fn start(job: &JobRecord, arguments: &[&str], is_guest: bool) -> Result<Self> {
+    fn start(store: &Path, arguments: &[&str], is_guest: bool) -> Result<Self> {
         let unit = runs_under_systemd().then(|| format!("smc-check-{}.service", std::process::id()));
         let mut command = match &unit {
-            Some(unit) => in_unit(unit, &job.store, is_guest),
+            Some(unit) => in_unit(unit, store, is_guest),
             None => in_background(),
         };
         let (said, stdout) = Output::piped()?;
@@ -170,7 +182,7 @@ impl Process {
             .arg(program())
             .args(arguments)
             .arg("--store")
-            .arg(&job.store)
+            .arg(store)
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(stderr)

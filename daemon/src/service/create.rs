@@ -5,18 +5,20 @@ use super::note_writer;
 use super::owners;
 use super::parts::Parts;
 use super::table::Locked;
+use super::targets;
 use super::tracking;
-use crate::config::Config;
-use crate::engine::{self, KnownFrom};
+use crate::engine::{self, KnownFrom, Place};
 use crate::job::{self, DiskRecord, JobRecord, Refusal, Refused, ResolvedInput};
 use crate::state::Unreadable;
-use crate::stores::Stores;
 use crate::stores::{ACTION_PATIENCE, CREATE_PATIENCE};
 use api::{Action, CreateJob, rules};
 use imagefmt::{ErrorKind, Manifest, Store};
+use remote::TargetFiles;
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Makes a job. A request that was made before with the same token is answered with the job that it made:
 /// then the second value is false.
@@ -31,7 +33,7 @@ pub fn create(parts: &Arc<Parts>, request: &CreateJob) -> Refused<(String, bool)
     }
     // What a name or range forbids is found before a disk is opened or a store made.
     let dry = ResolvedInput {
-        store: PathBuf::new(),
+        place: place_of(parts, request.store.as_deref(), request.target.as_deref())?,
         disks: Vec::new(),
     };
     job::new_record(request, dry, &parts.config, &parts.now())?;
@@ -45,7 +47,7 @@ pub fn create(parts: &Arc<Parts>, request: &CreateJob) -> Refused<(String, bool)
         check_disks(&table, &record, &located)?;
         check_take_up(&table, &record)?;
     }
-    check_store(parts, &record, request.allow_network_fs)?;
+    check_place(parts, &record, request.allow_network_fs)?;
     loop {
         let mut table = parts.table.lock();
         if let Some(name) = repeated(&table, request)? {
@@ -61,31 +63,42 @@ pub fn create(parts: &Arc<Parts>, request: &CreateJob) -> Refused<(String, bool)
             continue;
         }
         check_take_up(&table, &record)?;
-        let (store, name) = (record.store.clone(), record.name.clone());
-        table.remember_store(&store);
+        let (place, name) = (record.place.clone(), record.name.clone());
+        if let Place::Store(store) = &place {
+            table.remember_store(store);
+        }
         table.insert(record)?;
-        note_writer::queue(parts, &store, &name);
+        note_writer::queue(parts, &place, &name);
         tracing::info!(job = name, "job created");
         return Ok((name, true));
     }
 }
 
-/// The store and the disks that a request means.
+/// Where the images are to go, and the disks that a request means.
 fn resolve(parts: &Arc<Parts>, request: &CreateJob) -> Refused<ResolvedInput> {
-    let store = store_of(&parts.config, request)?;
-    let what = format!("the store {} or a disk", store.display());
+    let place = place_of(parts, request.store.as_deref(), request.target.as_deref())?;
+    let what = format!("the {place} or a disk");
     let (named, all, take_up) = (request.disks.clone(), request.all_disks, request.take_up.clone());
-    parts.within(&store.clone(), ACTION_PATIENCE, &what, move |parts| {
-        let chosen = disks::chosen(&named, all, &store)?;
+    let patience = patience_for(&place, ACTION_PATIENCE);
+    parts.within(&place.clone(), patience, &what, move |parts| {
+        let chosen = disks::chosen(&named, all, &place)?;
         let continued = match take_up {
-            Some(from) => continued(&parts.stores, &from, &store)?,
+            Some(from) => continued(parts, &from, &place)?,
             None => None,
         };
         Ok(ResolvedInput {
-            disks: disks::describe(&chosen, &store, continued.as_deref())?,
-            store,
+            disks: disks::describe(&chosen, &place, continued.as_deref())?,
+            place,
         })
     })
+}
+
+/// How long what a request is about is waited for: a target says itself that it does not answer.
+fn patience_for(place: &Place, of_store: Duration) -> Duration {
+    match place {
+        Place::Store(_) => of_store,
+        Place::Target(_) => targets::PATIENCE,
+    }
 }
 
 /// Looks up the disks of a new job and of all that may be its neighbours. Nobody holds the table meanwhile.
@@ -97,9 +110,19 @@ fn locate_all(parts: &Arc<Parts>, new: &JobRecord) -> Refused<Located> {
     disks::locate(&parts.stores, paths)
 }
 
-/// The newest image that a new job is to continue: it tells which of its disks is which. Waits for the store.
-fn continued(stores: &Arc<Stores>, from: &str, store: &Path) -> Refused<Option<Arc<Manifest>>> {
-    let found = stores
+/// The newest image that a new job is to continue: it tells which of its disks is which. Waits for the store or target.
+fn continued(parts: &Parts, from: &str, place: &Place) -> Refused<Option<Arc<Manifest>>> {
+    let store = match place {
+        Place::Store(store) => store,
+        Place::Target(name) => {
+            let found = targets::open(parts, name).and_then(|files| remote::newest(&files, from));
+            return found
+                .map(|newest| newest.map(Arc::new))
+                .map_err(|error| targets::refusal(&error));
+        }
+    };
+    let found = parts
+        .stores
         .get(store)
         .and_then(|store| engine::newest(&store, &[from]));
     match found {
@@ -110,11 +133,44 @@ fn continued(stores: &Arc<Stores>, from: &str, store: &Path) -> Refused<Option<A
     }
 }
 
+/// Looks at what the store or target holds of the job's name.
+fn check_place(parts: &Arc<Parts>, record: &JobRecord, allow_network_fs: bool) -> Refused<()> {
+    match &record.place {
+        Place::Store(store) => check_store(parts, record, store, allow_network_fs),
+        Place::Target(name) => {
+            let (new, target) = (record.clone(), name.clone());
+            let what = format!("the {}", record.place);
+            parts.within(&record.place, targets::PATIENCE, &what, move |parts| {
+                let files = targets::open(parts, &target).map_err(|error| targets::refusal(&error))?;
+                check_target(&files, &new)
+            })
+        }
+    }
+}
+
+/// Refuses at once what the first sync to a target would refuse for ever, or would continue by chance.
+fn check_target(files: &TargetFiles, new: &JobRecord) -> Refused<()> {
+    let refused = |error: remote::Error| targets::refusal(&error);
+    let continued = new.take_up.as_deref().filter(|from| *from != new.name);
+    let own = remote::images(files, &new.name).map_err(refused)?;
+    if !own.is_empty() && (continued.is_some() || new.take_up.is_none()) {
+        return Err(unknown_images(&new.place, &new.name));
+    }
+    let Some(from) = &new.take_up else { return Ok(()) };
+    if remote::images(files, from).map_err(refused)?.is_empty() {
+        return Err(nothing_to_continue(from));
+    }
+    match remote::newest(files, from).map_err(refused)? {
+        Some(newest) => check_disk_names(new, &newest).and_then(|()| check_known_disks(new, &newest)),
+        None => Err(nothing_to_continue(from)),
+    }
+}
+
 /// Makes the store where there is none, and looks at what it holds of the job's name.
-fn check_store(parts: &Arc<Parts>, record: &JobRecord, allow_network_fs: bool) -> Refused<()> {
-    let (shared, new) = (parts.clone(), record.clone());
-    let checked = parts.stores.run(&record.store, move || {
-        let store = imagefmt::Store::open_or_create(&new.store, allow_network_fs)?;
+fn check_store(parts: &Arc<Parts>, record: &JobRecord, path: &Path, allow_network_fs: bool) -> Refused<()> {
+    let (shared, new, path) = (parts.clone(), record.clone(), path.to_owned());
+    let checked = parts.stores.run(&path.clone(), move || {
+        let store = imagefmt::Store::open_or_create(&path, allow_network_fs)?;
         Ok(check_images(&store, &new).and_then(|()| check_first_sync(&shared, &store, &new)))
     });
     let checked = checked.wait(CREATE_PATIENCE);
@@ -132,28 +188,39 @@ fn check_first_sync(parts: &Parts, store: &Store, new: &JobRecord) -> Refused<()
         .check_write(&request.to_write(names.collect()))
         .map_err(conflict)?;
     let Some(newest) = newest else { return Ok(()) };
-    let manifest = store.manifest(&newest).map_err(conflict)?;
+    check_known_disks(new, &*store.manifest(&newest).map_err(conflict)?)
+}
+
+/// Refuses disks that are not those of an image that the first sync continues.
+fn check_known_disks(new: &JobRecord, newest: &Manifest) -> Refused<()> {
     let given: Vec<_> = new.disks.iter().map(DiskRecord::given).collect();
-    let (from, known) = (
-        KnownFrom::Image(newest.to_string()),
-        engine::known_disks(&manifest),
-    );
+    let from = KnownFrom::Image(format!("{}/{}", newest.job, newest.sequence));
+    let known = engine::known_disks(newest);
     engine::check_known(&from, &known, &given, new.accept_changed_disk)
         .map(drop)
         .map_err(|error| Refusal::conflict(error.full_message()))
 }
 
-fn store_of(config: &Config, request: &CreateJob) -> Refused<PathBuf> {
-    let Some(store) = &request.store else {
-        return Ok(config.store.clone());
-    };
-    if !Path::new(store).is_absolute() {
-        return Err(Refusal::invalid(format!(
+/// Where images are to go: to the target or into the store that a request names, or else into the configured store.
+///
+/// # Errors
+/// `Invalid` for both, for a path that is not absolute, and for a target that this machine does not know.
+pub fn place_of(parts: &Parts, store: Option<&str>, target: Option<&str>) -> Refused<Place> {
+    match (store, target) {
+        (Some(_), Some(_)) => Err(Refusal::invalid(
+            "give either store or target: the images go into a store of this machine, or to a target",
+        )),
+        (None, Some(name)) => {
+            targets::open(parts, name).map_err(|error| targets::refusal(&error))?;
+            Ok(Place::Target(name.to_owned()))
+        }
+        (None, None) => Ok(Place::Store(parts.config.store.clone())),
+        (Some(store), None) if Path::new(store).is_absolute() => Ok(Place::Store(store.into())),
+        (Some(store), None) => Err(Refusal::invalid(format!(
             "store must be an absolute path, but it is \"{}\"",
             store.escape_debug()
-        )));
+        ))),
     }
-    Ok(store.into())
 }
 
 /// The job that the same request made before.
@@ -192,7 +259,7 @@ fn check_take_up(table: &Locked<'_>, new: &JobRecord) -> Refused<()> {
     let Some(from) = &new.take_up else { return Ok(()) };
     let is_successor = |job: &&JobRecord| {
         job.take_up.as_ref() == Some(from)
-            && job.store == new.store
+            && job.place == new.place
             && job.name != new.name
             && job.name != *from
             && (job.synced || job.status.is_unfinished())
@@ -214,10 +281,10 @@ fn check_take_up(table: &Locked<'_>, new: &JobRecord) -> Refused<()> {
     if !rules::allowed(old.status, Action::TakeUp) {
         return Err(Refusal::state(from, old.status, Action::TakeUp));
     }
-    if old.store != new.store {
+    if old.place != new.place {
         return Err(Refusal::invalid(format!(
-            "the images of job {from} are in {}: a job that continues them must use the same store",
-            old.store.display()
+            "the images of job {from} are in {}: a job that continues them must use the same store or target",
+            old.place
         )));
     }
     Ok(())
@@ -230,9 +297,7 @@ fn check_images(store: &Store, new: &JobRecord) -> Refused<()> {
             .job(from)
             .map_err(|error| Refusal::conflict(error.full_message()))?;
         let Some(newest) = images.latest() else {
-            return Err(Refusal::conflict(format!(
-                "job {from} has no images to continue: create a job without --take-up"
-            )));
+            return Err(nothing_to_continue(from));
         };
         let manifest = store.manifest(&newest);
         check_disk_names(
@@ -264,11 +329,20 @@ fn check_unused(store: &Store, name: &str) -> Refused<()> {
     if jobs.get(name).is_none_or(|images| images.sequences().is_empty()) {
         return Ok(());
     }
-    Err(Refusal::conflict(format!(
-        "store {} has images of a job {name} that this smcd does not know: continue them with --take-up {name}, \
-         or choose another name",
-        store.label()
-    )))
+    Err(unknown_images(&format_args!("store {}", store.label()), name))
+}
+
+fn unknown_images(place: &dyn Display, name: &str) -> Refusal {
+    Refusal::conflict(format!(
+        "{place} has images of a job {name} that this smcd does not know: continue them with --take-up {name}, \
+         or choose another name"
+    ))
+}
+
+fn nothing_to_continue(from: &str) -> Refusal {
+    Refusal::conflict(format!(
+        "job {from} has no images to continue: create a job without --take-up"
+    ))
 }
 
 /// Every image of a chain has the same disks.

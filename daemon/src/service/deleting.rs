@@ -11,6 +11,7 @@ use crate::state::Unreadable;
 use crate::stores::{ACTION_PATIENCE, Stores};
 use api::{Action, Status};
 use imagefmt::{ErrorKind, JobImages, Store};
+use remote::TargetFiles;
 use std::sync::Arc;
 
 /// Forgets a job. With `purge` its images go first, in the background; says whether the job is gone already.
@@ -25,6 +26,7 @@ pub fn delete(parts: &Arc<Parts>, name: &str, purge: bool) -> Refused<bool> {
         let job = {
             let table = parts.table.lock();
             let job = parts.job_for(&table, name, Action::Delete)?;
+            refuse_on_target(&job)?;
             refuse_needed(&table, &job)?;
             job
         };
@@ -56,7 +58,7 @@ pub fn delete(parts: &Arc<Parts>, name: &str, purge: bool) -> Refused<bool> {
     if purge {
         purge_in_background(parts, job);
     } else {
-        note_writer::queue(parts, &job.store, name);
+        note_writer::queue(parts, &job.place, name);
         tracing::info!(job = name, "job deleted; its images remain");
     }
     Ok(!purge)
@@ -77,7 +79,7 @@ fn delete_unreadable(parts: &Arc<Parts>, name: &str, purge: bool) -> Refused<()>
     table.remove(name)?;
     drop(table);
     if let Some(store) = &job.store {
-        note_writer::queue(parts, store, name);
+        note_writer::queue_in(parts, store, name);
     }
     tracing::warn!(
         job = name,
@@ -86,10 +88,25 @@ fn delete_unreadable(parts: &Arc<Parts>, name: &str, purge: bool) -> Refused<()>
     Ok(())
 }
 
+/// No source deletes what is on a target: that is what a target is for.
+fn refuse_on_target(job: &JobRecord) -> Refused<()> {
+    let Some(target) = job.place.target() else {
+        return Ok(());
+    };
+    Err(Refusal::invalid(format!(
+        "the images of job {} are on target {target}, where no source can delete them: delete the job without purge, and the \
+         images there, with `smc-image rm`",
+        job.name
+    )))
+}
+
 /// Refuses to delete images of which one is in use.
 fn ask_whether_in_use(stores: &Arc<Stores>, job: &JobRecord) -> Refused<()> {
+    let Some(store) = job.place.store() else {
+        return Ok(());
+    };
     let (shared, seen) = (stores.clone(), job.clone());
-    let looked = stores.run(&job.store, move || Ok(refuse_in_use(&shared, &seen)));
+    let looked = stores.run(store, move || Ok(refuse_in_use(&shared, &seen)));
     let looked = looked.wait(ACTION_PATIENCE);
     looked.map_err(|error| Refusal::conflict(error.full_message()))?
 }
@@ -124,7 +141,7 @@ fn purge(parts: &Arc<Parts>, job: &JobRecord) {
                     return tracing::error!(job = name, "{error}");
                 }
             }
-            note_writer::queue(parts, &job.store, name);
+            note_writer::queue(parts, &job.place, name);
             tracing::info!(job = name, images = count, "job and images deleted");
         }
         Err(error) => {
@@ -150,8 +167,11 @@ fn purge(parts: &Arc<Parts>, job: &JobRecord) {
 
 /// Deletes every image of a job; returns how many.
 fn purge_images(parts: &Parts, job: &JobRecord) -> imagefmt::Result<usize> {
+    let Some(store) = job.place.store() else {
+        return Ok(0);
+    };
     // A store that is not mounted has not been purged.
-    let store = parts.stores.get(&job.store)?;
+    let store = parts.stores.get(store)?;
     owners::check_owner(&parts.table, &parts.machine, &store, job)?;
     discard_unfinished(&store, job)?;
     let Some(images) = store.images_of(&job.name)? else {
@@ -168,6 +188,9 @@ fn purge_images(parts: &Parts, job: &JobRecord) -> imagefmt::Result<usize> {
 
 /// Drops what a sync of the job stored that did not become an image.
 pub fn discard(parts: &Parts, job: &JobRecord) {
+    if let Some(target) = job.place.target() {
+        return discard_on_target(parts, job, target);
+    }
     let dropped = store_of(&parts.stores, job).and_then(|store| match store {
         Some(store) => {
             owners::check_owner(&parts.table, &parts.machine, &store, job)?;
@@ -184,6 +207,19 @@ pub fn discard(parts: &Parts, job: &JobRecord) {
     }
 }
 
+/// The same on a target, which need not answer: the next sync of a job of this name resumes what stays there.
+fn discard_on_target(parts: &Parts, job: &JobRecord, target: &str) {
+    let directory = parts.config.targets();
+    let dropped = TargetFiles::open(&directory, target).and_then(|files| remote::discard(&files, &job.name));
+    if let Err(error) = dropped {
+        tracing::warn!(
+            job = job.name,
+            "what its last sync sent is kept on target {target} until `smc-image gc` there removes it: {}",
+            error.full_message()
+        );
+    }
+}
+
 /// Discards what an unfinished sync of the job has stored, if there is one.
 fn discard_unfinished(store: &Store, job: &JobRecord) -> imagefmt::Result<()> {
     match store.discard_unfinished(&job.name) {
@@ -192,9 +228,12 @@ fn discard_unfinished(store: &Store, job: &JobRecord) -> imagefmt::Result<()> {
     }
 }
 
-/// The job's store; nothing if it is no store any more.
+/// The job's store; nothing if it has none, or it is no store any more.
 fn store_of(stores: &Stores, job: &JobRecord) -> imagefmt::Result<Option<Arc<Store>>> {
-    match stores.get(&job.store) {
+    let Some(store) = job.place.store() else {
+        return Ok(None);
+    };
+    match stores.get(store) {
         Ok(store) => Ok(Some(store)),
         Err(error) if error.kind() == ErrorKind::NotAStore => Ok(None),
         Err(error) => Err(error),
@@ -212,7 +251,7 @@ fn refuse_needed(table: &Locked<'_>, job: &JobRecord) -> Refused<()> {
     let waits = |successor: &&JobRecord| {
         successor.take_up.as_ref() == Some(&job.name)
             && successor.name != job.name
-            && successor.store == job.store
+            && successor.place == job.place
             && successor.status.is_unfinished()
             && !successor.synced
     };

@@ -1,7 +1,7 @@
 //! Which devices a job's disks are: chosen, opened, and told apart from those of other jobs.
 
 use super::parts::Parts;
-use crate::engine::{self, DiskArg, SourceDisk};
+use crate::engine::{self, DiskArg, Place, SourceDisk};
 use crate::job::{DiskRecord, Refusal, Refused};
 use crate::stores::Stores;
 use crate::stores::{ACTION_PATIENCE, Unanswered};
@@ -13,15 +13,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The machine's disks, and why a job of all of them leaves some out.
+/// The machine's disks, and why a job of all of them whose images go there leaves some out.
 ///
 /// # Errors
 /// When the machine's disks cannot be listed, or the store does not answer.
-pub fn list(parts: &Arc<Parts>, store: Option<&Path>) -> Refused<DiskList> {
-    let store = store.unwrap_or(&parts.config.store).to_owned();
-    let what = format!("the store {} and this machine's disks", store.display());
-    let path = store.clone();
-    parts.within(&store, ACTION_PATIENCE, &what, move |_| all_disks(&path))
+pub fn list(parts: &Arc<Parts>, place: &Place) -> Refused<DiskList> {
+    let what = format!("the {place} or this machine's disks");
+    let at = place.clone();
+    parts.within(place, ACTION_PATIENCE, &what, move |_| all_disks(&at))
 }
 
 /// The whole disks at these paths. A path that is gone, or is on a filesystem that does not answer, is known by its name:
@@ -85,7 +84,7 @@ fn whole_disk(path: &Path) -> hostdev::Result<Option<Node>> {
 ///
 /// # Errors
 /// When the request names none, or too many, or the machine's disks cannot be listed.
-pub fn chosen(named: &[DiskRequest], all: bool, store: &Path) -> Refused<Vec<DiskArg>> {
+pub fn chosen(named: &[DiskRequest], all: bool, place: &Place) -> Refused<Vec<DiskArg>> {
     let disks: Vec<DiskArg> = match (named, all) {
         ([], false) => {
             return Err(Refusal::invalid(
@@ -95,7 +94,7 @@ pub fn chosen(named: &[DiskRequest], all: bool, store: &Path) -> Refused<Vec<Dis
         ([_, ..], true) => {
             return Err(Refusal::invalid("give either disks or all_disks, not both"));
         }
-        ([], true) => migratable(store)?,
+        ([], true) => migratable(place)?,
         (named, false) => named.iter().map(disk_arg).collect::<Refused<_>>()?,
     };
     if disks.len() > limits::DISKS_MAX {
@@ -108,17 +107,17 @@ pub fn chosen(named: &[DiskRequest], all: bool, store: &Path) -> Refused<Vec<Dis
     Ok(disks)
 }
 
-fn all_disks(store: &Path) -> Refused<DiskList> {
-    let below = store_disks(store)?;
+fn all_disks(place: &Place) -> Refused<DiskList> {
+    let below = disks_below(place)?;
     machine::disks(&Root::system(), &below).map_err(|error| Refusal::failed(&error.into()))
 }
 
-fn migratable(store: &Path) -> Refused<Vec<DiskArg>> {
+fn migratable(place: &Place) -> Refused<Vec<DiskArg>> {
     let taken = |disk: &api::ListedDisk| DiskArg {
         name: None,
         path: disk.path.clone().into(),
     };
-    let disks: Vec<DiskArg> = all_disks(store)?
+    let disks: Vec<DiskArg> = all_disks(place)?
         .disks
         .iter()
         .filter(|disk| disk.left_out.is_none())
@@ -152,9 +151,9 @@ fn disk_arg(disk: &DiskRequest) -> Refused<DiskArg> {
 /// has which the job continues, if it does. Waits for the store and for all disks.
 ///
 /// # Errors
-/// When one cannot be opened, or cannot be a disk of a job with this store.
-pub fn describe(disks: &[DiskArg], store: &Path, continued: Option<&Manifest>) -> Refused<Vec<DiskRecord>> {
-    let opened = engine::open_all(disks, Some(store)).and_then(|opened| match continued {
+/// When one cannot be opened, or cannot be a disk of a job whose images go there.
+pub fn describe(disks: &[DiskArg], place: &Place, continued: Option<&Manifest>) -> Refused<Vec<DiskRecord>> {
+    let opened = engine::open_all(disks, place.store()).and_then(|opened| match continued {
         Some(newest) => engine::named_by(newest, &opened),
         None => Ok(opened),
     });
@@ -183,11 +182,14 @@ fn lasting_path(disk: &SourceDisk) -> PathBuf {
     }
 }
 
-/// The kernel's names of the whole disks that hold a directory. Waits for the directory.
+/// The kernel's names of the whole disks that hold a store: none with a target. Waits for the store's directory.
 ///
 /// # Errors
 /// When the kernel does not say.
-pub fn store_disks(store: &Path) -> Refused<BTreeSet<String>> {
+pub fn disks_below(place: &Place) -> Refused<BTreeSet<String>> {
+    let Some(store) = place.store() else {
+        return Ok(BTreeSet::new());
+    };
     let root = Root::system();
     let names = hostdev::disks_below(&root, store).and_then(|numbers| machine::disk_names(&root, &numbers));
     names.map_err(|error| Refusal::failed(&error.into()))

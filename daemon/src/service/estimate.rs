@@ -1,21 +1,24 @@
 //! What a job would cost: disks and store are tried for a moment, and the rest is arithmetic.
 
+use super::create::place_of;
 use super::disks;
 use super::parts::Parts;
+use super::targets;
 use super::written::written;
-use crate::engine::{self, SourceDisk};
+use crate::engine::{self, Place, SourceDisk};
 use crate::job::{Refusal, Refused};
 use crate::stores::{ACTION_PATIENCE, CREATE_PATIENCE};
 use crate::units::{rate, seconds, share, times};
 use anyhow::{Context, Result};
-use api::{DiskEstimate, Estimate, EstimateRequest, StoreEstimate, limits};
+use api::{DiskEstimate, Estimate, EstimateRequest, StoreEstimate, TargetEstimate, limits};
 use blockio::{AlignedBuf, ReadOptions, SequentialReader, SequentialWriter, WriteOptions, is_zero};
 use imagefmt::ClusterEncoder;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use remote::{LinkOptions, TargetFiles};
 use std::fs::File;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,38 +55,75 @@ pub fn estimate(parts: &Arc<Parts>, request: &EstimateRequest) -> Refused<Estima
             "compress_level {level} is out of range: 0 to 19"
         )));
     }
-    let store = request
-        .store
-        .as_ref()
-        .map_or(parts.config.store.clone(), PathBuf::from);
-    if !store.is_absolute() {
-        return Err(Refusal::invalid(format!(
-            "store must be an absolute path, but it is \"{}\"",
-            store.display()
-        )));
-    }
-    let what = format!("the store {} or a disk", store.display());
-    let (named, all, path) = (request.disks.clone(), request.all_disks, store.clone());
+    let place = place_of(parts, request.store.as_deref(), request.target.as_deref())?;
+    let what = format!("the {place} or a disk");
+    let (named, all, at) = (request.disks.clone(), request.all_disks, place.clone());
     // A store or a disk that does not answer is told at once, and not after the time that trying them takes.
-    let opened = parts.within(&store, ACTION_PATIENCE, &what, move |_| {
-        disks::store_disks(&path)?;
-        let chosen = disks::chosen(&named, all, &path)?;
-        engine::open_all(&chosen, Some(&path)).map_err(|error| Refusal::invalid(error.full_message()))
+    let opened = parts.within(&place, ACTION_PATIENCE, &what, move |_| {
+        disks::disks_below(&at)?;
+        let chosen = disks::chosen(&named, all, &at)?;
+        engine::open_all(&chosen, at.store()).map_err(|error| Refusal::invalid(error.full_message()))
     })?;
     let time = Duration::from_secs(tried.into());
     let devices = u32::try_from(opened.len() + 1).unwrap_or(u32::MAX);
     // What is compressed, and waiting for the store in the end, come on top.
     let patience = time.saturating_mul(devices).saturating_mul(3) + CREATE_PATIENCE;
-    let path = store.clone();
-    parts.within(&store, patience, &what, move |_| {
-        let measured = measure(&opened, &path, level, time).map_err(|error| Refusal::failed(&error))?;
+    let at = place.clone();
+    parts.within(&place, patience, &what, move |parts| {
+        let measured = match &at {
+            Place::Store(path) => measure(&opened, level, time, || Ok(Tried::Store(try_store(path, time)?))),
+            Place::Target(name) => {
+                let files = targets::open(parts, name).map_err(|error| targets::refusal(&error))?;
+                measure(&opened, level, time, || {
+                    Ok(Tried::Target(try_target(&files, time)?))
+                })
+            }
+        };
+        let measured = measured.map_err(|error| Refusal::failed(&error))?;
         Ok(conclude(&opened, &measured))
     })
 }
 
 struct Measured {
     disks: Vec<Sampled>,
-    store: StoreEstimate,
+    tried: Tried,
+}
+
+/// Where the images would go, tried.
+enum Tried {
+    Store(StoreEstimate),
+    Target(TargetEstimate),
+}
+
+impl Tried {
+    /// Bytes a second that it takes.
+    fn rate_bytes(&self) -> u64 {
+        match self {
+            Tried::Store(store) => store.write_rate_bytes,
+            Tried::Target(target) => target.send_rate_bytes,
+        }
+    }
+
+    fn store(&self) -> Option<StoreEstimate> {
+        match self {
+            Tried::Store(store) => Some(store.clone()),
+            Tried::Target(_) => None,
+        }
+    }
+
+    fn target(&self) -> Option<TargetEstimate> {
+        match self {
+            Tried::Store(_) => None,
+            Tried::Target(target) => Some(target.clone()),
+        }
+    }
+
+    fn free_bytes(&self) -> u64 {
+        match self {
+            Tried::Store(store) => store.free_bytes,
+            Tried::Target(target) => target.free_bytes,
+        }
+    }
 }
 
 /// One disk, tried.
@@ -103,11 +143,27 @@ struct Sampled {
     compress_time: Duration,
 }
 
-fn measure(disks: &[SourceDisk], store: &Path, level: i32, time: Duration) -> Result<Measured> {
+fn measure(
+    disks: &[SourceDisk],
+    level: i32,
+    time: Duration,
+    try_place: impl FnOnce() -> Result<Tried>,
+) -> Result<Measured> {
     let sampled = disks.iter().map(|disk| sample(disk, level, time));
     Ok(Measured {
         disks: sampled.collect::<Result<_>>()?,
-        store: try_store(store, time).with_context(|| format!("write test data to {}", store.display()))?,
+        tried: try_place()?,
+    })
+}
+
+/// Sends noise to a target, which counts it and keeps none.
+fn try_target(files: &TargetFiles, time: Duration) -> Result<TargetEstimate> {
+    let status = remote::status(files)?;
+    let speed = remote::measure_speed(files, LinkOptions::default().lanes, time)?;
+    Ok(TargetEstimate {
+        name: files.name.clone(),
+        send_rate_bytes: rate(speed.sent_bytes, speed.took),
+        free_bytes: status.free_bytes,
     })
 }
 
@@ -261,6 +317,10 @@ impl Sampled {
 
 /// Writes to a file without a name, which is gone whatever happens.
 fn try_store(store: &Path, time: Duration) -> Result<StoreEstimate> {
+    write_to(store, time).with_context(|| format!("write test data to {}", store.display()))
+}
+
+fn write_to(store: &Path, time: Duration) -> Result<StoreEstimate> {
     let place = &hostdev::Root::system().existing_ancestor(store)?;
     let free = free_bytes(place)?;
     let limit = WRITE_MAX.min(free / 10);
@@ -335,26 +395,25 @@ fn conclude(disks: &[SourceDisk], measured: &Measured) -> Estimate {
     let computing: f64 = pairs()
         .map(|(disk, sampled)| compute_seconds(disk, sampled))
         .sum();
-    let writing = seconds(stored_bytes, measured.store.write_rate_bytes);
+    let taken_rate = measured.tried.rate_bytes();
+    let writing = seconds(stored_bytes, taken_rate);
     let hourly = disks
         .iter()
         .map(|disk| hourly(disk.device.path()))
         .sum::<Option<u64>>();
     let stored_share = share(stored_bytes, total_bytes);
     let change = hourly.map_or(0.0, |bytes| {
-        seconds(
-            times(bytes.min(total_bytes), stored_share),
-            measured.store.write_rate_bytes,
-        )
+        seconds(times(bytes.min(total_bytes), stored_share), taken_rate)
     });
     Estimate {
         full_seconds: FIXED_SECONDS + reading.max(writing).max(computing),
         incremental_seconds: FIXED_SECONDS + reading.max(change),
         written_per_hour_bytes: hourly,
         // Nodes and tails of blocks take some beside the clusters.
-        fits: stored_bytes.saturating_add(stored_bytes / 50) < measured.store.free_bytes,
+        fits: stored_bytes.saturating_add(stored_bytes / 50) < measured.tried.free_bytes(),
         notes: notes(measured, hourly.is_some()),
-        store: measured.store.clone(),
+        store: measured.tried.store(),
+        target: measured.tried.target(),
         disks: estimates,
         total_bytes,
         stored_bytes,
@@ -395,9 +454,16 @@ fn hourly(path: &Path) -> Option<u64> {
 }
 
 fn notes(measured: &Measured, counted: bool) -> Vec<String> {
+    let one_by_one = match measured.tried {
+        Tried::Store(_) => {
+            "reading and writing were measured one after the other: if disks and store share a device, a sync takes longer"
+        }
+        Tried::Target(_) => {
+            "the line was measured now: other traffic makes a sync slower, and so may a slow disk of the target"
+        }
+    };
     let mut notes = vec![
-        "reading and writing were measured one after the other: if disks and store share a device, a sync takes longer"
-            .to_owned(),
+        one_by_one.to_owned(),
         "services that use the disks during a sync make it slower".to_owned(),
     ];
     if !counted {
@@ -417,6 +483,7 @@ mod tests {
     use super::*;
     use crate::engine::DiskArg;
     use std::os::unix::fs::FileExt;
+    use std::path::PathBuf;
     use testkit::guard::ScratchDir;
 
     const MIB: u64 = 1 << 20;
@@ -428,7 +495,9 @@ mod tests {
 
     fn estimated(scratch: &ScratchDir, path: PathBuf) -> Estimate {
         let disks = opened(scratch, path);
-        let measured = measure(&disks, scratch.path(), 4, Duration::from_millis(200)).unwrap();
+        let time = Duration::from_millis(200);
+        let try_place = || Ok(Tried::Store(try_store(scratch.path(), time)?));
+        let measured = measure(&disks, 4, time, try_place).unwrap();
         conclude(&disks, &measured)
     }
 

@@ -161,7 +161,9 @@ fn transfer_rate(made: &[&RunView]) -> Option<u64> {
 /// What a sync takes beside reading.
 fn other(run: &RunView) -> f64 {
     let reading = seconds(run.compared_bytes, run.compare_rate_bytes);
-    (run.seconds.unwrap_or(0.0) - reading).max(0.0)
+    // A target that was away is not expected to be so again.
+    let waited = run.transfer.as_ref().map_or(0.0, |sent| sent.waited_seconds);
+    (run.seconds.unwrap_or(0.0) - reading - waited).max(0.0)
 }
 
 fn limited(rate: u64, limit: u64) -> u64 {
@@ -181,6 +183,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, HandClock, later};
     use crate::config::Config;
+    use crate::engine::Place;
     use crate::job::{DiskRecord, ResolvedInput, new_record};
     use api::{RunOutcome, RunType};
 
@@ -192,7 +195,7 @@ mod tests {
             ..Default::default()
         };
         let given = ResolvedInput {
-            store: "/s".into(),
+            place: Place::Store("/s".into()),
             disks: vec![DiskRecord {
                 name: "vda".to_owned(),
                 path: "/nonexistent".into(),
@@ -220,6 +223,20 @@ mod tests {
             dirty_bytes: dirty,
             ..run_begun(number, RunType::Schedule, later(now.wall, -began_ago))
         }
+    }
+
+    #[test]
+    fn what_a_run_has_waited_for_its_target_is_not_foretold() {
+        let now = HandClock::new().now();
+        let mut waited = run(1, 100, 36 * MIB, &now);
+        waited.seconds = Some(3612.0);
+        waited.transfer = Some(api::RunTransfer {
+            sent_bytes: 36 * MIB,
+            sent_again_bytes: 0,
+            waited_seconds: 3600.0,
+        });
+        let foreseen = forecast(&job(), &[waited], Next::AsLast, &now).unwrap();
+        assert!((foreseen.other_seconds - 2.0).abs() < 0.01, "{foreseen:?}");
     }
 
     #[test]

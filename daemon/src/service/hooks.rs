@@ -4,6 +4,7 @@
 //! the other way round. Each gets the name of its stage as its argument and what it is about in its environment. Its
 //! process group is killed when its time is over or the sync is stopped.
 
+use crate::engine::Place;
 use crate::job::JobRecord;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, killpg};
@@ -197,7 +198,10 @@ fn environment(stage: Stage, job: &JobRecord, env: &HookEnv) -> Vec<(&'static st
         ("SMC_STAGE", stage.label().into()),
         ("SMC_JOB", job.name.clone().into()),
         ("SMC_RUN", env.run.to_string().into()),
-        ("SMC_STORE", job.store.clone().into()),
+        match &job.place {
+            Place::Store(store) => ("SMC_STORE", store.clone().into()),
+            Place::Target(target) => ("SMC_TARGET", target.clone().into()),
+        },
         ("SMC_DISKS", disks.join(" ").into()),
     ];
     if stage == Stage::Post {
@@ -315,7 +319,7 @@ mod tests {
             ..Default::default()
         };
         let given = ResolvedInput {
-            store: dir.to_owned(),
+            place: Place::Store(dir.to_owned()),
             disks: Vec::new(),
         };
         new_record(

@@ -3,10 +3,12 @@
 use super::background::Task;
 use super::parts::Parts;
 use super::table::JobTable;
+use crate::engine::Place;
 use crate::job::JobRecord;
 use crate::stores::Stores;
 use api::Status;
 use imagefmt::{Manifest, Store};
+use remote::TargetFiles;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +17,8 @@ use std::sync::Arc;
 pub fn refresh_images(parts: &Arc<Parts>) {
     let stores: BTreeSet<PathBuf> = {
         let table = parts.table.lock();
-        table.jobs().values().map(|job| job.store.clone()).collect()
+        let of_jobs = table.jobs().values().filter_map(|job| job.place.store());
+        of_jobs.map(Path::to_owned).collect()
     };
     for path in stores {
         parts.in_background(Task::Refresh(path.clone()), move |parts| {
@@ -27,7 +30,7 @@ pub fn refresh_images(parts: &Arc<Parts>) {
 fn refresh(table: &JobTable, stores: &Arc<Stores>, path: &Path) {
     let jobs: Vec<JobRecord> = {
         let table = table.lock();
-        let of_store = |job: &&JobRecord| job.store == path && job.status != Status::Running;
+        let of_store = |job: &&JobRecord| job.place.store() == Some(path) && job.status != Status::Running;
         table.jobs().values().filter(of_store).cloned().collect()
     };
     let store = match stores.get(path) {
@@ -61,15 +64,41 @@ fn remember_images(table: &JobTable, seen: &JobRecord, images: Vec<u64>) {
     }
 }
 
-/// The image that an interrupted run made, if it came so far. Waits for the job's store.
+/// The image that an interrupted run made, if it came so far. Waits for the job's store. A target that does not answer is not
+/// waited for: the sync that resumes the run does that, and makes another image if this one was made already.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn image_made_by_run(stores: &Arc<Stores>, job: &JobRecord) -> imagefmt::Result<Option<Manifest>> {
-    if job.run.as_ref().is_none_or(|run| run.image.is_none()) {
+pub fn image_made_by_run(parts: &Parts, job: &JobRecord) -> imagefmt::Result<Option<Manifest>> {
+    let Some(sequence) = job.run.as_ref().and_then(|run| run.image) else {
+        return Ok(None);
+    };
+    match &job.place {
+        Place::Store(store) => image_of(&*parts.stores.get(store)?, job),
+        Place::Target(target) => {
+            let directory = parts.config.targets();
+            let made =
+                TargetFiles::open(&directory, target).and_then(|files| image_on(&files, job, sequence));
+            Ok(made.unwrap_or_else(|error| {
+                tracing::warn!(
+                    job = job.name,
+                    "whether its last image was made is not known: {}",
+                    error.full_message()
+                );
+                None
+            }))
+        }
+    }
+}
+
+/// An image of a job on a target, if it is the newest one there.
+fn image_on(files: &TargetFiles, job: &JobRecord, sequence: u64) -> remote::Result<Option<Manifest>> {
+    // Of an unfinished sync, the target has a record too.
+    if !remote::images(files, &job.name)?.contains(&sequence) {
         return Ok(None);
     }
-    image_of(&*stores.get(&job.store)?, job)
+    let newest = remote::newest(files, &job.name)?;
+    Ok(newest.filter(|newest| newest.sequence == sequence))
 }
 
 /// Numbers of a job's images, ascending; none where the store has no such job.

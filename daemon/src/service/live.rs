@@ -3,12 +3,13 @@
 use crate::engine::Control;
 use crate::job::Ending;
 use crate::units::rate;
-use api::{Phase, Progress, RunOutcome, RunType, RunView};
+use api::{Phase, Progress, RunOutcome, RunTransfer, RunType, RunView, TargetWait, Transfer};
 use imagefmt::LockWait;
 use jiff::Timestamp;
+use remote::Meter;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A running sync.
@@ -20,6 +21,8 @@ pub struct LiveRun {
     pub number: u64,
     /// The name of the job.
     job: String,
+    /// What was sent; nothing where the images go into a store.
+    meter: OnceLock<Arc<Meter>>,
     begun: Instant,
     started: Timestamp,
     seen: Mutex<Seen>,
@@ -33,6 +36,10 @@ struct Seen {
     resumed: bool,
     /// The process that holds it up, and what for.
     held_up: Option<String>,
+    /// Its target cannot be reached, or takes nothing.
+    away: Option<Away>,
+    /// How long it has waited for its target, without the wait that goes on.
+    waited: Duration,
     /// The disks that are read, or were.
     disks: Vec<ReadDisk>,
     compare: Span,
@@ -41,6 +48,15 @@ struct Seen {
     moved: (Instant, Counts),
     /// Whether it has been told that nothing is.
     is_stuck: bool,
+}
+
+/// A target that is waited for.
+#[derive(Debug)]
+struct Away {
+    since: Instant,
+    since_wall: Timestamp,
+    reason: String,
+    next_try: Option<Timestamp>,
 }
 
 /// A disk, and how far it is.
@@ -56,6 +72,9 @@ struct ReadDisk {
 struct Span {
     from: Option<Instant>,
     to: Option<Instant>,
+    /// How long the sync had waited for its target before, and until the last read.
+    waited_before: Duration,
+    waited_until: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -63,6 +82,15 @@ struct Counts {
     compared: u64,
     dirty: u64,
     stored: u64,
+    sent: u64,
+}
+
+/// What a sync does in a second.
+#[derive(Debug, Clone, Copy, Default)]
+struct Rates {
+    compare: u64,
+    store: u64,
+    send: u64,
 }
 
 /// Rates are told over about this many seconds.
@@ -80,6 +108,7 @@ impl LiveRun {
             control,
             number,
             job: job.to_owned(),
+            meter: OnceLock::new(),
             begun: Instant::now(),
             started,
             seen: Mutex::new(Seen {
@@ -88,6 +117,8 @@ impl LiveRun {
                 total_bytes: 0,
                 resumed: false,
                 held_up: None,
+                away: None,
+                waited: Duration::ZERO,
                 disks: Vec::new(),
                 compare: Span::default(),
                 samples: VecDeque::new(),
@@ -100,20 +131,68 @@ impl LiveRun {
     pub fn phase(&self, phase: Phase) {
         let mut seen = self.seen();
         match phase {
-            Phase::Comparing | Phase::Transferring => seen.compare.from = Some(Instant::now()),
-            Phase::Processing => seen.compare.to = Some(Instant::now()),
+            Phase::Comparing | Phase::Transferring => {
+                seen.compare = Span {
+                    from: Some(Instant::now()),
+                    waited_before: seen.waited(),
+                    ..Span::default()
+                };
+            }
+            Phase::Processing => {
+                seen.compare.to = Some(Instant::now());
+                seen.compare.waited_until = Some(seen.waited());
+            }
             Phase::Preparing | Phase::Cleaning => {}
         }
         seen.phase = phase;
     }
 
     pub fn image(&self, label: &str, total_bytes: u64, resumed: bool) {
+        // A target that has begun an image answers.
+        self.target_is_there();
         let mut seen = self.seen();
         // A sync that starts afresh over a damaged checkpoint begins again.
         seen.disks.clear();
         seen.image = Some(label.to_owned());
         seen.total_bytes = total_bytes;
         seen.resumed = resumed;
+    }
+
+    /// The target cannot be reached, or takes nothing, for this reason. It is tried again after a pause, if there is one.
+    pub fn target_is_away(&self, reason: &str, pause: Option<Duration>) {
+        let mut seen = self.seen();
+        let now = Timestamp::now();
+        let is_new = seen.away.is_none();
+        let away = seen.away.get_or_insert_with(|| Away {
+            since: Instant::now(),
+            since_wall: now,
+            reason: String::new(),
+            next_try: None,
+        });
+        reason.clone_into(&mut away.reason);
+        away.next_try = pause.and_then(|pause| now.checked_add(pause).ok());
+        if is_new {
+            tracing::warn!(job = self.job, "the sync waits for its target: {reason}");
+        }
+    }
+
+    /// The target takes what is sent again.
+    pub fn target_is_there(&self) {
+        let mut seen = self.seen();
+        if let Some(away) = seen.away.take() {
+            seen.waited += away.since.elapsed();
+            tracing::info!(job = self.job, "the target answers again");
+        }
+    }
+
+    /// Whether the target cannot be reached, or takes nothing.
+    pub fn waits_for_target(&self) -> bool {
+        self.seen().away.is_some()
+    }
+
+    /// How long it has waited for its target, in all.
+    pub fn waited(&self) -> Duration {
+        self.seen().waited()
     }
 
     /// So many bytes are to be read.
@@ -139,7 +218,9 @@ impl LiveRun {
         let seen = self.seen();
         let Some(from) = seen.compare.from else { return 0 };
         let to = seen.compare.to.unwrap_or_else(Instant::now);
-        rate(bytes, to.saturating_duration_since(from))
+        let waited = seen.compare.waited_until.unwrap_or_else(|| seen.waited());
+        let waited = waited.saturating_sub(seen.compare.waited_before);
+        rate(bytes, to.saturating_duration_since(from).saturating_sub(waited))
     }
 
     /// Takes a sample for the rates, if the last one is old enough.
@@ -150,7 +231,7 @@ impl LiveRun {
         if seen.samples.back().is_some_and(|(at, _)| fresh(at)) {
             return;
         }
-        let counts = seen.counts();
+        let counts = self.counts(&seen);
         self.watch(&mut seen, now, counts);
         seen.samples.push_back((now, counts));
         while seen
@@ -165,7 +246,7 @@ impl LiveRun {
     /// Notices that nothing is read or stored any more, and says so once.
     fn watch(&self, seen: &mut Seen, now: Instant, counts: Counts) {
         let reads = matches!(seen.phase, Phase::Comparing | Phase::Transferring);
-        if !reads || seen.held_up.is_some() || seen.moved.1 != counts {
+        if !reads || seen.held_up.is_some() || seen.away.is_some() || seen.moved.1 != counts {
             if seen.is_stuck {
                 tracing::info!(job = self.job, "the sync goes on");
             }
@@ -189,8 +270,8 @@ impl LiveRun {
     /// What is told of it now.
     pub fn progress(&self) -> Progress {
         let seen = self.seen();
-        let counts = seen.counts();
-        let (compare_rate, store_rate) = seen.rates(counts);
+        let counts = self.counts(&seen);
+        let rates = seen.rates(counts);
         let left = seen.total_bytes.saturating_sub(counts.compared);
         let reading = matches!(seen.phase, Phase::Comparing | Phase::Transferring);
         Progress {
@@ -202,13 +283,41 @@ impl LiveRun {
             compared_bytes: counts.compared,
             total_bytes: seen.total_bytes,
             percent: percent(counts.compared, seen.total_bytes),
-            compare_rate_bytes: compare_rate,
+            compare_rate_bytes: rates.compare,
             dirty_bytes: counts.dirty,
             stored_bytes: counts.stored,
-            store_rate_bytes: store_rate,
-            eta_seconds: (reading && compare_rate > 0).then(|| left.div_ceil(compare_rate)),
+            store_rate_bytes: rates.store,
+            eta_seconds: (reading && rates.compare > 0).then(|| left.div_ceil(rates.compare)),
             resumed: seen.resumed,
             held_up: seen.held_up_by(),
+            waiting_for_target: seen.away.as_ref().map(Away::view),
+            transfer: self.meter.get().map(|meter| Transfer {
+                sent_bytes: meter.sent_bytes(),
+                send_rate_bytes: rates.send,
+                durable_bytes: meter.durable_bytes(),
+            }),
+        }
+    }
+
+    /// What counts what is sent: from now on it is a sync to a target.
+    pub fn meter(&self) -> Arc<Meter> {
+        self.meter.get_or_init(Arc::default).clone()
+    }
+
+    /// What was sent to a target, if it is a sync to one.
+    pub fn transferred(&self) -> Option<RunTransfer> {
+        let meter = self.meter.get()?;
+        Some(RunTransfer {
+            sent_bytes: meter.sent_bytes(),
+            sent_again_bytes: meter.again_bytes(),
+            waited_seconds: self.waited().as_secs_f64(),
+        })
+    }
+
+    fn counts(&self, seen: &Seen) -> Counts {
+        Counts {
+            sent: self.meter.get().map_or(0, |meter| meter.sent_bytes()),
+            ..seen.counts()
         }
     }
 
@@ -231,7 +340,23 @@ impl LockWait for LiveRun {
     }
 }
 
+impl Away {
+    fn view(&self) -> TargetWait {
+        TargetWait {
+            since: self.since_wall,
+            reason: self.reason.clone(),
+            next_try: self.next_try,
+        }
+    }
+}
+
 impl Seen {
+    /// How long the sync has waited for its target.
+    fn waited(&self) -> Duration {
+        let now = self.away.as_ref().map(|away| away.since.elapsed());
+        self.waited + now.unwrap_or_default()
+    }
+
     /// What the sync waits for.
     fn held_up_by(&self) -> Option<String> {
         let stuck = || self.is_stuck.then(|| self.stuck(Instant::now()));
@@ -252,6 +377,7 @@ impl Seen {
             compared: sum.compared + disk.progress.compared_bytes.load(Ordering::Relaxed),
             dirty: sum.dirty + disk.progress.dirty_bytes.load(Ordering::Relaxed),
             stored: sum.stored + disk.progress.stored_bytes.load(Ordering::Relaxed),
+            sent: 0,
         })
     }
 
@@ -268,16 +394,17 @@ impl Seen {
         (!names.is_empty()).then(|| names.join(", "))
     }
 
-    /// Bytes a second compared and stored, over the last seconds.
-    fn rates(&self, now: Counts) -> (u64, u64) {
+    /// Bytes a second, over the last seconds.
+    fn rates(&self, now: Counts) -> Rates {
         let Some((at, before)) = self.samples.front() else {
-            return (0, 0);
+            return Rates::default();
         };
         let span = at.elapsed();
-        (
-            rate(now.compared.saturating_sub(before.compared), span),
-            rate(now.stored.saturating_sub(before.stored), span),
-        )
+        Rates {
+            compare: rate(now.compared.saturating_sub(before.compared), span),
+            store: rate(now.stored.saturating_sub(before.stored), span),
+            send: rate(now.sent.saturating_sub(before.sent), span),
+        }
     }
 }
 
@@ -374,6 +501,7 @@ pub fn run_begun(number: u64, run_type: RunType, started: Timestamp) -> RunView 
         stored_bytes: 0,
         compare_rate_bytes: 0,
         disks: Vec::new(),
+        transfer: None,
         deleted: Vec::new(),
         error: None,
         warnings: Vec::new(),

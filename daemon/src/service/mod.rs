@@ -38,8 +38,10 @@ mod resume;
 mod runner;
 mod scheduler;
 mod seen;
+mod sending;
 mod startup;
 mod table;
+pub mod targets;
 #[cfg(test)]
 mod tests;
 pub mod tracking;

@@ -3,14 +3,23 @@
 
 use super::owners;
 use super::parts::Parts;
+use crate::engine::Place;
 use crate::owner;
 use crate::ownership;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
-/// Brings the note of a job up to date, in the background.
-pub fn queue(parts: &Arc<Parts>, store: &Path, name: &str) {
+/// Brings the note of a job up to date, in the background. With a target there is none: it takes images, and nothing that could
+/// tell this machine what to do.
+pub fn queue(parts: &Arc<Parts>, place: &Place, name: &str) {
+    if let Place::Store(store) = place {
+        queue_in(parts, store, name);
+    }
+}
+
+/// The same of a job of this store.
+pub fn queue_in(parts: &Arc<Parts>, store: &Path, name: &str) {
     if !parts.notes.add(store, name) {
         return;
     }

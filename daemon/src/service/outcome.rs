@@ -155,6 +155,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, HandClock};
     use crate::config::Config;
+    use crate::engine::Place;
     use crate::job::{ResolvedInput, new_record};
     use api::CreateJob;
 
@@ -167,7 +168,7 @@ mod tests {
             ..CreateJob::default()
         };
         let given = ResolvedInput {
-            store: "/s".into(),
+            place: Place::Store("/s".into()),
             disks: Vec::new(),
         };
         let mut job = new_record(&request, given, &Config::load(None).unwrap(), &clock.now()).unwrap();

@@ -52,7 +52,7 @@ pub fn release(parts: &Arc<Parts>, job: &JobRecord) {
         }
     }
     // Else they would run once more, should the state be lost.
-    note_writer::queue(parts, &job.store, &job.name);
+    note_writer::queue(parts, &job.place, &job.name);
 }
 
 /// Notes that a run owes its thaw hooks, before its first freeze hook starts.

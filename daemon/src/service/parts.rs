@@ -9,13 +9,13 @@ use super::seen::Seen;
 use super::table::{JobTable, Locked};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
+use crate::engine::Place;
 use crate::job::{JobRecord, Refusal, Refused};
 use crate::owner;
 use crate::stores::{Stores, Unanswered};
 use api::{Action, rules};
 use hostdev::Machine;
 use jiff::Timestamp;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,17 +110,21 @@ impl Parts {
         self.background.begin(task, move || work(&parts));
     }
 
-    /// Does some work that may wait for a store, or for disks whose paths are on filesystems of others, on a thread of the
-    /// store. `what` says what is looked at, as the subject of a sentence.
+    /// Does some work that may wait for a store or a target, or for disks whose paths are on filesystems of others, on a thread of
+    /// the store or target. `what` says what is looked at, as the subject of a sentence.
     pub(super) fn within<T: Send + 'static>(
         self: &Arc<Self>,
-        store: &Path,
+        place: &Place,
         patience: Duration,
         what: &str,
         work: impl FnOnce(&Arc<Self>) -> Refused<T> + Send + 'static,
     ) -> Refused<T> {
         let parts = self.clone();
-        let asked = self.stores.run(store, move || Ok(work(&parts)));
+        let path = match place {
+            Place::Store(store) => store.clone(),
+            Place::Target(name) => self.config.targets().join(name),
+        };
+        let asked = self.stores.run(&path, move || Ok(work(&parts)));
         asked.wait(patience).map_err(|error| match error {
             Unanswered::Late(_) => Refusal::conflict(format!(
                 "{what} did not answer within {} s: check its disk, or the server that it is on",

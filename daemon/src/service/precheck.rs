@@ -1,30 +1,37 @@
 //! Whether this machine is ready to be migrated.
 
-use super::disks::store_disks;
+mod target;
+
+use super::disks::disks_below;
 use super::parts::Parts;
+use crate::engine::Place;
 use crate::job::Refused;
 use crate::stores::ACTION_PATIENCE;
 use api::{Check, Level, Precheck};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use tracker::Support;
 
-/// Looks at the machine: at these disks, or all that can be migrated, and the configured store if none is named.
+/// Looks at the machine: at these disks, or all that can be migrated, and at where the images are to go.
 ///
 /// # Errors
 /// When it is not known which disks hold the store, or the store does not answer.
-pub fn precheck(parts: &Arc<Parts>, store: Option<PathBuf>, disks: Vec<String>) -> Refused<Precheck> {
-    let store = store.unwrap_or_else(|| parts.config.store.clone());
-    let path = store.clone();
-    let what = format!("the store {}", store.display());
-    let below = parts.within(&store, ACTION_PATIENCE, &what, move |_| store_disks(&path))?;
+pub fn precheck(parts: &Arc<Parts>, place: &Place, disks: Vec<String>) -> Refused<Precheck> {
+    let what = format!("the {place}");
+    let at = place.clone();
+    let below = parts.within(place, ACTION_PATIENCE, &what, move |_| disks_below(&at))?;
     // What else may hang, it asks with deadlines of its own.
+    let target = place.target().map(|name| target::look(parts, name));
     let input = machine::PrecheckInput {
         store_disks: below,
-        store: Some(store),
+        target: target.as_ref().and_then(|target| target.room.clone()),
+        store: place.store().map(Path::to_owned),
         disks,
     };
     let mut found = machine::precheck(&machine::Root::system(), &input);
+    found
+        .checks
+        .extend(target.into_iter().flat_map(|target| target.checks));
     found.checks.push(tracking(parts));
     Ok(found)
 }

@@ -51,7 +51,7 @@ fn resume_running(parts: &Arc<Parts>, name: &str) -> Result<()> {
     owed::release(parts, &job);
     let Some(job) = running() else { return Ok(()) };
     // The store is asked without the mutex.
-    let made = images::image_made_by_run(&parts.stores, &job);
+    let made = images::image_made_by_run(parts, &job);
     let mut table = parts.table.lock();
     if table.is_closing() || parts.live.contains(name) || table.jobs().get(name) != Some(&job) {
         return Ok(());

@@ -9,12 +9,15 @@ use super::outcome::{Ended, Work, conclude, interrupt, unfinished_run};
 use super::owed;
 use super::owners;
 use super::parts::Parts;
+use super::sending;
 use super::table::{JobTable, Locked};
+use super::targets;
 use super::tracking;
 use super::written;
 use crate::clock::{Deadline, Moment};
 use crate::engine::{
-    self, Control, Destination, ErrorKind, ImageBegun, KnownFrom, Observer, SourceDisk, Synced,
+    self, Control, Destination, ErrorKind, ImageBegun, KnownFrom, Observer, Place, Request, SourceDisk,
+    Synced,
 };
 use crate::job::{ActiveRun, DiskRecord, Ending, JobRecord};
 use crate::priority;
@@ -25,6 +28,7 @@ use api::{Phase, RunDisk, RunOutcome, RunType, RunView, Status};
 use changetrack::Progress;
 use imagefmt::{LockWait, Manifest, Store};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -38,8 +42,8 @@ fn begin_run(job: &mut JobRecord, run_type: RunType, now: &Moment) {
         status => status == Status::Waiting && !job.completing,
     };
     job.runs = job.runs.saturating_add(1);
-    // Saved with it, so before the first pre hook starts.
-    job.hooks_owed = Some(job.runs);
+    // Saved with it, so before the first pre hook starts. A sync to a target waits for that before.
+    job.hooks_owed = job.place.store().map_or(job.hooks_owed, |_| Some(job.runs));
     job.status = Status::Running;
     job.error = None;
     job.warnings.clear();
@@ -119,10 +123,12 @@ pub fn spawn(
     ));
     let ending = job.run.as_ref().and_then(|run| run.ending);
     parts.live.begin(&job.name, live.clone(), ending);
+    let waits_first = job.place.target().is_some() && matches!(work, Work::Sync);
     let runner = Runner {
         parts: parts.clone(),
         concluding: matches!(work, Work::Conclude(_)),
         warnings: Mutex::default(),
+        is_released: AtomicBool::new(waits_first),
         in_use: AtomicBool::new(false),
         images: Mutex::default(),
         job,
@@ -189,21 +195,23 @@ fn image_made(table: &JobTable, name: &str) -> Result<Option<usize>> {
             tracing::error!(job = name, "{error}");
         }
     }
-    let max = job.schedule.map(|schedule| schedule.max_images);
+    let max = job.schedule.and_then(|schedule| schedule.max_images);
     Ok(max.and_then(|max| usize::try_from(max).ok()))
 }
 
 /// How long whoever holds the chain is waited for: a `gc`, or what a daemon that was killed had just begun to start.
 const BUSY_PATIENCE: Duration = Duration::from_secs(10);
 
-struct Runner {
-    parts: Arc<Parts>,
+pub(super) struct Runner {
+    pub(super) parts: Arc<Parts>,
     /// As it was when the run began.
-    job: JobRecord,
-    live: Arc<LiveRun>,
+    pub(super) job: JobRecord,
+    pub(super) live: Arc<LiveRun>,
     /// Whether the image was there before: then nothing about the sync's time is known.
     concluding: bool,
     warnings: Mutex<Vec<String>>,
+    /// Whether its post hooks have run, and no pre hook since: while it waits for its target.
+    is_released: AtomicBool,
     /// Whether images that should go stayed, as they are in use.
     in_use: AtomicBool,
     /// The images that the job has in the end.
@@ -224,7 +232,7 @@ impl Runner {
         });
         self.conclude(run, result);
         tracking::release_in_background(&self.parts, &name);
-        note_writer::queue(&self.parts, &self.job.store, &name);
+        note_writer::queue(&self.parts, &self.job.place, &name);
     }
 
     fn work(&self, run: &mut RunView, work: Work) -> engine::Result<()> {
@@ -253,23 +261,24 @@ impl Runner {
 
     /// Hooks, disks, image.
     fn sync(&self) -> engine::Result<Synced> {
-        let stopped = || self.live.control.is_stopped();
-        let dir = &self.parts.config.hooks_dir;
         let run_type = self.job.run.as_ref().map_or(RunType::Manual, |run| run.run_type);
         // No hook runs for a sync that would be too early; the engine looks again.
         tracking::check_early_scan(&self.parts, &self.job, run_type).map_err(engine::Error::untracked)?;
-        hooks::run(Stage::Pre, dir, &self.job, &self.hook_env(), &stopped)
-            .context("the sync did not start")
-            .map_err(engine::Error::refused)?;
         let mut request = owners::sync_request(&self.parts.machine, &self.parts.config, &self.job);
         request.tracker.may_scan = tracking::may_scan(&self.parts, &self.job, run_type);
+        match &self.job.place {
+            Place::Store(path) => self.sync_into(path, request),
+            Place::Target(name) => sending::sync(self, name, &request),
+        }
+    }
+
+    fn sync_into(&self, path: &Path, mut request: Request) -> engine::Result<Synced> {
+        self.pre_hooks()?;
         // The store first: it is known of one that is opened whether it answers.
-        let store = self.store().map_err(|error| {
-            engine::Error::from(error).within(format!("open store {}", self.job.store.display()))
-        })?;
-        let priority = self.live.control.pace().priority();
-        let disks = priority.within(|| engine::open_all(&request.disks, Some(&self.job.store)))?;
-        self.check_disks(&disks)?;
+        let store = self
+            .store(path)
+            .map_err(|error| engine::Error::from(error).within(format!("open store {}", path.display())))?;
+        let disks = self.open_disks(&request, Some(path))?;
         owners::allow_former_owner(&self.parts.table, &store, &mut request)?;
         let begun = Instant::now();
         loop {
@@ -281,7 +290,9 @@ impl Runner {
                 self,
             ) {
                 Err(error)
-                    if error.kind() == ErrorKind::Busy && begun.elapsed() < BUSY_PATIENCE && !stopped() =>
+                    if error.kind() == ErrorKind::Busy
+                        && begun.elapsed() < BUSY_PATIENCE
+                        && !self.is_stopped() =>
                 {
                     thread::sleep(Duration::from_millis(100));
                 }
@@ -290,9 +301,55 @@ impl Runner {
         }
     }
 
-    /// The job's store; what of it waits for another process shows in the run's progress, and ends when the run is ended.
-    fn store(&self) -> imagefmt::Result<Store> {
-        let store = self.parts.stores.get(&self.job.store)?;
+    /// Runs the pre hooks; the run owes its post hooks from before that on.
+    ///
+    /// # Errors
+    /// `Refused` if one fails.
+    pub(super) fn pre_hooks(&self) -> engine::Result<()> {
+        if self.is_released.swap(false, Ordering::Relaxed) {
+            let owed = self.parts.table.update(&self.job.name, |job| {
+                job.hooks_owed = Some(self.live.number);
+                Ok(None)
+            });
+            owed.map_err(|error| engine::Error::other(error.into()))?;
+        }
+        let dir = &self.parts.config.hooks_dir;
+        hooks::run(Stage::Pre, dir, &self.job, &self.hook_env(), &|| {
+            self.is_stopped()
+        })
+        .context("the sync did not start")
+        .map_err(engine::Error::refused)
+    }
+
+    /// The post hooks run, and the run goes on later: it waits for its target.
+    pub(super) fn release_for_now(&self) {
+        self.run_post_hooks(RunOutcome::Interrupted, String::new());
+        self.is_released.store(true, Ordering::Relaxed);
+    }
+
+    /// Opens the disks, and compares them with those that the job knows.
+    ///
+    /// # Errors
+    /// As [`engine::open_all`], and `Refused` for disks that are not the job's.
+    pub(super) fn open_disks(
+        &self,
+        request: &Request,
+        store: Option<&Path>,
+    ) -> engine::Result<Vec<SourceDisk>> {
+        let priority = self.live.control.pace().priority();
+        let disks = priority.within(|| engine::open_all(&request.disks, store))?;
+        self.check_disks(&disks)?;
+        Ok(disks)
+    }
+
+    /// Whether it was asked to end.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.live.control.is_stopped()
+    }
+
+    /// A store of the job; what of it waits for another process shows in the run's progress, and ends when the run is ended.
+    fn store(&self, path: &Path) -> imagefmt::Result<Store> {
+        let store = self.parts.stores.get(path)?;
         Ok(Store::clone(&store).with_lock_wait(self.live.clone()))
     }
 
@@ -318,10 +375,13 @@ impl Runner {
 
     /// After the image, or what was to become one. What fails here is told, and changes nothing else.
     fn post_hooks(&self, run: &RunView, failure: Option<&engine::Error>) {
+        if self.is_released.load(Ordering::Relaxed) {
+            return;
+        }
         let outcome = match failure {
             None => RunOutcome::Succeeded,
             Some(_) if self.is_shutdown() => RunOutcome::Interrupted,
-            Some(_) if self.live.control.is_stopped() => RunOutcome::Stopped,
+            Some(_) if self.is_stopped() => RunOutcome::Stopped,
             Some(error) if self.is_deferred(error) => RunOutcome::Deferred,
             Some(_) => RunOutcome::Failed,
         };
@@ -349,7 +409,7 @@ impl Runner {
         }
     }
 
-    fn progressed(&self) {
+    pub(super) fn progressed(&self) {
         self.parts.table.progressed(&self.job.name);
     }
 
@@ -359,11 +419,13 @@ impl Runner {
 
     /// Deletes the earliest unused images beyond those to be kept.
     fn retain(&self, run: &mut RunView) -> Result<()> {
-        let Some(max) = image_made(&self.parts.table, &self.job.name)? else {
+        let max = image_made(&self.parts.table, &self.job.name)?;
+        let (Some(max), Some(path)) = (max, self.job.place.store()) else {
             return Ok(());
         };
-        let store = self.store();
-        let retained = store.and_then(|store| engine::retain(&store, &self.job.name, max));
+        let retained = self
+            .store(path)
+            .and_then(|store| engine::retain(&store, &self.job.name, max));
         match retained {
             Ok(retained) => {
                 self.in_use.store(retained.in_use, Ordering::Relaxed);
@@ -382,10 +444,16 @@ impl Runner {
         Ok(())
     }
 
-    /// Asks the store which images there are now.
+    /// Asks the store or target which images there are now.
     fn count_images(&self) {
-        let store = self.store();
-        match store.and_then(|store| images::sequences(&store, &self.job.name)) {
+        let name = &self.job.name;
+        let found = match &self.job.place {
+            Place::Store(path) => self.store(path).and_then(|store| images::sequences(&store, name)),
+            Place::Target(target) => targets::open(&self.parts, target)
+                .and_then(|files| remote::images(&files, name))
+                .map_err(imagefmt::Error::from),
+        };
+        match found {
             Ok(found) => *self.images.lock().unwrap_or_else(PoisonError::into_inner) = Some(found),
             Err(error) => self.warn(&format!("its images cannot be listed: {}", error.full_message())),
         }
@@ -447,6 +515,7 @@ impl Runner {
         let now = self.parts.now();
         run.finished = Some(now.wall);
         run.seconds = (!self.concluding).then(|| self.live.elapsed().as_secs_f64());
+        run.transfer = self.live.transferred();
         run.warnings = self
             .warnings
             .lock()
@@ -516,7 +585,7 @@ impl Runner {
             return Ended::Image(ending);
         };
         match ending {
-            Some(ending) if self.live.control.is_stopped() => {
+            Some(ending) if self.is_stopped() => {
                 if error.kind() != ErrorKind::Stopped {
                     tracing::warn!(
                         job = self.job.name,
@@ -569,10 +638,11 @@ impl Observer for Runner {
 
     fn before_freeze(&self) -> std::result::Result<(), String> {
         owed::owe_thaw(&self.parts, &self.job.name, self.live.number).map_err(|refusal| refusal.message)?;
-        let stopped = || self.live.control.is_stopped();
         let dir = &self.parts.config.hooks_dir;
-        hooks::run(Stage::Freeze, dir, &self.job, &self.hook_env(), &stopped)
-            .map_err(|error| format!("{error:#}"))
+        hooks::run(Stage::Freeze, dir, &self.job, &self.hook_env(), &|| {
+            self.is_stopped()
+        })
+        .map_err(|error| format!("{error:#}"))
     }
 
     fn after_thaw(&self) {

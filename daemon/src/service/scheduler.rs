@@ -143,7 +143,7 @@ fn defer(parts: &Arc<Parts>, name: &str, reason: &str) -> crate::job::Refused<()
     })?;
     drop(table);
     tracing::warn!(job = name, "sync deferred: {reason}");
-    note_writer::queue(parts, &job.store, name);
+    note_writer::queue(parts, &job.place, name);
     Ok(())
 }
 
@@ -162,7 +162,7 @@ fn expire(parts: &Arc<Parts>, name: &str) -> crate::job::Refused<()> {
     tracing::warn!(job = name, "job expired; its images remain");
     drop(table);
     tracking::release_in_background(parts, name);
-    note_writer::queue(parts, &job.store, name);
+    note_writer::queue(parts, &job.place, name);
     Ok(())
 }
 
@@ -205,9 +205,12 @@ fn retain_in_background(parts: &Arc<Parts>, job: JobRecord) {
 }
 
 fn retain_again(parts: &Parts, job: &JobRecord) {
-    let Some(schedule) = job.schedule else { return };
-    let max = usize::try_from(schedule.max_images).unwrap_or(usize::MAX);
-    let store = parts.stores.get(&job.store);
+    let max = job.schedule.and_then(|schedule| schedule.max_images);
+    let (Some(max), Some(store)) = (max, job.place.store()) else {
+        return;
+    };
+    let max = usize::try_from(max).unwrap_or(usize::MAX);
+    let store = parts.stores.get(store);
     let retained = store.and_then(|store| {
         owners::check_owner(&parts.table, &parts.machine, &store, job)?;
         let retained = engine::retain(&store, &job.name, max)?;
@@ -247,6 +250,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, HandClock};
     use crate::config::Config;
+    use crate::engine::Place;
     use crate::job::{ResolvedInput, new_record};
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -260,7 +264,7 @@ mod tests {
             ..Default::default()
         };
         let given = ResolvedInput {
-            store: "/s".into(),
+            place: Place::Store("/s".into()),
             disks: Vec::new(),
         };
         let mut job = new_record(&request, given, &Config::load(None).unwrap(), &clock.now()).unwrap();

@@ -146,7 +146,7 @@ fn anchor(job: &mut JobRecord, now: &Moment) {
 fn seal_notes(parts: &Arc<Parts>) {
     let jobs: Vec<JobRecord> = parts.table.lock().jobs().values().cloned().collect();
     for job in jobs {
-        note_writer::queue(parts, &job.store, &job.name);
+        note_writer::queue(parts, &job.place, &job.name);
     }
 }
 

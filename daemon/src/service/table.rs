@@ -314,7 +314,7 @@ impl Locked<'_> {
     /// When the state cannot be read.
     pub fn note(&self, store: &Path, name: &str) -> anyhow::Result<Option<StoredNote>> {
         match self.inner.jobs.get(name) {
-            Some(job) if job.store == store => self.inner.state.note(name, NOTE_RUNS),
+            Some(job) if job.place.store() == Some(store) => self.inner.state.note(name, NOTE_RUNS),
             _ => Ok(None),
         }
     }
@@ -358,6 +358,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, HandClock};
     use crate::config::Config;
+    use crate::engine::Place;
     use crate::job::{ResolvedInput, new_record};
     use crate::service::live::run_begun;
     use std::time::Duration;
@@ -370,7 +371,7 @@ mod tests {
             ..Default::default()
         };
         let given = ResolvedInput {
-            store: "/s".into(),
+            place: Place::Store("/s".into()),
             disks: Vec::new(),
         };
         let config = Config::load(None).unwrap();

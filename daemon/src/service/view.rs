@@ -18,7 +18,7 @@ use imagefmt::{JobImages, Store};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Runs looked at for a forecast.
@@ -32,7 +32,6 @@ const RUNS_SEEN: u32 = 10;
 pub fn show(parts: &Parts, name: &str) -> Refused<JobView> {
     let (mut view, job) = known(parts, name)?;
     if let Some((job, runs)) = job {
-        let path = job.store.clone();
         let tracking = tracking::of_job(parts, &job);
         view.forecast = foretold(&job, &runs, Next::of(&tracking), &parts.now());
         for (disk, tracking) in view.disks.iter_mut().zip(tracking) {
@@ -43,18 +42,25 @@ pub fn show(parts: &Parts, name: &str) -> Refused<JobView> {
             .iter()
             .map(|disk| (disk.name.as_str(), disk.path.as_path()));
         view.io_priority_note = priority::without_effect(job.io_priority, disks);
-        let asked = parts
-            .stores
-            .begin(&path, move |store| images::sequences(store, &job.name));
-        match asked.wait(VIEW_PATIENCE) {
-            Ok(found) => view.images = labels(name, &found),
-            Err(error) => view.warnings.push(format!(
-                "the list of its images may be out of date, because they cannot be listed now: {}",
-                error.full_message()
-            )),
-        }
+        show_images(parts, &job, &mut view);
     }
     Ok(view)
+}
+
+/// Asks a store for the images. A target has said after the last sync which there are.
+fn show_images(parts: &Parts, job: &JobRecord, view: &mut JobView) {
+    let Some(store) = job.place.store() else { return };
+    let name = job.name.clone();
+    let asked = parts
+        .stores
+        .begin(store, move |store| images::sequences(store, &name));
+    match asked.wait(VIEW_PATIENCE) {
+        Ok(found) => view.images = labels(&job.name, &found),
+        Err(error) => view.warnings.push(format!(
+            "the list of its images may be out of date, because they cannot be listed now: {}",
+            error.full_message()
+        )),
+    }
 }
 
 /// A job that will sync again says how long the last sync would take.
@@ -89,7 +95,7 @@ fn known(parts: &Parts, name: &str) -> Refused<(JobView, Option<Known>)> {
             format!("the record of run {number} cannot be read and is left as it is: {reason}")
         }));
     if let Some((live, ending)) = live {
-        let silence = parts.stores.silence_of(&job.store);
+        let silence = job.place.store().and_then(|store| parts.stores.silence_of(store));
         let mut progress = live.progress();
         progress.held_up = silence.map(|store| store.to_string()).or(progress.held_up);
         view.progress = Some(progress);
@@ -149,8 +155,11 @@ pub fn status(parts: &Parts) -> ServiceStatus {
 pub fn exports(parts: &Parts) -> Vec<ExportView> {
     let stores: BTreeSet<PathBuf> = {
         let table = parts.table.lock();
-        let of_jobs = table.jobs().values().map(|job| &job.store);
-        of_jobs.chain(table.stores()).cloned().collect()
+        let of_jobs = table.jobs().values().filter_map(|job| job.place.store());
+        of_jobs
+            .map(Path::to_owned)
+            .chain(table.stores().iter().cloned())
+            .collect()
     };
     let asked: Vec<_> = stores
         .iter()
@@ -232,11 +241,12 @@ fn view(job: &JobRecord, runs: &[RunView], now: &Moment) -> JobView {
         next: next_event(job, now),
         progress: None,
         forecast: foretold(job, runs, Next::AsLast, now),
-        store: job.store.display().to_string(),
+        store: job.place.store().map(|store| store.display().to_string()),
+        target: job.place.target().map(str::to_owned),
         disks: job.disk_views(),
         automatic_incremental: job.automatic_incremental,
         interval_seconds: job.schedule.map(|schedule| schedule.interval_seconds),
-        max_images: job.schedule.map(|schedule| schedule.max_images),
+        max_images: job.schedule.and_then(|schedule| schedule.max_images),
         pending: job.pending.clone(),
         compress_level: job.compress_level,
         bandwidth_limit_bytes: job.bandwidth_limit_bytes,
@@ -286,11 +296,8 @@ fn unreadable_view(job: &Unreadable) -> JobView {
         next: nothing("nothing: its record cannot be read"),
         progress: None,
         forecast: None,
-        store: job
-            .store
-            .as_ref()
-            .map(|store| store.display().to_string())
-            .unwrap_or_default(),
+        store: job.store.as_ref().map(|store| store.display().to_string()),
+        target: None,
         disks: job.disks.iter().map(disk).collect(),
         automatic_incremental: false,
         interval_seconds: None,
@@ -456,6 +463,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, HandClock};
     use crate::config::Config;
+    use crate::engine::Place;
     use crate::job::{ResolvedInput, new_record};
 
     #[test]
@@ -467,7 +475,7 @@ mod tests {
             ..Default::default()
         };
         let given = ResolvedInput {
-            store: "/s".into(),
+            place: Place::Store("/s".into()),
             disks: Vec::new(),
         };
         let mut job = new_record(&request, given, &config, &now).unwrap();

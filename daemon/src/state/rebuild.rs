@@ -6,6 +6,7 @@
 use super::NoteKey;
 use super::records::{StoredJob, StoredNote, Unreadable, parse};
 use crate::clock::Moment;
+use crate::engine::Place;
 use crate::job::JobRecord;
 use crate::stores::{Stores, Unanswered};
 use api::Status;
@@ -194,7 +195,7 @@ fn read_note(store: &Store, path: &Path, key: &NoteKey, name: &str) -> Note {
             let job = stored.into_job();
             Note::Found(Box::new(FoundJob {
                 // A copy in another store would have the disks' content written there.
-                is_ours: is_sealed && job.store == path,
+                is_ours: is_sealed && job.place.store() == Some(path),
                 job,
                 record: note.job,
                 runs: note.runs.into_iter().filter_map(numbered).collect(),
@@ -213,7 +214,7 @@ fn adapt(job: &mut JobRecord, store: &Path, is_ours: bool, now: &Moment) {
     if !is_ours {
         distrust(job);
     }
-    job.store = store.to_owned();
+    job.place = Place::Store(store.to_owned());
     job.expires = job.expires.anchored_by_measure(now);
     job.next_sync = job.next_sync.as_ref().map(|next| next.anchored(now));
     if job.status == Status::Waiting && job.next_sync.is_none() {

@@ -43,8 +43,19 @@ pub struct PrecheckInput {
     pub store: Option<PathBuf>,
     /// The kernel's names of the devices that the store is on, as [`disk_names`](crate::disk_names) gives them.
     pub store_disks: BTreeSet<String>,
+    /// The target that the images go to in place of a store; absent, and nothing is told about its room.
+    pub target: Option<TargetRoom>,
     /// The kernel's names of the chosen disks; none for all that [`disks`](crate::disks) does not leave out.
     pub disks: Vec<String>,
+}
+
+/// A target, and the room that it has for this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetRoom {
+    /// Its name on this machine.
+    pub name: String,
+    /// Bytes that are free for this machine.
+    pub free_bytes: u64,
 }
 
 /// Looks at everything that decides whether a copy of the chosen disks will start elsewhere, in a few seconds.
@@ -53,7 +64,7 @@ pub struct PrecheckInput {
 ///
 /// - smcd itself: `privileges`, `container`, `architecture`, `kernel`, `io_uring`, `bpf`
 /// - disks: `disk`, `disk_left_out`, `volumes`, `mounts_outside`, `zfs`, `network_mounts`, `freeze`
-/// - store, if one is given: `store_disk`, `store_space`
+/// - store, if one is given: `store_disk`, `store_space`; target, if one is given: `target_space`
 /// - firmware: `boot_mode`, `boot_sector`, `efi_partition`, `efi_fallback`, `secure_boot`
 /// - boot loader and kernels: `boot_loader`, `boot_root`, `grub_default`, `grub_device_map`, `kernel_image`,
 ///   `boot_space`, `initramfs_virtio`, `virtio_net`

@@ -13,6 +13,10 @@ use crate::text::{list, shown, size};
 const SPACES_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
+    if let Some(target) = &case.input.target {
+        let whose = format!("the target {}", shown(&target.name));
+        room(case, &whose, target.free_bytes, &OF_TARGET, out);
+    }
     let Some(store) = &case.input.store else {
         return;
     };
@@ -59,10 +63,39 @@ fn space(case: &Context<'_>, store: &Path, out: &mut Findings) {
         out.critical("store_space", found, "mount it writable");
         return;
     }
+    room(
+        case,
+        &format!("the store {shown_store}"),
+        space.available_bytes,
+        &OF_STORE,
+        out,
+    );
+}
+
+/// What is said about the room of a store, or of a target.
+struct Words {
+    id: &'static str,
+    watch: &'static str,
+    enlarge: &'static str,
+}
+
+const OF_STORE: Words = Words {
+    id: "store_space",
+    watch: "watch it, or put the store on a larger filesystem: changes come on top",
+    enlarge: "put the store on a larger filesystem",
+};
+
+const OF_TARGET: Words = Words {
+    id: "target_space",
+    watch: "watch it, or give this machine more room there (its disk, or quota in smc-store.toml): changes come on top",
+    enlarge: "give this machine more room there: a larger disk, or a larger quota in smc-store.toml",
+};
+
+/// Whether the images fit.
+fn room(case: &Context<'_>, whose: &str, available: u64, words: &Words, out: &mut Findings) {
     let (used, total) = need(case);
-    let available = space.available_bytes;
     let found = format!(
-        "the store {shown_store} has {} free; the chosen disks have {} in files and {} in all",
+        "{whose} has {} free; the chosen disks have {} in files and {} in all",
         size(available),
         size(used),
         size(total)
@@ -74,15 +107,11 @@ fn space(case: &Context<'_>, store: &Path, out: &mut Findings) {
         total.min(used.saturating_mul(2))
     };
     if available >= enough {
-        out.ok("store_space", found);
+        out.ok(words.id, found);
     } else if available >= used / 2 {
-        out.warning(
-            "store_space",
-            found,
-            "watch it, or put the store on a larger filesystem: changes come on top",
-        );
+        out.warning(words.id, found, words.watch);
     } else {
-        out.critical("store_space", found, "put the store on a larger filesystem");
+        out.critical(words.id, found, words.enlarge);
     }
 }
 

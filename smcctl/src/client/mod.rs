@@ -5,7 +5,7 @@ mod request;
 mod trouble;
 
 pub use answer::Answer;
-pub use request::{Request, job, with_query};
+pub use request::{Request, job, target, with_query};
 
 use crate::client::trouble::{Question, Trouble};
 use anyhow::Context;

@@ -125,6 +125,15 @@ pub fn job(name: &str, below: Option<&str>) -> String {
     )
 }
 
+/// The path of a target, or of what can be asked of it (`renew`).
+pub fn target(name: &str, below: Option<&str>) -> String {
+    let name = encoded(name);
+    below.map_or_else(
+        || format!("/targets/{name}"),
+        |below| format!("/targets/{name}/{below}"),
+    )
+}
+
 /// A path with a query of these names and values.
 pub fn with_query<'a>(path: &str, query: impl IntoIterator<Item = (&'static str, &'a str)>) -> String {
     let pairs = query

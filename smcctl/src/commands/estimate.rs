@@ -8,20 +8,41 @@ use std::process::ExitCode;
 
 /// Estimate how long syncs would take, and how much space they would need
 ///
-/// Reads from each disk and writes to the store for a few seconds.
+/// Reads from each disk, and writes to the store or sends to the target, for a few seconds.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     disks: Disks,
-    /// Directory of the store [default: the store in smcd's configuration]
-    #[arg(long, value_name = "DIR", value_parser = values::path)]
-    store: Option<String>,
+    #[command(flatten)]
+    place: Place,
     /// zstd compression level to measure with
     #[arg(long, value_name = "N")]
     compress_level: Option<i32>,
-    /// How long to read from each disk, and to write to the store
+    /// How long to read from each disk, and to write to the store or send to the target
     #[arg(long, value_name = "N")]
     seconds: Option<u32>,
+}
+
+/// Where the images go.
+#[derive(Debug, clap::Args)]
+#[group(multiple = false)]
+pub struct Place {
+    /// Directory of the store [default: the store in smcd's configuration]
+    #[arg(long, value_name = "DIR", value_parser = values::path)]
+    pub store: Option<String>,
+    /// Target that takes the images, in place of a store: another machine, which `smcd target ls` lists
+    #[arg(long, value_name = "NAME")]
+    pub target: Option<String>,
+}
+
+impl Place {
+    /// As parameters of a request.
+    pub fn query(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let store = self.store.as_deref().map(|store| ("store", store));
+        store
+            .into_iter()
+            .chain(self.target.as_deref().map(|target| ("target", target)))
+    }
 }
 
 /// The disks of a request.
@@ -45,7 +66,8 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let wanted = EstimateRequest {
         disks: args.disks.disks.clone(),
         all_disks: args.disks.all,
-        store: args.store.clone(),
+        store: args.place.store.clone(),
+        target: args.place.target.clone(),
         compress_level: args.compress_level,
         seconds: args.seconds,
     };

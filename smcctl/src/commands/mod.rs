@@ -6,4 +6,5 @@ pub mod exports;
 pub mod job;
 pub mod precheck;
 pub mod status;
+pub mod target;
 pub mod tracker;

@@ -1,8 +1,8 @@
 //! `smcctl precheck`: is this machine ready?
 
 use crate::client::{Request, with_query};
+use crate::commands::estimate::Place;
 use crate::context::Context;
-use crate::values;
 use api::{Level, Precheck};
 use std::process::ExitCode;
 
@@ -11,9 +11,8 @@ use std::process::ExitCode;
 /// Every finding says what to do about it. The exit code is 1 if a finding is critical.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Directory of the store [default: the store in smcd's configuration]
-    #[arg(long, value_name = "DIR", value_parser = values::path)]
-    store: Option<String>,
+    #[command(flatten)]
+    place: Place,
     /// A disk to migrate; may be repeated [default: all disks that can be migrated]
     #[arg(long = "disk", value_name = "NAME")]
     disks: Vec<String>,
@@ -24,8 +23,10 @@ pub struct Args {
 /// # Errors
 /// When smcd does not answer, or refuses, or the output cannot be written.
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
-    let store = args.store.iter().map(|store| ("store", store.as_str()));
-    let query = store.chain(args.disks.iter().map(|disk| ("disk", disk.as_str())));
+    let query = args
+        .place
+        .query()
+        .chain(args.disks.iter().map(|disk| ("disk", disk.as_str())));
     let answer = context
         .client
         .send(&Request::get(with_query("/precheck", query)).slow())?;

@@ -41,21 +41,23 @@ fn share(share: f64) -> String {
 }
 
 fn sums(paint: Paint, estimate: &Estimate) -> Vec<String> {
-    let store = &estimate.store;
     let mut fields = Fields::new(paint);
-    fields.field(
-        "store",
-        format!(
-            "{}: {} free, writes {}",
-            store.path,
-            size(store.free_bytes),
-            rate(store.write_rate_bytes)
-        ),
-    );
+    if let Some(store) = &estimate.store {
+        let (free, writes) = (size(store.free_bytes), rate(store.write_rate_bytes));
+        fields.field("store", format!("{}: {free} free, writes {writes}", store.path));
+    }
+    if let Some(target) = &estimate.target {
+        let (free, takes) = (size(target.free_bytes), rate(target.send_rate_bytes));
+        fields.field("target", format!("{}: {free} free, takes {takes}", target.name));
+    }
+    let there = match estimate.target.is_some() {
+        true => "there",
+        false => "in the store",
+    };
     fields.field(
         "full",
         format!(
-            "about {} for {}, which take about {} in the store",
+            "about {} for {}, which take about {} {there}",
             measured(estimate.full_seconds),
             size(estimate.total_bytes),
             size(estimate.stored_bytes)
@@ -74,7 +76,10 @@ fn sums(paint: Paint, estimate: &Estimate) -> Vec<String> {
         false => fields.painted(
             "room",
             Tone::Bad,
-            "not enough for the full sync: free some, or take another store",
+            match estimate.target.is_some() {
+                true => "not enough for the full sync: free some there, or raise this machine's quota",
+                false => "not enough for the full sync: free some, or take another store",
+            },
         ),
     }
     fields.list("notes", estimate.notes.iter().cloned());

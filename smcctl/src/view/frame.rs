@@ -1,8 +1,8 @@
 //! A job as it is at this moment: what a live view draws again and again.
 
 use crate::view::job::brief;
-use crate::view::words::{headline, next};
-use api::{JobView, Phase, Progress};
+use crate::view::words::{headline, next, waiting};
+use api::{JobView, Phase, Progress, Transfer};
 use cli::paint::{Paint, Tone};
 use cli::units::{duration, measured, rate, size};
 
@@ -25,7 +25,9 @@ pub fn lines(paint: Paint, job: &JobView) -> Vec<String> {
             .map(|disk| format!(", reading {disk}"))
             .unwrap_or_default()
     );
-    lines.splice(1..1, [about, compared(paint, progress), stored(paint, progress)]);
+    let drawn = [about, compared(paint, progress), stored(paint, progress)];
+    let sent = progress.transfer.as_ref().map(|transfer| sent(paint, transfer));
+    lines.splice(1..1, drawn.into_iter().chain(sent));
     lines
 }
 
@@ -57,6 +59,20 @@ fn stored(paint: Paint, progress: &Progress) -> String {
         .checked_div(rate)
         .filter(|_| total > done);
     bar(paint, "stored", (done, total), &numbers, rate, left)
+}
+
+/// How much of what was sent the target has made durable.
+fn sent(paint: Paint, transfer: &Transfer) -> String {
+    let (durable, sent) = (transfer.durable_bytes, transfer.sent_bytes);
+    let numbers = format!("{}, of which {} durable there", size(sent), size(durable));
+    bar(
+        paint,
+        "sent",
+        (durable, sent),
+        &numbers,
+        transfer.send_rate_bytes,
+        None,
+    )
 }
 
 /// Bytes stored in the end, as far as the part that was compared tells.
@@ -99,6 +115,7 @@ pub fn line(job: &JobView) -> String {
     if let Some(progress) = &job.progress {
         parts.extend(progress.image.clone());
         parts.extend(progress.held_up.clone());
+        parts.extend(progress.waiting_for_target.as_ref().map(waiting));
     }
     parts.extend(
         job.ending
@@ -117,7 +134,8 @@ pub fn line(job: &JobView) -> String {
 pub fn key(job: &JobView) -> String {
     let progress = job.progress.as_ref();
     let tenths = progress.map(|progress| (progress.percent.clamp(0.0, 100.0) / 10.0).floor());
-    let sync = progress.map(|progress| (progress.phase, &progress.image));
+    let waits = |progress: &Progress| progress.waiting_for_target.as_ref().map(|wait| wait.since);
+    let sync = progress.map(|progress| (progress.phase, &progress.image, waits(progress)));
     let told = (&job.ending, job.completing, &job.error, &job.warnings);
     format!(
         "{:?}",
@@ -146,6 +164,8 @@ mod tests {
             eta_seconds: None,
             resumed: false,
             held_up: None,
+            waiting_for_target: None,
+            transfer: None,
         }
     }
 

@@ -2,10 +2,10 @@
 
 use crate::view::fields::Fields;
 use crate::view::run;
-use crate::view::words::{deferred, headline, next};
+use crate::view::words::{deferred, headline, next, waiting};
 use api::{
     ChecksView, DiskTracking, DiskView, Forecast, HooksView, IoPriority, JobView, LeastConsistency,
-    OnReadError, Progress, Status, Tracking,
+    OnReadError, Progress, Status, Tracking, Transfer,
 };
 use cli::paint::{Paint, Tone};
 use cli::text::count;
@@ -47,7 +47,7 @@ pub fn full(paint: Paint, job: &JobView) -> Vec<String> {
         fields.list("last sync", forecast_lines(forecast, job.freeze_budget_ms));
     }
     fields.list("disks", disks(job));
-    fields.field("store", &job.store);
+    place(&mut fields, job);
     fields.field("images", images(job));
     if let Some(before) = &job.take_up {
         fields.field(
@@ -58,6 +58,15 @@ pub fn full(paint: Paint, job: &JobView) -> Vec<String> {
     settings(&mut fields, job);
     last_run(&mut fields, job);
     fields.lines()
+}
+
+fn place(fields: &mut Fields, job: &JobView) {
+    if let Some(store) = &job.store {
+        fields.field("store", store);
+    }
+    if let Some(target) = &job.target {
+        fields.field("target", target);
+    }
 }
 
 fn about(fields: &mut Fields, job: &JobView) {
@@ -87,6 +96,13 @@ fn last_run(fields: &mut Fields, job: &JobView) {
 fn state(fields: &mut Fields, job: &JobView) {
     if let Some(error) = &job.error {
         fields.painted("error", Tone::Bad, error);
+    }
+    if let Some(wait) = job
+        .progress
+        .as_ref()
+        .and_then(|progress| progress.waiting_for_target.as_ref())
+    {
+        fields.painted("waiting", Tone::Warning, &waiting(wait));
     }
     if job.status == Status::InError {
         let name = &job.name;
@@ -162,7 +178,17 @@ fn progress_lines(progress: &Progress) -> Vec<String> {
         rate(progress.store_rate_bytes),
     ));
     lines.extend(progress.held_up.as_ref().map(|by| format!("held up: {by}")));
+    lines.extend(progress.transfer.as_ref().map(sent));
     lines
+}
+
+fn sent(transfer: &Transfer) -> String {
+    format!(
+        "sent {} at {}, of which {} survive a power cut of the target",
+        size(transfer.sent_bytes),
+        rate(transfer.send_rate_bytes),
+        size(transfer.durable_bytes),
+    )
 }
 
 fn left(seconds: u64) -> String {
@@ -280,6 +306,10 @@ fn schedule(fields: &mut Fields, job: &JobView) {
                 setting(least)
             ),
         );
+    }
+    if job.target.is_some() {
+        fields.field("keeps", "what the target decides");
+        return;
     }
     fields.field(
         "keeps",

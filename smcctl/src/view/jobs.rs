@@ -1,6 +1,6 @@
 //! A table of jobs.
 
-use crate::view::words::{outcome_tone, state, tone};
+use crate::view::words::{outcome_tone, state, tone, waiting};
 use api::{Event, JobView, RunOutcome};
 use cli::paint::Paint;
 use cli::table::{Align, Cell, Table};
@@ -26,7 +26,15 @@ pub fn lines(paint: Paint, jobs: &[JobView]) -> Vec<String> {
         table.row(row(job));
         let error = job.error.iter().map(|error| format!("  error: {error}"));
         let warnings = job.warnings.iter().map(|warning| format!("  warning: {warning}"));
-        error.chain(warnings).for_each(|text| table.note(text));
+        let wait = job
+            .progress
+            .as_ref()
+            .and_then(|progress| progress.waiting_for_target.as_ref());
+        let wait = wait.map(|wait| format!("  {} {}", job.name, waiting(wait)));
+        error
+            .chain(wait)
+            .chain(warnings)
+            .for_each(|text| table.note(text));
     }
     table.lines(paint)
 }

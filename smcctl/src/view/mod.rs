@@ -9,5 +9,6 @@ pub mod job;
 pub mod jobs;
 pub mod run;
 pub mod status;
+pub mod targets;
 pub mod tracker;
 mod words;

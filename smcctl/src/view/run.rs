@@ -1,7 +1,7 @@
 //! Runs: as a table, and one in a few lines.
 
 use crate::view::words::outcome_tone;
-use api::{RunDisk, RunView};
+use api::{RunDisk, RunTransfer, RunView};
 use cli::paint::Paint;
 use cli::table::Align::{Left, Right};
 use cli::table::{Align, Cell, Table};
@@ -44,14 +44,21 @@ pub fn table(paint: Paint, runs: &[RunView]) -> Vec<String> {
         .into_iter()
         .filter(|(_, count)| runs.iter().any(|run| sum(run, *count) > 0));
     let rare: Vec<_> = rare.collect();
+    let has_sent = runs.iter().any(|run| run.transfer.is_some());
     let columns: Vec<_> = COLUMNS
         .into_iter()
+        .chain(has_sent.then_some(("SENT", Right)))
         .chain(rare.iter().map(|(name, _)| (*name, Right)))
         .collect();
     let mut table = Table::new(&columns);
     for run in runs {
         let counts = rare.iter().map(|(_, count)| sum(run, *count).to_string().into());
-        table.row(row(run).into_iter().chain(counts));
+        let sent = run
+            .transfer
+            .as_ref()
+            .map_or("-".to_owned(), |sent| size(sent.sent_bytes));
+        let sent = has_sent.then(|| Cell::from(sent));
+        table.row(row(run).into_iter().chain(sent).chain(counts));
         complaints(run).for_each(|text| table.note(format!("  {text}")));
     }
     table.lines(paint)
@@ -87,12 +94,26 @@ pub fn lines(run: &RunView) -> Vec<String> {
     lines.extend(compared(run));
     let instant = run.instant.iter();
     lines.extend(instant.map(|instant| writers_held(instant.held_us, instant.passes.len())));
+    lines.extend(run.transfer.as_ref().map(transfer));
     lines.extend(run.disks.iter().flat_map(disk));
     if !run.deleted.is_empty() {
         lines.push(format!("deleted afterwards: {}", run.deleted.join(", ")));
     }
     lines.extend(complaints(run));
     lines
+}
+
+/// What was sent to a target.
+fn transfer(sent: &RunTransfer) -> String {
+    let again = match sent.sent_again_bytes {
+        0 => String::new(),
+        bytes => format!(", up to {} of it twice, as connections were lost", size(bytes)),
+    };
+    let waited = match sent.waited_seconds {
+        seconds if seconds < 1.0 => String::new(),
+        seconds => format!(", waited {} for the target", measured(seconds)),
+    };
+    format!("sent {}{again}{waited}", size(sent.sent_bytes))
 }
 
 fn compared(run: &RunView) -> Option<String> {

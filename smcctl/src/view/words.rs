@@ -1,6 +1,6 @@
 //! Times, rates and states in words.
 
-use api::{JobView, NextEvent, Phase, RunOutcome, Status};
+use api::{JobView, NextEvent, Phase, RunOutcome, Status, TargetWait};
 use cli::paint::{Paint, Tone};
 use cli::units::{duration, local_time};
 use jiff::Timestamp;
@@ -26,6 +26,19 @@ pub fn next(next: &NextEvent) -> String {
         when if when.is_empty() => next.text.clone(),
         when => format!("{}: {when}", next.text),
     }
+}
+
+/// Since when a sync waits for its target, and why.
+pub fn waiting(wait: &TargetWait) -> String {
+    let next = match wait.next_try {
+        Some(at) => format!(", next try at {}", local_time(at)),
+        None => String::new(),
+    };
+    format!(
+        "waits for its target since {}{next}: {}",
+        local_time(wait.since),
+        wait.reason
+    )
 }
 
 /// Until when the next sync was deferred, and why.
@@ -63,6 +76,9 @@ pub fn state(job: &JobView) -> String {
     let Some(progress) = &job.progress else {
         return job.status.to_string();
     };
+    if progress.waiting_for_target.is_some() {
+        return format!("{}, waiting for target", job.status);
+    }
     match progress.phase {
         Phase::Comparing | Phase::Transferring => {
             format!("{}, {} {}", job.status, progress.phase, percent(progress.percent))

@@ -2,7 +2,8 @@
 
 use api::{
     DiskView, Event, Forecast, HooksView, IoPriority, JobView, NextEvent, PendingView, Phase, Progress,
-    RunDisk, RunOutcome, RunType, RunView, Status,
+    RunDisk, RunOutcome, RunTransfer, RunType, RunView, Status, TargetStatus, TargetView, TargetWait,
+    Transfer,
 };
 use jiff::Timestamp;
 
@@ -31,7 +32,8 @@ pub fn waiting(name: &str) -> JobView {
         ),
         progress: None,
         forecast: None,
-        store: "/var/lib/smc/store".to_owned(),
+        store: Some("/var/lib/smc/store".to_owned()),
+        target: None,
         disks: vec![
             disk("vda", "/dev/vda", 40 * GIB),
             disk("data", "/dev/vdb", 100 * GIB),
@@ -98,6 +100,8 @@ pub fn running(name: &str) -> JobView {
             eta_seconds: Some(35),
             resumed: false,
             held_up: None,
+            waiting_for_target: None,
+            transfer: None,
         }),
         ..waiting(name)
     }
@@ -118,6 +122,54 @@ pub fn in_error(name: &str) -> JobView {
             ..succeeded(name, 8)
         }),
         ..waiting(name)
+    }
+}
+
+/// A job whose sync waits for its target.
+pub fn sending(name: &str) -> JobView {
+    let mut job = JobView {
+        store: None,
+        target: Some("backup".to_owned()),
+        max_images: None,
+        ..running(name)
+    };
+    if let Some(progress) = &mut job.progress {
+        progress.waiting_for_target = Some(TargetWait {
+            since: time("2026-11-24T10:00:10Z"),
+            reason: "the target at backup:7310 cannot be reached".to_owned(),
+            next_try: Some(time("2026-11-24T10:01:10Z")),
+        });
+        progress.transfer = Some(Transfer {
+            sent_bytes: 2 * GIB,
+            send_rate_bytes: 30 * MIB,
+            durable_bytes: GIB,
+        });
+    }
+    if let Some(run) = &mut job.last_run {
+        run.transfer = Some(RunTransfer {
+            sent_bytes: 901 * MIB,
+            sent_again_bytes: 2 * MIB,
+            waited_seconds: 61.0,
+        });
+    }
+    job
+}
+
+/// A target whose clock is slow.
+pub fn target(name: &str) -> TargetView {
+    TargetView {
+        name: name.to_owned(),
+        address: "x:7310".to_owned(),
+        source: "src".to_owned(),
+        valid_until: Some(time("2027-02-20T12:00:00Z")),
+        used_by: Some(vec!["web01".to_owned()]),
+        status: Some(TargetStatus {
+            software: "smc-store 0.1.0".to_owned(),
+            free_bytes: 10 * GIB,
+            clock_differs_s: -3600,
+            jobs: [("db".to_owned(), 3), ("web01".to_owned(), 7)].into(),
+        }),
+        problem: None,
     }
 }
 
@@ -202,6 +254,7 @@ pub fn succeeded(name: &str, number: u64) -> RunView {
             stored_bytes: 900 * MIB,
             digest: Some("smc1-64k:00ff".to_owned()),
         }],
+        transfer: None,
         deleted: vec![format!("{name}/4")],
         error: None,
         warnings: Vec::new(),

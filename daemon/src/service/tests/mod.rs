@@ -7,6 +7,7 @@ use super::startup::start_with;
 use super::{Parts, Scheduler};
 use crate::clock::{Clock, Deadline, HandClock};
 use crate::config::Config;
+use crate::engine::Place;
 use crate::job::Ending;
 use crate::job::{ActiveRun, DiskRecord, JobRecord, Refused, ResolvedInput, new_record};
 use crate::service::{actions, create, deleting, view};
@@ -137,7 +138,7 @@ impl House {
     /// A job that is in `status`, of a disk that is not there. A running one has no thread: it runs until it is ended.
     fn job_in(&self, name: &str, status: Status) {
         let given = ResolvedInput {
-            store: self.dir.path().join("store"),
+            place: Place::Store(self.dir.path().join("store")),
             disks: vec![DiskRecord {
                 name: "vda".to_owned(),
                 path: self.dir.path().join("gone"),

@@ -1,6 +1,7 @@
 use super::*;
 use crate::clock::{Clock, HandClock};
 use crate::config::Config;
+use crate::engine::Place;
 use crate::job::new_record;
 use api::{RunOutcome, RunType, Status};
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ fn job(name: &str) -> JobRecord {
         ..Default::default()
     };
     let given = crate::job::ResolvedInput {
-        store: "/srv/store".into(),
+        place: Place::Store("/srv/store".into()),
         disks: vec![crate::job::DiskRecord {
             name: "vda".to_owned(),
             path: format!("/dev/{name}").into(),
@@ -133,6 +134,36 @@ fn jobs_and_runs_are_found_again() {
     assert_eq!(state.run("web01", 1).unwrap(), Some(run(1)));
     state.remove("web01").unwrap();
     assert_eq!(state.runs("web01", 10).unwrap(), Runs::default());
+}
+
+#[test]
+fn a_job_with_a_target_is_found_again_and_no_earlier_version_acts_on_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut state, _) = State::open(dir.path()).unwrap();
+    let mut web = job("web01");
+    web.place = Place::Target("backup".to_owned());
+    web.schedule.as_mut().unwrap().max_images = None;
+    web.request.target = Some("backup".to_owned());
+    let mut sent = run(1);
+    sent.transfer = Some(api::RunTransfer {
+        sent_bytes: 5,
+        sent_again_bytes: 2,
+        waited_seconds: 61.5,
+    });
+    state.save(&web, Some(&sent)).unwrap();
+    assert_eq!(state.jobs().unwrap().readable, [web]);
+    assert_eq!(state.runs("web01", 10).unwrap().readable, [sent]);
+    let record = json_of(&state, "web01");
+    assert_eq!(
+        (&record["target"], &record["store"]),
+        (&json!("backup"), &json!(""))
+    );
+    assert_eq!(record["min_reader"], json!(crate::state::records::FORMAT));
+    // One that names a file elsewhere was not written by smcd.
+    edit(&state, "web01", |record| record["target"] = json!("../x"));
+    let jobs = state.jobs().unwrap();
+    assert_eq!(jobs.readable, []);
+    assert_eq!(jobs.unreadable[0].store, None, "an empty path is no store");
 }
 
 #[test]

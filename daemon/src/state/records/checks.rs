@@ -52,6 +52,9 @@ fn up_to(most: &RangeInclusive<Duration>) -> RangeInclusive<u64> {
 impl Checked for StoredJob {
     fn check(&self) -> Result<(), String> {
         crate::job::check_name(&self.name).map_err(|refusal| refusal.message)?;
+        if let Some(target) = &self.target {
+            imagefmt::check_name("target", target).map_err(|error| error.to_string())?;
+        }
         within("runs", self.runs, &COUNT)?;
         within("tracker_misses", self.tracker_misses, &COUNT)?;
         let numbers = self
@@ -77,7 +80,7 @@ impl Checked for StoredJob {
         for interval in intervals.into_iter().chain(self.pending.interval_seconds) {
             within("interval_seconds", interval, &up_to(&limits::INTERVAL))?;
         }
-        let images = of_schedule.map(|schedule| schedule.max_images);
+        let images = of_schedule.and_then(|schedule| schedule.max_images);
         for images in images.into_iter().chain(self.pending.max_images) {
             within("max_images", images, &limits::MAX_IMAGES)?;
         }
@@ -123,6 +126,11 @@ impl Checked for StoredRun {
         within("number", self.number, &COUNT)?;
         if let Some(seconds) = self.seconds {
             within("seconds", seconds, &(0.0..=1e11))?;
+        }
+        if let Some(transfer) = &self.transfer {
+            within("sent_bytes", transfer.sent_bytes, &BYTES)?;
+            within("sent_again_bytes", transfer.sent_again_bytes, &BYTES)?;
+            within("waited_seconds", transfer.waited_seconds, &(0.0..=1e11))?;
         }
         within("the number of disks", self.disks.len(), &(0..=limits::DISKS_MAX))?;
         let of_disks = self.disks.iter().flat_map(|disk| {

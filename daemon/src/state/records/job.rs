@@ -4,6 +4,7 @@ use super::image_checks::StoredChecks;
 use super::request::StoredRequest;
 use super::{Extra, Version};
 use crate::clock::Deadline;
+use crate::engine::Place;
 use crate::job::{ActiveRun, DiskRecord, Ending, JobRecord, Schedule, WriteCounter};
 use api::{
     HooksView, IoPriority, LeastConsistency, OnReadError, PendingView, RunType, Status, Tracking, limits,
@@ -12,7 +13,7 @@ use imagefmt::{DiskIdentity, Uuid};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::ops::Not;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A job, as the database and its note hold it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,7 +28,10 @@ pub struct StoredJob {
     status: Status,
     error: Option<String>,
     warnings: Vec<String>,
+    /// Empty where the images go to a target.
     store: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) target: Option<String>,
     pub(super) disks: Vec<StoredDisk>,
     automatic_incremental: bool,
     pub(super) schedule: Option<StoredSchedule>,
@@ -132,7 +136,8 @@ struct StoredIdentity {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct StoredSchedule {
     pub(super) interval_seconds: u64,
-    pub(super) max_images: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) max_images: Option<u32>,
     #[serde(flatten)]
     extra: Extra,
 }
@@ -366,7 +371,7 @@ impl StoredJob {
             status: self.status,
             error: self.error,
             warnings: self.warnings,
-            store: self.store,
+            place: self.target.map_or(Place::Store(self.store), Place::Target),
             disks: self.disks.into_iter().map(StoredDisk::into_disk).collect(),
             automatic_incremental: self.automatic_incremental,
             schedule: self.schedule.map(|schedule| Schedule {
@@ -439,14 +444,19 @@ pub(super) fn keep_value<T: PartialEq>(
     }
 }
 
+/// Whether an earlier version would act on a job without asking, read a whole disk every few minutes, or look for a store where
+/// the images go to a target.
+fn is_wrong_for_earlier(job: &JobRecord) -> bool {
+    let scans_often = job.intervals().any(|interval| interval < min_scan_interval());
+    job.unconfirmed || scans_often || job.place.target().is_some()
+}
+
 impl From<&JobRecord> for StoredJob {
     fn from(job: &JobRecord) -> Self {
         Self {
-            // An earlier version would act on it without asking, or read a whole disk every few minutes.
-            version: if job.unconfirmed || job.intervals().any(|interval| interval < min_scan_interval()) {
-                Version::NOT_BEFORE
-            } else {
-                Version::CURRENT
+            version: match is_wrong_for_earlier(job) {
+                true => Version::NOT_BEFORE,
+                false => Version::CURRENT,
             },
             name: job.name.clone(),
             id: job.id,
@@ -454,7 +464,8 @@ impl From<&JobRecord> for StoredJob {
             status: job.status,
             error: job.error.clone(),
             warnings: job.warnings.clone(),
-            store: job.store.clone(),
+            store: job.place.store().map(Path::to_owned).unwrap_or_default(),
+            target: job.place.target().map(str::to_owned),
             disks: job.disks.iter().map(StoredDisk::from).collect(),
             automatic_incremental: job.automatic_incremental,
             schedule: job.schedule.map(|schedule| StoredSchedule {

@@ -18,6 +18,8 @@ pub(super) struct StoredRequest {
     client_token: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     store: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
     #[serde(default)]
     disks: Vec<StoredDiskRequest>,
     #[serde(default)]
@@ -94,6 +96,7 @@ impl From<&CreateJob> for StoredRequest {
             description,
             client_token,
             store,
+            target,
             disks,
             all_disks,
             automatic_incremental,
@@ -133,6 +136,7 @@ impl From<&CreateJob> for StoredRequest {
             description,
             client_token,
             store,
+            target,
             disks: disks.into_iter().map(disk).collect(),
             all_disks,
             automatic_incremental,
@@ -188,6 +192,7 @@ impl StoredRequest {
             description: self.description,
             client_token: self.client_token,
             store: self.store,
+            target: self.target,
             disks: self.disks.into_iter().map(disk).collect(),
             all_disks: self.all_disks,
             automatic_incremental: self.automatic_incremental,

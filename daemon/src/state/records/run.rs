@@ -3,7 +3,7 @@
 use super::instant::{instant_record, instant_view};
 use super::job::RunTypeName;
 use super::{Extra, Version};
-use api::{RunDisk, RunOutcome, RunType, RunView};
+use api::{RunDisk, RunOutcome, RunTransfer, RunType, RunView};
 use imagefmt::InstantRecord;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,8 @@ pub struct StoredRun {
     pub(super) stored_bytes: u64,
     pub(super) compare_rate_bytes: u64,
     pub(super) disks: Vec<StoredRunDisk>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) transfer: Option<StoredTransfer>,
     deleted: Vec<String>,
     error: Option<String>,
     warnings: Vec<String>,
@@ -66,6 +68,15 @@ pub(super) struct StoredRunDisk {
     extra: Extra,
 }
 
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct StoredTransfer {
+    pub(super) sent_bytes: u64,
+    pub(super) sent_again_bytes: u64,
+    pub(super) waited_seconds: f64,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
 /// How a run ended, on disk.
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "RunOutcome", rename_all = "snake_case")]
@@ -85,6 +96,9 @@ impl StoredRun {
         let mut stored = Self::from(run);
         if let Some(before) = before {
             stored.extra = before.extra;
+            if let (Some(transfer), Some(before)) = (&mut stored.transfer, before.transfer) {
+                transfer.extra = before.extra;
+            }
             for disk in &mut stored.disks {
                 let known = before.disks.iter().find(|before| before.name == disk.name);
                 disk.extra = known.map(|known| known.extra.clone()).unwrap_or_default();
@@ -128,6 +142,11 @@ impl StoredRun {
             stored_bytes: self.stored_bytes,
             compare_rate_bytes: self.compare_rate_bytes,
             disks: self.disks.into_iter().map(disk).collect(),
+            transfer: self.transfer.map(|transfer| RunTransfer {
+                sent_bytes: transfer.sent_bytes,
+                sent_again_bytes: transfer.sent_again_bytes,
+                waited_seconds: transfer.waited_seconds,
+            }),
             deleted: self.deleted,
             error: self.error,
             warnings: self.warnings,
@@ -173,6 +192,12 @@ impl From<&RunView> for StoredRun {
             dirty_bytes: run.dirty_bytes,
             stored_bytes: run.stored_bytes,
             compare_rate_bytes: run.compare_rate_bytes,
+            transfer: run.transfer.map(|transfer| StoredTransfer {
+                sent_bytes: transfer.sent_bytes,
+                sent_again_bytes: transfer.sent_again_bytes,
+                waited_seconds: transfer.waited_seconds,
+                extra: Extra::new(),
+            }),
             deleted: run.deleted,
             error: run.error,
             warnings: run.warnings,

@@ -34,7 +34,7 @@ impl Unreadable {
         Self {
             name,
             reason,
-            store: one("store").map(PathBuf::from),
+            store: one("store").filter(|store| !store.is_empty()).map(PathBuf::from),
             disks,
             take_up: one("take_up"),
             client_token: one("client_token"),

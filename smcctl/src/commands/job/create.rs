@@ -2,7 +2,7 @@
 
 use crate::client::{Request, job};
 use crate::commands::disks;
-use crate::commands::estimate::Disks;
+use crate::commands::estimate::{Disks, Place};
 use crate::commands::job::checks::Checks;
 use crate::commands::job::name::JobName;
 use crate::context::Context;
@@ -20,20 +20,20 @@ use std::process::ExitCode;
 ///
 /// The first sync stores the disks completely. With --interval and --max-images, incremental syncs follow,
 /// which store what changed. With --once, the job is a single full sync. No disk is read before the job is
-/// started: by --start, --start-at or `smcctl job start`.
+/// started: by --start, --start-at or `smcctl job start`. With --target, the images go to another machine.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     job: JobName,
     #[command(flatten)]
     disks: Disks,
-    /// Directory of the store [default: the store in smcd's configuration]
-    #[arg(long, value_name = "DIR", value_parser = values::path)]
-    store: Option<String>,
+    #[command(flatten)]
+    place: Place,
     /// Time from the end of a sync to the start of the next, 1h to 7d; from 1min where the disks are tracked
     #[arg(long, value_name = "TIME", value_parser = values::seconds, conflicts_with = "once")]
     interval: Option<u64>,
-    /// Number of images to keep, 1 to 10: after each sync, the oldest ones that are not in use are deleted
+    /// Number of images to keep, 1 to 10: after each sync, the oldest ones that are not in use are deleted. With --target, it is
+    /// the target that decides
     #[arg(long, value_name = "N", conflicts_with = "once")]
     max_images: Option<u32>,
     /// A single full sync, without incremental ones
@@ -131,7 +131,7 @@ pub struct Args {
 pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let wanted = wanted(args)?;
     if args.disks.all {
-        show_choice(context, args.store.as_deref())?;
+        show_choice(context, &args.place)?;
     }
     let created = context.client.send(&Request::post("/jobs").with(&wanted)?)?;
     if context.json {
@@ -164,8 +164,8 @@ fn start(context: &Context, name: &str) -> anyhow::Result<ExitCode> {
 }
 
 /// Prints which disks --all includes.
-fn show_choice(context: &Context, store: Option<&str>) -> anyhow::Result<()> {
-    let answer = context.client.send(&disks::request(store))?;
+fn show_choice(context: &Context, place: &Place) -> anyhow::Result<()> {
+    let answer = context.client.send(&disks::request(place))?;
     if context.json {
         let lines = view::disks::chosen(Paint::none(), &answer.view()?);
         lines.iter().for_each(output::complain);
@@ -175,17 +175,26 @@ fn show_choice(context: &Context, store: Option<&str>) -> anyhow::Result<()> {
 }
 
 fn wanted(args: &Args) -> anyhow::Result<CreateJob> {
-    let scheduled = args.interval.is_some() && args.max_images.is_some();
+    let is_kept_there = args.place.target.is_some();
+    let scheduled = args.interval.is_some() && (args.max_images.is_some() || is_kept_there);
     if !scheduled && !args.once {
-        let advice = "say --interval TIME and --max-images N for a sync again and again, as in --interval 6h \
-                      --max-images 3, or --once for a single full one";
+        let advice = match is_kept_there {
+            true => {
+                "say --interval TIME for a sync again and again, as in --interval 6h, or --once for a single full one"
+            }
+            false => {
+                "say --interval TIME and --max-images N for a sync again and again, as in --interval 6h \
+                 --max-images 3, or --once for a single full one"
+            }
+        };
         return Err(WrongUse(advice.to_owned()).into());
     }
     Ok(CreateJob {
         name: args.job.name.clone(),
         description: args.description.clone(),
         client_token: args.client_token.clone(),
-        store: args.store.clone(),
+        store: args.place.store.clone(),
+        target: args.place.target.clone(),
         disks: args.disks.disks.clone(),
         all_disks: args.disks.all,
         automatic_incremental: scheduled,

@@ -60,9 +60,10 @@ fn confirm(context: &Context, name: &str) -> anyhow::Result<()> {
         [] => "what is left of it".to_owned(),
         images => format!("{} ({})", count(images.len(), "image"), images.join(", ")),
     };
+    let store = job.store.as_deref().unwrap_or("its store");
     output::complain(format_args!(
-        "Job {} and {images} in {} will be gone for good.",
-        job.name, job.store
+        "Job {} and {images} in {store} will be gone for good.",
+        job.name
     ));
     if !ask::is_confirmed("Delete them?")? {
         bail!("not confirmed: {name} was not changed");
