@@ -37,6 +37,8 @@ pub struct Findings {
     device: Option<String>,
     unit: Option<String>,
     any_text: bool,
+    /// Whether nothing was written since a boot loader has started a kernel.
+    kernel_is_silent: bool,
 }
 
 impl Findings {
@@ -44,6 +46,7 @@ impl Findings {
     pub fn look_at(&mut self, line: &str) -> bool {
         let line = line.trim();
         let mut ended = false;
+        self.kernel_is_silent &= line.is_empty();
         for index in patterns().matches(line) {
             let rule = &RULES[index];
             match rule.says {
@@ -60,6 +63,7 @@ impl Findings {
                 }
                 Says::Device => self.device = captured(index, line).or(self.device.take()),
                 Says::Unit => self.unit = self.unit.take().or_else(|| captured(index, line)),
+                Says::StartsKernel => self.kernel_is_silent = true,
                 Says::Firmware => return false,
             }
         }
@@ -74,11 +78,16 @@ impl Findings {
 
     /// Why it did not boot. `powered_off` says that the guest ended by itself.
     pub fn diagnosis(self, powered_off: bool) -> Diagnosis {
-        let found = self.strong.or(self.weak);
+        let found = match (self.strong, self.weak) {
+            // It has no root because the loader has not found its initramfs.
+            (Some((Problem::NoRoot, _)), Some(weak)) if weak.0 == Problem::KernelNotLoaded => Some(weak),
+            (strong, weak) => strong.or(weak),
+        };
         let (problem, line) = match found {
             Some((problem, line)) => (problem, Some(line)),
             None if powered_off => (Problem::PoweredOff, None),
             None if !self.any_text => (Problem::Silent, None),
+            None if self.kernel_is_silent => (Problem::KernelSilent, None),
             None => (Problem::NotReached, None),
         };
         let waits = matches!(

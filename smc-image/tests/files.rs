@@ -9,13 +9,18 @@ mod common;
 
 use common::mounts::{leftovers, partitioned, turn};
 use common::{CLUSTER, Fixture, MIB, find, noise};
+use nix::mount::MsFlags;
+use nix::sys::stat::{Mode, SFlag};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use testkit::guard::{LoopDevice, Mount, MountedFile};
 use testkit::program::{Running, tool, wait_for};
 
 const BOOT_ID: &str = "11111111-2222-4333-8444-555555555555";
+/// Version 2 of the attribute, cap_net_raw permitted and effective (linux/capability.h: `vfs_cap_data`).
+const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 const LARGE: usize = 24 * MIB + 5;
 
 /// An ext4 with what `fill` makes.
@@ -131,6 +136,86 @@ fn a_copy_has_owner_mode_and_time() {
     assert!(fs::read(to("srv/data/large")).unwrap() == noise(LARGE, 3));
     let up = fs::read_link(to("srv/up")).unwrap();
     assert_eq!(up, Path::new("../../../../../etc/app"));
+    assert_eq!(leftovers(&fixture, job), [""; 0]);
+}
+
+/// Puts a socket into /srv of the filesystem in a file: mke2fs does not copy any.
+fn add_socket(file: &Path, place: &Path) {
+    let device = LoopDevice::attach(file).unwrap();
+    let mount = MountedFile::new(device, place, "ext4", MsFlags::empty()).unwrap();
+    let socket = mount.path().join("srv/socket");
+    nix::sys::stat::mknod(&socket, SFlag::S_IFSOCK, Mode::S_IRWXU, 0).unwrap();
+    mount.unmount().unwrap();
+}
+
+#[test]
+fn a_copy_has_extended_attributes_and_hard_links() {
+    let _turn = turn();
+    let fixture = Fixture::new();
+    let job = "files-attributes";
+    let root = ext4(&fixture, 16, BOOT_ID, |root| {
+        fs::create_dir_all(root.join("srv/sub")).unwrap();
+        fs::create_dir_all(root.join("etc")).unwrap();
+        fs::write(root.join("etc/fstab"), "").unwrap();
+        fs::write(root.join("srv/first"), "one file").unwrap();
+        fs::hard_link(root.join("srv/first"), root.join("srv/sub/second")).unwrap();
+        xattr::set(root.join("srv/first"), "user.origin", b"somewhere").unwrap();
+        xattr::set(root.join("srv/sub"), "trusted.kind", b"dir\0ectory").unwrap();
+        // cap_net_raw, as ping has it: a change of the owner would take it away.
+        xattr::set(root.join("srv/first"), "security.capability", &CAPABILITY).unwrap();
+        chown(root.join("srv/first"), Some(7), Some(8)).unwrap();
+        xattr::set(root.join("srv/first"), "security.capability", &CAPABILITY).unwrap();
+        symlink("sub/second", root.join("srv/link")).unwrap();
+    });
+    let file = fixture.join("root");
+    fs::write(&file, root).unwrap();
+    add_socket(&file, &fixture.join("mnt"));
+    fixture.sync(job, &[("vda", &fs::read(&file).unwrap())]);
+    let out = outside(&fixture);
+    let dest = out.join("srv");
+    let said = fixture.run(&[
+        "--json",
+        "cp",
+        "-r",
+        &format!("{job}/1:/srv"),
+        dest.to_str().unwrap(),
+    ]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let found: Value = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!(
+        (&found["attributes_not_kept"], &found["sockets_left_out"]),
+        (&0.into(), &1.into())
+    );
+    assert!(said.stderr.contains("1 socket left out"), "{said:?}");
+    let attribute = |file: &str, name: &str| xattr::get(dest.join(file), name).unwrap();
+    assert_eq!(
+        attribute("first", "user.origin").as_deref(),
+        Some(&b"somewhere"[..])
+    );
+    assert_eq!(
+        attribute("sub", "trusted.kind").as_deref(),
+        Some(&b"dir\0ectory"[..])
+    );
+    assert_eq!(
+        attribute("sub/second", "security.capability").as_deref(),
+        Some(&CAPABILITY[..])
+    );
+    let inode = |file: &str| fs::metadata(dest.join(file)).unwrap().ino();
+    assert_eq!(inode("first"), inode("sub/second"));
+    assert_eq!(fs::metadata(dest.join("first")).unwrap().nlink(), 2);
+
+    // A filesystem that takes no attributes of users.
+    let plain = Mount::new(Path::new("none"), &out.join("none"), "tmpfs", MsFlags::empty()).unwrap();
+    let to = plain.path().join("first").display().to_string();
+    let said = fixture.run(&["cp", &format!("{job}/1:/srv/first"), &to]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert_eq!(fs::read_to_string(&to).unwrap(), "one file");
+    let kept = xattr::get(&to, "user.origin").unwrap_or_default().is_some();
+    assert!(
+        kept || said.stderr.contains("could not be kept") && said.stderr.contains("user.origin"),
+        "{said:?}"
+    );
+    plain.unmount().unwrap();
     assert_eq!(leftovers(&fixture, job), [""; 0]);
 }
 

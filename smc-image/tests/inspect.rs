@@ -57,6 +57,7 @@ fn fill(root: &Path) {
     );
     // As seen from the server, and not a file of this machine.
     symlink("/usr/share/fstab", root.join("etc/fstab")).unwrap();
+    write(root, "sbin/init", "#!");
     write(root, "etc/adjtime", "0.0 0 0.0\n0\nUTC\n");
     write(
         root,
@@ -133,7 +134,7 @@ type Broken = (fn(&Path), &'static str);
 #[test]
 fn each_cause_is_named_without_booting() {
     let _turn = turn();
-    let broken: [Broken; 10] = [
+    let broken: [Broken; 12] = [
         (
             |root| write(root, &format!("boot/initrd.img-{RELEASE}"), initramfs(&["ahci"])),
             "critical initramfs_virtio: the initramfs of Linux 6.1.0-18-amd64 (/boot/initrd.img-6.1.0-18-amd64) lacks",
@@ -195,6 +196,14 @@ fn each_cause_is_named_without_booting() {
             "warning network_config: /etc/systemd/network/a.network is for the hardware address",
         ),
         (
+            |root| fs::remove_file(root.join("sbin/init")).unwrap(),
+            "critical init: there is no /sbin/init",
+        ),
+        (
+            |root| write(root, "usr/share/fstab", "LABEL=data / ext4 defaults\n"),
+            "critical fstab: /etc/fstab names LABEL=data for /, and no device here has this label",
+        ),
+        (
             |root| write(root, "usr/bin/cloud-init", "#!"),
             "warning cloud_init: cloud-init is installed",
         ),
@@ -210,6 +219,65 @@ fn each_cause_is_named_without_booting() {
         );
         let is_critical = found.iter().any(|line| line.starts_with("critical"));
         assert_eq!(code, Some(i32::from(is_critical)));
+    }
+}
+
+/// An EFI system partition with these files.
+fn esp(fixture: &Fixture, files: &[&str]) -> Vec<u8> {
+    let file = fixture.sparse_file("esp", 16 * MIB);
+    let image = file.to_str().unwrap();
+    tool("mformat", &["-i", image, "-T", "32768", "::"]);
+    for directory in ["::EFI", "::EFI/BOOT", "::EFI/debian"] {
+        tool("mmd", &["-i", image, directory]);
+    }
+    let program = fixture.join("program");
+    fs::write(&program, "MZ").unwrap();
+    for file in files {
+        tool(
+            "mcopy",
+            &["-i", image, program.to_str().unwrap(), &format!("::EFI/{file}")],
+        );
+    }
+    fs::read(&file).unwrap()
+}
+
+/// Whether the kernel here has vfat or not.
+#[test]
+fn a_system_partition_is_looked_into() {
+    let _turn = turn();
+    let cases: [(&[&str], &str); 3] = [
+        (&["BOOT/BOOTX64.EFI", "debian/shimx64.efi"], ""),
+        (
+            &["debian/shimx64.efi"],
+            "warning efi_fallback: /boot/efi/EFI/BOOT/BOOTX64.EFI is missing, and the firmware's own entries are not migrated: \
+             nothing would start /boot/efi/EFI/debian/shimx64.efi",
+        ),
+        (
+            &[],
+            "critical efi_fallback: there is no boot loader on the EFI system partition at /boot/efi",
+        ),
+    ];
+    for (index, (files, start)) in cases.into_iter().enumerate() {
+        let fixture = Fixture::new();
+        let job = format!("inspect-esp-{index}");
+        let content = fixture.join("content");
+        fs::create_dir_all(content.join("boot/efi")).unwrap();
+        fill(&content);
+        let root = fixture.sparse_file("root", 160 * MIB);
+        let (dir, path) = (content.to_str().unwrap(), root.to_str().unwrap());
+        tool("mkfs.ext4", &["-q", "-F", "-U", ID, "-d", dir, path]);
+        let esp = esp(&fixture, files);
+        let disk = partitioned(&[(0xef, &esp), (0x83, &fs::read(&root).unwrap())]);
+        fixture.sync(&job, &[("vda", &disk)]);
+        let (found, _) = findings(&fixture, &job);
+        let is_told = found
+            .iter()
+            .any(|line| line.contains("efi_fallback") && line.starts_with(start));
+        assert_eq!(is_told, !start.is_empty(), "{files:?}: {found:#?}");
+        assert!(
+            !found.iter().any(|line| line.contains("efi_partition")),
+            "{found:#?}"
+        );
     }
 }
 

@@ -356,6 +356,39 @@ impl Mount {
     }
 }
 
+/// A filesystem in a file or in a part of it, mounted through a loop device; both go when it is dropped.
+#[derive(Debug)]
+pub struct MountedFile {
+    // Dropped in this order: the mount holds the device.
+    mount: Mount,
+    device: LoopDevice,
+}
+
+impl MountedFile {
+    /// Mounts what is on `device` on `target`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn new(device: LoopDevice, target: &Path, fstype: &str, flags: MsFlags) -> Result<Self> {
+        let mount = Mount::new(device.path(), target, fstype, flags)?;
+        Ok(Self { mount, device })
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.mount.path()
+    }
+
+    /// Unmounts, and detaches the device.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when it stays busy, [`ErrorKind::Timeout`] when the device stays attached.
+    pub fn unmount(self) -> Result<()> {
+        self.mount.unmount()?;
+        self.device.detach()
+    }
+}
+
 /// Waits until nobody holds a device: a process with a mount namespace of its own, which another test may have made, has copies of all
 /// mounts, and a filesystem that was unmounted lives on in them.
 ///

@@ -18,6 +18,8 @@ pub enum Problem {
     KernelNotLoaded,
     /// The kernel's file is damaged.
     KernelDamaged,
+    /// The boot loader has started the kernel, which has written nothing.
+    KernelSilent,
     /// The kernel has no root filesystem.
     NoRoot,
     /// The kernel has a root, and no init on it that runs.
@@ -28,6 +30,8 @@ pub enum Problem {
     InitramfsShell,
     /// The root filesystem needs to be repaired.
     RootDamaged,
+    /// Nothing more can be written to a filesystem.
+    FilesystemFull,
     /// systemd ended in its emergency or rescue mode.
     EmergencyMode,
     /// The programs were built for newer processors.
@@ -53,11 +57,13 @@ impl Problem {
             Self::GrubPrompt => "grub-prompt",
             Self::KernelNotLoaded => "kernel-not-loaded",
             Self::KernelDamaged => "kernel-damaged",
+            Self::KernelSilent => "kernel-silent",
             Self::NoRoot => "no-root",
             Self::NoInit => "no-init",
             Self::KernelPanic => "kernel-panic",
             Self::InitramfsShell => "initramfs-shell",
             Self::RootDamaged => "root-damaged",
+            Self::FilesystemFull => "filesystem-full",
             Self::EmergencyMode => "emergency-mode",
             Self::OldProcessor => "old-processor",
             Self::Passphrase => "passphrase",
@@ -77,11 +83,15 @@ impl Problem {
             Self::GrubPrompt => "GRUB found no configuration, and shows its prompt",
             Self::KernelNotLoaded => "the boot loader cannot load the kernel or its initramfs",
             Self::KernelDamaged => "the kernel's file is damaged",
+            Self::KernelSilent => {
+                "the boot loader has started the kernel, and the kernel has written nothing"
+            }
             Self::NoRoot => "kernel panic: the kernel has no root filesystem",
             Self::NoInit => "kernel panic: no init on the root filesystem can be run",
             Self::KernelPanic => "kernel panic",
             Self::InitramfsShell => "the initramfs did not find the root filesystem, and shows a shell",
             Self::RootDamaged => "the root filesystem must be repaired by hand",
+            Self::FilesystemFull => "a filesystem is full",
             Self::EmergencyMode => "systemd ended in emergency mode",
             Self::OldProcessor => "the system needs a newer processor than the guest has",
             Self::Passphrase => "it waits for the passphrase of an encrypted disk",
@@ -113,6 +123,9 @@ impl Problem {
                 "see that /boot is in the image and not full; on the source, install the kernel's package again and run update-grub, and sync"
             }
             Self::KernelDamaged => "on the source, install the kernel's package again, and sync",
+            Self::KernelSilent => {
+                "the kernel's file is damaged, or console=ttyS0,115200 is missing on its command line; the screenshot shows which: where it does not go on, install the kernel's package again on the source, and sync"
+            }
             Self::NoRoot => {
                 "give the initramfs the driver of the disks (virtio_blk, virtio_scsi), name the root by UUID and not as /dev/sda, and see that the kernel has its initramfs; --disk-bus shows from which disks it can start"
             }
@@ -128,6 +141,7 @@ impl Problem {
             Self::RootDamaged => {
                 "take another image, best one whose consistency is filesystem or offline, and check the source's filesystem"
             }
+            Self::FilesystemFull => "make room on the source, above all on its root filesystem, and sync",
             Self::EmergencyMode => {
                 "name filesystems in /etc/fstab by UUID, and give those that are not needed for starting the option nofail"
             }

@@ -15,6 +15,8 @@ pub(super) enum Says {
     Device,
     /// The first group is a unit that failed.
     Unit,
+    /// A boot loader starts the kernel.
+    StartsKernel,
     /// The firmware writes this, whatever is on the disks.
     Firmware,
 }
@@ -31,7 +33,7 @@ const fn rule(line: &'static str, says: Says) -> Rule {
 }
 
 /// Of lines that end a boot the last one counts.
-pub(super) const RULES: [Rule; 61] = [
+pub(super) const RULES: [Rule; 66] = [
     // SeaBIOS, and iPXE where there is a network card.
     rule(r"^SeaBIOS \(version", Says::Firmware),
     rule(r"^Booting from ", Says::Firmware),
@@ -85,6 +87,7 @@ pub(super) const RULES: [Rule; 61] = [
         r"^error: (invalid magic number|premature end of file)",
         Says::Hints(KernelDamaged),
     ),
+    rule(r"^Loading (Linux |initial ramdisk)", Says::StartsKernel),
     // The kernel.
     rule(r"-- System halted", Says::Ends(KernelDamaged)),
     rule(r#"VFS: Cannot open root device "([^"]+)""#, Says::Device),
@@ -119,6 +122,10 @@ pub(super) const RULES: [Rule; 61] = [
         r"UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY",
         Says::Hints(RootDamaged),
     ),
+    rule(r"^Target filesystem doesn't have requested ", Says::Hints(NoInit)),
+    rule(r"^No init found\. Try passing init=", Says::Ends(NoInit)),
+    // It starts a shell where nothing else is there: of a whole system, and not of the initramfs.
+    rule(r"^/bin/sh: 0: can't access tty", Says::Ends(NoInit)),
     // dracut.
     rule(r"Warning: (/dev/[^ ]+) does not exist", Says::Device),
     rule(
@@ -157,6 +164,7 @@ pub(super) const RULES: [Rule; 61] = [
         r"systemd\[1\]: Freezing execution",
         Says::EndsUnlessKnown(EmergencyMode),
     ),
+    rule(r"No space left on device", Says::Hints(FilesystemFull)),
     // Encrypted disks.
     rule(r"^Please unlock disk ([^:]+):", Says::Device),
     rule(r"^(?:. )?Please enter passphrase for disk ([^:!]+)", Says::Device),

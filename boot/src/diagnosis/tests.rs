@@ -98,6 +98,36 @@ fn other_panics() {
 }
 
 #[test]
+fn a_kernel_that_writes_nothing() {
+    let console = "GRUB loading...\nWelcome to GRUB!\n\nLoading Linux 6.1.0-18-amd64 ...\nLoading initial ramdisk ...\n\n";
+    assert_eq!(found(console).0.problem, Problem::KernelSilent);
+    let quiet = format!("{console}/dev/vda1: clean, 31231/524288 files, 379312/2096896 blocks\n");
+    assert_eq!(found(&quiet).0.problem, Problem::NotReached);
+}
+
+#[test]
+fn a_loader_that_misses_the_initramfs_is_the_cause_of_a_missing_root() {
+    let console = "Loading initial ramdisk ...\nerror: file `/boot/initrd.img-6.1.0-18-amd64' not found.\n\n\
+        Press any key to continue...\n[    0.000000] Linux version 6.1.0-18-amd64\n\
+        [    1.3] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n";
+    let (diagnosis, ended) = found(console);
+    assert!(
+        ended && diagnosis.problem == Problem::KernelNotLoaded,
+        "{diagnosis:?}"
+    );
+    assert!(diagnosis.line.unwrap().contains("initrd.img-6.1.0-18-amd64"));
+}
+
+#[test]
+fn a_root_without_an_init() {
+    let console = "Target filesystem doesn't have requested /sbin/init.\n\
+        /bin/sh: 0: can't access tty; job control turned off\n# ";
+    assert_eq!(told(console).0, Problem::NoInit);
+    let console = "No init found. Try passing init= bootarg.\n\nBusyBox v1.35.0\n(initramfs) ";
+    assert_eq!(told(console).0, Problem::NoInit);
+}
+
+#[test]
 fn an_initramfs_that_waits_for_the_root() {
     let debian = "Begin: Waiting for root file system ... Begin: Running /scripts/local-block ... done.\ndone.\n\
         Gave up waiting for root file system device.  Common problems:\n - Boot args (cat /proc/cmdline)\n\

@@ -24,6 +24,12 @@ pub(crate) struct Content {
     pub fs_type: Option<String>,
     /// The filesystem's UUID.
     pub fs_uuid: Option<String>,
+    /// The filesystem's label.
+    pub fs_label: Option<String>,
+    /// The id of the partition that it is, as `PARTUUID=` names it.
+    pub partition_id: Option<String>,
+    /// The name of the partition that it is, as `PARTLABEL=` names it.
+    pub partition_name: Option<String>,
     /// Partition table: `gpt`, `dos`.
     pub table: Option<String>,
     /// Type of the partition that it is: a GUID, or a number such as `0xef`.
@@ -40,6 +46,9 @@ pub(crate) struct Content {
 pub(super) const UNKNOWN: Content = Content {
     fs_type: None,
     fs_uuid: None,
+    fs_label: None,
+    partition_id: None,
+    partition_name: None,
     table: None,
     entry_type: None,
     model: None,
@@ -56,14 +65,36 @@ impl Content {
         let field = match name {
             "ID_FS_TYPE" | "TYPE" => &mut self.fs_type,
             "ID_FS_UUID" | "UUID" => &mut self.fs_uuid,
+            "ID_FS_LABEL_ENC" | "LABEL" => &mut self.fs_label,
+            "ID_PART_ENTRY_UUID" | "PART_ENTRY_UUID" => &mut self.partition_id,
+            "ID_PART_ENTRY_NAME" | "PART_ENTRY_NAME" => &mut self.partition_name,
             "ID_PART_TABLE_TYPE" | "PTTYPE" => &mut self.table,
             "ID_PART_ENTRY_TYPE" | "PART_ENTRY_TYPE" => &mut self.entry_type,
             "ID_MODEL" => &mut self.model,
             "ID_SERIAL_SHORT" => &mut self.serial,
             _ => return,
         };
-        *field = Some(value.to_owned());
+        *field = Some(plain(value));
     }
+}
+
+/// A value without its escapes: udev writes `\x20` for a blank, and blkid a backslash before it.
+pub(crate) fn plain(value: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = value;
+    while let Some((before, behind)) = rest.split_once('\\') {
+        bytes.extend_from_slice(before.as_bytes());
+        let code = behind.strip_prefix('x').and_then(|code| code.get(..2));
+        match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &behind[3..];
+            }
+            None => rest = behind,
+        }
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Asks udev's database about every device, and blkid about those that udev knows nothing of.
@@ -127,4 +158,22 @@ pub(crate) fn first_sector(root: &Root, path: &Path, timeout: Duration) -> Optio
         root.open(path).ok()?.read_exact(&mut sector).ok()?;
         Some(sector)
     })?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain;
+
+    #[test]
+    fn values_are_read_without_their_escapes() {
+        for (value, wanted) in [
+            ("root", "root"),
+            (r"EFI\x20System\x20Partition", "EFI System Partition"),
+            (r"my\ data", "my data"),
+            (r"a\x5cb", r"a\b"),
+            (r"a\xzz\", "axzz"),
+        ] {
+            assert_eq!(plain(value), wanted, "{value}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::Context;
 use super::findings::Findings;
 use super::fstab;
+use super::kernel_file;
 use crate::text::{list, natural_key, shown, size};
 
 const BOOT: &str = "/boot";
@@ -107,6 +108,7 @@ pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
         return;
     }
     kernel_image(case, out);
+    kernel_file::check(case, &kernels(case), out);
     room(case, out);
 }
 

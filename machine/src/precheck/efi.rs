@@ -64,6 +64,7 @@ fn boot_code(case: &Context<'_>, out: &mut Findings) {
                     "boot_sector",
                     format!("{} has boot code in its first sector", shown(name)),
                 );
+                grub_alone(case, name, &sector, out);
                 return;
             }
             Some(_) => {}
@@ -86,6 +87,21 @@ fn boot_code(case: &Context<'_>, out: &mut Findings) {
             "run it as root, and make sure that the disk answers",
         );
     }
+}
+
+/// GRUB says its name in its boot sector. Without its files it shows a prompt, or does not even come to that.
+fn grub_alone(case: &Context<'_>, disk: &str, sector: &[u8; 512], out: &mut Findings) {
+    let is_grub = sector.windows(4).any(|word| word == b"GRUB");
+    if !is_grub || !case.entries.is_empty() || case.is_behind_automount("/boot/grub") {
+        return;
+    }
+    let found = format!(
+        "the boot sector of {} starts GRUB, and there is no configuration of GRUB that starts a kernel",
+        shown(disk)
+    );
+    let advice =
+        "install it again: grub-install DISK, then update-grub (or grub2-mkconfig -o /boot/grub2/grub.cfg)";
+    out.critical("boot_loader", found, advice);
 }
 
 fn has_boot_code(sector: &[u8; 512]) -> bool {
@@ -147,12 +163,41 @@ fn fallback(case: &Context<'_>, point: &str, out: &mut Findings) {
             "efi_fallback",
             format!("{} starts where the firmware has no entry", shown(&path)),
         ),
-        None => out.warning(
-            "efi_fallback",
-            format!("{point}/EFI/BOOT/{file} is missing, and the firmware's own entries are not migrated"),
-            format!("install one: grub-install --removable --efi-directory={point}, or bootctl install"),
-        ),
+        None => no_fallback(case, point, file, out),
     }
+}
+
+/// Whether another loader is there, which only a firmware that knows the machine starts.
+fn no_fallback(case: &Context<'_>, point: &str, file: &str, out: &mut Findings) {
+    let advice = format!("install one: grub-install --removable --efi-directory={point}, or bootctl install");
+    let loaders = loaders(case, &format!("{point}/EFI"));
+    if loaders.is_empty() {
+        let found = format!(
+            "there is no boot loader on the EFI system partition at {point}: UEFI would find nothing to start"
+        );
+        return out.critical("efi_fallback", found, advice);
+    }
+    let found = format!(
+        "{point}/EFI/BOOT/{file} is missing, and the firmware's own entries are not migrated: nothing would start {}",
+        list(loaders.iter().map(|path| shown(path)), 2)
+    );
+    out.warning("efi_fallback", found, advice);
+}
+
+/// Programs for UEFI in the directories of vendors.
+fn loaders(case: &Context<'_>, directory: &str) -> Vec<String> {
+    let vendors = case.files.names(directory).into_iter();
+    let vendors = vendors.map(|vendor| format!("{directory}/{vendor}"));
+    let programs = vendors
+        .filter(|vendor| case.files.is_dir(vendor))
+        .flat_map(|vendor| {
+            let names = case.files.names(&vendor).into_iter();
+            let programs = names.filter(|name| name.to_ascii_lowercase().ends_with(".efi"));
+            programs
+                .map(|name| format!("{vendor}/{name}"))
+                .collect::<Vec<_>>()
+        });
+    programs.collect()
 }
 
 /// A path on a filesystem that knows no case, wherever that is mounted.

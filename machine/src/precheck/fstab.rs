@@ -8,6 +8,7 @@ use hostdev::{ErrorKind, FstabLine};
 use super::Context;
 use super::findings::Findings;
 use super::names::Stability;
+use crate::inventory::content::{Content, plain};
 use crate::text::{cause, shown};
 
 pub(super) fn check(case: &Context<'_>, out: &mut Findings) {
@@ -68,17 +69,17 @@ fn judge(
     is_required: bool,
 ) {
     let (level, found) = match Stability::of(device) {
-        Stability::Stable if is_absent(case, device) => {
+        Stability::Stable => {
+            let Some(kind) = absent(case, device) else { return };
             let level = if is_required {
                 Level::Critical
             } else {
                 Level::Warning
             };
-            let found = format!("{named}, and no device here has this UUID");
-            let advice = "correct it: lsblk -f, or blkid, shows the UUIDs that there are";
+            let found = format!("{named}, and no device here has this {kind}");
+            let advice = "correct it: blkid shows the UUIDs and labels that there are";
             return out.bad(id, level, found, advice);
         }
-        Stability::Stable => return,
         Stability::Changes if is_required => (
             Level::Critical,
             format!("{named}, which will have another name: the copy would not start"),
@@ -101,29 +102,68 @@ const CLOSED: [&str; 5] = [
     "bcache",
 ];
 
-/// Whether a device is named by a UUID that nothing here has, as far as all was looked at.
-pub(super) fn is_absent(case: &Context<'_>, device: &str) -> bool {
-    let link = device.strip_prefix("/dev/disk/by-uuid/");
-    let Some(uuid) = device.strip_prefix("UUID=").or(link) else {
-        return false;
+/// What is written on a disk and names it.
+struct Identifier {
+    /// What it is called.
+    kind: &'static str,
+    /// How fstab and the kernel's command line name it, and the links that udev makes.
+    prefixes: [&'static str; 2],
+    /// That of a device.
+    of: fn(&Content) -> Option<&str>,
+    /// Whether what is inside of a closed format may have it too.
+    may_be_inside: bool,
+}
+
+const IDENTIFIERS: [Identifier; 4] = [
+    Identifier {
+        kind: "UUID",
+        prefixes: ["UUID=", "/dev/disk/by-uuid/"],
+        of: |content| content.fs_uuid.as_deref(),
+        may_be_inside: true,
+    },
+    Identifier {
+        kind: "label",
+        prefixes: ["LABEL=", "/dev/disk/by-label/"],
+        of: |content| content.fs_label.as_deref(),
+        may_be_inside: true,
+    },
+    Identifier {
+        kind: "partition UUID",
+        prefixes: ["PARTUUID=", "/dev/disk/by-partuuid/"],
+        of: |content| content.partition_id.as_deref(),
+        may_be_inside: false,
+    },
+    Identifier {
+        kind: "partition label",
+        prefixes: ["PARTLABEL=", "/dev/disk/by-partlabel/"],
+        of: |content| content.partition_name.as_deref(),
+        may_be_inside: false,
+    },
+];
+
+/// The kind of identifier by which a device is named, if nothing here has this one, as far as all was looked at.
+pub(super) fn absent(case: &Context<'_>, device: &str) -> Option<&'static str> {
+    let named = |identifier: &Identifier| {
+        let mut prefixes = identifier.prefixes.iter();
+        prefixes.find_map(|prefix| device.strip_prefix(prefix).map(str::to_owned))
     };
+    let (identifier, wanted) = IDENTIFIERS
+        .iter()
+        .find_map(|identifier| Some((identifier, named(identifier)?)))?;
+    let wanted = plain(wanted.trim_matches('"'));
+    // The kernel takes PARTUUID=X/PARTNROFF=1 for the partition behind that one.
+    let wanted = wanted.split("/PARTNROFF").next().unwrap_or_default();
     let mut all_seen = true;
     for device in case.inventory.devices().filter(|device| device.size_bytes > 0) {
         let content = case.inventory.content(&device.name);
-        if content
-            .fs_uuid
-            .as_deref()
-            .is_some_and(|own| own.eq_ignore_ascii_case(uuid))
-        {
-            return false;
+        if (identifier.of)(content).is_some_and(|own| own.eq_ignore_ascii_case(wanted)) {
+            return None;
         }
-        let is_closed = content
-            .fs_type
-            .as_deref()
-            .is_some_and(|kind| CLOSED.contains(&kind));
-        all_seen &= content.looked && !(is_closed && device.above.is_empty());
+        let kind = content.fs_type.as_deref();
+        let is_closed = kind.is_some_and(|kind| CLOSED.contains(&kind)) && device.above.is_empty();
+        all_seen &= content.looked && !(is_closed && identifier.may_be_inside);
     }
-    all_seen
+    all_seen.then_some(identifier.kind)
 }
 
 /// What to write in place of a device's name.

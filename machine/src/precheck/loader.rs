@@ -6,7 +6,7 @@ use api::Level;
 
 use super::Context;
 use super::findings::Findings;
-use super::fstab::{by_uuid, is_absent};
+use super::fstab::{absent, by_uuid};
 use super::names::Stability;
 use crate::text::{list, shown};
 
@@ -70,7 +70,7 @@ impl Entry {
     }
 
     /// The parameters of the command line called `name=`.
-    fn parameters<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+    pub(super) fn parameters<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         parameters(&self.options, name)
     }
 }
@@ -195,6 +195,10 @@ fn found_loader(case: &Context<'_>, out: &mut Findings) {
         .iter()
         .map(|entry| format!("{} ({})", entry.loader, place(&entry.file)))
         .collect();
+    // That a BIOS would find GRUB alone has been told.
+    if loaders.is_empty() && out.has("boot_loader") {
+        return;
+    }
     if loaders.is_empty() {
         let found = "no configuration of a known boot loader was found (GRUB, systemd-boot, extlinux)";
         out.warning(
@@ -269,10 +273,11 @@ fn after_assignment(line: &str) -> &str {
 fn root_name(case: &Context<'_>, file: &str, name: &str, device: &str, out: &mut Findings) {
     let found = format!("{} has {name}{}", shown(file), shown(device));
     let (level, found) = match (Stability::of(device), name) {
-        (Stability::Stable, "root=") if is_absent(case, device) => {
+        (Stability::Stable, "root=") => {
+            let Some(kind) = absent(case, device) else { return };
             let found =
-                format!("{found}, and no device here has this UUID: the copy would not find its root");
-            let advice = "correct the UUID, and regenerate the boot loader's configuration";
+                format!("{found}, and no device here has this {kind}: the copy would not find its root");
+            let advice = format!("correct the {kind}, and regenerate the boot loader's configuration");
             return out.critical("boot_root", found, advice);
         }
         (Stability::Stable, _) => return,

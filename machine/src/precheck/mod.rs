@@ -13,11 +13,13 @@ mod fstab;
 mod guest;
 mod initramfs;
 mod kernel;
+mod kernel_file;
 mod layout;
 mod loader;
 mod lvm;
 mod names;
 mod network;
+mod root;
 mod store;
 
 use std::collections::BTreeSet;
@@ -68,6 +70,7 @@ pub struct TargetRoom {
 /// - firmware: `boot_mode`, `boot_sector`, `efi_partition`, `efi_fallback`, `secure_boot`
 /// - boot loader and kernels: `boot_loader`, `boot_root`, `grub_default`, `grub_device_map`, `kernel_image`,
 ///   `boot_space`, `initramfs_virtio`, `virtio_net`
+/// - root filesystem: `init`, `root_space`, `filesystem_errors`
 /// - names of disks: `fstab`, `crypttab`, `mount_units`, `lvm_devices`, `lvm_filter`
 /// - the rest: `network_config`, `clock`, `hardware_clock`, `security_module`
 /// - files of any of these that exist and could not be read: `unreadable`
@@ -137,6 +140,7 @@ const CHECKS_OF_FILES: &[Rule] = &[
     efi::check,
     loader::check,
     boot::check,
+    root::check,
     drivers::check,
     fstab::check,
     lvm::check,

@@ -250,7 +250,7 @@ pub fn ready() -> Tree {
         .partition("vda", "vda3", "254:3", GIB)
         .udev("254:0", "ID_PART_TABLE_TYPE=gpt")
         .udev("254:1", "ID_PART_ENTRY_TYPE=21686148-6449-6e6f-744e-656564454649")
-        .udev("254:2", "ID_FS_TYPE=ext4 ID_FS_UUID=6e0b-root")
+        .udev("254:2", "ID_FS_TYPE=ext4 ID_FS_UUID=6e0b-root ID_FS_LABEL_ENC=x")
         .udev("254:3", "ID_FS_TYPE=swap ID_FS_UUID=6e0b-swap")
         .mount("ext4", "/dev/vda2", "254:2", "/")
         .mount("proc", "proc", "0:20", "/proc")
@@ -278,7 +278,8 @@ pub fn ready() -> Tree {
         "/etc/systemd/network/10-all.network",
         "[Match]\nName=en*\n[Network]\nDHCP=yes\n",
     )
-    .file("/usr/sbin/update-initramfs", "");
+    .file("/usr/sbin/update-initramfs", "")
+    .file("/sbin/init", "");
     tree
 }
 

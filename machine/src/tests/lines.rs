@@ -2,7 +2,7 @@
 
 use api::Level::{self, Critical, Ok, Warning};
 
-use super::fake::{ESP_TYPE, Tree, ready};
+use super::fake::{ESP_TYPE, Tree, boot_sector, ready};
 use crate::precheck::Space;
 
 const GIB: u64 = 1 << 30;
@@ -24,16 +24,25 @@ fn firmware() {
     assert_eq!(found.worst(), Ok, "{found:#?}");
     type Context = (fn(&mut Tree) -> &mut Tree, &'static str, Level, &'static str);
     const VARIABLE: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
-    let cases: [Context; 9] = [
+    let cases: [Context; 10] = [
         (|t| t, "boot_mode", Ok, "started by UEFI"),
         (|t| t, "efi_partition", Ok, "vda4 is mounted at /boot/efi"),
         (|t| t, "efi_fallback", Ok, "/boot/efi/EFI/Boot/bootx64.efi"),
         (|t| t, "freeze", Ok, "vfat /boot/efi cannot be frozen"),
         (
-            |t| t.remove("/boot/efi/EFI/Boot/bootx64.efi"),
+            |t| {
+                t.remove("/boot/efi/EFI/Boot/bootx64.efi")
+                    .file("/boot/efi/EFI/debian/shimx64.efi", "MZ")
+            },
             "efi_fallback",
             Warning,
-            "BOOTX64.EFI is missing, and the firmware's own entries are not migrated | install one: grub-install --removable",
+            "BOOTX64.EFI is missing, and the firmware's own entries are not migrated: nothing would start /boot/efi/EFI/debian/shimx64.efi | install one: grub-install --removable",
+        ),
+        (
+            |t| t.remove("/boot/efi/EFI/Boot/bootx64.efi"),
+            "efi_fallback",
+            Critical,
+            "there is no boot loader on the EFI system partition at /boot/efi",
         ),
         (
             |t| t.file("/sys/firmware/efi/fw_platform_size", "32\n"),
@@ -93,6 +102,16 @@ fn a_bios_needs_boot_code() {
     tree.expect("boot_sector", Critical, "none of the chosen disks has boot code");
     tree.file("/dev/vda", [0; 100]);
     tree.expect("boot_sector", Warning, "vda could not be read");
+    let mut grub = boot_sector();
+    grub[0x180..0x184].copy_from_slice(b"GRUB");
+    tree.file("/dev/vda", grub);
+    tree.expect("boot_loader", Ok, "GRUB 2");
+    tree.remove("/boot/grub");
+    tree.expect(
+        "boot_loader",
+        Critical,
+        "the boot sector of vda starts GRUB, and there is no configuration",
+    );
 }
 
 #[test]

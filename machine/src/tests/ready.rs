@@ -585,7 +585,7 @@ fn kernels_may_be_named_by_their_package() {
         .file("/boot/initramfs-linux.img", archive(&drivers("6.8.9-arch1-2")))
         .file(
             "/boot/loader/entries/arch.conf",
-            "linux /vmlinuz-linux\ninitrd /intel-ucode.img\ninitrd /initramfs-linux.img\noptions root=LABEL=r\n",
+            "linux /vmlinuz-linux\ninitrd /intel-ucode.img\ninitrd /initramfs-linux.img\noptions root=LABEL=x\n",
         );
     let found = tree.examine();
     assert_eq!(found.worst(), Ok, "{found:#?}");
@@ -610,4 +610,107 @@ fn a_uuid_that_nothing_has_stops_the_boot() {
     tree.udev("254:1", "ID_FS_TYPE=crypto_LUKS ID_FS_UUID=6e0b-luks");
     tree.expect("fstab", Ok, "by identifiers");
     tree.expect("boot_root", Ok, "by UUID=0bad");
+}
+
+#[test]
+fn labels_and_partitions_that_nothing_has_stop_the_boot() {
+    let named = |name: &str| {
+        let mut tree = ready();
+        tree.udev(
+            "254:2",
+            "ID_FS_TYPE=ext4 ID_FS_UUID=6e0b-root ID_FS_LABEL_ENC=my\\x20root ID_PART_ENTRY_UUID=0a-02 ID_PART_ENTRY_NAME=sys",
+        );
+        tree.edit("/etc/fstab", "UUID=6e0b-root /", &format!("{name} /"));
+        tree.edit(
+            "/boot/grub/grub.cfg",
+            "root=UUID=6e0b-root",
+            &format!("root={name}"),
+        );
+        tree
+    };
+    for right in [
+        "LABEL=my\\x20root",
+        "PARTUUID=0A-02",
+        "PARTLABEL=sys",
+        "/dev/disk/by-label/my\\x20root",
+        "/dev/disk/by-partuuid/0a-02",
+    ] {
+        let tree = named(right);
+        tree.expect("fstab", Ok, "by identifiers");
+        tree.expect("boot_root", Ok, "finds its root");
+    }
+    for (wrong, kind) in [
+        ("LABEL=root", "this label"),
+        ("PARTUUID=0a-03", "this partition UUID"),
+        ("PARTLABEL=other", "this partition label"),
+    ] {
+        let mut tree = named(wrong);
+        tree.expect("fstab", Critical, kind);
+        tree.expect("boot_root", Critical, kind);
+        // A label may be in what nobody has opened; a partition is not.
+        tree.udev("254:1", "ID_FS_TYPE=crypto_LUKS ID_FS_UUID=6e0b-luks");
+        let level = if kind == "this label" { Ok } else { Critical };
+        tree.expect("boot_root", level, "");
+    }
+}
+
+#[test]
+fn a_root_without_init_room_or_health() {
+    check_all(&[
+        (
+            |t| t.remove("/sbin/init"),
+            "init",
+            Critical,
+            "find nothing to start | install the package",
+        ),
+        (
+            |t| t.edit("/boot/grub/grub.cfg", " quiet", " init=/opt/start"),
+            "init",
+            Critical,
+            "/opt/start, which does not exist",
+        ),
+        (|t| t.space(1 << 30, 0), "root_space", Critical, "is full"),
+        (
+            |t| t.space(1 << 30, 1 << 20),
+            "root_space",
+            Warning,
+            "has only 1 MiB free",
+        ),
+        (
+            |t| t.answer(|a| a.space = Box::new(|_| None)),
+            "root_space",
+            Warning,
+            "could not be determined",
+        ),
+        (
+            |t| t.file("/sys/fs/ext4/vda2/errors_count", "3\n"),
+            "filesystem_errors",
+            Warning,
+            "the ext4 filesystem of / (vda2) has errors, 3 of which",
+        ),
+    ]);
+}
+
+#[test]
+fn a_kernel_that_is_not_what_was_installed() {
+    const LIST: &str = "/var/lib/dpkg/info/linux-image-6.1.0-18-amd64.md5sums";
+    let mut tree = ready();
+    let kernel = format!("/boot/vmlinuz-{RELEASE}");
+    tree.file(LIST, format!("{}  boot/vmlinuz-{RELEASE}\n", "0".repeat(32)));
+    tree.expect("kernel_image", Critical, "is not what its package has installed");
+    let sum = std::process::Command::new("md5sum")
+        .arg(tree.path(&kernel))
+        .output()
+        .expect("md5sum");
+    let sum = String::from_utf8(sum.stdout).expect("text")[..32].to_owned();
+    tree.file(
+        LIST,
+        format!("{sum}  boot/vmlinuz-{RELEASE}\n{sum}  boot/config-{RELEASE}\n"),
+    );
+    assert_eq!(tree.examine().worst(), Ok);
+    let mut cut = vec![0; 1024];
+    cut[0x1f4] = 200;
+    cut[0x202..0x206].copy_from_slice(b"HdrS");
+    tree.file(&kernel, cut);
+    tree.expect("kernel_image", Critical, "is shorter than its header says");
 }

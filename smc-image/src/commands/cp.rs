@@ -7,8 +7,10 @@ use crate::mount::Access;
 use anyhow::{Context as _, anyhow, bail, ensure};
 use cli::interrupt::Interrupt;
 use cli::output;
+use cli::text::{self, printable_line};
 use imagefmt::ImageRef;
 use nix::sys::stat::{Mode, SFlag, mknod};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, FileTimes, Metadata, Permissions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
@@ -23,9 +25,10 @@ const PIECE_BYTES: usize = 128 << 10;
 /// Copy a file or a directory out of an image
 ///
 /// The path is as the server itself sees it; with IMAGE:DISK:PATH or --partition, it is in the filesystem there. See
-/// 'smc-image ls-files'. Owners, permissions and times are kept; extended attributes are not copied. The copy appears
-/// at DEST when it is complete, and not before. A symbolic link that is named is followed; those below a directory
-/// are copied as links.
+/// 'smc-image ls-files'. Owners, permissions, times, extended attributes (with access control lists and capabilities) and
+/// hard links within what is copied are kept; what the filesystem of DEST cannot keep is named. Sockets are left out. The
+/// copy appears at DEST when it is complete, and not before. A symbolic link that is named is followed; those below a
+/// directory are copied as links.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The image and the file in it, as in web01/7:/etc/fstab
@@ -93,11 +96,21 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
         interrupt: &interrupt,
         files: 0,
         bytes: 0,
+        sockets: 0,
+        linked: HashMap::new(),
+        attributes: Attributes::default(),
     };
     copy.whole(&place, &metadata, &dest)
         .with_context(|| format!("copy {} to {}", path.display(), dest.display()))?;
+    copy.complain(&dest);
     if context.json {
-        output::json(&serde_json::json!({ "dest": dest, "files": copy.files, "bytes": copy.bytes }))?;
+        output::json(&serde_json::json!({
+            "dest": dest,
+            "files": copy.files,
+            "bytes": copy.bytes,
+            "sockets_left_out": copy.sockets,
+            "attributes_not_kept": copy.attributes.lost,
+        }))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -120,6 +133,11 @@ struct Copy<'a> {
     interrupt: &'a Interrupt,
     files: u64,
     bytes: u64,
+    /// Sockets that were left out.
+    sockets: usize,
+    /// The first copy of each file that has several names, by device and inode.
+    linked: HashMap<(u64, u64), PathBuf>,
+    attributes: Attributes,
 }
 
 impl Copy<'_> {
@@ -140,20 +158,31 @@ impl Copy<'_> {
         if kind.is_dir() {
             return self.directory(place, metadata, dest);
         }
+        if kind.is_socket() {
+            // It means nothing without the process that listens.
+            self.sockets += 1;
+            return Ok(());
+        }
+        if metadata.nlink() > 1 {
+            let inode = (metadata.dev(), metadata.ino());
+            if let Some(first) = self.linked.get(&inode) {
+                self.files += 1;
+                return Ok(fs::hard_link(first, dest)?);
+            }
+            self.linked.insert(inode, dest.to_owned());
+        }
         if kind.is_file() {
             self.file(place, dest)?;
         } else if kind.is_symlink() {
             symlink(fs::read_link(place)?, dest)?;
-            return Ok(lchown(dest, Some(metadata.uid()), Some(metadata.gid()))?);
-        } else if kind.is_socket() {
-            // It means nothing without the process that listens.
-            return Ok(());
+            lchown(dest, Some(metadata.uid()), Some(metadata.gid()))?;
+            return self.attributes.keep(place, dest);
         } else {
             let kind = SFlag::from_bits_truncate(metadata.mode() & libc::S_IFMT);
             mknod(dest, kind, Mode::empty(), metadata.rdev())?;
         }
         self.files += 1;
-        keep_attributes(metadata, dest)
+        self.keep(place, metadata, dest)
     }
 
     fn directory(&mut self, place: &Path, metadata: &Metadata, dest: &Path) -> anyhow::Result<()> {
@@ -167,7 +196,40 @@ impl Copy<'_> {
             self.any(&below, &metadata, &dest.join(&name))
                 .with_context(|| name.to_string_lossy().into_owned())?;
         }
-        keep_attributes(metadata, dest)
+        self.keep(place, metadata, dest)
+    }
+
+    /// Gives a copy its owner, extended attributes, permissions and times. In this order: a change of the owner takes the
+    /// setuid bit and capabilities away, and an access control list sets permissions.
+    fn keep(&mut self, place: &Path, metadata: &Metadata, dest: &Path) -> anyhow::Result<()> {
+        chown(dest, Some(metadata.uid()), Some(metadata.gid()))?;
+        self.attributes.keep(place, dest)?;
+        fs::set_permissions(dest, Permissions::from_mode(metadata.mode() & 0o7777))?;
+        if metadata.is_file() || metadata.is_dir() {
+            let times = FileTimes::new()
+                .set_accessed(metadata.accessed()?)
+                .set_modified(metadata.modified()?);
+            File::open(dest)?.set_times(times)?;
+        }
+        Ok(())
+    }
+
+    /// Says what could not be kept.
+    fn complain(&self, dest: &Path) {
+        if self.sockets > 0 {
+            let sockets = text::count(self.sockets, "socket");
+            output::complain(format_args!(
+                "smc-image: {sockets} left out: without its process a socket is of no use"
+            ));
+        }
+        if let Some(first) = &self.attributes.first {
+            let (lost, dest) = (self.attributes.lost, dest.display());
+            let attributes = text::count(lost, "extended attribute");
+            output::complain(format_args!(
+                "smc-image: {attributes} could not be kept in {dest}; the first: {}",
+                printable_line(first)
+            ));
+        }
     }
 
     /// Copies what is in a file; zeros take no space.
@@ -196,15 +258,42 @@ impl Copy<'_> {
     }
 }
 
-/// Gives a copy its owner, permissions and times. In this order: a change of the owner takes the setuid bit away.
-fn keep_attributes(metadata: &Metadata, dest: &Path) -> anyhow::Result<()> {
-    chown(dest, Some(metadata.uid()), Some(metadata.gid()))?;
-    fs::set_permissions(dest, Permissions::from_mode(metadata.mode() & 0o7777))?;
-    if metadata.is_file() || metadata.is_dir() {
-        let times = FileTimes::new()
-            .set_accessed(metadata.accessed()?)
-            .set_modified(metadata.modified()?);
-        File::open(dest)?.set_times(times)?;
+/// Copies extended attributes, and counts those that the other filesystem does not take.
+#[derive(Debug, Default)]
+struct Attributes {
+    lost: usize,
+    /// Name, file and reason.
+    first: Option<String>,
+}
+
+impl Attributes {
+    /// Copies those of a file, or of a symbolic link itself.
+    fn keep(&mut self, place: &Path, dest: &Path) -> anyhow::Result<()> {
+        let names = match xattr::list(place) {
+            Ok(names) => names,
+            Err(error) if is_not_supported(&error) => return Ok(()),
+            Err(error) => return Err(error).context("list its extended attributes"),
+        };
+        for name in names {
+            let context = || format!("read its extended attribute {}", name.to_string_lossy());
+            let Some(value) = xattr::get(place, &name).with_context(context)? else {
+                continue;
+            };
+            if let Err(error) = xattr::set(dest, &name, &value) {
+                self.lose(&name, place, &error);
+            }
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn lose(&mut self, name: &OsStr, place: &Path, error: &std::io::Error) {
+        self.lost += 1;
+        let file = place.file_name().unwrap_or_default().to_string_lossy();
+        let lost = || format!("{} of {file}: {error}", name.to_string_lossy());
+        self.first.get_or_insert_with(lost);
+    }
+}
+
+fn is_not_supported(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EOPNOTSUPP)
 }

@@ -56,6 +56,8 @@ pub struct Described {
     pub firmware_reason: &'static str,
     /// What runs the guest.
     pub accelerator: Accelerator,
+    /// Whether the disks have nothing that this firmware could start, as far as that was looked at.
+    pub has_nothing_to_start: bool,
 }
 
 /// A guest that runs, and what it reads from.
@@ -78,7 +80,7 @@ pub struct Started {
 pub fn start(image: &Image, wanted: &Wanted, interrupt: &Interrupt) -> anyhow::Result<Started> {
     check_disks(image, wanted.bus)?;
     let socket = wanted.vnc.as_deref().map(SocketFile::at).transpose()?;
-    let (firmware, firmware_reason) = firmware(image, wanted.uefi)?;
+    let (firmware, firmware_reason, has_nothing_to_start) = firmware(image, wanted.uefi)?;
     let accelerator = match wanted.accelerator {
         Some(accelerator) => accelerator,
         None => found(interrupt)?,
@@ -93,6 +95,7 @@ pub fn start(image: &Image, wanted: &Wanted, interrupt: &Interrupt) -> anyhow::R
         firmware: firmware.to_string(),
         firmware_reason,
         accelerator,
+        has_nothing_to_start,
     };
     let pc = Pc {
         accelerator,
@@ -177,19 +180,24 @@ fn is_socket(path: &Path) -> bool {
         .is_ok_and(|found| found.file_type().is_socket())
 }
 
-fn firmware(image: &Image, uefi: Option<bool>) -> anyhow::Result<(Firmware, &'static str)> {
+/// The firmware, why this one, and whether the disks have nothing for it.
+fn firmware(image: &Image, uefi: Option<bool>) -> anyhow::Result<(Firmware, &'static str, bool)> {
     let ovmf = Ovmf::find();
-    let (uefi, reason) = match uefi {
-        Some(uefi) => (uefi, "as --firmware says"),
+    let signs = Signs::of(image).context("look at the disks");
+    let (uefi, reason, signs) = match uefi {
+        // Where it is not asked, a disk that cannot be read shows in the guest.
+        Some(uefi) => (uefi, "as --firmware says", signs.ok()),
         None => {
-            let signs = Signs::of(image).context("look at the disks")?;
-            (signs.wants_uefi(ovmf.is_ok()), signs.in_words())
+            let signs = signs?;
+            (signs.wants_uefi(ovmf.is_ok()), signs.in_words(), Some(signs))
         }
     };
     if !uefi {
-        return Ok((Firmware::Bios, reason));
+        let has_nothing = signs.is_some_and(|signs| !signs.boot_sector);
+        return Ok((Firmware::Bios, reason, has_nothing));
     }
-    Ok((Firmware::Uefi(advised(ovmf, INSTALL_OVMF)?), reason))
+    let has_nothing = signs.is_some_and(|signs| !signs.esp);
+    Ok((Firmware::Uefi(advised(ovmf, INSTALL_OVMF)?), reason, has_nothing))
 }
 
 /// The kernel that this machine runs, if it can be read.

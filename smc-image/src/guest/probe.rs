@@ -3,7 +3,7 @@
 //! A thread asks; the console is read meanwhile.
 
 use anyhow::{Context as _, anyhow};
-use boot::Agent;
+use boot::{Agent, Executed};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -137,21 +137,42 @@ fn systemd(mut agent: Agent, is_over: &dyn Fn() -> bool) -> anyhow::Result<Optio
     if !agent.wait(is_over)? {
         return Ok(None);
     }
-    let mut run = |arguments: &[&str]| agent.execute("systemctl", arguments, is_over);
-    let Some(state) = run(&["is-system-running", "--wait"])? else {
+    let mut run = |program: &str, arguments: &[&str]| agent.execute(program, arguments, is_over);
+    let Some(state) = run("systemctl", &["is-system-running", "--wait"])? else {
         return Ok(None);
     };
     match state.said.trim() {
         "running" => Ok(Some(())),
         "degraded" => {
-            let failed = run(&["--failed", "--plain", "--no-legend"])?;
+            let failed = run("systemctl", &["--failed", "--plain", "--no-legend"])?;
             let failed = failed.map(|failed| failed.said).unwrap_or_default();
             let units = failed.lines().filter_map(|line| line.split_whitespace().next());
-            let units = units.collect::<Vec<_>>().join(", ");
-            Err(anyhow!("systemd is degraded, because units have failed: {units}"))
+            let units: Vec<&str> = units.collect();
+            let said = match units.first() {
+                Some(unit) => last_words(unit, &mut run)?,
+                None => String::new(),
+            };
+            let units = units.join(", ");
+            Err(anyhow!(
+                "systemd is degraded, because units have failed: {units}{said}"
+            ))
         }
         state => Err(anyhow!("systemd is {state}")),
     }
+}
+
+/// What the program of a unit wrote last, as the journal has it, behind a colon.
+fn last_words(
+    unit: &str,
+    run: &mut impl FnMut(&str, &[&str]) -> boot::Result<Option<Executed>>,
+) -> anyhow::Result<String> {
+    let of_unit = format!("_SYSTEMD_UNIT={unit}");
+    let said = run("journalctl", &["-b", "-q", "-o", "cat", "-n", "1", &of_unit])?;
+    let said = said.map(|said| said.said).unwrap_or_default();
+    Ok(match said.lines().last() {
+        Some(line) if !line.trim().is_empty() => format!("; {unit} wrote: {}", line.trim()),
+        _ => String::new(),
+    })
 }
 
 /// Waits for the end of a program, which is killed when it is over before.

@@ -2,6 +2,7 @@
 //! beyond those two, and every part goes when the one above it goes. What the kernel writes, to replay a journal
 //! or because somebody changes files, ends in the overlay; the image stays as it is.
 
+pub mod fat;
 pub mod filesystem;
 pub mod fuse;
 pub mod journal;

@@ -44,6 +44,8 @@ pub struct Partition {
     pub kind: String,
     /// The id by which fstab names it (`PARTUUID=`); empty where the table gives it none.
     pub id: String,
+    /// Its label (`PARTLABEL=`); empty where the table gives it none.
+    pub name: String,
 }
 
 /// The partitions of a disk, in ascending order of number; `None` where it has no partition table.
@@ -157,6 +159,7 @@ impl MbrEntry {
             length,
             kind: mbr_type(self.kind),
             id: String::new(),
+            name: String::new(),
         })
     }
 }
@@ -287,7 +290,17 @@ fn gpt_partition(number: u32, entry: &[u8], block_bytes: u64, size_bytes: u64) -
         length,
         kind: gpt_type(&kind),
         id: hostdev::guid_text(entry[16..].first_chunk()?),
+        name: gpt_name(entry.get(56..128)?),
     })
+}
+
+/// The label of an entry: UTF-16 up to the first zero.
+fn gpt_name(bytes: &[u8]) -> String {
+    let units = bytes
+        .chunks_exact(2)
+        .map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
+    let units: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
+    String::from_utf16_lossy(&units)
 }
 
 /// What a partition is for, by its type.

@@ -69,6 +69,8 @@ pub struct Place {
     pub length: u64,
     /// The id of the partition; empty if it has none.
     pub partition_id: String,
+    /// The label of the partition; empty if it has none.
+    pub partition_name: String,
 }
 
 impl fmt::Display for Place {
@@ -230,6 +232,7 @@ pub fn survey(disk: &NamedDisk<'_>) -> anyhow::Result<Vec<Found>> {
         length: disk.source.size_bytes(),
         kind: String::new(),
         id: String::new(),
+        name: String::new(),
     };
     let found = |partition: Partition| {
         let Partition {
@@ -238,6 +241,7 @@ pub fn survey(disk: &NamedDisk<'_>) -> anyhow::Result<Vec<Found>> {
             length,
             kind,
             id,
+            name,
         } = partition;
         let place = Place {
             disk: disk.name.to_owned(),
@@ -246,6 +250,7 @@ pub fn survey(disk: &NamedDisk<'_>) -> anyhow::Result<Vec<Found>> {
             offset,
             length,
             partition_id: id,
+            partition_name: name,
         };
         let content = probe(disk.source, offset, length);
         Found { place, kind, content }

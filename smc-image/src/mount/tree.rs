@@ -347,12 +347,14 @@ impl GuestTree {
             let first = &volume.candidate.places[0];
             let (uuid, label) = (named("UUID=", "by-uuid"), named("LABEL=", "by-label"));
             let partition = named("PARTUUID=", "by-partuuid");
+            let partition_name = named("PARTLABEL=", "by-partlabel");
             let is = |wanted: Option<String>, own: &str| {
                 !own.is_empty() && wanted.is_some_and(|wanted| wanted.eq_ignore_ascii_case(own))
             };
             is(uuid, &volume.uuid)
                 || is(label, &volume.label)
                 || is(partition, &first.partition_id)
+                || is(partition_name, &first.partition_name)
                 || is_kernel_name(disks, device, first)
         };
         self.volumes.iter().position(is_meant)
@@ -449,7 +451,8 @@ pub fn uuid(fstype: &str, head: &[u8]) -> String {
     }
 }
 
-fn label(fstype: &str, head: &[u8]) -> String {
+/// The label by which fstab names a filesystem; empty if it has none.
+pub fn label(fstype: &str, head: &[u8]) -> String {
     let Some((_, at, length)) = LABELS.iter().find(|(known, _, _)| *known == fstype) else {
         return String::new();
     };

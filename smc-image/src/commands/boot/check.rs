@@ -2,11 +2,11 @@
 
 use crate::commands::verdict;
 use crate::exit;
-use crate::guest::machine::{self, Started, Wanted};
+use crate::guest::machine::{self, Described, Started, Wanted};
 use crate::guest::probe::{Probe, Question};
 use crate::guest::watch::{Check, Seen, watch};
 use anyhow::Context as _;
-use boot::{Diagnosis, Network, Running};
+use boot::{Diagnosis, Network, Problem, Running};
 use cli::interrupt::Interrupt;
 use cli::output;
 use imagefmt::{BootMachine, BootProblem, BootResult, BootVerdict, Image, Store};
@@ -125,7 +125,7 @@ impl BootCheck {
             check: self.check.in_words(),
             kernel_ms: seen.kernel.map(milliseconds),
             reached_ms: seen.reached.map(milliseconds),
-            problem: problem(seen, qemu_end, failure.as_deref()),
+            problem: problem(seen, &described, qemu_end, failure.as_deref()),
             machine: BootMachine {
                 firmware: described.firmware,
                 accelerator: described.accelerator.to_string(),
@@ -148,11 +148,20 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 /// Why it did not boot; nothing if it did. What could not be read comes first: the rest follows from it.
-fn problem(seen: Seen, qemu_end: Option<String>, failure: Option<&str>) -> Option<BootProblem> {
+fn problem(
+    seen: Seen,
+    described: &Described,
+    qemu_end: Option<String>,
+    failure: Option<&str>,
+) -> Option<BootProblem> {
     if seen.reached.is_some() {
         return None;
     }
-    let diagnosis = seen.findings.diagnosis(seen.powered_off);
+    let mut diagnosis = seen.findings.diagnosis(seen.powered_off);
+    // A BIOS starts a boot sector without code, too, and nothing comes of it.
+    if diagnosis.problem == Problem::Silent && described.has_nothing_to_start {
+        diagnosis.problem = Problem::NoBootableDevice;
+    }
     if let Some(failure) = failure {
         let what = format!("the image cannot be read: {failure}; then: {}", diagnosis.what());
         let advice = "run 'smc-image verify' on the image, and check another one";
@@ -163,6 +172,10 @@ fn problem(seen: Seen, qemu_end: Option<String>, failure: Option<&str>) -> Optio
         return Some(named("qemu", how, advice, diagnosis));
     }
     if let Some(why) = seen.refused {
+        if diagnosis.problem == Problem::FilesystemFull || says_full(&why) {
+            let full = Problem::FilesystemFull;
+            return Some(named(full.name(), why, full.advice(), diagnosis));
+        }
         let advice = "see the last lines of the console, and boot it without a check to look at it";
         return Some(named("check-failed", why, advice, diagnosis));
     }
@@ -172,6 +185,11 @@ fn problem(seen: Seen, qemu_end: Option<String>, failure: Option<&str>) -> Optio
         diagnosis.problem.advice(),
     );
     Some(named(name, what, advice, diagnosis))
+}
+
+/// Whether what the guest says has this cause.
+fn says_full(why: &str) -> bool {
+    why.contains("No space left on device")
 }
 
 fn named(name: &str, what: String, advice: &str, diagnosis: Diagnosis) -> BootProblem {
