@@ -52,7 +52,8 @@ test-storage: setup ## writes while syncing, on all kinds of disks and layers, i
 	$(CARGO) build --locked --workspace --all-targets
 	SMC_ROUNDS=$${ROUNDS:-3} $(CARGO) test --locked --workspace --test storage -- --ignored --nocapture
 
-vm-test: setup ## guests that take minutes: LVM, RAID and LUKS in images, all buses, chains; with times
+vm-test: ## guests that take minutes: LVM, RAID and LUKS in images, all buses, chains, whole servers; with times
+	@bash scripts/setup.sh servers
 	@bash scripts/vm-test.sh
 
 test-tracked: setup ## changes, tracked syncs, kills and fio: no write is lost (an hour; ROUNDS=N)

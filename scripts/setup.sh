@@ -7,10 +7,11 @@
 # NBD clients of a release new enough to know extended headers, with the libraries that they need. The roots of freshly
 # installed systems, in which the programs are tested, are made once by debootstrap and kept there too.
 #
-# usage: setup.sh [dist] [older] [bench]
-#   dist   also the tools that build programs for servers with an older glibc (make dist)
-#   older  also the system of an older release, in which those programs are tested (make test-dist)
-#   bench  also what `make bench` compares with: rsync, and the ssh server, which is not started on this machine
+# usage: setup.sh [dist] [older] [servers] [bench]
+#   dist     also the tools that build programs for servers with an older glibc (make dist)
+#   older    also the system of an older release, in which those programs are tested (make test-dist)
+#   servers  also servers of three releases, which start by themselves from disks of several layouts (make vm-test)
+#   bench    also what `make bench` compares with: rsync, and the ssh server, which is not started on this machine
 set -euo pipefail
 
 CACHE=${SMC_TEST_CACHE:-/var/cache/smc-test}
@@ -30,6 +31,10 @@ SYSTEM_PACKAGES=(systemd-sysv udev kmod dbus)
 SYSTEM_MIB=1536
 # What the newer system has too: whatever makes disks out of disks, and a program that writes to them.
 STORAGE_PACKAGES=(lvm2 thin-provisioning-tools mdadm cryptsetup-bin nvme-cli sg3-utils xfsprogs fio)
+# What a server has that starts by itself: a kernel, what makes its initramfs, boot loaders for both kinds of firmware, what
+# opens and checks whatever its root lies on, and the agent that boot checks ask.
+SERVER_PACKAGES=("${SYSTEM_PACKAGES[@]}" linux-image-cloud-amd64 initramfs-tools lz4 grub-pc-bin grub-efi-amd64-bin grub2-common
+    e2fsprogs xfsprogs btrfs-progs lvm2 cryptsetup-initramfs qemu-guest-agent)
 # The compiler and linker for an older glibc, and what makes cargo use it (scripts/dist.sh).
 ZIG_VERSION=0.17.1
 ZIGBUILD_VERSION=0.24.1
@@ -454,6 +459,15 @@ make_older_system() {
     make_system "$CACHE/older-system/disk" "$release" "${SYSTEM_PACKAGES[*]}" "$CACHE/older-system/kernel"
 }
 
+# The files of servers, which vm_tests::server puts on disks.
+make_servers() {
+    local running
+    running=$(running_release)
+    make_system "$CACHE/server-files/own" "$running" "${SERVER_PACKAGES[*]}"
+    make_system "$CACHE/server-files/newer" "$(newer_release "$running")" "${SERVER_PACKAGES[*]}"
+    make_system "$CACHE/server-files/older" "$(older_release "$running")" "${SERVER_PACKAGES[*]}"
+}
+
 # Unpacks the compiler, whose package holds it ready to run, and builds the cargo command that uses it.
 install_dist_tools() {
     local tools=$CACHE/dist-tools wanted work
@@ -483,7 +497,7 @@ install_dist_tools() {
 }
 
 for part in "$@"; do
-    case $part in dist | older | bench) ;; *) die "unknown part $part: dist, older or bench" ;; esac
+    case $part in dist | older | servers | bench) ;; *) die "unknown part $part: dist, older, servers or bench" ;; esac
 done
 check_machine
 install_packages
@@ -497,6 +511,7 @@ for part in "$@"; do
     case $part in
         dist) install_dist_tools ;;
         older) make_older_system ;;
+        servers) make_servers ;;
         bench) install_bench_packages ;;
     esac
 done

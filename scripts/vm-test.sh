@@ -7,7 +7,7 @@ set -euo pipefail
 
 CARGO=${CARGO:-cargo}
 PROGRAMS=("$@")
-[ "$#" -gt 0 ] || PROGRAMS=(helper_guest boot_check)
+[ "$#" -gt 0 ] || PROGRAMS=(helper_guest boot_check real_servers)
 
 "$CARGO" build --locked --workspace --bins
 failed=0

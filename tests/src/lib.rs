@@ -19,8 +19,9 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use testkit::guard::{LoopDevice, ScratchDir};
+use testkit::guard::{LoopDevice, MountedFile, ScratchDir};
 use testkit::process::{PATIENCE, Server, run, wait_until};
+use vm_tests::system::Release;
 
 /// A program of this workspace, built in the same profile as the running one.
 ///
@@ -38,7 +39,8 @@ pub fn program(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} is not built: run `cargo build --workspace` first"))
 }
 
-/// What a guest gets to see: programs without their debug information, and the script that it runs.
+/// What a guest gets to see: programs without their debug information, and the script that it runs, behind the functions that scripts
+/// have in common.
 ///
 /// # Errors
 /// What cannot be made.
@@ -49,7 +51,21 @@ pub fn guest_payload(directory: &Path, programs: &[&str], script: &str) -> Resul
         strip.arg("--strip-debug").arg("-o").arg(directory.join(name));
         run(strip.arg(program(name)))?;
     }
-    Ok(fs::write(directory.join("run"), script)?)
+    Ok(fs::write(
+        directory.join("run"),
+        vm_tests::system::script(&[script]),
+    )?)
+}
+
+/// The root of a system that has what a helper guest of `smc-image` needs, mounted read-only in the bench's directory.
+///
+/// # Errors
+/// Where `scripts/setup.sh` has not been run.
+pub fn helper_root(bench: &Bench) -> Result<MountedFile> {
+    let root = LoopDevice::attach(&Release::Newer.disk()?)?;
+    let place = bench.dir.join("helper-root");
+    let flags = nix::mount::MsFlags::MS_RDONLY;
+    Ok(MountedFile::new(root, &place, "ext4", flags)?)
 }
 
 /// Whether a store has an image: `web01/7`.
@@ -166,6 +182,24 @@ impl Bench {
         text.lines()
             .map(|line| serde_json::from_str(line).with_context(|| format!("parse {line}")))
             .collect()
+    }
+
+    /// The verdict of `smc-image boot` on an image, with which its exit code agrees. `arguments` say what is waited for.
+    pub fn boot_check(&self, image: &str, arguments: &[&str]) -> Result<Value> {
+        let overlays = self.dir.join("overlays");
+        fs::create_dir_all(&overlays)?;
+        let overlays = overlays.display().to_string();
+        let boot = ["--json", "boot", image, "--overlay-dir", &overlays];
+        let output = self.image(&[&boot, arguments].concat())?;
+        let verdict: Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("smc-image boot: {}", stderr(&output)))?;
+        let wanted = if verdict["booted"] == true { 0 } else { 1 };
+        ensure!(
+            code(&output) == wanted,
+            "exit code {} with {verdict}",
+            code(&output)
+        );
+        Ok(verdict)
     }
 
     /// `smc-image verify --against` finds that a disk of an image equals a device.

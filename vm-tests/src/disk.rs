@@ -12,7 +12,7 @@ use crate::initramfs::{self, BUSYBOX};
 use crate::kernel::{self, Kernel};
 use crate::payload::{self, Payload};
 use testkit::error::IoContext;
-use testkit::guard::{LoopDevice, Mount};
+use testkit::guard::{LoopDevice, MountedFile};
 use testkit::process;
 use testkit::{Error, ErrorKind, Result};
 
@@ -92,9 +92,8 @@ impl BootDisk {
     /// # Errors
     /// [`ErrorKind::Command`] or [`ErrorKind::Io`].
     pub fn mount(&self, mount_point: &Path) -> Result<MountedRoot> {
-        let partition = self.partition()?;
-        let mount = Mount::new(partition.path(), mount_point, "ext4", MsFlags::MS_NOATIME)?;
-        Ok(MountedRoot { mount, partition })
+        let flags = MsFlags::MS_NOATIME;
+        MountedFile::new(self.partition()?, mount_point, "ext4", flags).map(MountedRoot)
     }
 
     fn partition(&self) -> Result<LoopDevice> {
@@ -159,16 +158,12 @@ fn mbr(boot_code: &[u8], partition_bytes: u64) -> Result<[u8; 512]> {
 
 /// The root filesystem of a [`BootDisk`], mounted; unmounted when dropped.
 #[derive(Debug)]
-pub struct MountedRoot {
-    // Dropped in this order: the mount holds the partition.
-    mount: Mount,
-    partition: LoopDevice,
-}
+pub struct MountedRoot(MountedFile);
 
 impl MountedRoot {
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
-        self.mount.path()
+        self.0.path()
     }
 
     /// Names the point in time that a guest booted from this disk will report.
@@ -232,8 +227,7 @@ impl MountedRoot {
     /// # Errors
     /// [`ErrorKind::Io`] when it stays busy, [`ErrorKind::Timeout`] when the partition stays attached.
     pub fn unmount(self) -> Result<()> {
-        self.mount.unmount()?;
-        self.partition.detach()
+        self.0.unmount()
     }
 
     fn write(&self, name: &str, content: &str, mode: u32) -> Result<()> {

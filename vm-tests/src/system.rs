@@ -17,10 +17,16 @@ use testkit::process;
 use testkit::{Error, ErrorKind, Result};
 
 const INIT: &str = include_str!("../guest/system-init.sh");
+const FUNCTIONS: &str = include_str!("../guest/functions.sh");
 const DRIVERS: [&str; 3] = ["virtio_pci", "virtio_blk", "ext4"];
 /// Room beside the payload's files for the filesystem's own.
 const PAYLOAD_SPARE_BYTES: u64 = 8 << 20;
 const LOG_TAIL_LINES: usize = 40;
+
+/// A script for [`System`]: these parts, behind functions that scripts have in common.
+pub fn script(parts: &[&str]) -> String {
+    FUNCTIONS.to_owned() + &parts.concat()
+}
 
 /// A system that can be booted again and again.
 #[derive(Debug)]
@@ -234,6 +240,27 @@ impl Said {
 }
 
 impl Release {
+    /// A name for files.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Newer => "newer",
+            Self::Older => "older",
+        }
+    }
+
+    /// The disk with the files of a server, with a kernel and a boot loader of its own, which is never to be written to.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setup`] where `scripts/setup.sh servers` has not been run.
+    pub(crate) fn server(self) -> Result<PathBuf> {
+        let disk = kernel::cache_dir()
+            .join("server-files")
+            .join(self.name())
+            .join("root.img");
+        there(disk, "scripts/setup.sh servers")
+    }
+
     fn kernel(self) -> PathBuf {
         let cache = kernel::cache_dir();
         match self {
@@ -253,13 +280,17 @@ impl Release {
             Self::Newer => ("newer-system/disk", "make setup"),
             Self::Older => ("older-system/disk", "scripts/setup.sh older"),
         };
-        let disk = kernel::cache_dir().join(directory).join("root.img");
-        if disk.is_file() {
-            return Ok(disk);
-        }
-        let said = format!("no {}: run '{setup}'", disk.display());
-        Err(Error::new(ErrorKind::Setup, said))
+        there(kernel::cache_dir().join(directory).join("root.img"), setup)
     }
+}
+
+/// A file that this part of the set-up makes.
+fn there(file: PathBuf, setup: &str) -> Result<PathBuf> {
+    if file.is_file() {
+        return Ok(file);
+    }
+    let said = format!("no {}: run '{setup}'", file.display());
+    Err(Error::new(ErrorKind::Setup, said))
 }
 
 /// An empty overlay over the cached root, which is never written to.

@@ -71,7 +71,8 @@ pub fn hide_loader(disk: &Path) -> Result<()> {
     mtool("mren", &esp, &[FALLBACK, "::EFI/BOOT/OTHER.EFI"])
 }
 
-fn mtool(program: &str, esp: &str, arguments: &[&str]) -> Result<()> {
+/// Runs a program of mtools on a system partition: `DISK@@OFFSET`.
+pub(crate) fn mtool(program: &str, esp: &str, arguments: &[&str]) -> Result<()> {
     let mut command = Command::new(program);
     // Its checks of the geometry are for floppy disks.
     command.env("MTOOLS_SKIP_CHECK", "1").args(["-i", esp]);

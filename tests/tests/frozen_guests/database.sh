@@ -2,34 +2,13 @@
 #
 # make: a PostgreSQL under pgbench on the root disk, of which smcd makes images meanwhile. check: what the root disk has, which
 # was restored from an image.
-export LC_ALL=C PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 DATA=/var/lib/database
-exec 3>&1
-
-say() { printf 'SMC-%s\n' "$*" >&3; }
-
-end() {
-    sync
-    echo o >/proc/sysrq-trigger
-    sleep 600
-}
 
 fail() {
     say "FAILED $*"
     cat /tmp/output /tmp/server.log >&3 2>/dev/null
     end
-}
-
-do_or_fail() { "$@" >/tmp/output 2>&1 || fail "$*"; }
-
-# wait_for COMMAND...
-wait_for() {
-    tries=0
-    until "$@" >/tmp/output 2>&1; do
-        tries=$((tries + 1))
-        [ "$tries" -le 300 ] || fail "waited for $*"
-        sleep 0.1
-    done
 }
 
 # Whom a server of PostgreSQL serves, and who it is: it refuses to be root.
@@ -55,17 +34,6 @@ start_server() {
 stop_server() {
     do_or_fail as_user pg_ctl stop -m fast -w -D $DATA
     wait $SERVER
-}
-
-# disk SERIAL: its device.
-disk() {
-    for block in /sys/block/vd*; do
-        if [ "$(cat "$block/serial")" = "$1" ]; then
-            echo "/dev/${block##*/}"
-            return
-        fi
-    done
-    fail "no disk $1"
 }
 
 has_written() { [ "$(ask 'SELECT count(*) FROM pgbench_history')" -gt "$1" ]; }

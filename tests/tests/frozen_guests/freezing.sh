@@ -1,47 +1,6 @@
 # PID 1 of a guest without systemd: sh /mnt/run SCENE,SCENE... Freezes what no container can show: partitions of a kernel that
 # finds them, another mount namespace, files behind loop devices, swap, a root on xfs on LVM. Facts for the host are lines that start with SMC-.
-export LC_ALL=C PATH=/tmp/programs:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
-# Nothing here reads udev's database, and without it no program waits for it.
-export DM_DISABLE_UDEV=1 LVM_SUPPRESS_FD_WARNINGS=1
-exec 3>&1
-
-say() { printf 'SMC-%s\n' "$*" >&3; }
-
-end() {
-    sync
-    echo o >/proc/sysrq-trigger
-    sleep 600
-}
-
-fail() {
-    say "FAILED $*"
-    cat /tmp/output >&3
-    dmesg | tail -n 30 >&3
-    end
-}
-
-do_or_fail() { "$@" >/tmp/output 2>&1 || fail "$*"; }
-
-# wait_for COMMAND...
-wait_for() {
-    tries=0
-    until "$@" >/dev/null 2>&1; do
-        tries=$((tries + 1))
-        [ "$tries" -le 1200 ] || fail "waited for $*"
-        sleep 0.1
-    done
-}
-
-# disk SERIAL: its device.
-disk() {
-    for block in /sys/block/vd*; do
-        if [ "$(cat "$block/serial")" = "$1" ]; then
-            echo "/dev/${block##*/}"
-            return
-        fi
-    done
-    fail "no disk $1"
-}
+PATH=/tmp/programs:/usr/sbin:/usr/bin:/sbin:/bin
 
 prepare() {
     mount -t tmpfs tmpfs /tmp

@@ -1,31 +1,5 @@
 # PID 1 of a guest without systemd: sh /mnt/run. Makes a server's disks of LVM, RAID and LUKS, and is cut off while all of it
 # is mounted: what was written last is in journals. Facts for the host are lines that start with SMC-.
-export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
-export DM_DISABLE_UDEV=1 MDADM_NO_UDEV=1 LVM_SUPPRESS_FD_WARNINGS=1
-exec 3>&1
-
-fail() {
-    {
-        echo "SMC-FAILED $*"
-        dmesg | tail -n 30
-    } >&3
-    echo o >/proc/sysrq-trigger
-    sleep 600
-}
-
-do_or_fail() { "$@" >/tmp/output 2>&1 || { cat /tmp/output >&3; fail "$*"; }; }
-
-# disk SERIAL: its device.
-disk() {
-    for block in /sys/block/vd*; do
-        if [ "$(cat "$block/serial")" = "$1" ]; then
-            echo "/dev/${block##*/}"
-            return
-        fi
-    done
-    fail "no disk $1"
-}
-
 mount -t tmpfs tmpfs /tmp
 mount -t tmpfs tmpfs /run
 do_or_fail modprobe -a dm-mod dm-crypt raid1
@@ -67,6 +41,6 @@ for place in '' /srv /mirror /hidden; do
     echo "written last" >$R$place/last
     sync -f $R$place/last || fail "sync $place"
 done
-echo "SMC-SUM $(sha256sum <$R/large | cut -d' ' -f1)" >&3
-echo "SMC-DONE" >&3
+say "SUM $(sha256sum <$R/large | cut -d' ' -f1)"
+say DONE
 sleep 600

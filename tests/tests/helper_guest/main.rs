@@ -1,16 +1,16 @@
 //! LVM, RAID and LUKS inside images: `smc-image` opens them in a helper guest. This machine's kernel need not know them.
 
 use anyhow::{Context, Result, ensure};
-use smc_tests::{Bench, Disk, code, program, stderr};
+use smc_tests::{Bench, Disk, code, helper_root, program, stderr};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
-use testkit::guard::{LoopDevice, Mount};
+use testkit::guard::MountedFile;
 use testkit::process::{run, wait_for};
 use vm_tests::guest::BootOptions;
 use vm_tests::kernel::cache_dir;
-use vm_tests::system::{Release, System, Until};
+use vm_tests::system::{self, Release, System, Until};
 
 const SCRIPT: &str = include_str!("guest.sh");
 /// The id by which fstab names one of the filesystems.
@@ -21,8 +21,8 @@ const DISKS: [&str; 5] = ["pva", "pvb", "mda", "mdb", "luks"];
 
 /// A server whose files are in LVM, RAID and LUKS, as an image.
 struct Server {
-    /// The root of a system that has the programs, and the disk that it is on: both lie in the bench's directory and go before it.
-    helper: (Mount, LoopDevice),
+    /// The root of a system that has the programs: it is mounted in the bench's directory and goes before it.
+    helper: MountedFile,
     bench: Bench,
     /// The digest of a file that lies on both disks of a volume group.
     sum: String,
@@ -37,7 +37,7 @@ impl Server {
             .collect::<Result<_>>()?;
         let payload = bench.dir.join("payload");
         fs::create_dir(&payload)?;
-        fs::write(payload.join("run"), SCRIPT)?;
+        fs::write(payload.join("run"), system::script(&[SCRIPT]))?;
         for (name, mib) in [("", 100), ("srv", 8), ("mirror", 8), ("hidden", 8)] {
             let file = payload.join(format!("{name}.ext4"));
             let mut mkfs = Command::new("mkfs.ext4");
@@ -61,21 +61,16 @@ impl Server {
             .to_owned();
         let devices: Vec<(&str, &Path)> = DISKS.iter().copied().zip(disks.iter().map(Disk::path)).collect();
         bench.sync(&devices)?;
-        let root = LoopDevice::attach(&Release::Newer.disk()?)?;
-        let place = bench.dir.join("helper-root");
-        fs::create_dir(&place)?;
-        let flags = nix::mount::MsFlags::MS_RDONLY;
-        let mount = Mount::new(root.path(), &place, "ext4", flags)?;
+        let helper = helper_root(&bench)?;
         fs::write(bench.dir.join("key"), "secret")?;
         fs::create_dir(bench.dir.join("mnt"))?;
-        let helper = (mount, root);
         Ok(Self { bench, helper, sum })
     }
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program("smc-image"));
         command.arg("--store").arg(self.bench.store()).args(args);
-        command.arg("--helper-root").arg(self.helper.0.path());
+        command.arg("--helper-root").arg(self.helper.path());
         command.arg("--kernel").arg(cache_dir().join("kernel/vmlinuz"));
         command
     }

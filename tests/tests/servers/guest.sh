@@ -1,9 +1,6 @@
 # What the guest does in its boot: sh /mnt/run PHASE. Facts for the host are lines that start with SMC-.
 #   short   installs the archive, and syncs with io_uring and without
 #   table   the same in every condition in which a kernel feature is missing
-export LC_ALL=C
-# What is said from within $( ) goes to the host too.
-exec 3>&1
 SOURCE=/dev/disk/by-id/virtio-source
 TARGET=/dev/disk/by-id/virtio-target
 IMAGES=/srv/images
@@ -11,19 +8,16 @@ IMAGES=/srv/images
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export SMC_STORE=$IMAGES
 
-say() { printf 'SMC-%s\n' "$*"; }
-
 # Ends the boot: whatever was to come would only hide what went wrong.
 fail() {
     {
         say "FAILED $*"
+        cat /tmp/output
         journalctl --no-pager -o cat -u 'smcd*' -n 40
         systemctl poweroff
         sleep 600
     } >&3
 }
-
-do_or_fail() { "$@" >/tmp/output 2>&1 || { cat /tmp/output >&3; fail "$*"; }; }
 
 system_state() {
     say "SYSTEM $(systemctl is-system-running --wait)"

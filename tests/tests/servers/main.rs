@@ -15,7 +15,7 @@ use testkit::guard::ScratchDir;
 use testkit::noise;
 use testkit::process::run;
 use vm_tests::guest::BootOptions;
-use vm_tests::system::{Release, Said, System, Until};
+use vm_tests::system::{self, Release, Said, System, Until};
 
 const SCRIPT: &str = include_str!("guest.sh");
 const MIB: u64 = 1 << 20;
@@ -45,7 +45,7 @@ fn boot(release: Release, kernel: Release, archive: &Path, phase: &str) -> Resul
     let payload = scratch.join("payload");
     fs::create_dir(&payload)?;
     fs::copy(archive, payload.join("smc.tar.gz"))?;
-    fs::write(payload.join("run"), SCRIPT)?;
+    fs::write(payload.join("run"), system::script(&[SCRIPT]))?;
     let source = scratch.join("source");
     fs::write(&source, noise(48 << 20, 1))?;
     let target = scratch.sparse_file("target", 50 * MIB)?;

@@ -1,52 +1,7 @@
 # PID 1 of a guest without systemd: sh /mnt/run ROUNDS. Builds one layout of disks after the other, writes to it while syncs
 # run, and compares the last image of each round with the devices. Facts for the host are lines that start with SMC-.
-export LC_ALL=C PATH=/mnt:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
-# Nothing here reads udev's database, and without it no program waits for it.
-export DM_DISABLE_UDEV=1 MDADM_NO_UDEV=1 LVM_SUPPRESS_FD_WARNINGS=1
 export SMC_STORE=/srv/images
 ROUNDS=$1
-exec 3>&1
-
-say() { printf 'SMC-%s\n' "$*"; }
-
-end() {
-    sync
-    echo o >/proc/sysrq-trigger
-    sleep 600
-}
-
-fail() {
-    {
-        say "FAILED $*"
-        dmesg | tail -n 30
-    } >&3
-    end
-}
-
-do_or_fail() { "$@" >/tmp/output 2>&1 || { cat /tmp/output >&3; fail "$*"; }; }
-
-# disk SERIAL: its device. One that NVMe's multipath hides is a path and no disk.
-disk() {
-    for block in /sys/block/*; do
-        [ "$(cat "$block/hidden" 2>/dev/null)" != 1 ] || continue
-        serial=$(cat "$block/serial" "$block/device/serial" "$block/device/vpd_pg80" 2>/dev/null | tr -dc '[:alnum:]')
-        if [ "$serial" = "$1" ]; then
-            echo "/dev/${block##*/}"
-            return
-        fi
-    done
-    fail "no disk $1"
-}
-
-# wait_for COMMAND...
-wait_for() {
-    tries=0
-    until "$@" >/dev/null 2>&1; do
-        tries=$((tries + 1))
-        [ "$tries" -le 300 ] || fail "waited for $*"
-        sleep 0.1
-    done
-}
 
 prepare() {
     mount -t tmpfs tmpfs /tmp

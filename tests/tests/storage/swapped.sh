@@ -1,21 +1,6 @@
 # PID 1 of a guest without systemd: sh /mnt/run PHASE. Syncs two disks that nothing tells apart but what is on them. Facts for the
 # host are lines that start with SMC-.
-export LC_ALL=C PATH=/mnt:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 STORE=/srv/images
-
-say() { printf 'SMC-%s\n' "$*"; }
-
-end() {
-    sync
-    echo o >/proc/sysrq-trigger
-    sleep 600
-}
-
-fail() {
-    say "FAILED $*"
-    cat /tmp/output
-    end
-}
 
 # sync_disks FIRST SECOND: one image of both; what it says is in /tmp/output.
 sync_disks() { smcd sync --store "$STORE/store" --job web01 --disk "vda=$1" --disk "vdb=$2" >/tmp/output 2>&1; }
