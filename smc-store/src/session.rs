@@ -270,6 +270,11 @@ impl Session {
         outbox.send(0, Message::Refuse(refuse), None);
     }
 
+    /// The images that the disks were compared with are held no more.
+    fn forget_bases(&self) {
+        lock(&self.outbox).bases.clear();
+    }
+
     fn set_base(&self, disk: usize, base: Option<Base>) {
         let mut outbox = lock(&self.outbox);
         if outbox.bases.len() <= disk {
@@ -387,6 +392,7 @@ impl Worker {
             }
         }
         drop(self.writing.take());
+        session.forget_bases();
         session.is_over.store(true, Ordering::Release);
     }
 

@@ -332,6 +332,20 @@ fn retention_is_the_targets_and_an_image_that_is_strange_ends_it() -> Result<()>
 }
 
 #[test]
+fn a_sync_that_has_ended_holds_no_image() -> Result<()> {
+    let scene = Scene::new("targets-held", "")?;
+    for round in 0..2 {
+        scene.disk.write_noise(30 * MIB, 100_000, round)?;
+        scene.source.sync(&scene.disk, &[])?;
+    }
+    // The second one was compared with it.
+    wait_for("the image can be deleted", || {
+        code(&scene.source.image(&["rm", "web/1"]).unwrap()) == 0
+    });
+    Ok(())
+}
+
+#[test]
 fn an_image_younger_than_it_may_be_is_not_deleted() -> Result<()> {
     let scene = Scene::new("targets-young", "max_images = 1\nkeep_within = '1day'")?;
     for round in 0..3 {
