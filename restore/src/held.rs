@@ -93,8 +93,8 @@ pub(crate) enum Evidence {
 /// What is written down of one device or file. While it exists, no other restore writes to the same one.
 #[derive(Debug)]
 pub struct Held {
-    /// Absent where nothing can be written down.
-    path: Option<PathBuf>,
+    /// The file, and the whole path of the target; absent where nothing can be written down.
+    place: Option<(PathBuf, PathBuf)>,
     state: Option<State>,
     _lock: Option<LockedFile>,
 }
@@ -131,7 +131,7 @@ impl Held {
                     directory.display()
                 ));
                 Ok(Self {
-                    path: None,
+                    place: None,
                     state: None,
                     _lock: None,
                 })
@@ -141,7 +141,8 @@ impl Held {
 
     fn open_in(directory: &Path, target: &Target) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        let name = name_of(&fs::canonicalize(target.device.path())?);
+        let whole = fs::canonicalize(target.device.path())?;
+        let name = name_of(&whole);
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true).mode(0o600);
         let lock = options.open(directory.join(format!("{name}.lock")))?;
@@ -153,7 +154,7 @@ impl Held {
             read => serde_json::from_slice(&read?).ok(),
         };
         Ok(Self {
-            path: Some(path),
+            place: Some((path, whole)),
             state: record.map(|record| record.state),
             _lock: Some(lock),
         })
@@ -191,7 +192,7 @@ impl Held {
     ///
     /// # Errors
     /// A file that cannot be written. What it says then will not be believed, since the writes are counted.
-    pub fn begin(&mut self, to: &Disk, target: &Target) -> anyhow::Result<()> {
+    pub fn begin(&mut self, to: &Disk) -> anyhow::Result<()> {
         let from = match self.state.take() {
             Some(State::Holds(holding)) => Some(holding.disk),
             Some(State::Between { from, .. }) => from,
@@ -199,7 +200,7 @@ impl Held {
         };
         let since = Timestamp::now();
         let to = to.label().to_owned();
-        self.put(Some(State::Between { from, to, since }), target)
+        self.put(Some(State::Between { from, to, since }))
     }
 
     /// Writes down that the target holds a disk: what was written to it was read back. `compared` is when all of it was read last.
@@ -208,7 +209,7 @@ impl Held {
     /// A file that cannot be written.
     pub fn holds(&mut self, disk: &Disk, compared: Timestamp, target: &Target) -> anyhow::Result<()> {
         let Some(evidence) = Evidence::of(target)? else {
-            return self.forget(target);
+            return self.forget();
         };
         let holding = Holding {
             disk: disk.label().to_owned(),
@@ -216,31 +217,39 @@ impl Held {
             compared,
             evidence,
         };
-        self.put(Some(State::Holds(holding)), target)
+        self.put(Some(State::Holds(holding)))
     }
 
     /// Writes down that it is not known what the target holds.
     ///
     /// # Errors
     /// A file that cannot be removed.
-    pub fn forget(&mut self, target: &Target) -> anyhow::Result<()> {
-        self.put(None, target)
+    pub fn forget(&mut self) -> anyhow::Result<()> {
+        self.put(None)
     }
 
-    fn put(&mut self, state: Option<State>, target: &Target) -> anyhow::Result<()> {
+    fn put(&mut self, state: Option<State>) -> anyhow::Result<()> {
         self.state = state;
-        let Some(path) = &self.path else { return Ok(()) };
+        let Some((path, target)) = &self.place else {
+            return Ok(());
+        };
         let written = match &self.state {
             Some(state) => replace(
                 path,
                 &Record {
-                    target: target.device.path().to_owned(),
+                    target: target.clone(),
                     state: state.clone(),
                 },
             ),
             None => remove(path),
         };
-        written.with_context(|| format!("write {}", path.display()))
+        written.with_context(|| {
+            format!(
+                "what {} holds cannot be written down in {}",
+                target.display(),
+                path.display()
+            )
+        })
     }
 }
 

@@ -131,7 +131,7 @@ fn write_verified(
     if differing.is_some_and(Ranges::is_empty) {
         return Ok(Written::default());
     }
-    if let Err(error) = held.begin(disk, target) {
+    if let Err(error) = held.begin(disk) {
         warn(&format!("{error:#}"));
     }
     let begun = AtomicBool::new(false);
@@ -156,7 +156,7 @@ fn write_verified(
 fn note(held: &mut Held, disk: &Disk, target: &Target, compared: Timestamp, behind: &Behind) {
     let noted = match behind.backup_moved {
         // Its beginning is no longer that of the image.
-        true => held.forget(target),
+        true => held.forget(),
         false => held.holds(disk, compared, target),
     };
     if let Err(error) = noted {

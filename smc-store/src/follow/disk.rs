@@ -204,7 +204,7 @@ impl Opened {
         if differing.is_empty() {
             return Ok(Written::default());
         }
-        if let Err(error) = self.held.begin(disk, &self.target) {
+        if let Err(error) = self.held.begin(disk) {
             complain(&format!("warning: {error:#}"));
         }
         let begun = AtomicBool::new(false);
