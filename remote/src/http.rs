@@ -9,7 +9,7 @@ use crate::tls;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Bytes};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONNECTION, HOST, UPGRADE};
+use hyper::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -28,9 +28,15 @@ pub(crate) const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
 /// The longest answer to a request.
 const ANSWER_MAX_BYTES: usize = 8 << 20;
 
+/// A connection that requests are sent on.
+pub(crate) type Sender = SendRequest<Full<Bytes>>;
+
+/// A connection that has changed to another protocol.
+pub(crate) type Changed = TokioIo<Upgraded>;
+
 /// Frames to and from a target.
-pub(crate) type FrameReader = Reader<ReadHalf<TokioIo<Upgraded>>>;
-pub(crate) type FrameWriter = WriteHalf<TokioIo<Upgraded>>;
+pub(crate) type FrameReader = Reader<ReadHalf<Changed>>;
+pub(crate) type FrameWriter = WriteHalf<Changed>;
 
 /// Asks to be enrolled.
 #[derive(Debug, Serialize, Deserialize)]
@@ -110,6 +116,7 @@ fn handshake_failed(address: &str, error: std::io::Error) -> Error {
     }
 }
 
+/// Opens a connection for requests.
 pub(crate) async fn open<B>(address: &str, config: Arc<rustls::ClientConfig>) -> Result<SendRequest<B>>
 where
     B: Body<Data = Bytes> + Send + 'static,
@@ -125,11 +132,13 @@ where
     Ok(sender)
 }
 
-fn no_answer(address: &str, error: hyper::Error) -> Error {
+/// A connection that ended before the answer.
+pub(crate) fn no_answer(address: &str, error: hyper::Error) -> Error {
     Error::unreachable(format!("the target at {address} gave no answer")).caused_by(error)
 }
 
-fn request<B>(address: &str, method: Method, path: &str, body: B) -> Result<Request<B>> {
+/// A request.
+pub(crate) fn request<B>(address: &str, method: Method, path: &str, body: B) -> Result<Request<B>> {
     Request::builder()
         .method(method)
         .uri(path)
@@ -180,7 +189,8 @@ where
     Err(problem(status, &bytes))
 }
 
-async fn body_of(address: &str, answer: Response<hyper::body::Incoming>) -> Result<Bytes> {
+/// The body of an answer, as far as it is not longer than any is.
+pub(crate) async fn body_of(address: &str, answer: Response<hyper::body::Incoming>) -> Result<Bytes> {
     let limited = Limited::new(answer.into_body(), ANSWER_MAX_BYTES).collect().await;
     let collected = limited.map_err(|error| {
         Error::unreachable(format!("the answer of the target at {address} was cut off")).caused_by(error)
@@ -189,7 +199,7 @@ async fn body_of(address: &str, answer: Response<hyper::body::Incoming>) -> Resu
 }
 
 /// What a refused request says.
-fn problem(status: StatusCode, bytes: &[u8]) -> Error {
+pub(crate) fn problem(status: StatusCode, bytes: &[u8]) -> Error {
     let text = match serde_json::from_slice::<Problem>(bytes) {
         Ok(problem) => checked::text(&problem.error),
         Err(_) => format!("it answers {status}"),
@@ -212,15 +222,26 @@ pub(crate) async fn upgrade(
     address: &str,
     config: Arc<rustls::ClientConfig>,
 ) -> Result<(FrameReader, FrameWriter)> {
+    let changed = change(address, config, "/v1/push", wire::PROTOCOL).await?;
+    let (reader, writer) = tokio::io::split(changed);
+    Ok((Reader::new(reader), writer))
+}
+
+/// Changes to another protocol.
+///
+/// # Errors
+/// As for [`upgrade`].
+pub(crate) async fn change(
+    address: &str,
+    config: Arc<rustls::ClientConfig>,
+    path: &str,
+    protocol: &'static str,
+) -> Result<Changed> {
     let mut sender = open(address, config).await?;
-    let body = Full::<Bytes>::default();
-    let mut asked = request(address, Method::GET, "/v1/push", body)?;
-    asked
-        .headers_mut()
-        .insert(CONNECTION, hyper::header::HeaderValue::from_static("upgrade"));
-    asked
-        .headers_mut()
-        .insert(UPGRADE, hyper::header::HeaderValue::from_static(wire::PROTOCOL));
+    let mut asked = request(address, Method::GET, path, Full::<Bytes>::default())?;
+    let headers = asked.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static(protocol));
     let talk = async {
         let answer = sender
             .send_request(asked)
@@ -236,8 +257,7 @@ pub(crate) async fn upgrade(
     };
     let late = |_| Error::unreachable(format!("{address} does not answer"));
     let upgraded = timeout(CONNECT_PATIENCE, talk).await.map_err(late)??;
-    let (reader, writer) = tokio::io::split(TokioIo::new(upgraded));
-    Ok((Reader::new(reader), writer))
+    Ok(TokioIo::new(upgraded))
 }
 
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {

@@ -2,6 +2,7 @@
 //!
 //! - [`Invitation`] and [`enrol`] make this machine known to a target; [`TargetFiles`] is what is kept of that.
 //! - [`begin`] begins an image there, which a sync then writes as it writes one into a store of this machine.
+//! - [`pull`] reads what a target has of a source, for another machine.
 //! - [`tls`], [`stream`] and the messages of [`http`] are what the target's program shares with it.
 
 mod checked;
@@ -12,6 +13,7 @@ mod image;
 mod invitation;
 mod link;
 mod meter;
+pub mod pull;
 mod rate;
 mod speed;
 pub mod stream;

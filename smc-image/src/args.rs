@@ -1,8 +1,8 @@
 //! The command line: what can be asked, and who answers.
 
 use crate::commands::{
-    boot, cp, diff, digest, export, gc, info, inspect, ls, ls_files, map, mount, pin, restore, rm, serve,
-    tls_init, umount, verdict, verify,
+    boot, cp, diff, digest, export, gc, info, inspect, ls, ls_files, map, mount, pin, pull, restore, rm,
+    serve, tls_init, umount, verdict, verify,
 };
 use crate::context::Context;
 use crate::helper;
@@ -55,6 +55,7 @@ enum Command {
     Inspect(inspect::Args),
     Boot(boot::Args),
     Verdict(verdict::Args),
+    Pull(pull::Args),
     Rm(rm::Args),
     Pin(pin::Args),
     Unpin(pin::UnpinArgs),
@@ -98,6 +99,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(context, args),
         Command::Boot(args) => boot::run(context, args),
         Command::Verdict(args) => verdict::run(context, args),
+        Command::Pull(args) => pull::run(context, args),
         Command::Rm(args) => rm::run(context, args),
         Command::Pin(args) => pin::run(context, args),
         Command::Unpin(args) => pin::run_unpin(context, args),

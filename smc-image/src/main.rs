@@ -20,6 +20,7 @@ mod helper;
 mod inspected;
 mod mount;
 mod overlay;
+mod pull;
 mod selection;
 mod stdio;
 mod waiting;

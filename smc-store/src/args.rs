@@ -36,16 +36,22 @@ enum Command {
     /// Take images, as a service
     Serve,
 
-    /// Print the line with which a source is enrolled
+    /// Print the line with which a source is enrolled, or a machine that may read a source's images
     ///
-    /// On the source, `smcd target add NAME LINE` takes it. It can be used once, within an hour.
+    /// On that machine, `smcd target add NAME LINE` takes it. It can be used once, within an hour.
     Enrol {
-        /// Name that the source is to have here
+        /// Name that the machine is to have here
         source: String,
         /// Host name or address under which the source reaches this machine, and the port unless it is 7310 [default: this
         /// machine's host name]
         #[arg(long, value_name = "HOST[:PORT]")]
         address: Option<String>,
+        /// What it may do: push its own images (a source), or pull those of a source
+        #[arg(long, value_enum, default_value_t = Role::Push)]
+        role: Role,
+        /// The source whose images it may read, with --role pull
+        #[arg(long, value_name = "SOURCE", required_if_eq("role", "pull"))]
+        of: Option<String>,
         /// Let a source enrol once more, with a new key: its old key is of no use then
         #[arg(long)]
         again: bool,
@@ -120,13 +126,21 @@ fn change_or_show(command: &Command, config: Config) -> Result<()> {
         Command::Enrol {
             source,
             address,
+            role,
+            of,
             again,
-        } => enrol(&config, &registry, source, address.as_deref(), *again),
+        } => {
+            let of = of.as_deref();
+            if of.is_some() != (*role == Role::Pull) {
+                return Err(WrongUse("--of is for --role pull".to_owned()).into());
+            }
+            enrol(&config, &registry, source, of, address.as_deref(), *again)
+        }
         Command::Ls { json } => list::list(&config, &registry, *json),
         Command::Revoke { source } => {
             registry.revoke(source)?;
             line(format_args!(
-                "source {source} has no rights here any more; its images stay in {}",
+                "{source} has no rights here any more; its images, if it has any, stay in {}",
                 config.store_of(source).display()
             ))
         }
@@ -145,6 +159,7 @@ fn enrol(
     config: &Config,
     registry: &Registry,
     source: &str,
+    of: Option<&str>,
     address: Option<&str>,
     again: bool,
 ) -> Result<()> {
@@ -161,10 +176,10 @@ fn enrol(
         address,
         source: source.to_owned(),
         authority: tls::key_hash_of_pem(identity.authority.certificate())?,
-        secret: registry.invite(source, Role::Push, again, Timestamp::now())?,
+        secret: registry.invite(source, of, again, Timestamp::now())?,
     };
     complain(
-        "Within an hour, on the source: smcd target add NAME LINE, where NAME is what it is to call this target, and LINE is",
+        "Within an hour, on that machine: smcd target add NAME LINE, where NAME is what it is to call this target, and LINE is",
     );
     line(invitation)
 }

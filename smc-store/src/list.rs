@@ -37,7 +37,7 @@ fn print(sources: &[SourceSeen], now: Timestamp) -> Result<()> {
         ("NEXT DUE", Align::Left),
         ("DISKS", Align::Right),
     ]);
-    for source in sources {
+    for source in sources.iter().filter(|source| source.of.is_none()) {
         let name = match source.role {
             Some(_) => source.source.clone(),
             None => format!("{} (no rights)", printable(&source.source)),
@@ -49,7 +49,14 @@ fn print(sources: &[SourceSeen], now: Timestamp) -> Result<()> {
         for job in &source.jobs {
             table.row(cells(&name, job, now));
         }
-        notes(source).into_iter().for_each(|note| table.note(note));
+        let readers = sources
+            .iter()
+            .filter(|reader| reader.of.as_ref() == Some(&source.source));
+        let readers = readers.map(|reader| format!("  {} may read its images", printable(&reader.source)));
+        notes(source)
+            .into_iter()
+            .chain(readers)
+            .for_each(|note| table.note(note));
     }
     table.print()
 }

@@ -12,6 +12,7 @@ mod config;
 mod follow;
 mod list;
 mod metrics;
+mod pull;
 mod registry;
 mod retention;
 mod seen;

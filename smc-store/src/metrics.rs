@@ -44,6 +44,8 @@ pub enum Reason {
     Handshake,
     /// It has shown no certificate that is known here.
     Unknown,
+    /// It may not do what it asked for.
+    Rights,
     /// It, or all together, have as many connections or syncs as they may have.
     Busy,
 }
@@ -247,8 +249,9 @@ impl Figures {
             counters: target.counters.clone(),
             ..Figures::default()
         };
-        for source in seen::sources(&target.config, &target.registry, now)? {
-            figures.add(&source, now);
+        let seen = seen::sources(&target.config, &target.registry, now)?;
+        for source in seen.iter().filter(|source| source.of.is_none()) {
+            figures.add(source, now);
         }
         for (source, syncs) in target.syncs_by_source() {
             figures

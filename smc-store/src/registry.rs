@@ -23,21 +23,27 @@ pub const INVITED_FOR: SignedDuration = SignedDuration::from_hours(1);
 pub enum Role {
     /// Append images to its own jobs, and read what that needs.
     Push,
+    /// Read the images of one source.
+    Pull,
 }
 
 impl std::fmt::Display for Role {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Role::Push => "push",
+            Role::Pull => "pull",
         })
     }
 }
 
-/// A source that was enrolled.
+/// A machine that was enrolled: a source, or one that reads the images of a source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// What it may do.
     pub role: Role,
+    /// The source whose images it may read, with the role `pull`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<String>,
     /// When it was enrolled.
     pub enrolled: Timestamp,
     /// SHA-256 of the keys that it may show, in hexadecimal digits: the newest one, and the one before until that has been used.
@@ -63,6 +69,8 @@ pub struct Frozen {
 struct Invited {
     source: String,
     role: Role,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    of: Option<String>,
     until: Timestamp,
 }
 
@@ -152,14 +160,24 @@ impl Registry {
         Ok(self.read()?.sources)
     }
 
-    /// Invites a source. Returns the secret.
+    /// Invites a source, or a machine that is to read the images of the source `of`. Returns the secret.
     ///
     /// # Errors
-    /// A source that is enrolled already, unless it is to enrol again; a list that cannot be read or written.
-    pub fn invite(&self, source: &str, role: Role, again: bool, now: Timestamp) -> Result<[u8; 16]> {
+    /// A name that is enrolled already, unless it is to enrol again with the same rights; a source that there is not; a list that
+    /// cannot be read or written.
+    pub fn invite(&self, source: &str, of: Option<&str>, again: bool, now: Timestamp) -> Result<[u8; 16]> {
         let mut secret = [0; 16];
         getrandom::fill(&mut secret).context("get random numbers from the kernel")?;
+        let role = if of.is_some() { Role::Pull } else { Role::Push };
         self.change(|content| {
+            let known = content.sources.get(source);
+            if known.is_some_and(|known| (known.role, known.of.as_deref()) != (role, of)) {
+                bail!("{source} is enrolled with other rights: `smc-store revoke {source}` takes these, or use another name");
+            }
+            let is_source = |of: &str| content.sources.get(of).is_some_and(|source| source.role == Role::Push);
+            if let Some(of) = of.filter(|of| !is_source(of)) {
+                bail!("there is no source {of}: `smc-store ls` shows which there are");
+            }
             if content.sources.contains_key(source) && !again {
                 bail!(
                     "source {source} is enrolled already: with --again it can enrol once more, with a new key (its images stay, \
@@ -170,6 +188,7 @@ impl Registry {
             let invited = Invited {
                 source: source.to_owned(),
                 role,
+                of: of.map(str::to_owned),
                 until: now + INVITED_FOR,
             };
             content.invited.insert(hash(&secret), invited);
@@ -201,6 +220,7 @@ impl Registry {
             let before = content.sources.remove(&invited.source);
             let source = Source {
                 role: invited.role,
+                of: invited.of,
                 enrolled: now,
                 keys: vec![hex::encode(key)],
                 frozen: before.and_then(|before| before.frozen),
@@ -310,7 +330,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::in_directory(dir.path());
         let now = Timestamp::now();
-        let secret = registry.invite("web01", Role::Push, false, now).unwrap();
+        let secret = registry.invite("web01", None, false, now).unwrap();
         assert!(
             !fs::read_to_string(&registry.path)
                 .unwrap()
@@ -322,14 +342,14 @@ mod tests {
             None,
             "too late"
         );
-        let secret = registry.invite("web01", Role::Push, false, now).unwrap();
+        let secret = registry.invite("web01", None, false, now).unwrap();
         let failed = registry.enrol(&secret, now, |_, _| -> Result<((), [u8; 32])> { bail!("no") });
         assert!(failed.is_err());
         assert_eq!(enrolled(&registry, &secret, 1, now).as_deref(), Some("web01"));
         assert_eq!(enrolled(&registry, &secret, 2, now), None, "twice");
         assert_eq!(registry.with_key(&[1; 32]).unwrap().unwrap().0, "web01");
         assert_eq!(registry.with_key(&[2; 32]).unwrap(), None);
-        assert!(registry.invite("web01", Role::Push, false, now).is_err());
+        assert!(registry.invite("web01", None, false, now).is_err());
     }
 
     #[test]
@@ -337,7 +357,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::in_directory(dir.path());
         let now = Timestamp::now();
-        let secret = registry.invite("web01", Role::Push, false, now).unwrap();
+        let secret = registry.invite("web01", None, false, now).unwrap();
         enrolled(&registry, &secret, 1, now).unwrap();
         registry.add_key("web01", &[1; 32], &[2; 32]).unwrap();
         assert!(
@@ -352,16 +372,38 @@ mod tests {
     }
 
     #[test]
+    fn a_name_has_one_role_and_reads_one_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::in_directory(dir.path());
+        let now = Timestamp::now();
+        let refused = |name: &str, of: Option<&str>| {
+            let error = registry.invite(name, of, true, now).unwrap_err();
+            error.to_string()
+        };
+        assert!(refused("dr01", Some("web01")).contains("no source web01"));
+        let secret = registry.invite("web01", None, false, now).unwrap();
+        enrolled(&registry, &secret, 1, now).unwrap();
+        let secret = registry.invite("dr01", Some("web01"), false, now).unwrap();
+        enrolled(&registry, &secret, 2, now).unwrap();
+        let (name, known) = registry.with_key(&[2; 32]).unwrap().unwrap();
+        assert_eq!(
+            (name.as_str(), known.role, known.of.as_deref()),
+            ("dr01", Role::Pull, Some("web01"))
+        );
+        assert!(refused("dr01", None).contains("other rights"));
+        assert!(refused("web01", Some("web01")).contains("other rights"));
+        assert!(refused("dr02", Some("dr01")).contains("no source dr01"));
+        registry.revoke("dr01").unwrap();
+        assert_eq!(registry.with_key(&[2; 32]).unwrap(), None);
+    }
+
+    #[test]
     fn a_list_that_cannot_be_read_lets_nobody_in_and_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::in_directory(dir.path());
         fs::write(&registry.path, b"{").unwrap();
         assert!(registry.with_key(&[1; 32]).is_err());
-        assert!(
-            registry
-                .invite("web01", Role::Push, false, Timestamp::now())
-                .is_err()
-        );
+        assert!(registry.invite("web01", None, false, Timestamp::now()).is_err());
         assert_eq!(fs::read(&registry.path).unwrap(), b"{");
     }
 
@@ -370,7 +412,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::in_directory(dir.path());
         let now = Timestamp::now();
-        let secret = registry.invite("web01", Role::Push, false, now).unwrap();
+        let secret = registry.invite("web01", None, false, now).unwrap();
         enrolled(&registry, &secret, 1, now).unwrap();
         let frozen = |image: &str| Frozen {
             image: image.to_owned(),
@@ -379,7 +421,7 @@ mod tests {
         };
         registry.freeze("web01", &frozen("web01/4")).unwrap();
         registry.freeze("web01", &frozen("web01/5")).unwrap();
-        let again = registry.invite("web01", Role::Push, true, now).unwrap();
+        let again = registry.invite("web01", None, true, now).unwrap();
         enrolled(&registry, &again, 3, now).unwrap();
         assert_eq!(registry.accept("web01").unwrap().image, "web01/4");
         assert!(registry.accept("web01").is_err());

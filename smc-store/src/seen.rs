@@ -21,6 +21,9 @@ pub struct SourceSeen {
     /// What it may do; absent for one that has images here and no rights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
+    /// The source whose images it may read, with the role `pull`: it has none of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of: Option<String>,
     /// When it was enrolled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enrolled: Option<Timestamp>,
@@ -70,7 +73,7 @@ pub struct JobSeen {
     pub size_bytes: u64,
 }
 
-/// All sources: those with rights, and then those that only have images.
+/// All machines that are enrolled, and then sources that only have images.
 ///
 /// # Errors
 /// A list of sources that cannot be read.
@@ -118,6 +121,7 @@ fn see(config: &Config, name: String, source: Option<Source>, now: Timestamp) ->
     SourceSeen {
         source: name,
         role: source.as_ref().map(|source| source.role.to_string()),
+        of: source.as_ref().and_then(|source| source.of.clone()),
         enrolled: source.as_ref().map(|source| source.enrolled),
         store: directory.display().to_string(),
         used_bytes,

@@ -3,7 +3,7 @@
 use crate::authority::{Identity, SOURCE_DAYS};
 use crate::config::Config;
 use crate::metrics::{self, Counters, Reason};
-use crate::registry::Registry;
+use crate::registry::{Registry, Role};
 use crate::session::{OUTGOING_MAX, Outgoing, Session, Worker, stripped};
 use crate::sessions::{Counted, Counts, Sessions};
 use crate::space::Space;
@@ -48,7 +48,7 @@ const BOUNDS: Bounds = Bounds {
 /// The longest body of a request.
 const BODY_MAX_BYTES: usize = 64 << 10;
 /// A connection that is silent for so long is closed: a source says something every ten seconds.
-const SILENCE: Duration = Duration::from_secs(60);
+pub const SILENCE: Duration = Duration::from_secs(60);
 /// Questions of one connection that are being answered; further ones wait in the socket.
 const ANSWERS_MAX: usize = 64;
 /// Connections of one source at the same time: four syncs with all that they may have.
@@ -79,11 +79,15 @@ pub struct Target {
 
 /// Who is at the other end.
 #[derive(Debug, Clone)]
-struct Peer {
-    /// The source, if it has shown a certificate that is known here.
-    source: Option<String>,
+pub struct Peer {
+    /// Its name, if it has shown a certificate that is known here.
+    pub source: Option<String>,
+    /// What it may do.
+    pub role: Option<Role>,
+    /// The source whose store it is about: itself, or the one that it may read.
+    pub of: String,
     /// SHA-256 of the key that it has shown.
-    key: Option<[u8; 32]>,
+    pub key: Option<[u8; 32]>,
     held: Arc<Held>,
 }
 
@@ -94,7 +98,8 @@ struct Held {
     _of_source: Option<Counted>,
 }
 
-type Answer = Response<Full<Bytes>>;
+/// What every request is answered with.
+pub type Answer = Response<Full<Bytes>>;
 
 impl Target {
     /// Opens what the service needs.
@@ -199,10 +204,15 @@ impl Target {
 
     /// Who has shown this key. A source gets a place of its own, as far as there is one.
     fn peer(&self, key: Option<[u8; 32]>, place: Arc<Place>) -> Result<Peer> {
-        let source = match &key {
-            Some(key) => self.registry.with_key(key)?.map(|(name, _)| name),
+        let known = match &key {
+            Some(key) => self.registry.with_key(key)?,
             None => None,
         };
+        let role = known.as_ref().map(|(_, known)| known.role);
+        let of = known
+            .as_ref()
+            .map(|(name, known)| known.of.as_ref().unwrap_or(name).clone());
+        let source = known.map(|(name, _)| name);
         let of_source = match &source {
             Some(source) => {
                 let busy = |what| self.refused(Reason::Busy, what);
@@ -217,6 +227,8 @@ impl Target {
         };
         Ok(Peer {
             source,
+            role,
+            of: of.unwrap_or_default(),
             key,
             held: Arc::new(Held {
                 _place: place,
@@ -243,7 +255,18 @@ impl Target {
             }
             (&Method::POST, ["v1", "renew"]) => self.renew(&peer, request).await,
             (&Method::GET, ["v1", "status"]) => {
-                self.blocking(peer, |target, source| target.status(source)).await
+                let of = peer.of.clone();
+                self.blocking(peer, move |target, source| target.status(source, &of))
+                    .await
+            }
+            (&Method::GET, ["v1", "store" | "hold", ..]) if peer.role == Some(Role::Pull) => {
+                self.pull(peer, &mut request).await
+            }
+            (_, ["v1", "store" | "hold", ..]) => {
+                self.no_rights("this machine may not read images here: it has not the role pull")
+            }
+            (_, ["v1", ..]) if peer.role != Some(Role::Push) => {
+                self.no_rights("this machine may only read images here: it has the role pull")
             }
             (&Method::POST, ["v1", "test"]) => test(request).await,
             (&Method::GET, ["v1", "jobs", job, "newest"]) => {
@@ -264,6 +287,11 @@ impl Target {
             (&Method::GET, ["v1", "push"]) => self.push(peer, &mut request),
             _ => problem(StatusCode::NOT_FOUND, "there is nothing of this name here"),
         }
+    }
+
+    fn no_rights(&self, text: &str) -> Answer {
+        self.counters.refuse(Reason::Rights);
+        problem(StatusCode::FORBIDDEN, text)
     }
 
     fn refused(&self, reason: Reason, text: &'static str) -> anyhow::Error {
@@ -359,10 +387,10 @@ impl Target {
         }
     }
 
-    fn status(&self, source: &str) -> Result<Status> {
-        let space = Space::of(&self.config.store_of(source), self.config.quota)?;
+    fn status(&self, source: &str, of: &str) -> Result<Status> {
+        let space = Space::of(&self.config.store_of(of), self.config.quota)?;
         let mut jobs = std::collections::BTreeMap::new();
-        if let Some(store) = self.config.open_store(source)? {
+        if let Some(store) = self.config.open_store(of)? {
             for (job, images) in store.jobs()? {
                 if let Some(latest) = images.latest() {
                     jobs.insert(job, latest.sequence());
@@ -448,12 +476,7 @@ impl Target {
                 tracing::debug!("a connection has ended: {error}");
             }
         });
-        let mut answer = Response::new(Full::default());
-        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        let headers = answer.headers_mut();
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(UPGRADE, HeaderValue::from_static(wire::PROTOCOL));
-        answer
+        upgraded(wire::PROTOCOL)
     }
 
     /// One connection of frames.
@@ -665,7 +688,18 @@ async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> std::result::R
     serde_json::from_slice(&bytes).map_err(|error| format!("the request cannot be read: {error}"))
 }
 
-fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
+/// The answer behind which a connection speaks another protocol.
+pub fn upgraded(protocol: &'static str) -> Answer {
+    let mut answer = Response::new(Full::default());
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = answer.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static(protocol));
+    answer
+}
+
+/// An answer in JSON.
+pub fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
     let bytes = serde_json::to_vec(value).unwrap_or_default();
     let mut answer = Response::new(Full::new(Bytes::from(bytes)));
     *answer.status_mut() = status;
@@ -674,7 +708,8 @@ fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
     answer
 }
 
-fn problem(status: StatusCode, text: &str) -> Answer {
+/// Why a request is refused.
+pub fn problem(status: StatusCode, text: &str) -> Answer {
     json(
         status,
         &Problem {
@@ -684,7 +719,7 @@ fn problem(status: StatusCode, text: &str) -> Answer {
 }
 
 /// What went wrong here is for this machine's administrator; the source only hears that it did.
-fn failed(error: &anyhow::Error) -> Answer {
+pub fn failed(error: &anyhow::Error) -> Answer {
     tracing::error!("a request could not be answered: {error:#}");
     problem(
         StatusCode::INTERNAL_SERVER_ERROR,

@@ -171,17 +171,47 @@ impl Target {
         directory: &Path,
         by: &[String],
     ) -> Result<Source> {
-        let line = run(&mut self.command(&["enrol", source, "--address", &address.to_string()]))?;
-        let mut add = Command::new(program("smcd"));
-        add.args(["target", "add", "backup", line.trim(), "--targets-directory"])
-            .arg(directory);
-        run(&mut started_by(by, add))?;
+        let address = address.to_string();
+        self.add(&["enrol", source, "--address", &address], directory, by)?;
         Ok(Source {
             name: source.to_owned(),
             directory: directory.to_owned(),
             by: Vec::new(),
             store: self.store(source),
         })
+    }
+
+    /// Enrols a machine that may read the images of a source. Returns what it knows of the target, which it calls `backup`.
+    ///
+    /// # Errors
+    /// A program that fails.
+    pub fn enrol_reader(&self, name: &str, source: &str) -> Result<PathBuf> {
+        let address = self.address.to_string();
+        let directory = self.dir.join(format!("source-{name}"));
+        self.add(
+            &[
+                "enrol",
+                name,
+                "--role",
+                "pull",
+                "--of",
+                source,
+                "--address",
+                &address,
+            ],
+            &directory,
+            &[],
+        )?;
+        Ok(directory)
+    }
+
+    fn add(&self, enrol: &[&str], directory: &Path, by: &[String]) -> Result<()> {
+        let line = run(&mut self.command(enrol))?;
+        let mut add = Command::new(program("smcd"));
+        add.args(["target", "add", "backup", line.trim(), "--targets-directory"])
+            .arg(directory);
+        run(&mut started_by(by, add))?;
+        Ok(())
     }
 }
 

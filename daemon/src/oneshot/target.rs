@@ -10,7 +10,7 @@ use clap::ColorChoice;
 use cli::output;
 use cli::paint::Paint;
 use cli::units;
-use remote::{LinkOptions, Rate, TargetFiles};
+use remote::{LinkOptions, Rate, TargetFiles, TargetRecord};
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
@@ -77,10 +77,19 @@ fn add(directory: &Path, name: &str, line: &str) -> Result<()> {
             .context("read the line from standard input")?;
     }
     let files = targets::add(directory, name, &text)?;
-    output::line(format_args!(
-        "this machine is source {} of target {name} at {}: smcd sync --target {name} ...",
-        files.record.source, files.record.address
-    ))
+    let TargetRecord {
+        address,
+        source,
+        role,
+    } = &files.record;
+    match role.as_str() {
+        "pull" => output::line(format_args!(
+            "this machine is {source} at target {name} at {address}, and may read images there: smc-image pull {name} DIR"
+        )),
+        _ => output::line(format_args!(
+            "this machine is source {source} of target {name} at {address}: smcd sync --target {name} ..."
+        )),
+    }
 }
 
 fn list(directory: &Path, json: bool) -> Result<()> {

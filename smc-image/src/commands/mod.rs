@@ -13,6 +13,7 @@ pub mod ls_files;
 pub mod map;
 pub mod mount;
 pub mod pin;
+pub mod pull;
 pub mod restore;
 pub mod rm;
 pub mod serve;
