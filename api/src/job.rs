@@ -122,6 +122,10 @@ pub struct CreateJob {
     /// Default: 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_limit_bytes: Option<u64>,
+    /// The limit of what is sent to the target, by the local time of day: bytes per second, or `unlimited`, and then parts of the day
+    /// with a limit of their own. Only with `target`. Default: no limit. Example: `20MiB, 22:00-06:00 unlimited`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_limit: Option<String>,
     /// The I/O priority of reads from the disks, as for ionice(1): `none`, `idle` (other reads and writes come first), or
     /// `best-effort:0` (first) to `best-effort:7` (last). The I/O schedulers bfq and mq-deadline honour it. Default: `none`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -226,6 +230,10 @@ pub struct ModifyJob {
     /// limit. Takes effect immediately, also on a running sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_limit_bytes: Option<u64>,
+    /// The new limit of what is sent to the target, for example `20MiB, 22:00-06:00 unlimited`, or `unlimited`. Takes effect immediately,
+    /// also on a running sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_limit: Option<String>,
     /// The new I/O priority of reads from the disks: `none`, `idle`, or `best-effort:0` (first) to `best-effort:7` (last).
     /// Takes effect immediately, also on a running sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -377,6 +385,9 @@ pub struct JobView {
     pub compress_level: i32,
     /// The limit of reading from all disks together, in bytes per second; 0 means no limit.
     pub bandwidth_limit_bytes: u64,
+    /// The limit of what is sent to the target, by the local time of day. Absent if there is none, and with a store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_limit: Option<String>,
     /// The I/O priority of reads from the disks: `none`, `idle`, or `best-effort:0` (first) to `best-effort:7` (last).
     #[serde(default)]
     #[schema(value_type = String)]

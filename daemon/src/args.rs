@@ -214,7 +214,7 @@ pub struct SyncArgs {
 
     /// Limit of what is sent to the target, in bytes per second, for example 20MiB; 0 and `unlimited` mean no limit. It may depend
     /// on the local time of day: "20MiB, 22:00-06:00 unlimited".
-    #[arg(long, value_name = "LIMIT", requires = "target", value_parser = parse_send_limit)]
+    #[arg(long, value_name = "LIMIT", requires = "target", value_parser = crate::targets::parse_send_limit)]
     pub send_limit: Option<remote::SendLimit>,
 
     /// Data connections to the target: several fill a long or lossy line that one does not.
@@ -336,10 +336,6 @@ fn parse_freeze_budget(text: &str) -> std::result::Result<Duration, String> {
     } else {
         Err("it must be between 10ms and 10s".to_owned())
     }
-}
-
-fn parse_send_limit(text: &str) -> Result<remote::SendLimit, String> {
-    remote::SendLimit::parse(text, ::cli::units::parse_rate)
 }
 
 fn parse_cluster_size(text: &str) -> std::result::Result<ClusterSize, String> {

@@ -3,12 +3,20 @@
 use anyhow::{Context, Result};
 use api::{TargetStatus, TargetView};
 use jiff::{SignedDuration, Timestamp};
-use remote::{Error, ErrorKind, Invitation, TargetFiles};
+use remote::{Error, ErrorKind, Invitation, SendLimit, TargetFiles};
 use std::path::Path;
 use std::thread;
 
 /// A certificate that is good for less than this is renewed.
 pub const RENEW_BEFORE: SignedDuration = SignedDuration::from_hours(24 * 30);
+
+/// Reads a limit of what is sent: `20MiB, 22:00-06:00 unlimited`.
+///
+/// # Errors
+/// What is wrong, and how it is written.
+pub fn parse_send_limit(text: &str) -> std::result::Result<SendLimit, String> {
+    SendLimit::parse(text, cli::units::parse_rate)
+}
 
 /// Renews the certificate for a target if it is old.
 ///

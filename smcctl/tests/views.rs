@@ -72,6 +72,7 @@ fn a_job_that_waits_for_its_target_says_since_when_and_why() {
         &format!("  waiting      {wait}\n"),
         "               sent 2 GiB at 30 MiB/s, of which 1 GiB survive a power cut of the target\n",
         "  target       backup\n",
+        "  syncs        reads without limit, sends at most 20MiB, 22:00-06:00 unlimited, compression level 4",
         "  keeps        what the target decides\n",
         "               sent 901 MiB, up to 2 MiB of it twice, as connections were lost, waited 1 min 1 s for the target\n",
     ] {

@@ -67,7 +67,7 @@ impl Scene {
     fn slow_sync(&self, seed: u64) -> Result<()> {
         self.disk.write_noise(20 * MIB, 24 << 20, seed)?;
         self.service
-            .ask(&["job", "modify", "web01", "--bandwidth-limit", "4MiB"])?;
+            .ask(&["job", "modify", "web01", "--send-limit", "6MiB"])?;
         self.service.ask(&["job", "sync", "web01"])?;
         self.service.wait_for("web01", "something durable", |job| {
             job["progress"]["transfer"]["durable_bytes"].as_u64() > Some(MIB)
@@ -126,7 +126,7 @@ fn a_job_with_a_target_lives_as_any_other_and_waits_for_its_target() -> Result<(
     scene.target.start()?;
     scene
         .service
-        .ask(&["job", "modify", "web01", "--bandwidth-limit", "0"])?;
+        .ask(&["job", "modify", "web01", "--send-limit", "unlimited"])?;
     let third = |job: &Value| job["status"] == "Waiting" && images(job).len() == 3;
     let job = scene.service.wait_for("web01", "the third image", third)?;
     let run = &job["last_run"];
@@ -265,7 +265,28 @@ fn what_does_not_go_with_a_target_is_refused_with_the_way_to_go_on() -> Result<(
         "has no images to continue",
     )?;
 
-    scene.create(&["--interval", "1h"])?;
+    refused(
+        2,
+        &[
+            "--target",
+            "backup",
+            "--once",
+            "--send-limit",
+            "20MiB, 25:00-6:00 1MiB",
+        ],
+        "25:00-6:00",
+    )?;
+
+    scene.create(&[
+        "--interval",
+        "1h",
+        "--send-limit",
+        "200MiB, 22:00-06:00 unlimited",
+    ])?;
+    assert_eq!(
+        scene.service.job("web01")?["send_limit"],
+        "200MiB, 22:00-06:00 unlimited"
+    );
     scene.service.ask(&["job", "start", "web01", "--wait"])?;
     let said = scene
         .service

@@ -6,9 +6,11 @@ use super::refusal::{Refusal, Refused};
 use crate::clock::{Deadline, Moment};
 use crate::config::Config;
 use crate::engine::Place;
+use crate::targets::parse_send_limit;
 use api::{ChecksRequest, CreateJob, HooksView, LeastConsistency, PendingView, Status, Tracking, limits};
 use imagefmt::{ClusterSize, Uuid};
 use jiff::Timestamp;
+use remote::SendLimit;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -40,6 +42,7 @@ pub fn new_record(
         check_for_target(request, name)?;
     }
     let schedule = schedule(request, &given.place, config)?;
+    let send_limit = send_limit(request.send_limit.as_deref(), &given.place)?;
     let mut checks = ImageChecks::default();
     checks.change(&request.checks)?;
     Ok(JobRecord {
@@ -56,6 +59,7 @@ pub fn new_record(
         pending: PendingView::default(),
         compress_level: compress_level(request)?,
         bandwidth_limit_bytes: bandwidth(request)?,
+        send_limit,
         io_priority: request.io_priority.unwrap_or_default(),
         cluster_size_bytes: cluster_size(request)?,
         tracking: request.tracking.unwrap_or_default(),
@@ -235,6 +239,23 @@ fn check_for_target(request: &CreateJob, name: &str) -> Refused<()> {
             "{what} is about a store on this machine, but the images go to target {name}: leave it out"
         ))),
     }
+}
+
+/// How much may be sent to a target, as it is kept: `None` for no limit.
+///
+/// # Errors
+/// `Invalid` for a text that is no limit, and with a store.
+pub fn send_limit(limit: Option<&str>, place: &Place) -> Refused<Option<String>> {
+    let Some(limit) = limit.map(str::trim) else {
+        return Ok(None);
+    };
+    if place.target().is_none() {
+        return Err(Refusal::invalid(
+            "send_limit is about what is sent to a target, but the images go into a store: bandwidth_limit limits reading",
+        ));
+    }
+    let parsed = parse_send_limit(limit).map_err(|error| Refusal::invalid(format!("send_limit: {error}")))?;
+    Ok((parsed != SendLimit::default()).then(|| limit.to_owned()))
 }
 
 /// Refuses to say how many images a target keeps.

@@ -3,7 +3,7 @@
 use super::create::{
     check_bandwidth, check_description, check_freeze, check_freeze_hook_timeout, check_interval,
     check_max_images, check_min_scan_interval, check_no_checks, check_no_max_images, check_start_at,
-    check_time, check_tracked, check_valid_time, hook,
+    check_time, check_tracked, check_valid_time, hook, send_limit,
 };
 use super::record::JobRecord;
 use super::refusal::{Refusal, Refused};
@@ -62,6 +62,7 @@ fn actions(change: &ModifyJob) -> Vec<Action> {
     }
     if change.description.is_some()
         || change.bandwidth_limit_bytes.is_some()
+        || change.send_limit.is_some()
         || change.io_priority.is_some()
         || change.min_scan_interval_seconds.is_some()
         || !change.checks.is_empty()
@@ -79,6 +80,9 @@ fn at_once(job: &mut JobRecord, change: &ModifyJob) -> Refused<()> {
     if let Some(limit) = change.bandwidth_limit_bytes {
         check_bandwidth(limit)?;
         job.bandwidth_limit_bytes = limit;
+    }
+    if let Some(limit) = &change.send_limit {
+        job.send_limit = send_limit(Some(limit), &job.place)?;
     }
     job.io_priority = change.io_priority.unwrap_or(job.io_priority);
     job.checks.change(&change.checks)

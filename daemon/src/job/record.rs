@@ -5,6 +5,7 @@ use crate::clock::Deadline;
 use crate::config::Config;
 use crate::engine::{DiskArg, Given, Known, Place, Request, TrackMode, UseTracker};
 use crate::owner;
+use crate::targets;
 use api::{
     CreateJob, DiskView, HooksView, IoPriority, LeastConsistency, OnReadError, PendingView, RunType, Status,
     Tracking,
@@ -12,6 +13,7 @@ use api::{
 use hostdev::Machine;
 use imagefmt::{ClusterSize, DiskIdentity, TakeOver, Uuid};
 use jiff::Timestamp;
+use remote::SendLimit;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,6 +39,8 @@ pub struct JobRecord {
     pub pending: PendingView,
     pub compress_level: i32,
     pub bandwidth_limit_bytes: u64,
+    /// How much is sent to a target, as people write it; `None` for no limit.
+    pub send_limit: Option<String>,
     pub io_priority: IoPriority,
     pub cluster_size_bytes: Option<u32>,
     /// How changes are found.
@@ -221,6 +225,12 @@ impl JobRecord {
                 may_scan: true,
             },
         }
+    }
+
+    /// How much is sent to a target. A text that cannot be read was not written by smcd, and limits nothing.
+    pub fn send_limit(&self) -> SendLimit {
+        let limit = self.send_limit.as_deref().map(targets::parse_send_limit);
+        limit.and_then(Result::ok).unwrap_or_default()
     }
 
     /// How long its syncs may hold writers; `None` if they freeze nothing.

@@ -236,6 +236,7 @@ pub fn modify(parts: &Arc<Parts>, name: &str, change: &ModifyJob) -> Refused<()>
     if let Some((live, _)) = parts.live.get(name) {
         let pace = live.control.pace();
         pace.set_limit(changed.bandwidth_limit_bytes);
+        live.send_rate.set(changed.send_limit());
         pace.set_priority(priority::of_reads(changed.io_priority));
     }
     note_writer::queue(parts, &changed.place, name);

@@ -6,7 +6,7 @@ use crate::units::rate;
 use api::{Phase, Progress, RunOutcome, RunTransfer, RunType, RunView, TargetWait, Transfer};
 use imagefmt::LockWait;
 use jiff::Timestamp;
-use remote::Meter;
+use remote::{Meter, Rate};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 pub struct LiveRun {
     /// Stops it, and paces its reading.
     pub control: Control,
+    /// Paces what it sends to a target.
+    pub send_rate: Arc<Rate>,
     /// Its number among the job's runs.
     pub number: u64,
     /// The name of the job.
@@ -106,6 +108,7 @@ impl LiveRun {
     pub fn new(job: &str, number: u64, started: Timestamp, control: Control) -> Self {
         Self {
             control,
+            send_rate: Arc::default(),
             number,
             job: job.to_owned(),
             meter: OnceLock::new(),

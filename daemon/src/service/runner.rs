@@ -121,6 +121,7 @@ pub fn spawn(
         run.started,
         Control::new(job.bandwidth_limit_bytes, priority::of_reads(job.io_priority)),
     ));
+    live.send_rate.set(job.send_limit());
     let ending = job.run.as_ref().and_then(|run| run.ending);
     parts.live.begin(&job.name, live.clone(), ending);
     let waits_first = job.place.target().is_some() && matches!(work, Work::Sync);

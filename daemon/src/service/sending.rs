@@ -81,6 +81,7 @@ fn attempt(runner: &Runner, files: &TargetFiles, request: &Request) -> engine::R
         files: files.clone(),
         options: LinkOptions {
             meter: runner.live.meter(),
+            rate: runner.live.send_rate.clone(),
             ..LinkOptions::default()
         },
         wait: wait.clone(),

@@ -322,6 +322,10 @@ fn sync(job: &JobView) -> String {
         0 => "reads without limit".to_owned(),
         bytes => format!("reads at most {}", rate(bytes)),
     };
+    let sends = job
+        .send_limit
+        .as_ref()
+        .map(|limit| format!(", sends at most {limit}"));
     let clusters = job
         .cluster_size_bytes
         .map(|bytes| format!(", clusters of {}", size(bytes.into())));
@@ -344,7 +348,8 @@ fn sync(job: &JobView) -> String {
         Tracking::Off => ", without tracking",
     };
     format!(
-        "{limit}{priority}{tracking}{skips}, compression level {}{}{}{}",
+        "{limit}{}{priority}{tracking}{skips}, compression level {}{}{}{}",
+        sends.unwrap_or_default(),
         job.compress_level,
         clusters.unwrap_or_default(),
         changed_disk.unwrap_or_default(),

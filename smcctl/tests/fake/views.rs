@@ -44,6 +44,7 @@ pub fn waiting(name: &str) -> JobView {
         pending: PendingView::default(),
         compress_level: 4,
         bandwidth_limit_bytes: 0,
+        send_limit: None,
         io_priority: IoPriority::None,
         io_priority_note: None,
         cluster_size_bytes: Some(65_536),
@@ -131,6 +132,7 @@ pub fn sending(name: &str) -> JobView {
         store: None,
         target: Some("backup".to_owned()),
         max_images: None,
+        send_limit: Some("20MiB, 22:00-06:00 unlimited".to_owned()),
         ..running(name)
     };
     if let Some(progress) = &mut job.progress {

@@ -67,7 +67,7 @@ fn certificate(view: &TargetView) -> Check {
     let Some(until) = view.valid_until else {
         let found = format!("this machine's certificate for target {name} cannot be read");
         let advice = format!(
-            "enrol again: `smc-store enrol {source} --again` there, `smcctl target rm` and `add` here"
+            "enrol again: `smc-store enrol {source} --again` there, `smcd target rm` and `smcd target add` here"
         );
         return check("target_certificate", Level::Critical, found, Some(&advice));
     };
@@ -77,7 +77,7 @@ fn certificate(view: &TargetView) -> Check {
         let found =
             format!("this machine's certificate for target {name} has expired: it was good until {date}");
         let advice = format!(
-            "enrol again: `smc-store enrol {source} --again` there, `smcctl target rm` and `add` here"
+            "enrol again: `smc-store enrol {source} --again` there, `smcd target rm` and `smcd target add` here"
         );
         return check("target_certificate", Level::Critical, found, Some(&advice));
     }

@@ -4,6 +4,7 @@
 
 use super::job::StoredJob;
 use super::run::StoredRun;
+use crate::targets::parse_send_limit;
 use api::limits;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -85,6 +86,9 @@ impl Checked for StoredJob {
             within("max_images", images, &limits::MAX_IMAGES)?;
         }
         within("compress_level", self.compress_level, &limits::COMPRESS_LEVEL)?;
+        if let Some(limit) = &self.send_limit {
+            parse_send_limit(limit).map_err(|error| format!("send_limit: {error}"))?;
+        }
         within("bandwidth_limit_bytes", self.bandwidth_limit_bytes, &BYTES)?;
         within(
             "the hooks' timeout_seconds",

@@ -38,6 +38,8 @@ pub struct StoredJob {
     pub(super) pending: StoredPending,
     pub(super) compress_level: i32,
     pub(super) bandwidth_limit_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) send_limit: Option<String>,
     #[serde(default)]
     io_priority: StoredPriority,
     cluster_size_bytes: Option<u32>,
@@ -384,6 +386,7 @@ impl StoredJob {
             },
             compress_level: self.compress_level,
             bandwidth_limit_bytes: self.bandwidth_limit_bytes,
+            send_limit: self.send_limit,
             io_priority: self.io_priority.0,
             cluster_size_bytes: self.cluster_size_bytes,
             tracking: self.tracking,
@@ -480,6 +483,7 @@ impl From<&JobRecord> for StoredJob {
             },
             compress_level: job.compress_level,
             bandwidth_limit_bytes: job.bandwidth_limit_bytes,
+            send_limit: job.send_limit.clone(),
             io_priority: StoredPriority(job.io_priority),
             cluster_size_bytes: job.cluster_size_bytes,
             tracking: job.tracking,

@@ -38,6 +38,8 @@ pub(super) struct StoredRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     bandwidth_limit_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    send_limit: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     io_priority: Option<StoredPriority>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cluster_size_bytes: Option<u32>,
@@ -106,6 +108,7 @@ impl From<&CreateJob> for StoredRequest {
             valid_seconds,
             compress_level,
             bandwidth_limit_bytes,
+            send_limit,
             io_priority,
             cluster_size_bytes,
             tracking,
@@ -146,6 +149,7 @@ impl From<&CreateJob> for StoredRequest {
             valid_seconds,
             compress_level,
             bandwidth_limit_bytes,
+            send_limit,
             io_priority: io_priority.map(StoredPriority),
             cluster_size_bytes,
             tracking: tracking.map(StoredTracking),
@@ -202,6 +206,7 @@ impl StoredRequest {
             valid_seconds: self.valid_seconds,
             compress_level: self.compress_level,
             bandwidth_limit_bytes: self.bandwidth_limit_bytes,
+            send_limit: self.send_limit,
             io_priority: self.io_priority.map(|priority| priority.0),
             cluster_size_bytes: self.cluster_size_bytes,
             tracking: self.tracking.map(|tracking| tracking.0),

@@ -54,6 +54,9 @@ pub struct Args {
     /// Limit of reading from all disks together, per second, for example 50MiB; 0 means no limit
     #[arg(long, value_name = "SIZE", value_parser = cli::units::parse_rate)]
     bandwidth_limit: Option<u64>,
+    /// Limit of what is sent to the target, per second, which may depend on the time of day: "20MiB, 22:00-06:00 unlimited"
+    #[arg(long, value_name = "LIMIT", requires = "target")]
+    send_limit: Option<String>,
     /// I/O priority of reads from the disks: none, idle (other reads and writes come first), or best-effort:0 (first) to
     /// best-effort:7 (last). The I/O schedulers bfq and mq-deadline honour it [default: none]
     #[arg(long, value_name = "CLASS[:N]")]
@@ -204,6 +207,7 @@ fn wanted(args: &Args) -> anyhow::Result<CreateJob> {
         valid_seconds: args.valid,
         compress_level: args.compress_level,
         bandwidth_limit_bytes: args.bandwidth_limit,
+        send_limit: args.send_limit.clone(),
         io_priority: args.io_priority,
         cluster_size_bytes: args.cluster_size,
         tracking: args.tracking,

@@ -40,6 +40,9 @@ pub struct Args {
     /// Limit of reading from all disks together, per second, for example 50MiB; 0 means no limit
     #[arg(long, value_name = "SIZE", value_parser = cli::units::parse_rate)]
     bandwidth_limit: Option<u64>,
+    /// Limit of what is sent to the target, per second, at once: "20MiB, 22:00-06:00 unlimited", or unlimited
+    #[arg(long, value_name = "LIMIT")]
+    send_limit: Option<String>,
     /// I/O priority of reads from the disks: none, idle (other reads and writes come first), or best-effort:0 (first) to
     /// best-effort:7 (last). The I/O schedulers bfq and mq-deadline honour it
     #[arg(long, value_name = "CLASS[:N]")]
@@ -135,6 +138,7 @@ fn wanted(args: &Args) -> ModifyJob {
     ModifyJob {
         description: args.description.clone(),
         bandwidth_limit_bytes: args.bandwidth_limit,
+        send_limit: args.send_limit.clone(),
         io_priority: args.io_priority,
         interval_seconds: args.interval,
         max_images: args.max_images,
