@@ -247,7 +247,7 @@ impl fmt::Display for Round {
             )?,
             None => write!(
                 f,
-                "{} written and read back; the rest was last compared {}, and nothing else has written to it since",
+                "{} written and read back; the rest was last compared {}, and no other write to it was seen since",
                 units::size(written),
                 units::local_time(self.compared)
             )?,
