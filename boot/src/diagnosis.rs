@@ -45,8 +45,21 @@ impl Findings {
     /// Looks at a line; whether the boot has ended with it.
     pub fn look_at(&mut self, line: &str) -> bool {
         let line = line.trim();
-        let mut ended = false;
         self.kernel_is_silent &= line.is_empty();
+        let (ended, is_of_firmware) = self.apply(line, true);
+        self.any_text |= !line.is_empty() && !is_of_firmware;
+        ended
+    }
+
+    /// The same of a line that is still being written, and may be a prompt. It says nothing of who writes it: of what the firmware
+    /// writes, the beginning is not known.
+    pub fn look_at_unfinished(&mut self, line: &str) -> bool {
+        self.apply(line.trim(), false).0
+    }
+
+    /// Whether the boot has ended with this line, and whether the firmware writes it in any case.
+    fn apply(&mut self, line: &str, is_finished: bool) -> (bool, bool) {
+        let mut ended = false;
         for index in patterns().matches(line) {
             let rule = &RULES[index];
             match rule.says {
@@ -62,13 +75,14 @@ impl Findings {
                     self.weak.get_or_insert((problem, line.to_owned()));
                 }
                 Says::Device => self.device = captured(index, line).or(self.device.take()),
+                // Of a name that is still being written, only the beginning is known.
+                Says::Unit if !is_finished => {}
                 Says::Unit => self.unit = self.unit.take().or_else(|| captured(index, line)),
                 Says::StartsKernel => self.kernel_is_silent = true,
-                Says::Firmware => return false,
+                Says::Firmware => return (false, true),
             }
         }
-        self.any_text |= !line.is_empty();
-        ended
+        (ended, false)
     }
 
     /// Whether anything was written beside what the firmware writes.

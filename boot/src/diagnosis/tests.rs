@@ -180,6 +180,12 @@ fn a_passphrase_is_waited_for() {
 fn silence_and_what_only_took_too_long() {
     let (diagnosis, ended) = found("SeaBIOS (version 1.16.2)\nBooting from Hard Disk...\n\n");
     assert_eq!((diagnosis.problem, ended), (Problem::Silent, false));
+    let mut findings = Findings::default();
+    for part in ["Sea", "SeaBIOS (ver", "[FAILED] Failed to start sy"] {
+        assert!(!findings.look_at_unfinished(part));
+    }
+    assert!(findings.unit.is_none());
+    assert_eq!(findings.diagnosis(false).problem, Problem::Silent);
     let slow = "[    0.000000] Linux version 6.1.0\n[  OK  ] Reached target basic.target - Basic System.\n";
     let (diagnosis, ended) = found(slow);
     assert_eq!((diagnosis.problem, ended), (Problem::NotReached, false));

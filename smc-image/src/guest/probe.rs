@@ -152,9 +152,10 @@ fn systemd(mut agent: Agent, is_over: &dyn Fn() -> bool) -> anyhow::Result<Optio
                 Some(unit) => last_words(unit, &mut run)?,
                 None => String::new(),
             };
+            let full = room(&mut run)?;
             let units = units.join(", ");
             Err(anyhow!(
-                "systemd is degraded, because units have failed: {units}{said}"
+                "systemd is degraded, because units have failed: {units}{said}{full}"
             ))
         }
         state => Err(anyhow!("systemd is {state}")),
@@ -172,6 +173,19 @@ fn last_words(
     Ok(match said.lines().last() {
         Some(line) if !line.trim().is_empty() => format!("; {unit} wrote: {}", line.trim()),
         _ => String::new(),
+    })
+}
+
+/// Whether nothing more can be written to the root filesystem, behind a semicolon: programs write that in their own words.
+fn room(
+    run: &mut impl FnMut(&str, &[&str]) -> boot::Result<Option<Executed>>,
+) -> anyhow::Result<&'static str> {
+    let free = run("stat", &["-f", "-c", "%a", "/"])?;
+    let is_full = free.is_some_and(|free| free.said.trim() == "0");
+    Ok(if is_full {
+        "; the root filesystem has no space left"
+    } else {
+        ""
     })
 }
 

@@ -153,21 +153,24 @@ impl Watcher<'_> {
         self.seen
             .transcript
             .push(bytes, |line| lines.push(line.to_owned()));
-        // A prompt waits in a line that does not end.
-        lines.push(self.seen.transcript.unfinished());
         for line in lines {
-            self.look_at(&line, elapsed);
+            let ended = self.seen.findings.look_at(&line);
+            self.look_at(&line, ended, elapsed);
         }
+        // A prompt waits in a line that does not end.
+        let line = self.seen.transcript.unfinished();
+        let ended = self.seen.findings.look_at_unfinished(&line);
+        self.look_at(&line, ended, elapsed);
     }
 
-    fn look_at(&mut self, line: &str, elapsed: Duration) {
+    fn look_at(&mut self, line: &str, ended: bool, elapsed: Duration) {
         if self.seen.kernel.is_none() && is_kernel_line(line) {
             self.seen.kernel = Some(elapsed);
         }
         if self.seen.reached.is_none() && self.check.is_some_and(|check| check.is_met(line)) {
             self.seen.reached = Some(elapsed);
         }
-        if self.seen.findings.look_at(line) {
+        if ended {
             self.failed.get_or_insert_with(Instant::now);
         }
     }

@@ -63,16 +63,19 @@ pub(super) fn settings(layout: Layout) -> Vec<Setting> {
         "[Unit]\nDescription=Number of boots\nBefore=serial-getty@ttyS0.service\n\n\
          [Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart={COUNTER}\n\n[Install]\nWantedBy=multi-user.target\n"
     );
+    // lz4 is fast to unpack for a translated processor. The type cannot be found out here, where the root is not yet on its disk;
+    // without it there would be no fsck.
+    let kind = match layout {
+        Layout::Xfs => "xfs",
+        Layout::Btrfs => "btrfs",
+        _ => "ext4",
+    };
+    let pack = format!("COMPRESS=lz4\nFSTYPE={kind}\n");
     let mut settings = vec![
         ("/etc/fstab", fstab, false),
         ("/etc/hostname", "web01\n".to_owned(), false),
         ("/etc/default/grub", grub.to_owned(), false),
-        // What is unpacked at each boot, by a translated processor.
-        (
-            "/etc/initramfs-tools/conf.d/pack",
-            "COMPRESS=lz4\n".to_owned(),
-            false,
-        ),
+        ("/etc/initramfs-tools/conf.d/pack", pack, false),
         (
             "/etc/systemd/system.conf.d/patience.conf",
             patience.to_owned(),

@@ -189,7 +189,7 @@ fn problem(
 
 /// Whether what the guest says has this cause.
 fn says_full(why: &str) -> bool {
-    why.contains("No space left on device")
+    why.to_lowercase().contains("no space left")
 }
 
 fn named(name: &str, what: String, advice: &str, diagnosis: Diagnosis) -> BootProblem {
