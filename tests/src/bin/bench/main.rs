@@ -6,6 +6,7 @@
 //! whether it was warm or cold. No figure is asserted.
 
 mod aging;
+mod boots;
 mod chains;
 mod copies;
 mod cpu;
@@ -86,6 +87,9 @@ struct Options {
     /// Seconds of each of these runs of fio.
     #[arg(long, default_value_t = 3)]
     cost_seconds: u32,
+    /// Size of the disk whose image is booted, in MiB.
+    #[arg(long, default_value_t = 4096)]
+    boot_mib: u64,
     /// Seconds of each run of fio beside a scan.
     #[arg(long, default_value_t = 8)]
     kind_seconds: u32,
@@ -99,7 +103,8 @@ struct Options {
     #[arg(long, default_value_t = 3)]
     target_rounds: usize,
     /// Measure only these: scan, threads, cpu, two-disks, incompressible, compressible, copies, tracked, idle,
-    /// freeze, tracker-cost, kind-reads, merge-gap, nbd, target, delete, long-chain, aging-ext4, aging-xfs, aging-btrfs.
+    /// freeze, tracker-cost, kind-reads, merge-gap, nbd, boot, target, delete, long-chain, aging-ext4, aging-xfs,
+    /// aging-btrfs.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -150,7 +155,7 @@ const COMPARED: [(&str, Compared); 7] = [
 /// What has a table of its own.
 type Printed = fn(&Options) -> Result<()>;
 
-const PRINTED: [(&str, Printed); 13] = [
+const PRINTED: [(&str, Printed); 14] = [
     ("tracked", |options| {
         tracked::print(options.tracked_mib << 20, options.tracked_rounds)
     }),
@@ -171,6 +176,9 @@ const PRINTED: [(&str, Printed); 13] = [
             seconds: options.nbd_seconds,
             rounds: options.nbd_rounds,
         })
+    }),
+    ("boot", |options| {
+        boots::print(options.boot_mib << 20, options.rounds)
     }),
     ("target", |options| {
         target::print(&target::Plan {
