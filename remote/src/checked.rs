@@ -1,7 +1,9 @@
 //! What a target says, checked before anything is calculated from it or written down: a target may be broken, or lie.
 
 use crate::error::{Error, Result};
-use imagefmt::Manifest;
+use imagefmt::{Geometry, Manifest};
+use std::ops::Range;
+use wire::message::BaseOf;
 
 /// Numbers of images: one every microsecond would take 285 years to get there.
 const SEQUENCE_MAX: u64 = 1 << 53;
@@ -17,6 +19,41 @@ const IMAGES_MAX: usize = 10_000;
 
 /// Letters of a text for people.
 const TEXT_MAX: usize = 2000;
+
+/// A base that may be larger than its disk: so much, and always so many bytes. Its leaves are held in memory.
+const BASE_TIMES_MAX: u64 = 16;
+const BASE_ALWAYS_BYTES: u64 = 16 << 40;
+
+/// Refuses a base that is so much larger than its disk that its digests would not fit into memory.
+///
+/// # Errors
+/// `Untrue` for such a base.
+pub(crate) fn base(disk: &str, geometry: Geometry, base: &BaseOf) -> Result<()> {
+    let most = geometry.size_bytes().saturating_mul(BASE_TIMES_MAX);
+    match base.size_bytes {
+        Some(size_bytes) if size_bytes > most.max(BASE_ALWAYS_BYTES) => Err(Error::untrue(format!(
+            "disk {disk} has {} bytes, and the target compares it with one of {size_bytes} bytes",
+            geometry.size_bytes()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Clusters that the target names, as far as the disk has them.
+///
+/// # Errors
+/// `Untrue` for clusters that do not ascend.
+pub(crate) fn clusters(geometry: Geometry, named: Vec<Range<u64>>) -> Result<Vec<Range<u64>>> {
+    let ascends = named.windows(2).all(|two| two[0].end <= two[1].start);
+    if !ascends || named.iter().any(Range::is_empty) {
+        return Err(Error::untrue("the target names clusters that do not ascend"));
+    }
+    let count = geometry.cluster_count();
+    let cut = named
+        .into_iter()
+        .map(|clusters| clusters.start..clusters.end.min(count));
+    Ok(cut.filter(|clusters| !clusters.is_empty()).collect())
+}
 
 /// A record of an image that can be true.
 ///
@@ -82,6 +119,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use imagefmt::ClusterSize;
 
     #[test]
     fn lists_of_images_ascend_and_end() {
@@ -90,6 +128,36 @@ mod tests {
         for wrong in [vec![2, 1], vec![1, 1], vec![u64::MAX], (0..20_000).collect()] {
             assert!(sequences(wrong).is_err());
         }
+    }
+
+    #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "one range of clusters")]
+    fn clusters_ascend_and_end_with_the_disk() {
+        let geometry = Geometry::new(10 << 16, ClusterSize::from_bytes(1 << 16).unwrap()).unwrap();
+        let cut = clusters(geometry, vec![0..2, 2..3, 8..u64::MAX]).unwrap();
+        assert_eq!(cut, [0..2, 2..3, 8..10]);
+        assert!(
+            clusters(geometry, vec![u64::MAX - 1..u64::MAX])
+                .unwrap()
+                .is_empty()
+        );
+        for wrong in [vec![3..4, 1..2], vec![3..3], vec![1..3, 2..4]] {
+            assert!(clusters(geometry, wrong).is_err());
+        }
+    }
+
+    #[test]
+    fn a_base_may_be_larger_than_its_disk_and_has_an_end() {
+        let geometry = Geometry::new(1 << 44, ClusterSize::from_bytes(1 << 16).unwrap()).unwrap();
+        let of = |size_bytes| BaseOf {
+            size_bytes,
+            ..BaseOf::default()
+        };
+        for right in [None, Some(1), Some(1 << 48)] {
+            assert!(base("vda", geometry, &of(right)).is_ok());
+        }
+        let refused = base("vda", geometry, &of(Some(u64::MAX >> 1))).unwrap_err();
+        assert!(refused.full_message().contains("disk vda has"));
     }
 
     #[test]

@@ -137,6 +137,7 @@ impl RemoteImage {
             let geometry = Geometry::new(meta.size_bytes, self.cluster_size);
             let geometry = geometry.map_err(|error| Error::invalid(error.to_string()))?;
             let number = u32::try_from(number).map_err(|_| Error::invalid("there are too many disks"))?;
+            checked::base(&meta.name, geometry, base)?;
             let opened = RemoteBase::open(&self.link, &self.wait, number, self.cluster_size, base)?;
             self.disks.push(RemoteDisk {
                 meta: meta.clone(),
@@ -208,7 +209,10 @@ impl RemoteImage {
             what,
         };
         match self.ask(Message::Ask(ask))? {
-            Message::Told(told) => Ok(told.clusters),
+            Message::Told(told) => told
+                .clusters
+                .map(|told| checked::clusters(disk.geometry(), told))
+                .transpose(),
             _ => Err(Error::untrue("the target answers something else than was asked")),
         }
     }

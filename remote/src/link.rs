@@ -100,8 +100,8 @@ struct Shared {
 struct State {
     window: Window,
     session: Option<Id128>,
-    /// Answers to numbered messages, by number.
-    answers: HashMap<u64, Message>,
+    /// Numbered messages that are questions, by number, and their answers. What was not asked for is not kept.
+    answers: HashMap<u64, Option<Message>>,
     /// Questions for digests that have no answer, by number, and whether they were sent on the present connection.
     wants: BTreeMap<u64, (Want, bool)>,
     next_want: u64,
@@ -239,6 +239,10 @@ impl Link {
     /// # Errors
     /// Why the session is over; `Unreachable` where `wait` does not want it any more.
     pub fn send(&self, message: Message, wait: &dyn LinkWait) -> Result<u64> {
+        self.number(message, false, wait)
+    }
+
+    fn number(&self, message: Message, is_question: bool, wait: &dyn LinkWait) -> Result<u64> {
         let mut state = self
             .wait_until(wait, |state| state.window.has_room().then_some(()))?
             .1;
@@ -247,6 +251,9 @@ impl Link {
         if is_checkpoint {
             let pushed_bytes = state.window.pushed_bytes();
             state.checkpoints.push_back((seq, pushed_bytes));
+        }
+        if is_question {
+            state.answers.insert(seq, None);
         }
         drop(state);
         self.shared.notify();
@@ -258,8 +265,12 @@ impl Link {
     /// # Errors
     /// As [`send`](Self::send).
     pub fn ask(&self, message: Message, wait: &dyn LinkWait) -> Result<Message> {
-        let seq = self.send(message, wait)?;
-        Ok(self.wait_until(wait, |state| state.answers.remove(&seq))?.0)
+        let seq = self.number(message, true, wait)?;
+        let answered = |state: &mut State| {
+            let answer = state.answers.get_mut(&seq)?.take();
+            answer.inspect(|_| drop(state.answers.remove(&seq)))
+        };
+        Ok(self.wait_until(wait, answered)?.0)
     }
 
     /// Waits until what came up to a message survives a power cut at the target.
@@ -486,6 +497,9 @@ impl Caller {
         let mut state = self.shared.state();
         match message {
             Message::Received(upto) => state.window.received(upto.seq)?,
+            Message::Durable(upto) if upto.seq > state.window.last_seq() => {
+                return Err(Error::untrue("the target has made durable what was not sent"));
+            }
             Message::Durable(upto) => {
                 state.durable = state.durable.max(upto.seq);
                 self.shared.meter.add_durable(state.settle(upto.seq));
@@ -511,12 +525,13 @@ impl Caller {
             | Message::Told(_)
             | Message::Committed(_)
             | Message::Left(_)) => {
-                // Of an answer that comes again, the number is known to have been answered.
-                if seq <= state.window.last_seq() {
-                    if matches!(answer, Message::Committed(_)) {
+                // An answer may come again when nobody waits for it any more.
+                if let Some(place) = state.answers.get_mut(&seq) {
+                    let is_commit = matches!(answer, Message::Committed(_));
+                    *place = Some(answer);
+                    if is_commit {
                         self.shared.meter.add_durable(state.settle(seq));
                     }
-                    state.answers.insert(seq, answer);
                 }
             }
             _ => {

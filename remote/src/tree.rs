@@ -242,14 +242,23 @@ fn length(clusters: &Range<u64>) -> usize {
     usize::try_from(clusters.end.saturating_sub(clusters.start)).unwrap_or(0)
 }
 
+/// Questions for leaves that are under way at once.
+const LEAF_QUESTIONS: usize = 16;
+
 /// Asks for the digests of all leaves.
 fn read_leaves(link: &Link, wait: &dyn LinkWait, disk: u32, geometry: Geometry) -> Result<Vec<Known>> {
-    let (mut asked, mut next) = (Vec::new(), 0);
+    let (mut asked, mut next) = (VecDeque::new(), 0);
+    let mut leaves = Vec::new();
     while next < geometry.leaf_count() {
+        if asked.len() >= LEAF_QUESTIONS
+            && let Some(number) = asked.pop_front()
+        {
+            leaves.extend(link.digests(number, wait)?.known);
+        }
         let count = u32::try_from(geometry.leaf_count() - next)
             .unwrap_or(DIGESTS_MAX)
             .min(DIGESTS_MAX);
-        asked.push(link.want(Want {
+        asked.push_back(link.want(Want {
             disk,
             level: Level::Leaves,
             first: next,
@@ -257,7 +266,6 @@ fn read_leaves(link: &Link, wait: &dyn LinkWait, disk: u32, geometry: Geometry) 
         }));
         next += u64::from(count);
     }
-    let mut leaves = Vec::new();
     for number in asked {
         leaves.extend(link.digests(number, wait)?.known);
     }
