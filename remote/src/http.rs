@@ -4,7 +4,7 @@ use crate::checked;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{Credentials, TargetFiles, TargetRecord};
 use crate::invitation::Invitation;
-use crate::stream::Reader;
+use crate::stream::{Reader, buffered};
 use crate::tls;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Bytes};
@@ -17,7 +17,7 @@ use rcgen::{CertificateParams, KeyPair};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{ReadHalf, WriteHalf};
+use tokio::io::{BufReader, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -88,7 +88,7 @@ pub struct Problem {
 async fn connect(
     address: &str,
     config: Arc<rustls::ClientConfig>,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>> {
+) -> Result<tokio_rustls::client::TlsStream<BufReader<TcpStream>>> {
     let reach = async {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
@@ -99,7 +99,7 @@ async fn connect(
     let stream = stream.map_err(|error| {
         Error::unreachable(format!("the target at {address} cannot be reached")).caused_by(error)
     })?;
-    let handshake = TlsConnector::from(config).connect(tls::target_name(), stream);
+    let handshake = TlsConnector::from(config).connect(tls::target_name(), buffered(stream));
     let done = timeout(CONNECT_PATIENCE, handshake).await.map_err(late)?;
     done.map_err(|error| handshake_failed(address, error))
 }

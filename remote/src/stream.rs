@@ -2,11 +2,16 @@
 
 use crate::error::{Error, Result};
 use std::io;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use wire::{Frame, Frames, Message};
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 256 << 10;
+
+/// A connection from which TLS reads: rustls asks for 4 KiB at a time, which would be a system call each.
+pub fn buffered<S: AsyncRead>(stream: S) -> BufReader<S> {
+    BufReader::with_capacity(READ_BYTES, stream)
+}
 
 /// Reads frames.
 #[derive(Debug)]

@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use imagefmt::ErrorKind;
 use jiff::Timestamp;
 use remote::http::{Enrol, Enrolled, Problem, Renew, Status, TEST_MAX_BYTES, Tested};
-use remote::stream::{Reader, send};
+use remote::stream::{Reader, buffered, send};
 use remote::tls;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -176,7 +176,7 @@ impl Target {
         place: Arc<Place>,
     ) -> Result<()> {
         stream.set_nodelay(true)?;
-        let encrypted = match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        let encrypted = match timeout(HANDSHAKE, acceptor.accept(buffered(stream))).await {
             Ok(Ok(encrypted)) => encrypted,
             failed => {
                 self.counters.refuse(Reason::Handshake);
