@@ -8,7 +8,7 @@ use imagefmt::{Codec, Digest, DiskIdentity, DiskMeta};
 use remote::{Link, LinkOptions, LinkWait, PushRequest, TargetFiles};
 use serde_json::Value;
 use smc_tests::target::{Line, Source, Target};
-use smc_tests::{Bench, Disk, code, stderr};
+use smc_tests::{Bench, Disk, code, cuts, stderr};
 use std::fs;
 use std::io::Read;
 use std::net::TcpStream;
@@ -188,6 +188,20 @@ fn a_line_that_is_cut_once_at_any_byte_costs_nothing() -> Result<()> {
             report["disks"][0]["dirty_bytes"], 65536,
             "round {round}, cut at {at}"
         );
+    }
+    Ok(())
+}
+
+/// A short `make test-target`.
+#[test]
+fn whatever_is_cut_or_killed_little_is_sent_twice() -> Result<()> {
+    for counts in [
+        cuts::cut(1, 3)?,
+        cuts::kill_sources(1, 2)?,
+        cuts::kill_targets(1, 2)?,
+    ] {
+        println!("{}", counts.in_short());
+        assert!(counts.syncs >= 2, "{counts:?}");
     }
     Ok(())
 }
