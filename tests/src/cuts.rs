@@ -131,6 +131,20 @@ impl World {
         check_interrupt()?;
         self.source.check("web/latest", self.disk.path())?;
         self.counts.syncs += 1;
+        self.delete_earlier()
+    }
+
+    /// Deletes all images but the newest. The target would not: to it, disks that change so much look as if somebody encrypted them.
+    fn delete_earlier(&self) -> Result<()> {
+        let images = Store::open(&self.target.store("web01"))?.images_of("web")?;
+        let sequences = images.map_or_else(Vec::new, |images| images.sequences().to_vec());
+        let [earlier @ .., _] = &sequences[..] else {
+            return Ok(());
+        };
+        for sequence in earlier {
+            let deleted = self.source.image(&["rm", &format!("web/{sequence}")])?;
+            ensure!(deleted.status.success(), "smc-image rm: {deleted:?}");
+        }
         Ok(())
     }
 }
