@@ -64,10 +64,7 @@ pub fn report(
         // Whoever read our output has enough, as `head` does.
         return ExitCode::SUCCESS;
     }
-    output::complain(format_args!("{program}: {}", full_message(error)));
-    for advice in advices(error) {
-        output::complain(format_args!("  {advice}"));
-    }
+    complain_of(program, error);
     let code = error.chain().find_map(|cause| {
         if cause.is::<WrongUse>() {
             Some(WRONG_USE)
@@ -78,6 +75,14 @@ pub fn report(
         }
     });
     ExitCode::from(code.unwrap_or(FAILED))
+}
+
+/// Prints what has failed, with its causes on one line of stderr, then what to do on lines of their own.
+pub fn complain_of(what: impl fmt::Display, error: &anyhow::Error) {
+    output::complain(format_args!("{what}: {}", full_message(error)));
+    for advice in advices(error) {
+        output::complain(format_args!("  {advice}"));
+    }
 }
 
 fn advices(error: &anyhow::Error) -> impl Iterator<Item = &str> {

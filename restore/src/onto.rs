@@ -4,12 +4,13 @@
 //! what was written is read back, and compared by digests.
 
 use crate::held::Evidence;
+use crate::pieces::extents_in;
 use crate::pipeline::Pipeline;
 use crate::target::Target;
-use crate::write::{self, Written, write_ranges};
+use crate::write::{self, Piece, Written, pieces_of, write_ranges};
 use anyhow::{Context, bail};
 use blockio::{Chunk, Ranges, ReadOptions, SequentialReader};
-use cli::exit::Advise;
+use cli::exit::{Advise, advised};
 use cli::interrupt::Interrupt;
 use cli::progress::Progress;
 use imagefmt::{Base, Digest, Disk, Error, ErrorKind};
@@ -40,6 +41,39 @@ pub fn check_readable(disk: &Disk) -> anyhow::Result<()> {
     );
     Err(Error::new(ErrorKind::Unreadable, what).into())
         .advise("nothing was written: the image lacks part of the disk; restore an older or newer one")
+}
+
+/// Reads all data that the image has in `ranges`, and checks its digests: whoever writes them to a target afterwards does not find half-way
+/// that the image is damaged.
+///
+/// # Errors
+/// A cluster that is damaged or cannot be read; an interrupt.
+pub fn check_data(disk: &Disk, ranges: &Ranges, interrupt: Option<&Interrupt>) -> anyhow::Result<()> {
+    let progress = Progress::bytes(ranges.bytes(), format!("check {}", disk.label()));
+    let pieces = ranges
+        .iter()
+        .flat_map(|range| extents_in(disk, range))
+        .flat_map(|extent| pieces_of(extent, disk.size_bytes()))
+        .filter(|piece| piece.as_ref().map_or(true, |piece| piece.data));
+    let worker = || {
+        let mut buffer = Vec::new();
+        move |Piece { range, .. }: Piece| {
+            buffer.resize(usize::try_from(range.end - range.start)?, 0);
+            disk.read_at(range.start, &mut buffer)?;
+            Ok(buffer.len())
+        }
+    };
+    let read = Pipeline::on_all_cores(interrupt).run(pieces, worker, |len| {
+        progress.advance(len as u64);
+        Ok(())
+    });
+    read.map_err(|error| match error.is::<Error>() {
+        true => advised(
+            error,
+            "nothing was written; `smc-image verify` shows all that is damaged",
+        ),
+        false => error,
+    })
 }
 
 /// Where a device differs from a disk, found by reading all of the device that the disk is written to.

@@ -50,9 +50,9 @@ pub struct Target<'a> {
 
 /// A piece of the disk to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Piece {
-    range: Range<u64>,
-    data: bool,
+pub(crate) struct Piece {
+    pub range: Range<u64>,
+    pub data: bool,
 }
 
 /// Writes all of `disk` to `target`, and makes it durable.
@@ -117,7 +117,10 @@ pub fn write_ranges(
 }
 
 /// An extent in pieces that end at multiples of their greatest length, as far as `end`; an error as it is.
-fn pieces_of(extent: anyhow::Result<Extent>, end: u64) -> impl Iterator<Item = anyhow::Result<Piece>> {
+pub(crate) fn pieces_of(
+    extent: anyhow::Result<Extent>,
+    end: u64,
+) -> impl Iterator<Item = anyhow::Result<Piece>> {
     let (extent, error) = match extent {
         Ok(extent) => (Some(extent), None),
         Err(error) => (None, Some(Err(error))),

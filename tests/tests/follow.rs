@@ -7,6 +7,7 @@ use serde_json::Value;
 use smc_tests::target::{Source, Target};
 use smc_tests::{Bench, Disk, assert_same_bytes, code, stderr};
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
@@ -61,6 +62,34 @@ impl Scene {
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
+    /// Flips a bit in the stored bytes of what a disk holds at `offset`, which is noise.
+    fn damage(&self, disk: &Disk, offset: u64) -> Result<()> {
+        let mut block = [0; 4096];
+        fs::File::open(&disk.backing)?.read_exact_at(&mut block, offset)?;
+        for entry in fs::read_dir(self.target.store("web01").join("web/layers"))? {
+            let path = entry?.path();
+            let bytes = fs::read(&path)?;
+            if let Some(at) = bytes.windows(block.len()).position(|window| window == block) {
+                let layer = fs::File::options().write(true).open(&path)?;
+                layer.write_all_at(&[bytes[at] ^ 1], at as u64)?;
+                return Ok(());
+            }
+        }
+        anyhow::bail!("no layer holds what is at byte {offset}")
+    }
+
+    /// Several disks, until somebody ends it or one round long.
+    fn follow_disks(&self, disks: &[(&str, &Disk)], more: &[&str]) -> Command {
+        let mut command = self.target.command(&["follow", "web01", "--yes", "--json"]);
+        for (name, disk) in disks {
+            let named = format!("{name}={}", disk.path().display());
+            command.arg("--disk").arg(named);
+        }
+        command.args(more);
+        command.arg("--restored").arg(self.bench.dir.join("restored.d"));
+        command
+    }
+
     fn sync(&self) -> Result<Value> {
         self.source.sync(&self.disk, &[])
     }
@@ -76,6 +105,16 @@ impl Scene {
 
 fn written(round: &Value) -> u64 {
     round["data_bytes"].as_u64().unwrap() + round["zero_bytes"].as_u64().unwrap()
+}
+
+/// The next line that it complains with.
+fn next_complaint(running: &mut Running) -> String {
+    let stderr = running.0.stderr.as_mut().unwrap();
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    while stderr.read(&mut byte).unwrap() == 1 && byte != *b"\n" {
+        line.push(byte[0]);
+    }
+    String::from_utf8(line).unwrap()
 }
 
 fn next_round(running: &mut Running) -> Value {
@@ -296,18 +335,131 @@ fn several_disks_follow_together() -> Result<()> {
     assert!(stderr(&output).contains("--disk vda="), "{}", stderr(&output));
     let copy_of_second = scene.bench.disk("second-copy.img", 8 * MIB)?;
     let disks = [("vda", &scene.copy), ("vdb", &copy_of_second)];
-    let mut command = scene
-        .target
-        .command(&["follow", "web01", "--once", "--yes", "--json"]);
-    for (name, disk) in disks {
-        command
-            .arg("--disk")
-            .arg(format!("{name}={}", disk.path().display()));
-    }
-    command.arg("--restored").arg(scene.bench.dir.join("restored.d"));
+    let mut command = scene.follow_disks(&disks, &["--once"]);
     let output = command.output()?;
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     assert_eq!(String::from_utf8(output.stdout)?.lines().count(), 2);
     scene.check()?;
     assert_same_bytes(&copy_of_second.backing, &second.backing)
+}
+
+/// All that is to be written is read before: a damaged image changes nothing.
+#[test]
+fn a_damaged_image_is_left_out_and_costs_nothing() -> Result<()> {
+    let scene = Scene::new("follow-damaged", "")?;
+    scene.sync()?;
+    scene.once(&[])?;
+    let before = fs::read(&scene.copy.backing)?;
+    scene.disk.write_noise(2 * MIB, 65536, 2)?;
+    scene.disk.write_noise(40 * MIB, 65536, 3)?;
+    scene.sync()?;
+    scene.damage(&scene.disk, 40 * MIB)?;
+    let output = scene.follow(&["--once"]).output()?;
+    assert_eq!(code(&output), 3, "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("nothing was written"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(fs::read(&scene.copy.backing)? == before);
+    // One that waits for the next image says so, and what to do.
+    let mut running = Running::start(&mut scene.follow(&[]));
+    let said = next_complaint(&mut running);
+    assert!(said.contains("image web/2 is left out"), "{said}");
+    assert!(next_complaint(&mut running).contains("smc-image verify"));
+    assert_eq!(running.signal("TERM").0, Some(0), "the disk is at image 1");
+    assert!(fs::read(&scene.copy.backing)? == before);
+    // The next image is whole: the damaged cluster is sent anew.
+    scene.disk.write_noise(40 * MIB, 65536, 4)?;
+    scene.sync()?;
+    let round = scene.once(&[])?;
+    assert_eq!(
+        (round["believed"].as_str(), written(&round)),
+        (Some("web/1:vda"), 2 * CLUSTER)
+    );
+    scene.check()
+}
+
+#[test]
+fn a_disk_between_two_images_is_no_success() -> Result<()> {
+    let scene = Scene::new("follow-between", "")?;
+    scene.sync()?;
+    scene.once(&[])?;
+    scene.disk.write_noise(2 * MIB, 65536, 2)?;
+    scene.sync()?;
+    scene.damage(&scene.disk, 2 * MIB)?;
+    // As if somebody had killed the one that wrote image 2.
+    let records = fs::read_dir(scene.bench.dir.join("restored.d"))?;
+    let records = records.map(|entry| entry.unwrap().path());
+    let record = records.filter(|path| path.extension().is_some_and(|end| end == "json"));
+    for path in record {
+        let mut text: Value = serde_json::from_slice(&fs::read(&path)?)?;
+        text["state"] = serde_json::json!({"between": {
+            "from": "web/1:vda", "to": "web/2:vda", "since": "2026-01-01T00:00:00Z"
+        }});
+        fs::write(&path, text.to_string())?;
+    }
+    let mut running = Running::start(&mut scene.follow(&[]));
+    next_complaint(&mut running);
+    assert!(next_complaint(&mut running).contains("between two images"));
+    let (ended, said) = running.signal("TERM");
+    assert_eq!(ended, Some(130), "{said}");
+    assert!(said.contains("between two images, do not use"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn disks_at_different_images_are_no_success() -> Result<()> {
+    let scene = Scene::new("follow-apart", "")?;
+    let second = scene.bench.disk("second.img", 8 * MIB)?;
+    second.write_noise(MIB, 1 << 20, 7)?;
+    let named = format!("vdb={}", second.path().display());
+    let sync = || scene.source.sync(&scene.disk, &["--disk", &named]);
+    let copy_of_second = scene.bench.disk("second-copy.img", 8 * MIB)?;
+    let disks = [("vda", &scene.copy), ("vdb", &copy_of_second)];
+    sync()?;
+    assert!(scene.follow_disks(&disks, &["--once"]).output()?.status.success());
+    // The second disk's data is damaged: the first one is not written either.
+    scene.disk.write_noise(2 * MIB, 65536, 2)?;
+    second.write_noise(4 * MIB, 65536, 3)?;
+    sync()?;
+    scene.damage(&second, 4 * MIB)?;
+    let before = fs::read(&scene.copy.backing)?;
+    let output = scene.follow_disks(&disks, &["--once"]).output()?;
+    assert_eq!(code(&output), 3, "{}", stderr(&output));
+    assert!(fs::read(&scene.copy.backing)? == before);
+    // Somebody brings one of them there all the same.
+    assert!(
+        scene
+            .follow_disks(&disks[..1], &["--once"])
+            .output()?
+            .status
+            .success()
+    );
+    let mut running = Running::start(&mut scene.follow_disks(&disks, &[]));
+    next_complaint(&mut running);
+    let (ended, said) = running.signal("TERM");
+    assert_eq!(ended, Some(130), "{said}");
+    assert!(
+        said.contains("holds web/2") && said.contains("holds web/1"),
+        "{said}"
+    );
+    Ok(())
+}
+
+/// An image that cannot be read for a while is not passed over.
+#[test]
+fn an_image_that_cannot_be_read_now_is_tried_again() -> Result<()> {
+    let scene = Scene::new("follow-again", "")?;
+    scene.sync()?;
+    let manifest = fs::File::open(scene.target.store("web01").join("web/images/000001.json"))?;
+    let lock = blockio::LockedFile::try_lock(manifest).map_err(|(_, error)| error)?;
+    let mut running = Running::start(&mut scene.follow(&[]));
+    let said = next_complaint(&mut running);
+    assert!(said.contains("it is tried again"), "{said}");
+    drop(lock);
+    assert_eq!(next_round(&mut running)["image"], "web/1:vda");
+    scene.check()?;
+    assert_eq!(running.signal("TERM").0, Some(0));
+    Ok(())
 }

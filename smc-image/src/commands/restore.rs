@@ -82,6 +82,9 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
         .onto
         .then(|| compare(disk, &target, before.as_ref()))
         .transpose()?;
+    if let Some(ranges) = &differing {
+        onto::check_data(disk, ranges, None)?;
+    }
     if !args.yes && differing.as_ref().is_none_or(|ranges| !ranges.is_empty()) {
         confirm(&image, disk, &target, differing.as_ref())?;
     }

@@ -1,22 +1,22 @@
 //! One device that is kept at the newest image.
 
 use super::complain;
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use blockio::Ranges;
-use cli::exit::{Advise, advised};
+use cli::exit::Advise;
 use cli::interrupt::Interrupt;
 use cli::units;
 use imagefmt::{Disk, Image, ImageRef, Store};
 use jiff::Timestamp;
-use restore::held::{Held, Holding};
+use restore::held::{Held, Holding, State};
 use restore::onto;
 use restore::target::Target;
 use restore::write::Written;
 use serde::Serialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 /// A device, and what is known of it.
 pub struct Followed {
@@ -60,8 +60,12 @@ pub struct Round {
 }
 
 /// What is to be written, and how that was found.
-struct Plan {
+pub struct Plan {
     differing: Ranges,
+    /// When that began.
+    started: Timestamp,
+    /// How long it took, with reading what is to be written.
+    took: Duration,
     /// What the device was believed to hold, and when all of it was read last; or why nothing was believed.
     believed: Result<(String, Timestamp), String>,
 }
@@ -123,21 +127,37 @@ impl Followed {
         Ok(())
     }
 
-    /// Makes the device hold its disk of an image, verified.
+    /// Finds what differs from its disk of an image, and reads all that is to be written: nothing is written yet.
     ///
     /// # Errors
-    /// A device that cannot be read or written, an image that cannot be read, an interrupt.
-    pub fn bring_to(&mut self, image: &Image, store: &Store, interrupt: &Interrupt) -> Result<Round> {
+    /// A device that cannot be read, an image that cannot be read or is damaged, an interrupt.
+    pub fn plan(&self, image: &Image, store: &Store, interrupt: &Interrupt) -> Result<Plan> {
         let begun = Instant::now();
         let disk = image.disk(self.name.as_deref())?;
         onto::check_readable(disk)?;
+        let plan = self.opened()?.plan(disk, store, self.compares, interrupt)?;
+        onto::check_data(disk, &plan.differing, Some(interrupt))?;
+        Ok(Plan {
+            took: begun.elapsed(),
+            ..plan
+        })
+    }
+
+    /// Makes the device hold its disk of an image, verified.
+    ///
+    /// # Errors
+    /// A device that cannot be written or read, an image that cannot be read, an interrupt.
+    pub fn bring_to(&mut self, image: &Image, plan: Plan, interrupt: &Interrupt) -> Result<Round> {
+        let begun = Instant::now();
+        let disk = image.disk(self.name.as_deref())?;
         let Some(opened) = &mut self.opened else {
             bail!("{} is not open", self.path.display());
         };
-        let started = Timestamp::now();
-        let plan = opened.plan(disk, store, self.compares, interrupt)?;
         let written = opened.write(disk, &plan.differing, interrupt)?;
-        let compared = plan.believed.as_ref().map_or(started, |(_, compared)| *compared);
+        let compared = plan
+            .believed
+            .as_ref()
+            .map_or(plan.started, |(_, compared)| *compared);
         if let Err(error) = opened.held.holds(disk, compared, &opened.target) {
             complain(&format!("warning: {error:#}"));
         }
@@ -155,7 +175,7 @@ impl Followed {
             data_bytes: written.data_bytes,
             zero_bytes: written.zero_bytes,
             read_back_bytes: plan.differing.bytes(),
-            seconds: begun.elapsed().as_secs_f64(),
+            seconds: (plan.took + begun.elapsed()).as_secs_f64(),
             lag_seconds: Timestamp::now()
                 .duration_since(image.manifest().finished)
                 .as_secs_f64()
@@ -164,29 +184,80 @@ impl Followed {
             believed: plan.believed.ok().map(|(disk, _)| disk),
         })
     }
+
+    fn opened(&self) -> Result<&Opened> {
+        let opened = self.opened.as_ref();
+        opened.with_context(|| format!("{} is not open", self.path.display()))
+    }
+
+    /// Which image it holds, as far as that is written down: `web01/7`.
+    fn holds(&self) -> Option<&str> {
+        match self.opened.as_ref()?.held.state()? {
+            State::Holds(holding) => holding.disk.split(':').next(),
+            State::Between { .. } => None,
+        }
+    }
+
+    fn is_between(&self) -> bool {
+        let state = self.opened.as_ref().and_then(|opened| opened.held.state());
+        matches!(state, Some(State::Between { .. }))
+    }
+}
+
+/// What has to be known before anybody uses the disks: that some are between two images, or that they are not all at the same one.
+pub fn standing(disks: &[Followed]) -> Option<String> {
+    let names = |disks: &mut dyn Iterator<Item = &Followed>| -> String {
+        let names: Vec<String> = disks.map(|disk| disk.path.display().to_string()).collect();
+        names.join(", ")
+    };
+    let between = names(&mut disks.iter().filter(|disk| disk.is_between()));
+    if !between.is_empty() {
+        return Some(format!(
+            "between two images, do not use: {between}. The next smc-store follow, or smc-image restore --onto, reads all of it and \
+             completes it"
+        ));
+    }
+    let first = disks.iter().find_map(Followed::holds)?;
+    if disks.iter().all(|disk| disk.holds() == Some(first)) {
+        return None;
+    }
+    let each = disks.iter().map(|disk| {
+        let holds = disk.holds().unwrap_or("no image as far as is known");
+        format!("{} holds {holds}", disk.path.display())
+    });
+    let each: Vec<String> = each.collect();
+    Some(format!(
+        "the disks are not all at the same image, do not use them together: {}. The next smc-store follow brings them to one",
+        each.join(", ")
+    ))
 }
 
 impl Opened {
     /// Finds what differs: from the image that the device is known to hold, or by reading it.
     fn plan(&self, disk: &Disk, store: &Store, compares: bool, interrupt: &Interrupt) -> Result<Plan> {
+        let started = Timestamp::now();
         let believed = match compares {
             true => Err("--compare asks for it".to_owned()),
             false => self.believed(disk, store),
         };
-        Ok(match believed {
-            Ok((old, holding)) => Plan {
-                differing: onto::differing_from_disk(disk, &old)?,
-                believed: Ok((holding.disk.clone(), holding.compared)),
-            },
-            Err(reason) => Plan {
-                differing: onto::differing_from_device(disk, &self.target, Some(interrupt))?,
-                believed: Err(reason),
-            },
+        let (differing, believed) = match believed {
+            Ok((differing, holding)) => (differing, Ok((holding.disk.clone(), holding.compared))),
+            Err(reason) => (
+                onto::differing_from_device(disk, &self.target, Some(interrupt))?,
+                Err(reason),
+            ),
+        };
+        Ok(Plan {
+            differing,
+            believed,
+            started,
+            took: Duration::ZERO,
         })
     }
 
-    /// The disk that the device holds, if that is written down, nothing speaks against it and the store still has it.
-    fn believed(&self, disk: &Disk, store: &Store) -> Result<(Disk, &Holding), String> {
+    /// What differs from the disk that the device holds, if that is written down, nothing speaks against it and the store can still
+    /// read it.
+    fn believed(&self, disk: &Disk, store: &Store) -> Result<(Ranges, &Holding), String> {
         let holding = self.held.believed(&self.target)?;
         let is_it = |old: &Disk| old.digest().to_string() == holding.digest;
         let last = self.last.clone().filter(is_it);
@@ -196,7 +267,10 @@ impl Opened {
         if old.geometry() != disk.geometry() {
             return Err(format!("the disk's size has changed since {}", holding.disk));
         }
-        Ok((old, holding))
+        // If it is the new image that cannot be read, comparing says so.
+        let differing = onto::differing_from_disk(disk, &old)
+            .map_err(|error| format!("{} cannot be compared with: {error:#}", holding.disk))?;
+        Ok((differing, holding))
     }
 
     /// Writes and reads back. That it begins is written down before.
@@ -208,21 +282,9 @@ impl Opened {
             complain(&format!("warning: {error:#}"));
         }
         let begun = AtomicBool::new(false);
-        let done = onto::write(disk, &self.target, differing, &begun, interrupt).and_then(|written| {
-            onto::verify(disk, &self.target, differing, interrupt)?;
-            Ok(written)
-        });
-        done.map_err(|error| match begun.load(Ordering::Relaxed) {
-            true => advised(
-                error,
-                format!(
-                    "{} is between two images: do not use it. The next smc-store follow, or smc-image restore --onto, reads it and \
-                     completes it",
-                    self.target.device.path().display()
-                ),
-            ),
-            false => error,
-        })
+        let written = onto::write(disk, &self.target, differing, &begun, interrupt)?;
+        onto::verify(disk, &self.target, differing, interrupt)?;
+        Ok(written)
     }
 }
 

@@ -4,19 +4,22 @@ mod disk;
 
 use crate::config::Config;
 use anyhow::{Result, anyhow, bail};
-use cli::exit::{Advise, WrongUse};
+use cli::exit::{Advise, WrongUse, advised, complain_of};
 use cli::interrupt::{Interrupt, Interrupted};
 use cli::{ask, output};
-use disk::{Followed, Round};
-use imagefmt::{Image, ImageId, Store};
+use disk::{Followed, Plan, Round};
+use imagefmt::{ErrorKind, Image, ImageId, Store};
 use restore::held;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often is looked for a new image.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How long is waited after an error of the store, and how often such an error is repeated while it lasts.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
 /// How often it is looked whether somebody wants this to end.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -70,7 +73,7 @@ fn named_device(text: &str) -> Result<(String, PathBuf), String> {
 ///
 /// # Errors
 /// A source or job that there is not; a device that is refused or cannot be read or written; with `--once`, an image that cannot be
-/// read. An interrupt while the device is between two images.
+/// read. An interrupt while a device is between two images, or while the devices are not all at the same one.
 pub fn run(config: &Config, args: &Args) -> Result<ExitCode> {
     let (source, job) = match args.source.split_once('/') {
         Some((source, job)) => (source, Some(job)),
@@ -88,10 +91,13 @@ pub fn run(config: &Config, args: &Args) -> Result<ExitCode> {
         args,
         interrupt: &interrupt,
     };
-    match following.run() {
+    let mut disks = following.disks();
+    let ended = following.run(&mut disks);
+    match (ended, disk::standing(&disks)) {
         // Nothing was being written.
-        Err(error) if error.is::<Interrupted>() && !args.once => Ok(ExitCode::SUCCESS),
-        done => done.map(|()| ExitCode::SUCCESS),
+        (Err(error), None) if !args.once && is_interrupt(&error) => Ok(ExitCode::SUCCESS),
+        (Err(error), Some(standing)) => Err(advised(error, standing)),
+        (ended, _) => ended.map(|()| ExitCode::SUCCESS),
     }
 }
 
@@ -104,27 +110,51 @@ struct Following<'a> {
 }
 
 impl Following<'_> {
-    fn run(&self) -> Result<()> {
-        let mut disks = self.disks();
+    fn run(&self, disks: &mut [Followed]) -> Result<()> {
         let mut last: Option<ImageId> = None;
         let mut is_confirmed = false;
+        let mut trouble = Trouble::default();
         loop {
-            let (store, id) = self.next(last.as_ref())?;
-            let done = self.round(&store, &id, &mut disks, &mut is_confirmed);
+            let done = self.next(last.as_ref()).and_then(|(store, id)| {
+                let done = self.round(&store, &id, disks, &mut is_confirmed);
+                done.or_else(|error| self.leave_out(&id, error, disks))?;
+                Ok(id)
+            });
             match done {
-                Ok(()) => {}
-                // The next image may be whole.
-                Err(error) if !self.args.once && is_of_image(&error) => complain(&format!(
-                    "image {id} is left out: {}",
-                    cli::exit::full_message(&error)
-                )),
-                Err(error) => return Err(error),
+                Ok(_) if self.args.once => return Ok(()),
+                Ok(id) => {
+                    trouble = Trouble::default();
+                    last = Some(id);
+                }
+                Err(error) if self.args.once || !is_of_store(&error) => return Err(error),
+                // The same image is tried again.
+                Err(error) => {
+                    trouble.say(&with_standing(error, disks));
+                    self.pause(RETRY_INTERVAL)?;
+                }
             }
-            if self.args.once {
-                return Ok(());
-            }
-            last = Some(id);
         }
+    }
+
+    /// Says that an image cannot be used, if the error is of that kind: it stays as it is, and the next one may be whole.
+    fn leave_out(&self, id: &ImageId, error: anyhow::Error, disks: &[Followed]) -> Result<()> {
+        if self.args.once || !is_of_image(&error) {
+            return Err(error);
+        }
+        let error = with_standing(error, disks);
+        complain_of(format_args!("smc-store: image {id} is left out"), &error);
+        Ok(())
+    }
+
+    /// Waits, unless somebody wants this to end.
+    fn pause(&self, pause: Duration) -> Result<()> {
+        let mut waited = Duration::ZERO;
+        while waited < pause {
+            self.interrupt.check()?;
+            sleep(SIGNAL_INTERVAL);
+            waited += SIGNAL_INTERVAL;
+        }
+        Ok(())
     }
 
     fn disks(&self) -> Vec<Followed> {
@@ -139,7 +169,7 @@ impl Following<'_> {
         one.chain(named).map(followed).collect()
     }
 
-    /// Brings all disks to an image.
+    /// Brings all disks to an image. Before anything is written to one, all that is to be written to any of them was read.
     fn round(
         &self,
         store: &Store,
@@ -156,8 +186,10 @@ impl Following<'_> {
             self.confirm(&image, disks)?;
             *is_confirmed = true;
         }
-        for disk in disks {
-            let round = disk.bring_to(&image, store, self.interrupt)?;
+        let plans = disks.iter().map(|disk| disk.plan(&image, store, self.interrupt));
+        let plans = plans.collect::<Result<Vec<Plan>>>()?;
+        for (disk, plan) in disks.iter_mut().zip(plans) {
+            let round = disk.bring_to(&image, plan, self.interrupt)?;
             output::unless_closed(report(&round, self.args.json))?;
         }
         Ok(())
@@ -193,28 +225,30 @@ impl Following<'_> {
     /// Waits for an image that is newer than `last`.
     fn next(&self, last: Option<&ImageId>) -> Result<(Store, ImageId)> {
         let mut is_said = false;
+        let mut say = |text: String| {
+            if !std::mem::replace(&mut is_said, true) {
+                complain(&text);
+            }
+        };
         loop {
             self.interrupt.check()?;
-            if let Some(found) = self.newest()?.filter(|(_, found)| Some(found) != last) {
-                return Ok(found);
+            let found = self.newest(last)?;
+            match (found, last) {
+                (Some(found), None) => return Ok(found),
+                (Some((store, id)), Some(last)) if is_newer(&id, last)? => return Ok((store, id)),
+                (Some((_, id)), Some(last)) if id != *last => say(format!(
+                    "the newest image is {id}, which is older than {last}: waiting for one that is newer"
+                )),
+                (None, _) if self.args.once => bail!("there is no image of {} yet", self.args.source),
+                (None, None) => say(format!("waiting for the first image of {}", self.args.source)),
+                _ => {}
             }
-            if self.args.once {
-                bail!("there is no image of {} yet", self.args.source);
-            }
-            if !is_said && last.is_none() {
-                is_said = true;
-                complain(&format!("waiting for the first image of {}", self.args.source));
-            }
-            let mut waited = Duration::ZERO;
-            while waited < POLL_INTERVAL && !self.interrupt.is_set() {
-                sleep(SIGNAL_INTERVAL);
-                waited += SIGNAL_INTERVAL;
-            }
+            self.pause(POLL_INTERVAL)?;
         }
     }
 
-    /// The newest image of the job.
-    fn newest(&self) -> Result<Option<(Store, ImageId)>> {
+    /// The newest image of the job: of the one that `last` was of, if there was one.
+    fn newest(&self, last: Option<&ImageId>) -> Result<Option<(Store, ImageId)>> {
         let Some(store) = self.config.open_store(self.source)? else {
             let known = crate::registry::Registry::in_directory(&self.config.state_dir).sources()?;
             if !known.contains_key(self.source) {
@@ -225,7 +259,7 @@ impl Following<'_> {
             }
             return Ok(None);
         };
-        let images = match self.job {
+        let images = match self.job.or(last.map(ImageId::job)) {
             Some(job) => store.images_of(job)?,
             None => {
                 let mut jobs = store.jobs()?;
@@ -252,9 +286,64 @@ fn complain(text: &str) {
     output::complain(format_args!("smc-store: {text}"));
 }
 
-/// Whether an image cannot be read: the device is not to blame.
+/// Whether an image is newer than the one that the disks were brought to.
+///
+/// # Errors
+/// An image of another chain: their numbers say nothing about each other.
+fn is_newer(image: &ImageId, last: &ImageId) -> Result<bool> {
+    if image.chain() != last.chain() {
+        return Err(anyhow!(
+            "the newest image is {image} in chain {} now, the last one was {last} in chain {}",
+            image.chain(),
+            last.chain()
+        ))
+        .advise("start smc-store follow again, if the disk is to follow these images");
+    }
+    Ok(image.sequence() > last.sequence())
+}
+
+/// Whether an image can never be used: it is damaged, or lacks what was unreadable at the source.
 fn is_of_image(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.is::<imagefmt::Error>())
+    let kinds = [ErrorKind::Damaged, ErrorKind::Unreadable];
+    store_error(error).is_some_and(|error| kinds.contains(&error.kind()))
+}
+
+/// Whether the store cannot be read, which may be different later: the devices are not to blame.
+fn is_of_store(error: &anyhow::Error) -> bool {
+    store_error(error).is_some()
+}
+
+fn store_error(error: &anyhow::Error) -> Option<&imagefmt::Error> {
+    error.chain().find_map(|cause| cause.downcast_ref())
+}
+
+fn is_interrupt(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<Interrupted>())
+}
+
+fn with_standing(error: anyhow::Error, disks: &[Followed]) -> anyhow::Error {
+    match disk::standing(disks) {
+        Some(standing) => advised(error, standing),
+        None => error,
+    }
+}
+
+/// What keeps being wrong: said when it changes, and from time to time.
+#[derive(Debug, Default)]
+struct Trouble {
+    said: Option<(String, Instant)>,
+}
+
+impl Trouble {
+    fn say(&mut self, error: &anyhow::Error) {
+        let text = cli::exit::full_message(error);
+        let is_known = |(said, when): &(String, Instant)| *said == text && when.elapsed() < REPEAT_INTERVAL;
+        if self.said.as_ref().is_some_and(is_known) {
+            return;
+        }
+        complain_of("smc-store: it is tried again", error);
+        self.said = Some((text, Instant::now()));
+    }
 }
 
 fn report(round: &Round, json: bool) -> Result<()> {
