@@ -4,11 +4,11 @@
 //! device, or no change of the file. Otherwise, and after a restore that was cut off, the device has to be read.
 
 use crate::apart::parent_of;
+use crate::evidence::{Evidence, Proof, Seen};
 use crate::target::Target;
 use anyhow::{Context, anyhow};
 use blockio::LockedFile;
 use cli::exit::Advise;
-use hostdev::{BlockDevice, Counters, Node, Root};
 use imagefmt::Disk;
 use jiff::Timestamp;
 use nix::unistd::geteuid;
@@ -17,18 +17,11 @@ use std::env;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::Duration;
 
 /// Where it is written down what devices hold, if root restores.
 pub const DIRECTORY: &str = "/var/lib/smc/restored";
-
-/// A file's times are counted in steps that are no longer than this.
-const TIME_STEP: Duration = Duration::from_millis(20);
-/// How long is waited for a file's time to be in the past.
-const TIME_STEPS: usize = 10;
 
 /// What is written down of a device or file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,30 +57,9 @@ pub struct Holding {
     pub digest: String,
     /// When all of the device was read last, and had the digests of an image.
     pub compared: Timestamp,
-    /// What must not have changed since.
-    evidence: Evidence,
-}
-
-/// By what is seen that nothing was written since.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Evidence {
-    /// The counters of the whole disk, since the machine was started and the device appeared.
-    Device {
-        boot: String,
-        diskseq: u64,
-        size_bytes: u64,
-        writes: u64,
-        written_sectors: u64,
-        discards: Option<(u64, u64)>,
-    },
-    /// Times in seconds since 1970, and nanoseconds.
-    File {
-        file: (u64, u64),
-        size_bytes: u64,
-        modified: (i64, i64),
-        changed: (i64, i64),
-    },
+    /// What must not have changed since; absent where other writes may have come in between.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) evidence: Option<Evidence>,
 }
 
 /// What is written down of one device or file. While it exists, no other restore writes to the same one.
@@ -96,6 +68,8 @@ pub struct Held {
     /// The file, and the whole path of the target; absent where nothing can be written down.
     place: Option<(PathBuf, PathBuf)>,
     state: Option<State>,
+    /// What it was before a restore began.
+    before: Option<State>,
     _lock: Option<LockedFile>,
 }
 
@@ -133,6 +107,7 @@ impl Held {
                 Ok(Self {
                     place: None,
                     state: None,
+                    before: None,
                     _lock: None,
                 })
             }
@@ -156,6 +131,7 @@ impl Held {
         Ok(Self {
             place: Some((path, whole)),
             state: record.map(|record| record.state),
+            before: None,
             _lock: Some(lock),
         })
     }
@@ -175,8 +151,14 @@ impl Held {
             }
             Some(State::Holds(holding)) => holding,
         };
+        let Some(evidence) = &holding.evidence else {
+            return Err(format!(
+                "it could not be seen whether another program wrote to {shown} when it got {}",
+                holding.disk
+            ));
+        };
         match Evidence::of(target) {
-            Ok(Some(now)) if now == holding.evidence => Ok(holding),
+            Ok(Some(now)) if now == *evidence => Ok(holding),
             Ok(Some(_)) => Err(format!(
                 "{shown} may have been written to since it held {}",
                 holding.disk
@@ -191,33 +173,58 @@ impl Held {
     /// Writes down that a restore begins, before the first write to the target.
     ///
     /// # Errors
-    /// A file that cannot be written. What it says then will not be believed, since the writes are counted.
-    pub fn begin(&mut self, to: &Disk) -> anyhow::Result<()> {
+    /// A file that can neither be written nor removed: what it says must not be believed once something was written.
+    pub fn begin(&mut self, to: &str) -> anyhow::Result<()> {
+        self.before = self.state.clone();
         let from = match self.state.take() {
             Some(State::Holds(holding)) => Some(holding.disk),
             Some(State::Between { from, .. }) => from,
             None => None,
         };
         let since = Timestamp::now();
-        let to = to.label().to_owned();
-        self.put(Some(State::Between { from, to, since }))
+        let to = to.to_owned();
+        let begun = self.put(Some(State::Between { from, to, since }));
+        begun.or_else(|error| {
+            if self.place.as_ref().is_none_or(|(path, _)| remove(path).is_ok()) {
+                return Ok(());
+            }
+            self.state = self.before.take();
+            Err(error)
+                .advise("nothing was written; make room there, or name another directory with --restored")
+        })
     }
 
-    /// Writes down that the target holds a disk: what was written to it was read back. `compared` is when all of it was read last.
+    /// Writes down that nothing was written since [`begin`](Self::begin).
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub fn holds(&mut self, disk: &Disk, compared: Timestamp, target: &Target) -> anyhow::Result<()> {
-        let Some(evidence) = Evidence::of(target)? else {
-            return self.forget();
-        };
+    pub fn take_back(&mut self) -> anyhow::Result<()> {
+        let before = self.before.take();
+        self.put(before)
+    }
+
+    /// Writes down that the target holds a disk: what was written to it was read back. It is believed later only if no write was seen
+    /// but our own; the sentence says that others were.
+    ///
+    /// # Errors
+    /// A file that cannot be written; a target whose writes cannot be counted now.
+    pub fn holds(&mut self, disk: &Disk, proof: &Proof, target: &Target) -> anyhow::Result<Option<String>> {
+        let now = Evidence::of(target)?;
+        let seen = proof.judge(now.as_ref());
         let holding = Holding {
             disk: disk.label().to_owned(),
             digest: disk.digest().to_string(),
-            compared,
-            evidence,
+            compared: proof.compared,
+            evidence: now.filter(|_| seen == Seen::OnlyOurs),
         };
-        self.put(Some(State::Holds(holding)))
+        self.put(Some(State::Holds(holding)))?;
+        Ok((seen == Seen::Others).then(|| {
+            format!(
+                "more was written to {} meanwhile than this has written: another program may use it; the next smc-store follow, or \
+                 restore --onto, reads all of it",
+                target.device.path().display()
+            )
+        }))
     }
 
     /// Writes down that it is not known what the target holds.
@@ -287,93 +294,10 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-impl Evidence {
-    /// What can be seen now; `None` where it would say nothing.
-    pub(crate) fn of(target: &Target) -> anyhow::Result<Option<Self>> {
-        match target.device.node() {
-            Node::Device(number) => {
-                let device = BlockDevice::find(&Root::system(), *number)?.context("the device is gone")?;
-                Self::of_device(&device, target.device.size_bytes())
-            }
-            Node::File(..) => Self::of_file(&target.file),
-        }
-    }
-
-    fn of_device(device: &BlockDevice, size_bytes: u64) -> anyhow::Result<Option<Self>> {
-        let whole = device.whole_disk()?;
-        let (Some(true), Some(diskseq)) = (whole.is_counting()?, whole.diskseq()?) else {
-            return Ok(None);
-        };
-        let Counters {
-            writes,
-            written_sectors,
-            discards,
-            writes_in_flight,
-            ..
-        } = whole.counters()?;
-        let boot =
-            fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the id of this boot")?;
-        let is_at_rest = writes_in_flight == 0;
-        Ok(is_at_rest.then(|| Self::Device {
-            boot: boot.trim().to_owned(),
-            diskseq,
-            size_bytes,
-            writes,
-            written_sectors,
-            discards: discards.map(|discards| (discards.count, discards.sectors)),
-        }))
-    }
-
-    /// Waits until the file's time is in the past: then every later change gives it another one.
-    fn of_file(file: &File) -> anyhow::Result<Option<Self>> {
-        for _ in 0..TIME_STEPS {
-            let found = file.metadata().context("examine the file")?;
-            let changed = i128::from(found.ctime()) * 1_000_000_000 + i128::from(found.ctime_nsec());
-            let step = i128::try_from(TIME_STEP.as_nanos()).unwrap_or(i128::MAX);
-            if Timestamp::now().as_nanosecond() > changed + step {
-                return Ok(Some(Self::File {
-                    file: (found.dev(), found.ino()),
-                    size_bytes: found.size(),
-                    modified: (found.mtime(), found.mtime_nsec()),
-                    changed: (found.ctime(), found.ctime_nsec()),
-                }));
-            }
-            sleep(TIME_STEP);
-        }
-        Ok(None)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::FileExt;
-    use testkit::guard::{LoopDevice, ScratchDir};
-
-    /// Whether a write of one byte is noticed, and a read is not.
-    fn notices_writes(path: &Path, directory: &Path) {
-        let target = Target::open(path, 1 << 20, directory).unwrap();
-        let before = Evidence::of(&target).unwrap().unwrap();
-        target.set_buffered();
-        let mut byte = [0];
-        target.file.read_exact_at(&mut byte, 4096).unwrap();
-        assert_eq!(Evidence::of(&target).unwrap().unwrap(), before);
-        target.file.write_all_at(&byte, 4096).unwrap();
-        target.file.sync_all().unwrap();
-        assert_ne!(Evidence::of(&target).unwrap().unwrap(), before);
-    }
-
-    #[test]
-    fn a_write_to_a_file_or_a_device_is_noticed() {
-        let scratch = ScratchDir::new("smc-held").unwrap();
-        let store = scratch.join("store");
-        fs::create_dir(&store).unwrap();
-        let file = scratch.sparse_file("disk", 1 << 20).unwrap();
-        notices_writes(&file, &store);
-        let device = LoopDevice::attach(&file).unwrap();
-        notices_writes(device.path(), &store);
-        device.detach().unwrap();
-    }
+    use testkit::guard::ScratchDir;
 
     #[test]
     fn two_restores_to_one_target_do_not_run_at_once() {
@@ -390,5 +314,35 @@ mod tests {
         drop(first);
         fs::write(records.join(format!("{}.json", name_of(&file))), "{").unwrap();
         assert!(Held::open(&records, &target, &warn).unwrap().state().is_none());
+    }
+
+    #[test]
+    fn what_was_not_begun_is_as_it_was_and_what_cannot_be_written_down_is_not_begun() {
+        let scratch = ScratchDir::new("smc-held").unwrap();
+        let (store, records) = (scratch.join("store"), scratch.join("records"));
+        fs::create_dir(&store).unwrap();
+        let file = scratch.sparse_file("disk", 1 << 20).unwrap();
+        let target = Target::open(&file, 1 << 20, &store).unwrap();
+        let open = || Held::open(&records, &target, &|text: &str| panic!("{text}")).unwrap();
+        let mut held = open();
+        let holding = Holding {
+            disk: "web01/1:vda".to_owned(),
+            digest: "0".to_owned(),
+            compared: Timestamp::now(),
+            evidence: Evidence::of(&target).unwrap(),
+        };
+        held.put(Some(State::Holds(holding.clone()))).unwrap();
+        held.begin("web01/2:vda").unwrap();
+        assert!(matches!(held.state(), Some(State::Between { .. })) && held.believed(&target).is_err());
+        held.take_back().unwrap();
+        drop(held);
+        let mut held = open();
+        assert_eq!(held.believed(&target), Ok(&holding));
+        // The record can neither be replaced nor removed: it must not say what is no longer true.
+        let record = records.join(format!("{}.json", name_of(&file)));
+        fs::remove_file(&record).unwrap();
+        fs::create_dir_all(record.join("full")).unwrap();
+        assert!(held.begin("web01/2:vda").is_err());
+        assert_eq!(held.believed(&target), Ok(&holding));
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod apart;
 pub mod digest;
+pub mod evidence;
 pub mod held;
 pub mod onto;
 pub mod pieces;

@@ -3,20 +3,25 @@
 //! What differs is found by reading the device, or by comparing the image with the one that the device is known to hold. Either way,
 //! what was written is read back, and compared by digests.
 
-use crate::held::Evidence;
+use crate::evidence::{Evidence, Proof, Wrote};
+use crate::held::{Held, Holding};
 use crate::pieces::extents_in;
 use crate::pipeline::Pipeline;
 use crate::target::Target;
 use crate::write::{self, Piece, Written, pieces_of, write_ranges};
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use blockio::{Chunk, Ranges, ReadOptions, SequentialReader};
 use cli::exit::{Advise, advised};
 use cli::interrupt::Interrupt;
 use cli::progress::Progress;
 use imagefmt::{Base, Digest, Disk, Error, ErrorKind};
+use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// How often a target is compared that is written to meanwhile.
+const COMPARED_MAX: usize = 3;
 
 /// Ranges that are kept apart; of more, those that are nearest to each other are taken as one, so that memory stays bounded.
 const RANGES_MAX: usize = 1 << 20;
@@ -76,6 +81,44 @@ pub fn check_data(disk: &Disk, ranges: &Ranges, interrupt: Option<&Interrupt>) -
     })
 }
 
+/// Where a target differs from a disk, and what was seen of the target when that was found.
+#[derive(Debug)]
+pub struct Difference {
+    /// The clusters that differ.
+    pub ranges: Ranges,
+    /// When all of the target was read last.
+    pub compared: Timestamp,
+    evidence: Option<Evidence>,
+}
+
+impl Difference {
+    /// What differs from what a target is believed to hold.
+    pub fn believed(ranges: Ranges, holding: &Holding) -> Self {
+        Self {
+            ranges,
+            compared: holding.compared,
+            evidence: holding.evidence.clone(),
+        }
+    }
+
+    /// Why it is known what the target holds once it was brought to `disk`.
+    pub fn proof(self, disk: &Disk, target: &Target) -> Proof {
+        let is_aligned = self.ranges.end() <= write::aligned_end(disk, target.device.alignment());
+        Proof {
+            compared: self.compared,
+            evidence: self.evidence,
+            wrote: match is_aligned {
+                true => Wrote::Exactly(self.ranges.bytes()),
+                false => Wrote::Something,
+            },
+        }
+    }
+
+    fn is_as_it_was(&self, target: &Target) -> anyhow::Result<bool> {
+        Ok(self.evidence == Evidence::of(target)?)
+    }
+}
+
 /// Where a device differs from a disk, found by reading all of the device that the disk is written to.
 ///
 /// # Errors
@@ -84,19 +127,53 @@ pub fn differing_from_device(
     disk: &Disk,
     target: &Target,
     interrupt: Option<&Interrupt>,
-) -> anyhow::Result<Ranges> {
+) -> anyhow::Result<Difference> {
     let path = target.device.path().display();
     let progress = Progress::bytes(disk.size_bytes(), format!("compare {path}"));
     let whole = Ranges::from(0..disk.size_bytes());
     // What is still in the page cache would be written meanwhile.
     target.file.sync_all().with_context(|| format!("flush {path}"))?;
-    let before = Evidence::of(target)?;
-    let differing = compare(disk, target, &whole, interrupt, &progress)
+    let compared = Timestamp::now();
+    let evidence = Evidence::of(target)?;
+    let ranges = compare(disk, target, &whole, interrupt, &progress)
         .with_context(|| format!("compare {path} with {}", disk.label()))?;
-    if before != Evidence::of(target)? {
+    let found = Difference {
+        ranges,
+        compared,
+        evidence,
+    };
+    if !found.is_as_it_was(target)? {
         bail!("{path} was written to while it was compared: another program uses it");
     }
-    Ok(differing)
+    Ok(found)
+}
+
+/// For the moment before the first write: what differs now if the target was written to since `found`; otherwise nothing.
+///
+/// # Errors
+/// As for [`differing_from_device`] and [`check_data`]; a target that is written to again and again.
+pub fn found_again(
+    disk: &Disk,
+    target: &Target,
+    found: &Difference,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Option<Difference>> {
+    target.check_in_place()?;
+    if found.is_as_it_was(target)? {
+        return Ok(None);
+    }
+    for _ in 0..COMPARED_MAX {
+        let found = differing_from_device(disk, target, Some(interrupt))?;
+        check_data(disk, &found.ranges, Some(interrupt))?;
+        if found.is_as_it_was(target)? {
+            return Ok(Some(found));
+        }
+    }
+    let path = target.device.path().display();
+    Err(anyhow!(
+        "{path} is written to again and again: another program uses it"
+    ))
+    .advise("nothing was written; end what writes to it")
 }
 
 /// Where a disk differs from another one of the same size, found in their maps alone.
@@ -116,18 +193,22 @@ pub fn differing_from_disk(disk: &Disk, other: &Disk) -> anyhow::Result<Ranges> 
     Ok(found.ranges())
 }
 
-/// Writes what a disk has in `ranges`, and makes it durable. `begun` is set before the first byte may change.
+/// Writes what a disk has in `ranges`, and makes it durable. That it begins is written down before, and taken back if nothing was
+/// written. `begun` is set before the first byte may change.
 ///
 /// # Errors
-/// As for [`write_ranges`].
+/// As for [`write_ranges`]; what cannot be written down.
 pub fn write(
     disk: &Disk,
     target: &Target,
     ranges: &Ranges,
+    held: &mut Held,
     begun: &AtomicBool,
     interrupt: &Interrupt,
 ) -> anyhow::Result<Written> {
     let path = target.device.path().display();
+    interrupt.check()?;
+    held.begin(disk.label())?;
     let progress = Progress::bytes(ranges.bytes(), format!("write {path}"));
     let place = write::Target {
         file: &target.file,
@@ -135,8 +216,16 @@ pub fn write(
         is_zero: false,
         begun,
     };
-    write_ranges(disk, ranges, place, interrupt, &progress)
-        .with_context(|| format!("restore {} to {path}", disk.label()))
+    let written = write_ranges(disk, ranges, place, interrupt, &progress)
+        .with_context(|| format!("restore {} to {path}", disk.label()));
+    if written.is_err()
+        && !begun.load(Ordering::Relaxed)
+        && let Err(error) = held.take_back()
+    {
+        // Then it says that a restore was cut off, and the next one reads all of it.
+        tracing::warn!("{error:#}");
+    }
+    written
 }
 
 /// Reads `ranges` of the device back, and compares the digest of each cluster with the image's.

@@ -58,6 +58,21 @@ impl Target {
         check_unused(&self.device)
     }
 
+    /// Refuses a target in whose place something else is: what is written to it would be nowhere that anybody looks.
+    ///
+    /// # Errors
+    /// A path that leads to another file or device than the one that is open, or to none.
+    pub fn check_in_place(&self) -> anyhow::Result<()> {
+        let path = self.device.path();
+        let shown = path.display();
+        let metadata = fs::metadata(path).with_context(|| format!("look whether {shown} is still there"))?;
+        ensure!(
+            self.device.node().is_same(&Node::of(path, &metadata)),
+            "{shown} was renamed or replaced: another file or device is there now"
+        );
+        Ok(())
+    }
+
     /// From now on reads and writes may have any offset and length: what is left to do is little.
     pub fn set_buffered(&self) {
         blockio::set_buffered(&self.file);

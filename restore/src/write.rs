@@ -83,7 +83,7 @@ pub fn write_ranges(
 ) -> anyhow::Result<Written> {
     let begun = Instant::now();
     let size = disk.size_bytes();
-    let aligned_end = size - size % target.alignment;
+    let aligned_end = aligned_end(disk, target.alignment);
     let writer = Writer::new(disk, target)?;
     let reserve = |extent: &anyhow::Result<Extent>| extent.iter().for_each(|extent| writer.reserve(extent));
     let pieces = ranges
@@ -114,6 +114,11 @@ pub fn write_ranges(
     target.file.sync_all().context("flush the target")?;
     written.took = begun.elapsed();
     Ok(written)
+}
+
+/// Up to where O_DIRECT can write a disk; the rest goes through the page cache.
+pub(crate) fn aligned_end(disk: &Disk, alignment: u64) -> u64 {
+    disk.size_bytes() - disk.size_bytes() % alignment
 }
 
 /// An extent in pieces that end at multiples of their greatest length, as far as `end`; an error as it is.

@@ -8,9 +8,11 @@ use common::{CLUSTER, Fixture, MIB, disk_content, noise};
 use nix::mount::MsFlags;
 use serde_json::Value;
 use std::fs::{self, OpenOptions};
+use std::io::{Read, Write};
+use std::iter;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use testkit::Random;
 use testkit::guard::{LoopDevice, Mount};
 use testkit::process::wait_for;
@@ -196,4 +198,46 @@ fn nothing_is_written_where_the_image_or_the_target_cannot_be_read() {
         .run(&["restore", "--yes", "--onto", "web01/1", path(&file)])
         .ok();
     assert!(said.contains("holds web01/1:vda already"), "{said}");
+}
+
+/// While somebody is asked, another program writes to the target: what it wrote is put right, and is not taken for the image later.
+#[test]
+fn what_is_written_while_somebody_is_asked_is_found() {
+    let first = noise(4 * MIB, 1);
+    let second = changed(&first);
+    let fixture = two_images(&first, &second);
+    let file = fixture.file("target.raw", &first);
+    let mut restore = fixture.command();
+    restore.args(["restore", "--onto", "web01/2", path(&file)]);
+    let words = iter::once(restore.get_program()).chain(restore.get_args());
+    let words: Vec<String> = words
+        .map(|word| format!("'{}'", word.to_str().unwrap()))
+        .collect();
+    // Questions are asked on a terminal alone.
+    let mut terminal = Command::new("script");
+    terminal.args(["--quiet", "--return", "--command", &words.join(" "), "/dev/null"]);
+    terminal.env("SMC_RESTORED", fixture.join("restored"));
+    terminal.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut running = Running(terminal.spawn().unwrap());
+    let mut said = Vec::new();
+    let mut byte = [0];
+    let output = running.0.stdout.as_mut().unwrap();
+    while !String::from_utf8_lossy(&said).contains("to it?") {
+        assert_eq!(
+            output.read(&mut byte).unwrap(),
+            1,
+            "{}",
+            String::from_utf8_lossy(&said)
+        );
+        said.push(byte[0]);
+    }
+    let disk = OpenOptions::new().write(true).open(&file).unwrap();
+    disk.write_all_at(&[1, 2, 3], 3 * MIB as u64).unwrap();
+    drop(disk);
+    running.0.stdin.as_mut().unwrap().write_all(b"yes\n").unwrap();
+    output.read_to_end(&mut said).unwrap();
+    let said = String::from_utf8_lossy(&said);
+    assert_eq!(running.0.wait().unwrap().code(), Some(0), "{said}");
+    assert!(said.contains("it was compared again"), "{said}");
+    assert!(fs::read(&file).unwrap() == second);
 }

@@ -196,6 +196,15 @@ fn what_was_written_behind_it_is_found() -> Result<()> {
         Ok(serde_json::from_slice(&output.stdout)?)
     };
     once()?;
+    // Who else wrote to a file while it was written cannot be seen: it is compared once more.
+    let round = once()?;
+    assert!(
+        round["compared_because"]
+            .as_str()
+            .unwrap()
+            .contains("could not be seen"),
+        "{round}"
+    );
     assert_eq!(once()?["believed"], "web/2:vda");
     fs::File::options()
         .write(true)
@@ -461,5 +470,26 @@ fn an_image_that_cannot_be_read_now_is_tried_again() -> Result<()> {
     assert_eq!(next_round(&mut running)["image"], "web/1:vda");
     scene.check()?;
     assert_eq!(running.signal("TERM").0, Some(0));
+    Ok(())
+}
+
+/// Under the name of a file that is followed there is another one: nothing is written that nobody would find.
+#[test]
+fn a_file_that_was_replaced_is_noticed() -> Result<()> {
+    let scene = Scene::new("follow-replaced", "")?;
+    scene.sync()?;
+    let file = scene.bench.dir.sparse_file("copy.raw", 64 * MIB)?;
+    let mut running = Running::start(&mut scene.command("web01", &file, &[]));
+    next_round(&mut running);
+    let moved = scene.bench.dir.join("moved.raw");
+    fs::rename(&file, &moved)?;
+    scene.bench.dir.sparse_file("copy.raw", 64 * MIB)?;
+    let before = fs::read(&moved)?;
+    scene.disk.write_noise(2 * MIB, 65536, 2)?;
+    scene.sync()?;
+    assert!(next_complaint(&mut running).contains("renamed or replaced"));
+    wait_for("it has ended", || running.0.try_wait().unwrap().is_some());
+    assert_eq!(running.0.wait()?.code(), Some(1));
+    assert!(fs::read(&moved)? == before);
     Ok(())
 }

@@ -9,12 +9,13 @@ use cli::interrupt::Interrupt;
 use cli::progress::Progress;
 use cli::{ask, output, units};
 use imagefmt::{Disk, Image, ImageRef};
-use jiff::Timestamp;
+use restore::digest;
+use restore::evidence::Proof;
 use restore::held::{self, Held, State};
+use restore::onto::{self, Difference};
 use restore::target::Target;
 use restore::write::Written;
 use restore::zero::Zeroer;
-use restore::{digest, onto};
 use serde_json::json;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -78,30 +79,41 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
     let records = args.restored.clone().unwrap_or_else(held::default_directory);
     let mut held = Held::open(&records, &target, &warn)?;
     let before = held.state().cloned();
-    let differing = args
+    let found = args
         .onto
         .then(|| compare(disk, &target, before.as_ref()))
         .transpose()?;
-    if let Some(ranges) = &differing {
+    let ranges = found.as_ref().map(|found| &found.ranges);
+    if let Some(ranges) = ranges {
         onto::check_data(disk, ranges, None)?;
     }
-    if !args.yes && differing.as_ref().is_none_or(|ranges| !ranges.is_empty()) {
-        confirm(&image, disk, &target, differing.as_ref())?;
+    if !args.yes && ranges.is_none_or(|ranges| !ranges.is_empty()) {
+        confirm(&image, disk, &target, ranges)?;
     }
     let interrupt = Interrupt::install()?;
-    let started = Timestamp::now();
-    let written = write_verified(disk, &target, differing.as_ref(), &mut held, &interrupt)?;
+    let found = found
+        .map(|found| still(disk, &target, found, &interrupt))
+        .transpose()?;
+    let compared_bytes = found.is_some().then(|| disk.size_bytes());
+    let (written, proof) = write_verified(disk, &target, found, &mut held, &interrupt)?;
+    target.check_in_place()?;
+    note(&mut held, disk, &target, &proof);
     target.set_buffered();
     let behind = look_behind(args, &image, disk, &target);
     let behind = behind.advise(format!(
         "the image is on {} and verified; what is behind it is not as it should be",
         args.target.display()
     ))?;
-    note(&mut held, disk, &target, started, &behind);
+    if behind.backup_moved
+        // Its beginning is no longer that of the image.
+        && let Err(error) = held.forget()
+    {
+        warn(&format!("{error:#}"));
+    }
     warn_of(&behind, &target);
     let done = Done {
         written,
-        compared_bytes: differing.is_some().then(|| disk.size_bytes()),
+        compared_bytes,
         before,
         behind,
     };
@@ -110,7 +122,7 @@ pub fn run(context: &Context, args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Finds what differs. What the target was written down to hold is said, and not believed.
-fn compare(disk: &Disk, target: &Target, before: Option<&State>) -> anyhow::Result<Ranges> {
+fn compare(disk: &Disk, target: &Target, before: Option<&State>) -> anyhow::Result<Difference> {
     let path = target.device.path().display();
     if let Some(State::Between { to, .. }) = before {
         output::complain(format_args!(
@@ -122,48 +134,61 @@ fn compare(disk: &Disk, target: &Target, before: Option<&State>) -> anyhow::Resu
     ))
 }
 
-/// Writes, then reads back what was written. That it begins is written down before.
+/// What was found, or what is found now if the target was written to since, as while somebody was asked.
+fn still(
+    disk: &Disk,
+    target: &Target,
+    found: Difference,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Difference> {
+    let Some(again) = onto::found_again(disk, target, &found, interrupt)? else {
+        return Ok(found);
+    };
+    warn(&format!(
+        "{} was written to after it was compared: it was compared again",
+        target.device.path().display()
+    ));
+    Ok(again)
+}
+
+/// Writes, then reads back what was written. That it begins is written down before. Returns why it is known what the target holds.
 fn write_verified(
     disk: &Disk,
     target: &Target,
-    differing: Option<&Ranges>,
+    found: Option<Difference>,
     held: &mut Held,
     interrupt: &Interrupt,
-) -> anyhow::Result<Written> {
+) -> anyhow::Result<(Written, Proof)> {
     let shown = target.device.path().display();
-    if differing.is_some_and(Ranges::is_empty) {
-        return Ok(Written::default());
-    }
-    if let Err(error) = held.begin(disk) {
-        warn(&format!("{error:#}"));
-    }
-    let begun = AtomicBool::new(false);
     let whole = Ranges::from(0..disk.size_bytes());
-    let written = onto::write(disk, target, differing.unwrap_or(&whole), &begun, interrupt);
-    let written = written.map_err(|error| match begun.load(Ordering::Relaxed) {
-        true => advised(
-            error,
-            format!("{shown} is incomplete: it holds part of the image, do not use it. restore --onto completes it"),
-        ),
-        false => advised(error, format!("nothing was written: {shown} is as it was")),
-    })?;
-    let verified = match differing {
-        Some(ranges) => onto::verify(disk, target, ranges, interrupt),
+    let ranges = found.as_ref().map_or(&whole, |found| &found.ranges);
+    let mut written = Written::default();
+    if !ranges.is_empty() {
+        let begun = AtomicBool::new(false);
+        let done = onto::write(disk, target, ranges, held, &begun, interrupt);
+        written = done.map_err(|error| match begun.load(Ordering::Relaxed) {
+            true => advised(
+                error,
+                format!("{shown} is incomplete: it holds part of the image, do not use it. restore --onto completes it"),
+            ),
+            false => advised(error, format!("nothing was written: {shown} is as it was")),
+        })?;
+    }
+    let verified = match found {
+        Some(found) => {
+            onto::verify(disk, target, &found.ranges, interrupt).map(|()| found.proof(disk, target))
+        }
         None => verify(disk, target, interrupt),
     };
-    verified.advise(format!("what {shown} holds is not verified: do not use it"))?;
-    Ok(written)
+    let proof = verified.advise(format!("what {shown} holds is not verified: do not use it"))?;
+    Ok((written, proof))
 }
 
 /// Writes down what the target holds now.
-fn note(held: &mut Held, disk: &Disk, target: &Target, compared: Timestamp, behind: &Behind) {
-    let noted = match behind.backup_moved {
-        // Its beginning is no longer that of the image.
-        true => held.forget(),
-        false => held.holds(disk, compared, target),
-    };
-    if let Err(error) = noted {
-        warn(&format!("{error:#}"));
+fn note(held: &mut Held, disk: &Disk, target: &Target, proof: &Proof) {
+    let noted = held.holds(disk, proof, target);
+    if let Some(text) = noted.unwrap_or_else(|error| Some(format!("{error:#}"))) {
+        warn(&text);
     }
 }
 
@@ -269,8 +294,10 @@ fn confirm(image: &Image, disk: &Disk, target: &Target, differing: Option<&Range
     Ok(())
 }
 
-fn verify(disk: &Disk, target: &Target, interrupt: &Interrupt) -> anyhow::Result<()> {
+/// Reads all of it: whatever is written to the target meanwhile is seen.
+fn verify(disk: &Disk, target: &Target, interrupt: &Interrupt) -> anyhow::Result<Proof> {
     let path = target.device.path().display();
+    let proof = Proof::begin(target)?;
     let progress = Progress::bytes(disk.size_bytes(), format!("verify {path}"));
     let found = digest::of_device(&target.device, disk.geometry(), &progress, Some(interrupt))
         .with_context(|| format!("read back {path}"))?;
@@ -278,7 +305,7 @@ fn verify(disk: &Disk, target: &Target, interrupt: &Interrupt) -> anyhow::Result
     if found != wanted {
         bail!("{path} does not hold what was written to it: its digest is {found}, the image's is {wanted}");
     }
-    Ok(())
+    Ok(proof)
 }
 
 /// What a restore has done.

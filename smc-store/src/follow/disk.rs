@@ -9,7 +9,7 @@ use cli::units;
 use imagefmt::{Disk, Image, ImageRef, Store};
 use jiff::Timestamp;
 use restore::held::{Held, Holding, State};
-use restore::onto;
+use restore::onto::{self, Difference};
 use restore::target::Target;
 use restore::write::Written;
 use serde::Serialize;
@@ -61,13 +61,11 @@ pub struct Round {
 
 /// What is to be written, and how that was found.
 pub struct Plan {
-    differing: Ranges,
-    /// When that began.
-    started: Timestamp,
+    found: Difference,
     /// How long it took, with reading what is to be written.
     took: Duration,
-    /// What the device was believed to hold, and when all of it was read last; or why nothing was believed.
-    believed: Result<(String, Timestamp), String>,
+    /// What the device was believed to hold, or why nothing was believed.
+    believed: Result<String, String>,
 }
 
 impl Followed {
@@ -103,6 +101,7 @@ impl Followed {
             .map_err(|error| anyhow!(error.full_message()));
         let disk = found.advise("name a device for each disk, as in --disk vda=/dev/vdb")?;
         if let Some(opened) = &self.opened {
+            opened.target.check_in_place()?;
             opened.target.check_unused()?;
             let (has, wanted) = (opened.target.device.size_bytes(), disk.size_bytes());
             if has < wanted {
@@ -136,7 +135,7 @@ impl Followed {
         let disk = image.disk(self.name.as_deref())?;
         onto::check_readable(disk)?;
         let plan = self.opened()?.plan(disk, store, self.compares, interrupt)?;
-        onto::check_data(disk, &plan.differing, Some(interrupt))?;
+        onto::check_data(disk, &plan.found.ranges, Some(interrupt))?;
         Ok(Plan {
             took: begun.elapsed(),
             ..plan
@@ -153,13 +152,14 @@ impl Followed {
         let Some(opened) = &mut self.opened else {
             bail!("{} is not open", self.path.display());
         };
-        let written = opened.write(disk, &plan.differing, interrupt)?;
-        let compared = plan
-            .believed
-            .as_ref()
-            .map_or(plan.started, |(_, compared)| *compared);
-        if let Err(error) = opened.held.holds(disk, compared, &opened.target) {
-            complain(&format!("warning: {error:#}"));
+        let plan = opened.plan_again(disk, plan, interrupt)?;
+        let (compared, read_back_bytes) = (plan.found.compared, plan.found.ranges.bytes());
+        let written = opened.write(disk, &plan.found.ranges, interrupt)?;
+        opened.target.check_in_place()?;
+        let proof = plan.found.proof(disk, &opened.target);
+        let noted = opened.held.holds(disk, &proof, &opened.target);
+        if let Some(text) = noted.unwrap_or_else(|error| Some(format!("{error:#}"))) {
+            complain(&format!("warning: {text}"));
         }
         opened.last = Some(disk.clone());
         Ok(Round {
@@ -174,14 +174,14 @@ impl Followed {
             },
             data_bytes: written.data_bytes,
             zero_bytes: written.zero_bytes,
-            read_back_bytes: plan.differing.bytes(),
+            read_back_bytes,
             seconds: (plan.took + begun.elapsed()).as_secs_f64(),
             lag_seconds: Timestamp::now()
                 .duration_since(image.manifest().finished)
                 .as_secs_f64()
                 .max(0.0),
             compared_because: plan.believed.as_ref().err().cloned(),
-            believed: plan.believed.ok().map(|(disk, _)| disk),
+            believed: plan.believed.ok(),
         })
     }
 
@@ -235,29 +235,44 @@ pub fn standing(disks: &[Followed]) -> Option<String> {
 impl Opened {
     /// Finds what differs: from the image that the device is known to hold, or by reading it.
     fn plan(&self, disk: &Disk, store: &Store, compares: bool, interrupt: &Interrupt) -> Result<Plan> {
-        let started = Timestamp::now();
         let believed = match compares {
             true => Err("--compare asks for it".to_owned()),
             false => self.believed(disk, store),
         };
-        let (differing, believed) = match believed {
-            Ok((differing, holding)) => (differing, Ok((holding.disk.clone(), holding.compared))),
-            Err(reason) => (
-                onto::differing_from_device(disk, &self.target, Some(interrupt))?,
-                Err(reason),
-            ),
+        let (found, believed) = match believed {
+            Ok((found, holding)) => (found, Ok(holding.disk.clone())),
+            Err(reason) => {
+                let found = onto::differing_from_device(disk, &self.target, Some(interrupt))?;
+                (found, Err(reason))
+            }
         };
         Ok(Plan {
-            differing,
+            found,
             believed,
-            started,
             took: Duration::ZERO,
         })
     }
 
+    /// The plan, or another one if the device was written to since.
+    fn plan_again(&self, disk: &Disk, plan: Plan, interrupt: &Interrupt) -> Result<Plan> {
+        Ok(
+            match onto::found_again(disk, &self.target, &plan.found, interrupt)? {
+                None => plan,
+                Some(found) => Plan {
+                    found,
+                    believed: Err(format!(
+                        "{} was written to meanwhile",
+                        self.target.device.path().display()
+                    )),
+                    ..plan
+                },
+            },
+        )
+    }
+
     /// What differs from the disk that the device holds, if that is written down, nothing speaks against it and the store can still
     /// read it.
-    fn believed(&self, disk: &Disk, store: &Store) -> Result<(Ranges, &Holding), String> {
+    fn believed(&self, disk: &Disk, store: &Store) -> Result<(Difference, &Holding), String> {
         let holding = self.held.believed(&self.target)?;
         let is_it = |old: &Disk| old.digest().to_string() == holding.digest;
         let last = self.last.clone().filter(is_it);
@@ -270,7 +285,7 @@ impl Opened {
         // If it is the new image that cannot be read, comparing says so.
         let differing = onto::differing_from_disk(disk, &old)
             .map_err(|error| format!("{} cannot be compared with: {error:#}", holding.disk))?;
-        Ok((differing, holding))
+        Ok((Difference::believed(differing, holding), holding))
     }
 
     /// Writes and reads back. That it begins is written down before.
@@ -278,11 +293,8 @@ impl Opened {
         if differing.is_empty() {
             return Ok(Written::default());
         }
-        if let Err(error) = self.held.begin(disk) {
-            complain(&format!("warning: {error:#}"));
-        }
-        let begun = AtomicBool::new(false);
-        let written = onto::write(disk, &self.target, differing, &begun, interrupt)?;
+        let (begun, held) = (AtomicBool::new(false), &mut self.held);
+        let written = onto::write(disk, &self.target, differing, held, &begun, interrupt)?;
         onto::verify(disk, &self.target, differing, interrupt)?;
         Ok(written)
     }
