@@ -167,6 +167,26 @@ fn a_job_with_a_target_is_found_again_and_no_earlier_version_acts_on_it() {
 }
 
 #[test]
+fn a_job_with_a_store_can_be_read_by_the_version_before_targets() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut state, _) = State::open(dir.path()).unwrap();
+    let mut web = job("web01");
+    web.unconfirmed = true;
+    state.save(&web, None).unwrap();
+    assert_eq!(json_of(&state, "web01")["min_reader"], json!(7));
+    web.unconfirmed = false;
+    state.save(&web, None).unwrap();
+    assert_eq!(json_of(&state, "web01")["min_reader"], json!(0));
+    // Only a target decides itself how many images it keeps.
+    edit(&state, "web01", |record| {
+        record["schedule"]["max_images"] = json!(null);
+    });
+    let jobs = state.jobs().unwrap();
+    assert_eq!(jobs.readable, []);
+    assert!(jobs.unreadable[0].reason.contains("how many images"), "{jobs:?}");
+}
+
+#[test]
 fn what_the_version_before_wrote_is_read() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("state.db"), FORMAT_0).unwrap();

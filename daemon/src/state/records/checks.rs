@@ -82,6 +82,9 @@ impl Checked for StoredJob {
             within("interval_seconds", interval, &up_to(&limits::INTERVAL))?;
         }
         let images = of_schedule.and_then(|schedule| schedule.max_images);
+        if of_schedule.is_some() && images.is_none() && self.target.is_none() {
+            return Err("it says nowhere how many images are kept in its store".to_owned());
+        }
         for images in images.into_iter().chain(self.pending.max_images) {
             within("max_images", images, &limits::MAX_IMAGES)?;
         }

@@ -447,20 +447,28 @@ pub(super) fn keep_value<T: PartialEq>(
     }
 }
 
-/// Whether an earlier version would act on a job without asking, read a whole disk every few minutes, or look for a store where
-/// the images go to a target.
-fn is_wrong_for_earlier(job: &JobRecord) -> bool {
+/// The format that knows targets: readers of an earlier one would look for a store.
+const WITH_TARGETS: u32 = 8;
+
+/// The format that knows jobs which somebody has to confirm, and times between syncs that are shorter than those between full reads:
+/// readers of an earlier one would act without asking, or read a whole disk every few minutes.
+const WITH_CONFIRMATION: u32 = 7;
+
+fn version_of(job: &JobRecord) -> Version {
     let scans_often = job.intervals().any(|interval| interval < min_scan_interval());
-    job.unconfirmed || scans_often || job.place.target().is_some()
+    if job.place.target().is_some() {
+        Version::not_before(WITH_TARGETS)
+    } else if job.unconfirmed || scans_often {
+        Version::not_before(WITH_CONFIRMATION)
+    } else {
+        Version::CURRENT
+    }
 }
 
 impl From<&JobRecord> for StoredJob {
     fn from(job: &JobRecord) -> Self {
         Self {
-            version: match is_wrong_for_earlier(job) {
-                true => Version::NOT_BEFORE,
-                false => Version::CURRENT,
-            },
+            version: version_of(job),
             name: job.name.clone(),
             id: job.id,
             description: job.description.clone(),

@@ -57,11 +57,13 @@ impl Version {
         min_reader: MIN_READER,
     };
 
-    /// Of what every earlier reader would handle wrongly.
-    const NOT_BEFORE: Self = Self {
-        format: FORMAT,
-        min_reader: FORMAT,
-    };
+    /// Of what readers of formats before this one would handle wrongly.
+    const fn not_before(min_reader: u32) -> Self {
+        Self {
+            format: FORMAT,
+            min_reader,
+        }
+    }
 
     fn too_new(self) -> String {
         format!(
