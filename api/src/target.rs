@@ -13,6 +13,10 @@ pub struct AddTarget {
     pub name: String,
     /// The line that `smc-store enrol` has printed on the target. It can be used once, within an hour.
     pub line: String,
+    /// Whether the target is known already and this machine enrols there again: it gets another key, and the jobs that send images
+    /// there go on. Default: no.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
 }
 
 /// The line is a secret: it is not shown.

@@ -2,13 +2,10 @@
 
 use anyhow::{Context, Result};
 use api::{TargetStatus, TargetView};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use remote::{Error, ErrorKind, Invitation, SendLimit, TargetFiles};
 use std::path::Path;
 use std::thread;
-
-/// A certificate that is good for less than this is renewed.
-pub const RENEW_BEFORE: SignedDuration = SignedDuration::from_hours(24 * 30);
 
 /// Reads a limit of what is sent: `20MiB, 22:00-06:00 unlimited`.
 ///
@@ -23,25 +20,55 @@ pub fn parse_send_limit(text: &str) -> std::result::Result<SendLimit, String> {
 /// # Errors
 /// When the target does not renew it, or it cannot be read.
 pub fn renew_if_old(files: &TargetFiles) -> Result<()> {
-    if valid_until(files)?.duration_since(Timestamp::now()) < RENEW_BEFORE {
-        remote::renew(files).with_context(|| format!("renew the certificate for target {}", files.name))?;
-    }
-    Ok(())
+    remote::renew_if_old(files).with_context(|| format!("renew the certificate for target {}", files.name))
 }
 
 /// Until when the certificate for a target is good.
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn valid_until(files: &TargetFiles) -> Result<Timestamp> {
-    Ok(certs::valid_until(&files.credentials()?.certificate)?)
+pub fn valid_until(files: &TargetFiles) -> remote::Result<Timestamp> {
+    files.credentials()?.valid_until()
 }
 
-/// Has this machine enrolled at a target that has invited it.
+/// Has this machine enrolled at a target that has invited it; with `again`, at one that it knows already.
 ///
 /// # Errors
 /// `Invalid` for a name that cannot be one or that another target has, and for a line that is no invitation; those of the target.
-pub fn add(directory: &Path, name: &str, line: &str) -> remote::Result<TargetFiles> {
+pub fn add(directory: &Path, name: &str, line: &str, again: bool) -> remote::Result<TargetFiles> {
+    match again {
+        true => enrol_again(directory, name, line),
+        false => add_new(directory, name, line),
+    }
+}
+
+/// How an administrator makes this machine known to a target again whose certificate or key for it is of no use any more.
+pub fn how_to_enrol_again(name: &str, source: &str) -> String {
+    format!(
+        "run `smc-store enrol {source} --again` there, and `smcctl target add {name} LINE --again` here with the line that it prints"
+    )
+}
+
+/// This machine gets another key, and keeps what it knows of its images there: jobs go on with them.
+fn enrol_again(directory: &Path, name: &str, line: &str) -> remote::Result<TargetFiles> {
+    let files = TargetFiles::open(directory, name)?;
+    let invitation: Invitation = line.parse()?;
+    let source = &files.record.source;
+    if invitation.source != *source {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            format!(
+                "this machine is source {source} at target {name}, and the line invites source {}: `smc-store enrol {source} \
+                 --again` there prints the right one",
+                invitation.source
+            ),
+        ));
+    }
+    let (record, credentials) = remote::enrol(&invitation)?;
+    files.replace(record, &credentials)
+}
+
+fn add_new(directory: &Path, name: &str, line: &str) -> remote::Result<TargetFiles> {
     let invalid = |text: String| Error::new(ErrorKind::Invalid, text);
     imagefmt::check_name("target", name).map_err(|error| invalid(error.to_string()))?;
     let invitation: Invitation = line.parse()?;
@@ -51,7 +78,7 @@ pub fn add(directory: &Path, name: &str, line: &str) -> remote::Result<TargetFil
         .any(|known| known.name == name)
     {
         return Err(invalid(format!(
-            "there is a target {name:?} already: choose another name, or remove that one first"
+            "there is a target {name:?} already: choose another name, or enrol at that one again with --again"
         )));
     }
     let (record, credentials) = remote::enrol(&invitation)?;

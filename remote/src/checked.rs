@@ -1,7 +1,7 @@
 //! What a target says, checked before anything is calculated from it or written down: a target may be broken, or lie.
 
 use crate::error::{Error, Result};
-use imagefmt::{Geometry, Manifest};
+use imagefmt::{DiskRecord, Geometry, InstantRecord, Manifest};
 use std::ops::Range;
 use wire::message::BaseOf;
 
@@ -9,10 +9,13 @@ use wire::message::BaseOf;
 const SEQUENCE_MAX: u64 = 1 << 53;
 
 /// Bytes of a disk, and of what was done with it; those of all disks of a job can be added.
-const BYTES_MAX: u64 = 1 << 56;
+pub const BYTES_MAX: u64 = 1 << 56;
 
 /// Disks of an image.
-const DISKS_MAX: usize = 64;
+pub const DISKS_MAX: usize = 64;
+
+/// Entries of a list in a record, or of one of its disks.
+const LIST_MAX: usize = 4096;
 
 /// Images of a job: a target keeps far fewer.
 const IMAGES_MAX: usize = 10_000;
@@ -58,24 +61,55 @@ pub(crate) fn clusters(geometry: Geometry, named: Vec<Range<u64>>) -> Result<Vec
 /// A record of an image that can be true.
 ///
 /// # Errors
-/// `Untrue` for numbers that no image has.
-pub(crate) fn manifest(manifest: Manifest) -> Result<Manifest> {
+/// `Untrue` for numbers and lists that no image has. Texts that are too long for people are cut.
+pub(crate) fn manifest(mut manifest: Manifest) -> Result<Manifest> {
     sequence(manifest.sequence)?;
-    let bytes = manifest.disks.iter().flat_map(|disk| {
-        [
-            disk.size_bytes,
-            disk.compared_bytes,
-            disk.audited_bytes,
-            disk.dirty_bytes,
-            disk.stored_bytes,
-        ]
-    });
-    if manifest.disks.len() > DISKS_MAX || bytes.into_iter().any(|bytes| bytes > BYTES_MAX) {
+    let can_be_true = manifest.disks.len() <= DISKS_MAX
+        && manifest.disks.iter().all(disk_can_be_true)
+        && manifest.instant.as_ref().is_none_or(instant_can_be_true);
+    if !can_be_true {
         return Err(Error::untrue(
             "the target has a record of an image with numbers that no image has",
         ));
     }
+    manifest.consistency_reason = text(&manifest.consistency_reason);
+    for disk in &mut manifest.disks {
+        disk.method_reason = text(&disk.method_reason);
+    }
     Ok(manifest)
+}
+
+fn disk_can_be_true(disk: &DiskRecord) -> bool {
+    // There are fewer clusters than bytes.
+    let numbers = [
+        disk.size_bytes,
+        disk.compared_bytes,
+        disk.audited_bytes,
+        disk.dirty_bytes,
+        disk.stored_bytes,
+        disk.repaired_clusters,
+        disk.unreadable_clusters,
+    ];
+    let ranges = &disk.unreadable;
+    numbers.iter().all(|number| *number <= BYTES_MAX)
+        && ranges.len() <= LIST_MAX
+        && ranges
+            .iter()
+            .all(|range| range.start < range.end && range.end <= BYTES_MAX)
+        && ranges.is_sorted_by(|one, next| one.end <= next.start)
+}
+
+fn instant_can_be_true(instant: &InstantRecord) -> bool {
+    let passes = instant
+        .passes
+        .iter()
+        .flat_map(|pass| [pass.bytes, pass.dirty_bytes]);
+    let lengths = [
+        instant.passes.len(),
+        instant.filesystems.len(),
+        instant.left_out.len(),
+    ];
+    lengths.iter().all(|length| *length <= LIST_MAX) && passes.into_iter().all(|bytes| bytes <= BYTES_MAX)
 }
 
 /// A number of an image that can be true.
@@ -120,6 +154,26 @@ mod tests {
 
     use super::*;
     use imagefmt::ClusterSize;
+
+    #[test]
+    fn numbers_of_disks_that_no_disk_has_are_not_believed() {
+        let disk = |change: fn(&mut serde_json::Value)| {
+            let mut record = serde_json::json!({
+                "name": "vda", "size_bytes": 1 << 30, "logical_block_size": 512, "root": null, "digest": "00",
+                "method": "scan", "compared_bytes": 1, "dirty_bytes": 1, "stored_bytes": 1,
+                "unreadable_clusters": 2, "unreadable": [{"start": 1, "end": 2}, {"start": 7, "end": 8}],
+            });
+            change(&mut record);
+            disk_can_be_true(&serde_json::from_value(record).unwrap())
+        };
+        assert!(disk(|_| {}));
+        assert!(!disk(|record| record["size_bytes"] = (1u64 << 57).into()));
+        assert!(!disk(|record| record["repaired_clusters"] = u64::MAX.into()));
+        assert!(!disk(|record| record["unreadable_clusters"] = u64::MAX.into()));
+        assert!(!disk(|record| record["unreadable"][0]["end"] = u64::MAX.into()));
+        assert!(!disk(|record| record["unreadable"][1]["start"] = 9.into()));
+        assert!(!disk(|record| record["unreadable"][1]["start"] = 1.into()));
+    }
 
     #[test]
     fn lists_of_images_ascend_and_end() {

@@ -28,6 +28,8 @@ pub struct Error {
     kind: ErrorKind,
     text: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    /// The target could be connected to, and ended that before it answered.
+    has_hung_up: bool,
 }
 
 /// What the crate's functions return.
@@ -40,7 +42,26 @@ impl Error {
             kind,
             text: text.into(),
             source: None,
+            has_hung_up: false,
         }
+    }
+
+    /// The target could be connected to, and ended that before it answered.
+    pub(crate) fn hung_up(self) -> Error {
+        Error {
+            has_hung_up: true,
+            ..self
+        }
+    }
+
+    /// Whether the target could be connected to, and ended that before it answered: as one does that does not take a certificate.
+    pub fn has_hung_up(&self) -> bool {
+        self.has_hung_up
+    }
+
+    /// Whether the target does not know this machine, or not this key of it.
+    pub(crate) fn is_about_rights(&self) -> bool {
+        self.kind == ErrorKind::Refused(Refusal::Rights)
     }
 
     /// Adds the cause.

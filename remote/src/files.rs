@@ -3,12 +3,13 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::tls;
 use imagefmt::Uuid;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,7 +38,7 @@ pub struct TargetRecord {
 }
 
 /// The key of this machine, what the target signed, and whose signature that is; all PEM.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credentials {
     /// The private key.
     pub key: String,
@@ -45,6 +46,25 @@ pub struct Credentials {
     pub certificate: String,
     /// The authority's certificate.
     pub authority: String,
+}
+
+impl Credentials {
+    /// What to encrypt with.
+    ///
+    /// # Errors
+    /// `Invalid` for what cannot be used.
+    pub fn tls(&self) -> Result<Arc<rustls::ClientConfig>> {
+        tls::of_source(&self.authority, &self.certificate, &self.key)
+    }
+
+    /// Until when the certificate is good.
+    ///
+    /// # Errors
+    /// `Invalid` for what is no certificate.
+    pub fn valid_until(&self) -> Result<Timestamp> {
+        certs::valid_until(&self.certificate)
+            .map_err(|error| Error::invalid("this machine's certificate cannot be read").caused_by(error))
+    }
 }
 
 impl fmt::Debug for Credentials {
@@ -69,6 +89,8 @@ pub struct Remembered {
 const TARGET: &str = "target.json";
 /// Key and certificates are in one file, so that they change together.
 const IDENTITY: &str = "identity.json";
+/// Locked by who changes them.
+const LOCK: &str = "identity.lock";
 
 impl TargetFiles {
     /// The target of this name.
@@ -156,6 +178,45 @@ impl TargetFiles {
         })
     }
 
+    /// The same target as its files describe it now.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn again(&self) -> Result<TargetFiles> {
+        let above = self.directory.parent().unwrap_or(Path::new("/"));
+        TargetFiles::open(above, &self.name)
+    }
+
+    /// Waits until nobody else changes this machine's key for the target, in this process or another one, and keeps others from it
+    /// until the file is dropped.
+    ///
+    /// # Errors
+    /// `Io` for a file that cannot be locked.
+    pub(crate) fn lock_identity(&self) -> Result<File> {
+        let path = self.directory.join(LOCK);
+        let mut options = fs::OpenOptions::new();
+        let opened = options
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path);
+        let locked = opened.and_then(|file| file.lock().map(|()| file));
+        locked.map_err(|error| Error::io(format!("cannot lock {}", path.display()), error))
+    }
+
+    /// This machine was enrolled again: it has another key, and the target may have another address. What was committed stays known.
+    ///
+    /// # Errors
+    /// `Io` for files that cannot be written.
+    pub fn replace(&self, record: TargetRecord, credentials: &Credentials) -> Result<TargetFiles> {
+        let _turn = self.lock_identity()?;
+        // The target knows only the new key from now on.
+        self.write_credentials(credentials)?;
+        self.write_json(TARGET, &record)?;
+        self.again()
+    }
+
     /// Forgets the target: this machine's key for it is gone.
     ///
     /// # Errors
@@ -179,8 +240,7 @@ impl TargetFiles {
     /// # Errors
     /// `Io` for files that cannot be read, `Invalid` for ones that cannot be used.
     pub fn tls(&self) -> Result<Arc<rustls::ClientConfig>> {
-        let own = self.credentials()?;
-        tls::of_source(&own.authority, &own.certificate, &own.key)
+        self.credentials()?.tls()
     }
 
     /// Puts a new key and certificate in place of those that there are.

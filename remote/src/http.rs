@@ -13,6 +13,7 @@ use hyper::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use jiff::{SignedDuration, Timestamp};
 use rcgen::{CertificateParams, KeyPair};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -112,7 +113,9 @@ fn handshake_failed(address: &str, error: std::io::Error) -> Error {
         Some(rustls::Error::InvalidCertificate(_)) => Error::untrue(format!(
             "{address} is not the target that this machine knows: its certificate is not signed by the target's authority"
         )),
-        _ => Error::unreachable(format!("no encrypted connection to {address}")).caused_by(error),
+        _ => Error::unreachable(format!("no encrypted connection to {address}"))
+            .caused_by(error)
+            .hung_up(),
     }
 }
 
@@ -134,7 +137,9 @@ where
 
 /// A connection that ended before the answer.
 pub(crate) fn no_answer(address: &str, error: hyper::Error) -> Error {
-    Error::unreachable(format!("the target at {address} gave no answer")).caused_by(error)
+    Error::unreachable(format!("the target at {address} gave no answer"))
+        .caused_by(error)
+        .hung_up()
 }
 
 /// A request.
@@ -162,6 +167,39 @@ async fn ask<T: for<'de> Deserialize<'de>>(
     };
     let late = |_| Error::unreachable(format!("{address} does not answer"));
     timeout(CONNECT_PATIENCE * 2, talk).await.map_err(late)?
+}
+
+/// Asks a target that knows this machine, as its files say now.
+fn ask_known<T: for<'de> Deserialize<'de>>(
+    files: &TargetFiles,
+    method: Method,
+    path: &str,
+    body: &[u8],
+) -> Result<T> {
+    let talk = as_known(files, |address, config| {
+        let method = method.clone();
+        async move { ask(&address, config, method, path, body.to_owned()).await }
+    });
+    runtime()?.block_on(talk)
+}
+
+/// Connects to a target by the address, and with the key, that its files have now. Others may renew the key at any time, and those of
+/// before are of no use then.
+pub(crate) async fn as_known<T, F: Future<Output = Result<T>>>(
+    files: &TargetFiles,
+    mut connect: impl FnMut(String, Arc<rustls::ClientConfig>) -> F,
+) -> Result<T> {
+    let credentials = files.credentials()?;
+    match connect(files.again()?.record.address, credentials.tls()?).await {
+        Err(error) if error.is_about_rights() => {
+            let now = files.credentials()?;
+            if now == credentials {
+                return Err(error);
+            }
+            connect(files.again()?.record.address, now.tls()?).await
+        }
+        done => done,
+    }
 }
 
 /// Sends a request by a connection and reads the answer, as a JSON object.
@@ -208,6 +246,7 @@ pub(crate) fn problem(status: StatusCode, bytes: &[u8]) -> Error {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             ErrorKind::Refused(wire::message::Refusal::Rights)
         }
+        StatusCode::CONFLICT => ErrorKind::Refused(wire::message::Refusal::Busy),
         status if status.is_server_error() => ErrorKind::Unreachable,
         _ => ErrorKind::Invalid,
     };
@@ -303,13 +342,38 @@ pub fn enrol(invitation: &Invitation) -> Result<(TargetRecord, Credentials)> {
 /// # Errors
 /// As [`enrol`], and for files that cannot be read or written.
 pub fn renew(files: &TargetFiles) -> Result<()> {
+    let _turn = files.lock_identity()?;
+    renew_in_turn(files)
+}
+
+/// A certificate that is good for less than this is renewed.
+pub const RENEW_BEFORE: SignedDuration = SignedDuration::from_hours(24 * 30);
+
+/// The same where the certificate is good for less than [`RENEW_BEFORE`]. Where several threads or processes want that, one does it.
+///
+/// # Errors
+/// As [`renew`].
+pub fn renew_if_old(files: &TargetFiles) -> Result<()> {
+    let is_old = || -> Result<bool> {
+        let until = files.credentials()?.valid_until()?;
+        Ok(until.duration_since(Timestamp::now()) < RENEW_BEFORE)
+    };
+    if !is_old()? {
+        return Ok(());
+    }
+    let _turn = files.lock_identity()?;
+    match is_old()? {
+        true => renew_in_turn(files),
+        false => Ok(()),
+    }
+}
+
+fn renew_in_turn(files: &TargetFiles) -> Result<()> {
     let key = new_key()?;
     let asked = Renew {
         request: signing_request(&key)?,
     };
-    let address = &files.record.address;
-    let talk = ask(address, files.tls()?, Method::POST, "/v1/renew", json(&asked)?);
-    let enrolled: Enrolled = runtime()?.block_on(talk)?;
+    let enrolled: Enrolled = ask_known(files, Method::POST, "/v1/renew", &json(&asked)?)?;
     files.write_credentials(&accepted(&enrolled, &key)?)
 }
 
@@ -318,14 +382,7 @@ pub fn renew(files: &TargetFiles) -> Result<()> {
 /// # Errors
 /// As [`enrol`].
 pub fn status(files: &TargetFiles) -> Result<Status> {
-    let talk = ask(
-        &files.record.address,
-        files.tls()?,
-        Method::GET,
-        "/v1/status",
-        Vec::new(),
-    );
-    runtime()?.block_on(talk)
+    ask_known(files, Method::GET, "/v1/status", &[])
 }
 
 /// The newest image of a job, without its layers, or of its unfinished sync.
@@ -334,14 +391,7 @@ pub fn status(files: &TargetFiles) -> Result<Status> {
 /// As [`enrol`].
 pub fn newest(files: &TargetFiles, job: &str) -> Result<Option<imagefmt::Manifest>> {
     let path = format!("/v1/jobs/{job}/newest");
-    let talk = ask(
-        &files.record.address,
-        files.tls()?,
-        Method::GET,
-        &path,
-        Vec::new(),
-    );
-    let newest: Option<imagefmt::Manifest> = runtime()?.block_on(talk)?;
+    let newest: Option<imagefmt::Manifest> = ask_known(files, Method::GET, &path, &[])?;
     newest.map(checked::manifest).transpose()
 }
 
@@ -351,30 +401,16 @@ pub fn newest(files: &TargetFiles, job: &str) -> Result<Option<imagefmt::Manifes
 /// As [`enrol`].
 pub fn images(files: &TargetFiles, job: &str) -> Result<Vec<u64>> {
     let path = format!("/v1/jobs/{job}/images");
-    let talk = ask(
-        &files.record.address,
-        files.tls()?,
-        Method::GET,
-        &path,
-        Vec::new(),
-    );
-    checked::sequences(runtime()?.block_on(talk)?)
+    checked::sequences(ask_known(files, Method::GET, &path, &[])?)
 }
 
 /// Has the target drop what the unfinished sync of a job has stored. Says whether there was one.
 ///
 /// # Errors
-/// As [`enrol`].
+/// As [`enrol`]; `Refused` with `Busy` where another sync of the job runs.
 pub fn discard(files: &TargetFiles, job: &str) -> Result<bool> {
     let path = format!("/v1/jobs/{job}/discard");
-    let talk = ask(
-        &files.record.address,
-        files.tls()?,
-        Method::POST,
-        &path,
-        Vec::new(),
-    );
-    runtime()?.block_on(talk)
+    ask_known(files, Method::POST, &path, &[])
 }
 
 /// A source's share of a target.
@@ -388,6 +424,9 @@ pub struct Status {
     pub clock_s: i64,
     /// Bytes that are free for this source.
     pub free_bytes: u64,
+    /// Why another sync would not be let in now; absent where it would, and from a target of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub busy: Option<String>,
     /// Names of the jobs that have images, and the newest image of each.
     pub jobs: std::collections::BTreeMap<String, u64>,
 }
@@ -399,7 +438,7 @@ fn accepted(enrolled: &Enrolled, key: &KeyPair) -> Result<Credentials> {
         authority: enrolled.authority.clone(),
     };
     // It fails now, and not at the next sync, if they do not fit.
-    tls::of_source(&credentials.authority, &credentials.certificate, &credentials.key)?;
+    credentials.tls()?;
     Ok(credentials)
 }
 

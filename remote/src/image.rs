@@ -95,7 +95,7 @@ pub fn begin(
     request: &PushRequest,
     disks: &[DiskMeta],
 ) -> Result<RemoteImage> {
-    let link = Arc::new(Link::begin(&files.record.address, files.tls()?, options)?);
+    let link = Arc::new(Link::begin(files, options)?);
     let run = Id128(random()?);
     let begin = Begin {
         run,

@@ -16,13 +16,15 @@ mod meter;
 pub mod pull;
 mod rate;
 mod speed;
+mod stall;
 pub mod stream;
 pub mod tls;
 mod tree;
 
+pub use checked::{BYTES_MAX, DISKS_MAX};
 pub use error::{Error, ErrorKind, Result};
 pub use files::{Credentials, DIRECTORY, Remembered, TargetFiles, TargetRecord};
-pub use http::{Status, discard, enrol, images, newest, renew, status};
+pub use http::{RENEW_BEFORE, Status, discard, enrol, images, newest, renew, renew_if_old, status};
 pub use image::{PushNote, PushRequest, RemoteImage, begin};
 pub use invitation::{Invitation, check_address};
 pub use link::{Link, LinkOptions, LinkWait, Traffic};

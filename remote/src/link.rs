@@ -9,9 +9,11 @@
 
 use crate::checked;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::TargetFiles;
 use crate::http::{self, CONNECT_PATIENCE, FrameReader, FrameWriter};
 use crate::meter::Meter;
 use crate::rate::Rate;
+use crate::stall::{self, Signs, Stall};
 use crate::stream::{or_lost, send};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -53,6 +55,8 @@ const PING_EVERY: Duration = Duration::from_secs(10);
 /// Between two attempts to reach the target.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How often is looked whether what waits moves.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// How often a thread that waits looks whether it is still wanted.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -111,8 +115,16 @@ struct State {
     checkpoints: VecDeque<(u64, u64)>,
     /// Bytes pushed before the last checkpoint that is durable.
     durable_bytes: u64,
-    /// Since when, and why, nothing moves.
+    /// Since when, and why, there is no control connection, or the target takes nothing.
     held_up: Option<(Instant, String)>,
+    /// Since when, and why, nothing moves although there is one.
+    stalled: Option<(Instant, String)>,
+    /// Data connections that there are.
+    lanes: u32,
+    /// Why one was lost, or not made.
+    lane_lost: Option<String>,
+    /// How often a data connection has waited for the limit.
+    limited: u64,
     is_told: bool,
     interruptions: u64,
     /// The session is over: why, or because nobody wants it any more.
@@ -158,9 +170,12 @@ impl Shared {
         self.meter.add_again(state.window.again_bytes() - before);
     }
 
-    /// A data connection is lost.
-    fn lose_lane(&self, lane: u32) {
-        self.count_again(&mut self.state(), lane);
+    /// A data connection is lost, or was not made.
+    fn lose_lane(&self, lane: u32, was_joined: bool, error: &Error) {
+        let mut state = self.state();
+        self.count_again(&mut state, lane);
+        state.lanes -= u32::from(was_joined);
+        state.lane_lost = Some(error.full_message());
     }
 
     /// The control connection is lost, or was not made. Returns since when there is none, and whether there was one.
@@ -193,11 +208,13 @@ impl State {
 }
 
 impl Link {
-    /// Begins a session with the target at `address`. It returns at once; what is asked first waits for the connection.
+    /// Begins a session with a target. It returns at once; what is asked first waits for the connection. Each connection is made as
+    /// the target's files say then: another sync may renew the key meanwhile.
     ///
     /// # Errors
     /// `Io` where no thread can be started.
-    pub fn begin(address: &str, tls: Arc<rustls::ClientConfig>, options: LinkOptions) -> Result<Link> {
+    pub fn begin(files: &TargetFiles, options: LinkOptions) -> Result<Link> {
+        let address = &files.record.address;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 window: Window::new(wire::CREDIT_BYTES),
@@ -210,6 +227,10 @@ impl Link {
                 checkpoints: VecDeque::new(),
                 durable_bytes: 0,
                 held_up: Some((Instant::now(), format!("the target at {address} is being called"))),
+                stalled: None,
+                lanes: 0,
+                lane_lost: None,
+                limited: 0,
                 is_told: false,
                 interruptions: 0,
                 ended: None,
@@ -220,8 +241,8 @@ impl Link {
         });
         let caller = Caller {
             shared: shared.clone(),
-            address: address.to_owned(),
-            tls,
+            files: files.clone(),
+            address: address.clone(),
             options,
         };
         let started = std::thread::Builder::new()
@@ -351,7 +372,8 @@ impl Link {
     /// Says once why it takes so long.
     fn tell<'a>(&'a self, mut state: MutexGuard<'a, State>, wait: &dyn LinkWait) -> MutexGuard<'a, State> {
         const LONG: Duration = Duration::from_secs(5);
-        let long = state.held_up.as_ref().filter(|(since, _)| since.elapsed() > LONG);
+        let why = state.held_up.as_ref().or(state.stalled.as_ref());
+        let long = why.filter(|(since, _)| since.elapsed() > LONG);
         if let (Some((_, why)), false) = (long, state.is_told) {
             wait.held_up(Some(why));
             state.is_told = true;
@@ -376,8 +398,9 @@ impl Drop for Link {
 /// Keeps the connections of a session.
 struct Caller {
     shared: Arc<Shared>,
+    files: TargetFiles,
+    /// For people.
     address: String,
-    tls: Arc<rustls::ClientConfig>,
     options: LinkOptions,
 }
 
@@ -412,6 +435,7 @@ impl Caller {
         tokio::select! {
             () = self.keep_control() => {}
             () = all_lanes => {}
+            error = self.watch() => self.shared.end(&error),
             () = async { while !self.shared.is_over() { let _ = over.changed().await; } } => {}
         }
     }
@@ -424,8 +448,7 @@ impl Caller {
             if was_connected {
                 pause = PAUSE_MIN;
             }
-            let may_work_later = error.kind() == ErrorKind::Unreachable || is_temporary(&error);
-            if !may_work_later || since.elapsed() > self.options.patience {
+            if !may_work_later(&error) || since.elapsed() > self.options.patience {
                 self.shared.end(&error);
                 return;
             }
@@ -463,7 +486,10 @@ impl Caller {
             session,
             lane,
         };
-        let (reader, mut writer) = http::upgrade(&self.address, self.tls.clone()).await?;
+        let upgraded = http::as_known(&self.files, |address, config| async move {
+            http::upgrade(&address, config).await
+        });
+        let (reader, mut writer) = upgraded.await?;
         or_lost(send(&mut writer, 0, Message::Hello(hello)).await)?;
         Ok((reader, writer))
     }
@@ -581,8 +607,12 @@ impl Caller {
                 let mut was_joined = false;
                 if let Err(error) = self.lane(lane, &mut was_joined).await {
                     tracing::debug!("data connection {lane} was lost: {}", error.full_message());
+                    self.shared.lose_lane(lane, was_joined, &error);
+                    if !may_lane_work_later(&error) {
+                        self.shared.end(&error);
+                        return std::future::pending().await;
+                    }
                 }
-                self.shared.lose_lane(lane);
                 self.shared.notify();
                 pause = match was_joined {
                     true => PAUSE_MIN,
@@ -606,6 +636,7 @@ impl Caller {
         let (mut reader, mut writer) = self.hello(Some(lane)).await?;
         self.welcome(&mut reader).await?;
         *was_joined = true;
+        self.shared.state().lanes += 1;
         tokio::select! {
             done = self.read_lane(&mut reader) => done,
             done = self.write_lane(lane, &mut writer) => done,
@@ -626,7 +657,7 @@ impl Caller {
         let mut wake = self.shared.wake.subscribe();
         loop {
             while let Some(sent) = self.next_for_lane(lane) {
-                self.options.rate.take(sent.bytes.len() as u64).await;
+                self.wait_for_limit(sent.bytes.len(), writer).await?;
                 or_lost(writer.write_all(&sent.bytes).await)?;
                 self.shared.meter.add_sent(sent.bytes.len());
             }
@@ -637,12 +668,56 @@ impl Caller {
         }
     }
 
+    /// Waits until so many bytes may be sent, and says meanwhile that it is there.
+    async fn wait_for_limit(&self, bytes: usize, writer: &mut FrameWriter) -> Result<()> {
+        let mut taken = std::pin::pin!(self.options.rate.take(bytes as u64));
+        while timeout(PING_EVERY, &mut taken).await.is_err() {
+            self.shared.state().limited += 1;
+            or_lost(send(writer, 0, Message::Ping(Nothing {})).await)?;
+        }
+        Ok(())
+    }
+
+    /// Looks again and again whether what waits moves. Returns why the session is over when it has not moved for too long: as if the
+    /// control connection had been lost for so long.
+    async fn watch(&self) -> Error {
+        let mut stall = Stall::default();
+        loop {
+            sleep(WATCH_EVERY).await;
+            let mut state = self.shared.state();
+            let waits = state.held_up.is_none() && state.window.has_clusters();
+            let signs = Signs {
+                received: state.window.received_seq(),
+                limited: state.limited,
+            };
+            let since = stall.look(waits, signs, Instant::now());
+            let lanes = state.lanes;
+            state.stalled = since.and_then(|since| {
+                let why = stall::reason(since.elapsed(), lanes, state.lane_lost.as_deref())?;
+                Some((since, why))
+            });
+            if let Some((since, why)) = &state.stalled
+                && since.elapsed() > stall::patience(self.options.patience, lanes)
+            {
+                return Error::unreachable(why.clone());
+            }
+        }
+    }
+
     fn next_for_lane(&self, lane: u32) -> Option<wire::Sent> {
         self.shared.state().window.next_for(lane, true)
     }
 }
 
 /// Whether the target may do later what it does not do now, within one session: while it restarts, for one.
-fn is_temporary(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Refused(Refusal::Closing))
+fn may_work_later(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Unreachable | ErrorKind::Refused(Refusal::Closing)
+    )
+}
+
+/// The same for a data connection. Why there is no session any more is said on the control connection.
+fn may_lane_work_later(error: &Error) -> bool {
+    may_work_later(error) || matches!(error.kind(), ErrorKind::Refused(Refusal::NoSession))
 }

@@ -9,7 +9,7 @@ use crate::http::{self, Sender};
 use http_body_util::Full;
 use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
@@ -55,8 +55,8 @@ pub struct Listing {
 #[derive(Debug)]
 pub struct PulledStore {
     runtime: Runtime,
+    files: TargetFiles,
     address: String,
-    config: Arc<rustls::ClientConfig>,
     /// Connections that nobody uses now.
     idle: Mutex<Vec<Sender>>,
 }
@@ -81,7 +81,7 @@ impl PulledStore {
         Ok(PulledStore {
             runtime,
             address: files.record.address.clone(),
-            config: files.tls()?,
+            files: files.clone(),
             idle: Mutex::default(),
         })
     }
@@ -119,15 +119,12 @@ impl PulledStore {
     /// As [`read`](Self::read).
     pub fn hold(&self, chain: &str, sequence: u64) -> Result<PulledHold> {
         let path = format!("/v1/hold/{chain}/{sequence}");
-        let (address, config) = (self.address.clone(), self.config.clone());
-        let first = self.patiently(|| {
-            self.runtime
-                .block_on(http::change(&address, config.clone(), &path, HOLD_PROTOCOL))
-        })?;
+        let first = self.patiently(|| self.runtime.block_on(hold_at(&self.files, &path)))?;
         let (sender, receiver) = oneshot::channel();
+        let files = self.files.clone();
         self.runtime.spawn(async move {
             tokio::select! {
-                () = keep(first, &address, config.clone(), &path) => {}
+                () = keep(first, &files, &path) => {}
                 _ = receiver => {}
             }
         });
@@ -136,16 +133,19 @@ impl PulledStore {
 
     fn get(&self, path: &str) -> Result<Vec<u8>> {
         self.patiently(|| {
-            // One that was idle may have been closed meanwhile.
+            // One that was idle may have been closed meanwhile, or was made with a key that has been renewed.
             while let Some(sender) = self.take() {
-                if let Ok(answer) = self.runtime.block_on(self.ask(sender, path)) {
-                    return answer;
+                match self.runtime.block_on(self.ask(sender, path)) {
+                    Ok(Err(error)) if error.is_about_rights() => {}
+                    Ok(answer) => return answer,
+                    Err(_) => {}
                 }
             }
-            let opened = self
-                .runtime
-                .block_on(http::open(&self.address, self.config.clone()))?;
-            self.runtime.block_on(self.ask(opened, path))?
+            self.runtime
+                .block_on(http::as_known(&self.files, |address, config| async move {
+                    let opened = http::open(&address, config).await?;
+                    self.ask(opened, path).await?
+                }))
         })
     }
 
@@ -162,11 +162,14 @@ impl PulledStore {
         let status = answer.status();
         let body = timeout(http::CONNECT_PATIENCE, http::body_of(&self.address, answer)).await;
         let bytes = body.map_err(late)??;
-        self.idle().push(sender);
-        Ok(match status {
+        let answer = match status {
             StatusCode::OK => Ok(bytes.to_vec()),
             status => Err(http::problem(status, &bytes)),
-        })
+        };
+        if !answer.as_ref().is_err_and(Error::is_about_rights) {
+            self.idle().push(sender);
+        }
+        Ok(answer)
     }
 
     /// Tries again while the target cannot be reached.
@@ -193,15 +196,23 @@ impl PulledStore {
     }
 }
 
+/// A connection that keeps an image from being deleted.
+async fn hold_at(files: &TargetFiles, path: &str) -> Result<http::Changed> {
+    http::as_known(files, |address, config| async move {
+        http::change(&address, config, path, HOLD_PROTOCOL).await
+    })
+    .await
+}
+
 /// Says on a connection that it is there, and makes it again when it is lost, until the image is gone.
-async fn keep(first: http::Changed, address: &str, config: Arc<rustls::ClientConfig>, path: &str) {
+async fn keep(first: http::Changed, files: &TargetFiles, path: &str) {
     let mut connection = first;
     loop {
         while say(&mut connection).await {
             tokio::time::sleep(HOLD_INTERVAL).await;
         }
         connection = loop {
-            match http::change(address, config.clone(), path, HOLD_PROTOCOL).await {
+            match hold_at(files, path).await {
                 Ok(again) => break again,
                 Err(error) if error.kind() == ErrorKind::Unreachable => tokio::time::sleep(PAUSE_MAX).await,
                 Err(error) => {

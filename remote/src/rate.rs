@@ -183,17 +183,41 @@ impl Rate {
 
     /// Waits until so many bytes may be sent.
     pub async fn take(&self, bytes: u64) {
-        let claim = self.state().claim(bytes);
+        let mut claim = Claim {
+            rate: self,
+            bytes,
+            at: self.state().claim(bytes),
+            is_granted: false,
+        };
         loop {
             let waits = {
                 let mut state = self.state();
                 let rate = state.limit.now();
-                state.waits(claim, rate, Instant::now())
+                state.waits(claim.at, rate, Instant::now())
             };
             match waits {
                 Some(waits) => sleep(waits.min(LOOK_AGAIN)).await,
-                None => return,
+                None => {
+                    claim.is_granted = true;
+                    return;
+                }
             }
+        }
+    }
+}
+
+/// Bytes that somebody waits for. Who stops waiting gives them back to those that come after.
+struct Claim<'a> {
+    rate: &'a Rate,
+    bytes: u64,
+    at: f64,
+    is_granted: bool,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if !self.is_granted {
+            self.rate.state().claimed -= self.bytes as f64;
         }
     }
 }
@@ -251,6 +275,22 @@ mod tests {
         assert!(state.waits(fourth, 1000, start + half).unwrap() > Duration::from_hours(10));
         assert_eq!(state.waits(third, 1000, start + 2 * half), None);
         assert_eq!(state.waits(fourth, 0, start + 2 * half), None);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_costs_those_that_come_after_nothing() {
+        let rate = Rate::new(SendLimit::always(1000));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            rate.take(1 << 40).await;
+            let claimed = rate.state().claimed;
+            let lost = tokio::time::timeout(Duration::from_millis(10), rate.take(500)).await;
+            assert!(lost.is_err(), "it would wait for years");
+            assert!((rate.state().claimed - claimed).abs() < 1.0);
+        });
     }
 
     #[test]

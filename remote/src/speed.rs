@@ -7,10 +7,12 @@ use hyper::Method;
 use hyper::body::{Body, Bytes, Frame};
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// What a test has measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +31,13 @@ const NOISE_BYTES: usize = 256 << 10;
 /// # Errors
 /// `Unreachable`, `Refused`; `Untrue` where the target claims to have received more than was sent.
 pub fn measure_speed(files: &TargetFiles, connections: u32, time: Duration) -> Result<Speed> {
-    http::runtime()?.block_on(send(files, connections.max(1), time))
+    let late = |_| Error::unreachable(format!("{} does not answer", files.record.address));
+    http::runtime()?.block_on(async {
+        let sent = send(files, connections.max(1), time);
+        timeout(time + 2 * http::CONNECT_PATIENCE, sent)
+            .await
+            .map_err(late)?
+    })
 }
 
 async fn send(files: &TargetFiles, connections: u32, time: Duration) -> Result<Speed> {
@@ -41,7 +49,7 @@ async fn send(files: &TargetFiles, connections: u32, time: Duration) -> Result<S
     for _ in 0..connections {
         lanes.push(http::open::<Noise>(&files.record.address, files.tls()?).await?);
     }
-    let begun = Instant::now();
+    let (begun, given_bytes) = (Instant::now(), Arc::new(AtomicU64::new(0)));
     let mut tests = JoinSet::new();
     for lane in lanes {
         let address = files.record.address.clone();
@@ -49,6 +57,7 @@ async fn send(files: &TargetFiles, connections: u32, time: Duration) -> Result<S
             chunk: noise.clone(),
             left: http::TEST_MAX_BYTES / u64::from(connections),
             until: begun + time,
+            given_bytes: given_bytes.clone(),
         };
         tests.spawn(http::send::<Noise, Tested>(
             lane,
@@ -64,7 +73,7 @@ async fn send(files: &TargetFiles, connections: u32, time: Duration) -> Result<S
             .map_err(|error| Error::new(ErrorKind::Io, "a test of the line has failed").caused_by(error))?;
         sent_bytes = sent_bytes.saturating_add(tested?.received_bytes);
     }
-    if sent_bytes > http::TEST_MAX_BYTES {
+    if sent_bytes > given_bytes.load(Ordering::Relaxed) {
         return Err(Error::untrue(
             "the target claims to have received more than was sent",
         ));
@@ -80,6 +89,8 @@ struct Noise {
     chunk: Bytes,
     left: u64,
     until: Instant,
+    /// Bytes that all connections of the test have taken to send.
+    given_bytes: Arc<AtomicU64>,
 }
 
 impl Body for Noise {
@@ -96,6 +107,7 @@ impl Body for Noise {
             return Poll::Ready(None);
         }
         noise.left -= length;
+        noise.given_bytes.fetch_add(length, Ordering::Relaxed);
         let end = usize::try_from(length).unwrap_or(noise.chunk.len());
         Poll::Ready(Some(Ok(Frame::data(noise.chunk.slice(..end)))))
     }

@@ -6,6 +6,7 @@
     reason = "they panic where nothing can be written"
 )]
 
+mod answer;
 mod args;
 mod authority;
 mod config;

@@ -2,9 +2,10 @@
 //!
 //! Only files that a reader of images needs can be read, by names that cannot lead out of the store. Nothing can be written.
 
+use crate::answer::{Answer, failed, json, problem, upgraded};
 use crate::config::Config;
 use crate::registry::Role;
-use crate::serve::{Answer, Peer, SILENCE, Target, failed, json, problem, upgraded};
+use crate::serve::{Peer, SILENCE, Target};
 use anyhow::{Context, Result};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -193,23 +194,16 @@ impl Target {
         }
     }
 
-    /// Reads from the store, on a thread that may wait for it. Rights that were taken meanwhile count.
+    /// Reads from the store, on a thread that may wait for it.
     async fn reading<T: Send + 'static>(
         self: Arc<Self>,
         peer: Peer,
         ask: impl FnOnce(&Target, &str) -> Result<T> + Send + 'static,
         show: impl FnOnce(T) -> Answer,
     ) -> Answer {
-        let asked = tokio::task::spawn_blocking(move || match self.may_still_read(&peer)? {
-            true => ask(&self, &peer.of).map(Some),
-            false => Ok(None),
-        });
+        let asked = tokio::task::spawn_blocking(move || ask(&self, &peer.of));
         match asked.await {
-            Ok(Ok(Some(found))) => show(found),
-            Ok(Ok(None)) => problem(
-                StatusCode::UNAUTHORIZED,
-                "this machine is not enrolled here (any more)",
-            ),
+            Ok(Ok(found)) => show(found),
             Ok(Err(error)) => failed(&error),
             Err(error) => failed(&error.into()),
         }

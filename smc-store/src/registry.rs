@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 /// How long an invitation can be used.
 pub const INVITED_FOR: SignedDuration = SignedDuration::from_hours(1);
 
+/// Keys of a source: the one that it shows, and newer ones that it may not have received.
+const KEYS_MAX: usize = 4;
+
 /// What a certificate gives the right to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -46,7 +49,8 @@ pub struct Source {
     pub of: Option<String>,
     /// When it was enrolled.
     pub enrolled: Timestamp,
-    /// SHA-256 of the keys that it may show, in hexadecimal digits: the newest one, and the one before until that has been used.
+    /// SHA-256 of the keys that it may show, in hexadecimal digits: the one that it shows, and behind it newer ones until one of
+    /// these has been shown.
     pub keys: Vec<String>,
     /// Why nothing of it is deleted until somebody has looked; absent where all is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -230,21 +234,30 @@ impl Registry {
         })
     }
 
-    /// Takes another key of a source beside the one that it has shown, which stays good until the new one has been shown.
+    /// Takes another key of a source beside those that it has, which stay good until the new one, or one after it, has been shown.
+    /// Returns the source's role; `None` where the key that it has shown is none of its keys (any more).
     ///
     /// # Errors
-    /// A source that is not enrolled; a list that cannot be read or written.
-    pub fn add_key(&self, source: &str, shown: &[u8; 32], new: &[u8; 32]) -> Result<()> {
+    /// A list that cannot be read or written.
+    pub fn add_key(&self, source: &str, shown: &[u8; 32], new: &[u8; 32]) -> Result<Option<Role>> {
+        let (shown, new) = (hex::encode(shown), hex::encode(new));
         self.change(|content| {
-            let Some(source) = content.sources.get_mut(source) else {
-                bail!("source {source} is not enrolled");
+            let source = content.sources.get_mut(source);
+            let Some(source) = source.filter(|source| source.keys.contains(&shown)) else {
+                return Ok(None);
             };
-            source.keys = vec![hex::encode(shown), hex::encode(new)];
-            Ok(())
+            source.keys.retain(|known| *known != new);
+            source.keys.push(new);
+            // New ones that were never shown: their answers may have been lost. The last ones count.
+            while source.keys.len() > KEYS_MAX {
+                let oldest = source.keys.iter().position(|known| *known != shown);
+                source.keys.remove(oldest.unwrap_or(0));
+            }
+            Ok(Some(source.role))
         })
     }
 
-    /// The source that may show a key, and what it may do. Where it has a newer key than that, the older ones are of no use from now on.
+    /// The source that may show a key, and what it may do. The keys that were made before this one are of no use from now on.
     ///
     /// # Errors
     /// A list that cannot be read or written.
@@ -258,10 +271,13 @@ impl Registry {
         let Some((name, source)) = found else {
             return Ok(None);
         };
-        if source.keys.len() > 1 && source.keys.last() == Some(&key) {
+        if source.keys.first() != Some(&key) {
             self.change(|content| {
-                if let Some(source) = content.sources.get_mut(&name) {
-                    source.keys.retain(|known| *known == key);
+                // Somebody may have changed the list since it was read.
+                if let Some(source) = content.sources.get_mut(&name)
+                    && let Some(place) = source.keys.iter().position(|known| *known == key)
+                {
+                    source.keys.drain(..place);
                 }
                 Ok(())
             })?;
@@ -366,9 +382,36 @@ mod tests {
         );
         assert!(registry.with_key(&[2; 32]).unwrap().is_some());
         assert!(registry.with_key(&[1; 32]).unwrap().is_none());
+        // Who has the old one gets no new one.
+        assert_eq!(registry.add_key("web01", &[1; 32], &[9; 32]).unwrap(), None);
+        assert!(registry.with_key(&[9; 32]).unwrap().is_none());
+        assert!(registry.with_key(&[2; 32]).unwrap().is_some());
         registry.revoke("web01").unwrap();
+        assert_eq!(registry.add_key("web01", &[2; 32], &[9; 32]).unwrap(), None);
         assert!(registry.with_key(&[2; 32]).unwrap().is_none());
         assert!(registry.revoke("web01").is_err());
+    }
+
+    #[test]
+    fn new_keys_that_were_not_shown_take_nothing_from_the_one_that_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::in_directory(dir.path());
+        let now = Timestamp::now();
+        let secret = registry.invite("web01", None, false, now).unwrap();
+        enrolled(&registry, &secret, 1, now).unwrap();
+        for new in 2..20 {
+            let role = registry.add_key("web01", &[1; 32], &[new; 32]).unwrap();
+            assert_eq!(role, Some(Role::Push));
+            assert!(registry.with_key(&[1; 32]).unwrap().is_some());
+        }
+        assert_eq!(registry.sources().unwrap()["web01"].keys.len(), KEYS_MAX);
+        // Of two that were made at the same time, the first one is shown before the last one.
+        for shown in [18, 19] {
+            assert!(registry.with_key(&[shown; 32]).unwrap().is_some());
+        }
+        for old in 1..19 {
+            assert!(registry.with_key(&[old; 32]).unwrap().is_none());
+        }
     }
 
     #[test]

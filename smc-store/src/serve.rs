@@ -1,29 +1,28 @@
 //! The service: accepts connections, knows who they are, and gives frames to sessions.
 
+use crate::answer::{Answer, Refused, body, failed, json, problem, test, unhealthy, upgraded};
 use crate::authority::{Identity, SOURCE_DAYS};
 use crate::config::Config;
 use crate::metrics::{self, Counters, Reason};
-use crate::registry::{Registry, Role};
+use crate::registry::{Registry, Role, Source};
 use crate::session::{OUTGOING_MAX, Outgoing, Session, Worker, stripped};
 use crate::sessions::{Counted, Counts, Sessions};
 use crate::space::Space;
 use admission::{Admission, Bounds, Place};
 use anyhow::{Context, Result};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
+use hyper::body::Incoming;
+use hyper::header::UPGRADE;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use imagefmt::ErrorKind;
 use jiff::Timestamp;
-use remote::http::{Enrol, Enrolled, Problem, Renew, Status, TEST_MAX_BYTES, Tested};
+use remote::http::{Enrol, Enrolled, Renew, Status};
 use remote::stream::{Reader, buffered, send};
 use remote::tls;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
@@ -31,13 +30,13 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncWriteExt, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use wire::message::{Hello, Nothing, Refusal, Refuse, Welcome};
 use wire::{Id128, Message, VERSION};
 
 /// How long a client may take to show who it is, and to ask for something.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Who may be connected. Who has shown no certificate that is known waits in places of its own, and a new one takes the
 /// place of the one that has waited longest there: a source that means it is through in a moment.
 const BOUNDS: Bounds = Bounds {
@@ -45,22 +44,23 @@ const BOUNDS: Bounds = Bounds {
     handshakes: 128,
     handshakes_per_network: 32,
 };
-/// The longest body of a request.
-const BODY_MAX_BYTES: usize = 64 << 10;
 /// A connection that is silent for so long is closed: a source says something every ten seconds.
 pub const SILENCE: Duration = Duration::from_secs(60);
 /// Questions of one connection that are being answered; further ones wait in the socket.
 const ANSWERS_MAX: usize = 64;
 /// Connections of one source at the same time: four syncs with all that they may have.
 const CONNECTIONS_OF_SOURCE: usize = 64;
-/// How long a test of the line may take.
-const TEST_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the session of a sync that is given up is waited for.
 const DISCARD_PATIENCE: Duration = Duration::from_secs(10);
+/// How often is looked whether the sources of running syncs still have rights.
+const RIGHTS_INTERVAL: Duration = Duration::from_secs(2);
 /// Syncs of one source at the same time.
 const PER_SOURCE: usize = 4;
 
 const TURNED_OUT: &str = "closed before it had shown who it is, because too many such clients are connected";
+
+/// Why somebody whose key is not known (any more) gets nothing.
+pub const NOT_ENROLLED: &str = "this machine is not enrolled here (any more)";
 
 const SOFTWARE: &str = concat!("smc-store ", env!("CARGO_PKG_VERSION"));
 
@@ -88,6 +88,36 @@ pub struct Peer {
     pub of: String,
     /// SHA-256 of the key that it has shown.
     pub key: Option<[u8; 32]>,
+    enrolled: Option<Timestamp>,
+    held: Arc<Held>,
+}
+
+impl Peer {
+    fn new(connection: Connection, known: Option<(String, Source)>) -> Peer {
+        let Connection { key, held, .. } = connection;
+        let (source, known) = known.unzip();
+        let of = known
+            .as_ref()
+            .and_then(|known| known.of.clone())
+            .or(source.clone());
+        Peer {
+            role: known.as_ref().map(|known| known.role),
+            enrolled: known.map(|known| known.enrolled),
+            of: of.unwrap_or_default(),
+            source,
+            key,
+            held,
+        }
+    }
+}
+
+/// What stays the same as long as a connection lasts.
+#[derive(Debug, Clone)]
+struct Connection {
+    /// SHA-256 of the key that was shown.
+    key: Option<[u8; 32]>,
+    /// Whose that was at the beginning.
+    source: Option<String>,
     held: Arc<Held>,
 }
 
@@ -97,9 +127,6 @@ struct Held {
     _place: Arc<Place>,
     _of_source: Option<Counted>,
 }
-
-/// What every request is answered with.
-pub type Answer = Response<Full<Bytes>>;
 
 impl Target {
     /// Opens what the service needs.
@@ -142,6 +169,7 @@ impl Target {
     pub async fn serve(self: Arc<Self>, listener: TcpListener) -> Result<()> {
         let acceptor = TlsAcceptor::from(self.identity.tls()?);
         let admission = Admission::new(BOUNDS, None);
+        tokio::spawn(self.clone().watch_rights());
         loop {
             match listener.accept().await {
                 Ok((stream, address)) => {
@@ -189,10 +217,10 @@ impl Target {
             .peer_certificates()
             .and_then(|shown| shown.first());
         let key = shown.map(|certificate| tls::key_hash(certificate)).transpose()?;
-        let peer = self.peer(key, place)?;
+        let connection = self.admit(key, place).await?;
         let service = service_fn(move |request| {
-            let (target, peer) = (self.clone(), peer.clone());
-            async move { Ok::<_, Infallible>(target.answer(peer, request).await) }
+            let (target, connection) = (self.clone(), connection.clone());
+            async move { Ok::<_, Infallible>(target.answer(connection, request).await) }
         });
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -202,19 +230,18 @@ impl Target {
         Ok(served.await?)
     }
 
-    /// Who has shown this key. A source gets a place of its own, as far as there is one.
-    fn peer(&self, key: Option<[u8; 32]>, place: Arc<Place>) -> Result<Peer> {
-        let known = match &key {
-            Some(key) => self.registry.with_key(key)?,
-            None => None,
-        };
-        let role = known.as_ref().map(|(_, known)| known.role);
-        let of = known
-            .as_ref()
-            .map(|(name, known)| known.of.as_ref().unwrap_or(name).clone());
-        let source = known.map(|(name, _)| name);
-        let of_source = match &source {
-            Some(source) => {
+    /// Who has shown this key now, and what it may do: rights may have been taken, and keys replaced, since the connection was made.
+    async fn known(self: &Arc<Self>, key: Option<[u8; 32]>) -> Result<Option<(String, Source)>> {
+        let Some(key) = key else { return Ok(None) };
+        let target = self.clone();
+        tokio::task::spawn_blocking(move || target.registry.with_key(&key)).await?
+    }
+
+    /// A source gets a place of its own, as far as there is one.
+    async fn admit(self: &Arc<Self>, key: Option<[u8; 32]>, place: Arc<Place>) -> Result<Connection> {
+        let known = self.known(key).await?;
+        let of_source = match &known {
+            Some((source, _)) => {
                 let busy = |what| self.refused(Reason::Busy, what);
                 let counted = self.connections_of.count(source, CONNECTIONS_OF_SOURCE);
                 let counted = counted.ok_or_else(|| busy("it has too many connections"))?;
@@ -225,11 +252,9 @@ impl Target {
             }
             None => None,
         };
-        Ok(Peer {
-            source,
-            role,
-            of: of.unwrap_or_default(),
+        Ok(Connection {
             key,
+            source: known.map(|(source, _)| source),
             held: Arc::new(Held {
                 _place: place,
                 _of_source: of_source,
@@ -237,7 +262,18 @@ impl Target {
         })
     }
 
-    async fn answer(self: Arc<Self>, peer: Peer, mut request: Request<Incoming>) -> Answer {
+    /// Who asks: the source that the connection was let in for, if that may still show its key.
+    async fn peer(self: &Arc<Self>, connection: Connection) -> Result<Peer> {
+        let known = self.known(connection.key).await?;
+        let known = known.filter(|(name, _)| connection.source.as_ref() == Some(name));
+        Ok(Peer::new(connection, known))
+    }
+
+    async fn answer(self: Arc<Self>, connection: Connection, mut request: Request<Incoming>) -> Answer {
+        let peer = match self.peer(connection).await {
+            Ok(peer) => peer,
+            Err(error) => return failed(&error),
+        };
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let parts: Vec<&str> = path.split('/').skip(1).collect();
         match (&method, parts.as_slice()) {
@@ -248,10 +284,7 @@ impl Target {
             (&Method::GET, ["healthz"]) => self.health().await,
             (&Method::GET | &Method::POST, ["v1", ..]) if peer.source.is_none() => {
                 self.counters.refuse(Reason::Unknown);
-                problem(
-                    StatusCode::UNAUTHORIZED,
-                    "this machine is not enrolled here (any more)",
-                )
+                problem(StatusCode::UNAUTHORIZED, NOT_ENROLLED)
             }
             (&Method::POST, ["v1", "renew"]) => self.renew(&peer, request).await,
             (&Method::GET, ["v1", "status"]) => {
@@ -361,13 +394,12 @@ impl Target {
         };
         self.blocking(peer.clone(), move |target, source| {
             let (certificate, key) = target.sign(source, &asked.request)?;
-            target.registry.add_key(source, &shown, &key)?;
-            let role = target.registry.with_key(&shown)?.map(|(_, source)| source.role);
-            Ok(target.enrolled(
-                certificate,
-                source,
-                &role.map(|role| role.to_string()).unwrap_or_default(),
-            ))
+            let role = target.registry.add_key(source, &shown, &key)?;
+            let role = role.ok_or_else(|| Refused {
+                status: StatusCode::UNAUTHORIZED,
+                text: NOT_ENROLLED.to_owned(),
+            })?;
+            Ok(target.enrolled(certificate, source, &role.to_string()))
         })
         .await
     }
@@ -402,12 +434,14 @@ impl Target {
             software: SOFTWARE.to_owned(),
             clock_s: Timestamp::now().as_second(),
             free_bytes: space.left_bytes(),
+            busy: (!self.sessions.has_room(source, self.config.max_syncs, PER_SOURCE))
+                .then(|| self.too_many_syncs()),
             jobs,
         })
     }
 
     fn newest(&self, source: &str, job: &str) -> Result<Option<imagefmt::Manifest>> {
-        imagefmt::check_name("job", job)?;
+        check_job(job)?;
         let Some(store) = self.config.open_store(source)? else {
             return Ok(None);
         };
@@ -422,7 +456,7 @@ impl Target {
     }
 
     fn images(&self, source: &str, job: &str) -> Result<Vec<u64>> {
-        imagefmt::check_name("job", job)?;
+        check_job(job)?;
         let Some(store) = self.config.open_store(source)? else {
             return Ok(Vec::new());
         };
@@ -434,7 +468,7 @@ impl Target {
 
     /// Drops what the unfinished sync of a job has stored, also of a session that its source has lost. Says whether there was one.
     fn discard(&self, source: &str, job: &str) -> Result<bool> {
-        imagefmt::check_name("job", job)?;
+        check_job(job)?;
         let Some(store) = self.config.open_store(source)? else {
             return Ok(false);
         };
@@ -450,7 +484,39 @@ impl Target {
                     self.sessions.end_lost(source, job);
                     std::thread::sleep(Duration::from_millis(200));
                 }
+                Err(error) if error.kind() == ErrorKind::Busy => {
+                    let text =
+                        format!("the unfinished sync of {job} is not dropped: another sync of it runs");
+                    let status = StatusCode::CONFLICT;
+                    return Err(Refused { status, text }.into());
+                }
                 Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn too_many_syncs(&self) -> String {
+        format!(
+            "there are as many syncs at once as there may be: {PER_SOURCE} of a source, {} in all",
+            self.config.max_syncs
+        )
+    }
+
+    /// Ends the sessions of sources that are not enrolled any more, or were enrolled again: with another key.
+    async fn watch_rights(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(RIGHTS_INTERVAL).await;
+            if self.sessions.is_empty() {
+                continue;
+            }
+            let target = self.clone();
+            match tokio::task::spawn_blocking(move || target.registry.sources()).await {
+                Ok(Ok(sources)) => self.sessions.end_others(|source, enrolled| {
+                    let known = sources.get(source);
+                    known.is_some_and(|known| known.role == Role::Push && known.enrolled == enrolled)
+                }),
+                Ok(Err(error)) => tracing::error!("who may go on with a sync is not known: {error:#}"),
+                Err(error) => tracing::error!("who may go on with a sync is not known: {error}"),
             }
         }
     }
@@ -461,7 +527,7 @@ impl Target {
             .headers()
             .get(UPGRADE)
             .is_some_and(|wanted| wanted == wire::PROTOCOL);
-        let Some(source) = peer.source.filter(|_| wanted) else {
+        let Some(source) = peer.source.zip(peer.enrolled).filter(|_| wanted) else {
             return problem(StatusCode::UPGRADE_REQUIRED, "this is only for smc-push/1");
         };
         let upgrade = hyper::upgrade::on(request);
@@ -480,7 +546,7 @@ impl Target {
     }
 
     /// One connection of frames.
-    async fn talk(self: Arc<Self>, source: String, upgraded: Upgraded) -> io::Result<()> {
+    async fn talk(self: Arc<Self>, source: (String, Timestamp), upgraded: Upgraded) -> io::Result<()> {
         let (reader, mut writer) = tokio::io::split(TokioIo::new(upgraded));
         let mut reader = Reader::of_source(reader);
         let first = timeout(HANDSHAKE, reader.message()).await??;
@@ -500,7 +566,7 @@ impl Target {
     /// The session that a connection joins, or a new one.
     fn session_for(
         &self,
-        source: &str,
+        (source, enrolled): &(String, Timestamp),
         hello: &Hello,
     ) -> std::result::Result<Arc<Session>, (Refusal, String)> {
         if !hello.versions.contains(&VERSION) {
@@ -516,7 +582,7 @@ impl Target {
                     "the target does not have this session any more".to_owned(),
                 )
             };
-            return self.sessions.find(source, id).ok_or_else(lost);
+            return self.sessions.find(source, *enrolled, id).ok_or_else(lost);
         }
         if hello.lane.is_some() {
             return Err((
@@ -527,14 +593,10 @@ impl Target {
         let failed = |error: String| (Refusal::Failed, error);
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(|error| failed(error.to_string()))?;
-        let session = Arc::new(Session::new(Id128(id), source));
+        let session = Arc::new(Session::new(Id128(id), source, *enrolled));
         if !self.sessions.add(&session, self.config.max_syncs, PER_SOURCE) {
             self.counters.refuse(Reason::Busy);
-            let text = format!(
-                "there are as many syncs at once as there may be: {PER_SOURCE} of a source, {} in all",
-                self.config.max_syncs
-            );
-            return Err((Refusal::Busy, text));
+            return Err((Refusal::Busy, self.too_many_syncs()));
         }
         let (own, sessions) = (session.clone(), self.sessions.clone());
         let (config, registry) = (self.config.clone(), self.registry.clone());
@@ -547,6 +609,14 @@ impl Target {
         }
         Ok(session)
     }
+}
+
+/// Refuses what cannot be the name of a job.
+fn check_job(job: &str) -> Result<()> {
+    imagefmt::check_name("job", job).map_err(|error| {
+        let (status, text) = (StatusCode::BAD_REQUEST, error.to_string());
+        Refused { status, text }.into()
+    })
 }
 
 type FrameReader = Reader<tokio::io::ReadHalf<TokioIo<Upgraded>>>;
@@ -645,96 +715,6 @@ async fn lane(session: &Arc<Session>, mut reader: FrameReader, mut writer: Frame
     Ok(())
 }
 
-/// A test of the line: what comes is counted, and nothing of it is kept.
-async fn test(request: Request<Incoming>) -> Answer {
-    let (mut body, mut received_bytes) = (request.into_body(), 0);
-    let end = tokio::time::Instant::now() + TEST_PATIENCE;
-    loop {
-        match timeout_at(end, body.frame()).await {
-            Ok(Some(Ok(frame))) => {
-                received_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
-                if received_bytes > TEST_MAX_BYTES {
-                    return problem(
-                        StatusCode::PAYLOAD_TOO_LARGE,
-                        "a test of the line is not longer than 4 GiB",
-                    );
-                }
-            }
-            Ok(Some(Err(error))) => {
-                return problem(
-                    StatusCode::BAD_REQUEST,
-                    &format!("the test cannot be read: {error}"),
-                );
-            }
-            Ok(None) => return json(StatusCode::OK, &Tested { received_bytes }),
-            Err(_) => {
-                return problem(
-                    StatusCode::REQUEST_TIMEOUT,
-                    "a test of the line takes at most a minute",
-                );
-            }
-        }
-    }
-}
-
-/// A request's body, as a JSON object.
-async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> std::result::Result<T, String> {
-    let collected = Limited::new(request.into_body(), BODY_MAX_BYTES).collect();
-    let bytes = match timeout(HANDSHAKE, collected).await {
-        Ok(Ok(collected)) => collected.to_bytes(),
-        Ok(Err(error)) => return Err(format!("the request cannot be read: {error}")),
-        Err(_) => return Err("the request did not arrive".to_owned()),
-    };
-    serde_json::from_slice(&bytes).map_err(|error| format!("the request cannot be read: {error}"))
-}
-
-/// The answer behind which a connection speaks another protocol.
-pub fn upgraded(protocol: &'static str) -> Answer {
-    let mut answer = Response::new(Full::default());
-    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = answer.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static(protocol));
-    answer
-}
-
-/// An answer in JSON.
-pub fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
-    let bytes = serde_json::to_vec(value).unwrap_or_default();
-    let mut answer = Response::new(Full::new(Bytes::from(bytes)));
-    *answer.status_mut() = status;
-    let kind = HeaderValue::from_static("application/json");
-    answer.headers_mut().insert(CONTENT_TYPE, kind);
-    answer
-}
-
-/// Why a request is refused.
-pub fn problem(status: StatusCode, text: &str) -> Answer {
-    json(
-        status,
-        &Problem {
-            error: text.to_owned(),
-        },
-    )
-}
-
-/// What went wrong here is for this machine's administrator; the source only hears that it did.
-pub fn failed(error: &anyhow::Error) -> Answer {
-    tracing::error!("a request could not be answered: {error:#}");
-    problem(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "the target could not read or write its own files: its log says why",
-    )
-}
-
-fn unhealthy(error: &anyhow::Error) -> Answer {
-    tracing::error!("the target is not healthy: {error:#}");
-    json(
-        StatusCode::SERVICE_UNAVAILABLE,
-        &serde_json::json!({ "healthy": false }),
-    )
-}
-
 /// Runs the service until it is asked to stop.
 ///
 /// # Errors
@@ -789,3 +769,7 @@ fn stop_signal() -> Result<tokio::sync::oneshot::Receiver<()>> {
         .context("start a thread")?;
     Ok(receiver)
 }
+
+#[cfg(test)]
+#[path = "serve_tests.rs"]
+mod tests;

@@ -9,7 +9,8 @@ use imagefmt::{
     Base, ClusterSize, ClusterUpdate, Codec, Consistency, Digest, DiskId, DiskMeta, Error, ErrorKind,
     ImageWriter, Manifest, Method, Store, StoredDigest, TakeOver, Uuid, WriteRequest,
 };
-use remote::{PushNote, PushRequest};
+use jiff::Timestamp;
+use remote::{BYTES_MAX, DISKS_MAX, PushNote, PushRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -45,6 +46,8 @@ pub struct Session {
     pub id: Id128,
     /// Whose it is: only connections of the same source join it.
     pub source: String,
+    /// When that was enrolled: after it was enrolled again, those that have the key of before do not join.
+    pub enrolled: Timestamp,
     /// Bytes of numbered messages that the source may have under way.
     pub credit_bytes: u64,
     inbox: Mutex<Inbox>,
@@ -62,7 +65,8 @@ struct Inbox {
     heard: Instant,
     /// The source has broken the rules.
     broken: Option<wire::Error>,
-    is_closing: bool,
+    /// Why it is to end.
+    end: Option<Ended>,
 }
 
 #[derive(Debug, Default)]
@@ -94,17 +98,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Session {
     /// A session that nobody has joined yet.
-    pub fn new(id: Id128, source: &str) -> Session {
+    pub fn new(id: Id128, source: &str, enrolled: Timestamp) -> Session {
         let credit_bytes = wire::CREDIT_BYTES;
         Session {
             id,
             source: source.to_owned(),
+            enrolled,
             credit_bytes,
             inbox: Mutex::new(Inbox {
                 order: Order::new(credit_bytes),
                 heard: Instant::now(),
                 broken: None,
-                is_closing: false,
+                end: None,
             }),
             arrived: Condvar::new(),
             outbox: Mutex::new(Outbox::default()),
@@ -131,7 +136,16 @@ impl Session {
 
     /// The target goes down: the session ends with a checkpoint.
     pub fn close(&self) {
-        lock(&self.inbox).is_closing = true;
+        self.end(
+            Refusal::Closing,
+            "the target goes down; the next sync resumes this one",
+        );
+    }
+
+    /// The session ends with a checkpoint, for this reason.
+    pub fn end(&self, code: Refusal, text: &str) {
+        let text = text.to_owned();
+        lock(&self.inbox).end.get_or_insert(Ended { code, text });
         self.arrived.notify_all();
     }
 
@@ -216,11 +230,14 @@ impl Session {
             if let Some(error) = inbox.broken.take() {
                 return Next::Broken(error);
             }
+            if let Some(ended) = inbox.end.take_if(|ended| ended.code == Refusal::Rights) {
+                return Next::End(ended);
+            }
             if let Some(taken) = inbox.order.take() {
                 return Next::Message(taken.seq, taken.frame);
             }
-            if inbox.is_closing {
-                return Next::Closing;
+            if let Some(ended) = inbox.end.take() {
+                return Next::End(ended);
             }
             if inbox.heard.elapsed() > timeout {
                 return Next::Silent;
@@ -303,11 +320,12 @@ impl Outbox {
 enum Next {
     Message(u64, Frame),
     Broken(wire::Error),
-    Closing,
+    End(Ended),
     Silent,
 }
 
 /// Why a session ends that has not come to its end.
+#[derive(Debug)]
 struct Ended {
     code: Refusal,
     text: String,
@@ -402,12 +420,7 @@ impl Worker {
             let (seq, frame) = match self.session.next(self.config.session_timeout) {
                 Next::Message(seq, frame) => (seq, frame),
                 Next::Broken(error) => return Err(error.into()),
-                Next::Closing => {
-                    return Err(Ended {
-                        code: Refusal::Closing,
-                        text: "the target goes down; the next sync resumes this one".to_owned(),
-                    });
-                }
+                Next::End(ended) => return Err(ended),
                 Next::Silent => {
                     let text = "nothing was heard of the source for too long; its next sync resumes this one"
                         .to_owned();
@@ -417,8 +430,15 @@ impl Worker {
                     });
                 }
             };
-            unsaid_bytes += frame.len_bytes();
-            self.apply(seq, Message::from_frame(frame)?)?;
+            let length_bytes = frame.len_bytes();
+            let message = Message::from_frame(frame)?;
+            // What is no cluster may take its time: the source is not left to wait for what was applied before it.
+            if unsaid_bytes > 0 && !matches!(message, Message::Put(_)) {
+                self.session.received(seq - 1);
+                unsaid_bytes = 0;
+            }
+            unsaid_bytes += length_bytes;
+            self.apply(seq, message)?;
             if unsaid_bytes >= ACKNOWLEDGE_BYTES || !self.session.has_more() {
                 self.session.received(seq);
                 unsaid_bytes = 0;
@@ -447,6 +467,7 @@ impl Worker {
     fn begin(&mut self, seq: u64, begin: &Begin) -> Result<(), Ended> {
         let request: PushRequest = read(&begin.request)?;
         let metas: Vec<DiskMeta> = begin.disks.iter().map(read).collect::<Result<_, _>>()?;
+        check_disks(&metas)?;
         let directory = self.config.store_of(&self.session.source);
         let mut space = Space::of(&directory, self.config.quota)?;
         space.check()?;
@@ -685,6 +706,26 @@ impl Writing {
     fn disk(&self, number: u32) -> Result<DiskId, Ended> {
         let disk = self.disks.get(number as usize).copied();
         disk.ok_or_else(|| Ended::protocol(format!("there is no disk {number}")))
+    }
+}
+
+/// Refuses disks that nobody has: sums over the disks of an image cannot overflow then.
+fn check_disks(metas: &[DiskMeta]) -> Result<(), Ended> {
+    if metas.len() > DISKS_MAX {
+        return Err(Ended {
+            code: Refusal::Invalid,
+            text: format!("an image has at most {DISKS_MAX} disks, not {}", metas.len()),
+        });
+    }
+    match metas.iter().find(|meta| meta.size_bytes > BYTES_MAX) {
+        Some(meta) => Err(Ended {
+            code: Refusal::Invalid,
+            text: format!(
+                "disk {} has more bytes than any disk: {}",
+                meta.name, meta.size_bytes
+            ),
+        }),
+        None => Ok(()),
     }
 }
 

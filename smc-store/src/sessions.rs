@@ -1,14 +1,22 @@
 //! The sessions that there are.
 
+use crate::serve::NOT_ENROLLED;
 use crate::session::Session;
+use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wire::Id128;
+use wire::message::Refusal;
 
 /// All sessions of a target.
 #[derive(Debug, Default)]
 pub struct Sessions {
     by_id: Mutex<HashMap<Id128, Arc<Session>>>,
+}
+
+fn room_in(all: &HashMap<Id128, Arc<Session>>, source: &str, max: usize, max_of_source: usize) -> bool {
+    let own = all.values().filter(|other| other.source == source).count();
+    all.len() < max && own < max_of_source
 }
 
 impl Sessions {
@@ -18,26 +26,36 @@ impl Sessions {
         all
     }
 
-    /// The session of a source with this id.
-    pub fn find(&self, source: &str, id: Id128) -> Option<Arc<Session>> {
+    /// The session with this id of a source that was enrolled at this time.
+    pub fn find(&self, source: &str, enrolled: Timestamp, id: Id128) -> Option<Arc<Session>> {
         self.all()
             .get(&id)
-            .filter(|session| session.source == source)
+            .filter(|session| session.source == source && session.enrolled == enrolled)
             .cloned()
     }
 
     /// Adds a session, unless there are as many as there may be. Returns whether it did.
     pub fn add(&self, session: &Arc<Session>, max: usize, max_of_source: usize) -> bool {
         let mut all = self.all();
-        let own = all
-            .values()
-            .filter(|other| other.source == session.source)
-            .count();
-        let has_room = all.len() < max && own < max_of_source;
+        let has_room = room_in(&all, &session.source, max, max_of_source);
         if has_room {
             all.insert(session.id, session.clone());
         }
         has_room
+    }
+
+    /// Whether a source may have another one.
+    pub fn has_room(&self, source: &str, max: usize, max_of_source: usize) -> bool {
+        room_in(&self.all(), source, max, max_of_source)
+    }
+
+    /// Ends all but those of sources which may have them, by name and by the time when the source was enrolled.
+    pub fn end_others(&self, may: impl Fn(&str, Timestamp) -> bool) {
+        let all = self.all();
+        let others = all
+            .values()
+            .filter(|session| !may(&session.source, session.enrolled));
+        others.for_each(|session| session.end(Refusal::Rights, NOT_ENROLLED));
     }
 
     /// Ends the sessions of a job whose source has no connection any more: it begins anew. They end with a checkpoint.

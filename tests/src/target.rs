@@ -296,6 +296,9 @@ struct Shared {
     plan: Mutex<Plan>,
     cuts: AtomicU64,
     is_down: AtomicBool,
+    /// Connections that it carries at the same time.
+    most: AtomicU64,
+    carried: AtomicU64,
     /// Between two blocks from the source.
     pause_us: AtomicU64,
     open: Mutex<Vec<TcpStream>>,
@@ -361,6 +364,8 @@ impl Line {
             plan: Mutex::new(Plan::new(u64::MAX, Again::Never)),
             cuts: AtomicU64::new(0),
             is_down: AtomicBool::new(false),
+            most: AtomicU64::new(u64::MAX),
+            carried: AtomicU64::new(0),
             pause_us: AtomicU64::new(0),
             open: Mutex::new(Vec::new()),
         });
@@ -412,6 +417,11 @@ impl Line {
         }
     }
 
+    /// Carries at most so many connections at the same time: it closes others at once.
+    pub fn set_most(&self, connections: u64) {
+        self.shared.most.store(connections, Ordering::Relaxed);
+    }
+
     /// How often it was cut.
     pub fn cuts(&self) -> u64 {
         self.shared.cuts.load(Ordering::Relaxed)
@@ -436,7 +446,8 @@ impl Shared {
     }
 
     fn carry(self: &Arc<Self>, source: TcpStream) {
-        if self.is_down.load(Ordering::Relaxed) {
+        let is_full = self.carried.load(Ordering::Relaxed) >= self.most.load(Ordering::Relaxed);
+        if self.is_down.load(Ordering::Relaxed) || is_full {
             return;
         }
         let Ok(target) = TcpStream::connect(self.target) else {
@@ -451,7 +462,11 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
             .extend(both.into_iter().flatten());
         let own = self.clone();
-        thread::spawn(move || own.carry_from_source(source, target));
+        self.carried.fetch_add(1, Ordering::Relaxed);
+        thread::spawn(move || {
+            own.carry_from_source(source, target);
+            own.carried.fetch_sub(1, Ordering::Relaxed);
+        });
         thread::spawn(move || copy(target_too, source_too, |_| None::<(u64, fn())>));
     }
 

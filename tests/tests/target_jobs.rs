@@ -7,6 +7,7 @@ use smc_tests::service::Service;
 use smc_tests::target::{Source, Target};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use testkit::guard::Mount;
 
 const MIB: u64 = 1 << 20;
@@ -204,6 +205,35 @@ fn a_wait_survives_smcd_and_ends_at_once_when_the_job_is_stopped() -> Result<()>
 }
 
 #[test]
+fn a_target_that_is_busy_is_waited_for_before_anything_is_stopped() -> Result<()> {
+    let mut scene = Scene::new("target-busy")?;
+    scene.target.configure("max_syncs = 1\nsession_timeout = '6s'")?;
+    scene.target.kill();
+    scene.target.start()?;
+    let other = scene.target.enrol("web02", scene.target.address)?;
+    let mut command = other.sync_command(
+        scene.disk.path(),
+        &["--send-limit", "1MiB", "--checkpoint-every", "0"],
+    );
+    let mut running = testkit::process::spawn(command.stdout(Stdio::null()).stderr(Stdio::null()))?;
+    let checkpoint = scene.target.store("web02").join("web/checkpoint.json");
+    testkit::process::wait_for("another source syncs", || checkpoint.exists());
+    let [pre, post] = scene.hooks()?;
+    scene.create(&["--interval", "6h", "--pre-hook", &pre, "--post-hook", &post])?;
+    scene.service.ask(&["job", "start", "web01"])?;
+    let job = scene.wait_until_it_waits()?;
+    let reason = job["progress"]["waiting_for_target"]["reason"].to_string();
+    ensure!(reason.contains("the target is busy"), "{reason}");
+    ensure!(scene.hooked().is_empty(), "{:?}", scene.hooked());
+    running.kill()?;
+    running.wait()?;
+    let job = scene.service.wait_status("web01", "Waiting")?;
+    assert_eq!(images(&job), ["web01/1"], "{job:#}");
+    assert_eq!(scene.hooked(), ["pre backup", "post backup succeeded"]);
+    Ok(())
+}
+
+#[test]
 fn two_servers_with_a_job_of_one_name_have_a_chain_each() -> Result<()> {
     let scene = Scene::new("target-names")?;
     scene.create(&["--once"])?;
@@ -361,6 +391,12 @@ fn a_target_is_made_known_looked_at_and_forgotten_through_smcctl() -> Result<()>
     let until = known["valid_until"].clone();
     let renewed: Value = serde_json::from_str(&service.ask(&["--json", "target", "renew", "backup"])?)?;
     ensure!(renewed["valid_until"].as_str() >= until.as_str(), "{renewed}");
+
+    // Enrolled again, although a job uses it.
+    let enrol = ["enrol", "web01", "--address", &address, "--again"];
+    let line = testkit::process::run(&mut target.command(&enrol))?;
+    let said = service.ask(&["target", "add", "backup", line.trim(), "--again"])?;
+    ensure!(said.contains("source web01 of target backup"), "{said}");
 
     // What is known before the first sync.
     let check = |level: &str, ids: &[&str]| -> Result<()> {

@@ -393,6 +393,121 @@ fn a_tracked_sync_reads_and_asks_for_only_what_changed() -> Result<()> {
     scene.source.check("web/latest", scene.disk.path())
 }
 
+#[test]
+fn a_key_that_is_renewed_during_a_sync_is_the_one_that_its_next_connections_show() -> Result<()> {
+    let scene = Scene::new("targets-renewed", "")?;
+    let line = Line::to(scene.target.address)?;
+    let source = scene.target.enrol("web02", line.address)?;
+    let mut command = source.sync_command(scene.disk.path(), &["--send-limit", "4MiB"]);
+    let child = spawn(command.stdout(Stdio::null()).stderr(Stdio::piped()))?;
+    line.count();
+    wait_for("something is sent", || line.passed() > 4 * MIB);
+    let files = TargetFiles::open(&source.directory, "backup")?;
+    remote::renew(&files)?;
+    // The new one is shown: the target takes the old one no more.
+    remote::status(&files)?;
+    line.set_down(true);
+    line.set_down(false);
+    let ended = child.wait_with_output()?;
+    assert_eq!(code(&ended), 0, "{ended:?}");
+    source.check("web/1", scene.disk.path())
+}
+
+#[test]
+fn renewals_at_the_same_time_leave_a_key_that_the_target_takes() -> Result<()> {
+    let scene = Scene::new("targets-renewals", "")?;
+    let files = TargetFiles::open(&scene.source.directory, "backup")?;
+    let renew = || (0..4).for_each(|_| remote::renew(&files).unwrap());
+    std::thread::scope(|scope| {
+        (0..4).for_each(|_| {
+            scope.spawn(renew);
+        });
+        // What others do at the same time goes on.
+        scope.spawn(|| (0..20).for_each(|_| drop(remote::status(&files).unwrap())));
+    });
+    // None of them is old now.
+    let kept = files.credentials()?;
+    remote::renew_if_old(&files)?;
+    assert_eq!(files.credentials()?, kept);
+    scene.source.sync(&scene.disk, &[])?;
+    scene.source.check("web/1", scene.disk.path())
+}
+
+#[test]
+fn a_source_that_loses_its_rights_loses_its_running_sync_too() -> Result<()> {
+    let scene = Scene::new("targets-revoked", "")?;
+    let child = scene.slow_sync()?;
+    testkit::process::run(&mut scene.target.command(&["revoke", "web01"]))?;
+    let ended = child.wait_with_output()?;
+    assert_eq!(code(&ended), 1, "{ended:?}");
+    assert!(
+        stderr(&ended).contains("not enrolled here (any more)"),
+        "{ended:?}"
+    );
+    let checkpoint = scene.target.store("web01").join("web/checkpoint.json");
+    assert!(checkpoint.exists(), "what came is kept");
+    Ok(())
+}
+
+#[test]
+fn a_sync_that_can_send_nothing_although_the_target_answers_ends_and_says_why() -> Result<()> {
+    let scene = Scene::new("targets-lanes", "")?;
+    let line = Line::to(scene.target.address)?;
+    let source = scene.target.enrol("web02", line.address)?;
+    // The control connection, and none beside it.
+    line.set_most(1);
+    let ended = source
+        .sync_command(scene.disk.path(), &["--target-timeout", "8s"])
+        .output()?;
+    assert_eq!(code(&ended), 1, "{ended:?}");
+    let said = stderr(&ended);
+    assert!(
+        said.contains("the sync is held up: no data connection to the target can be made"),
+        "{said}"
+    );
+    line.set_most(u64::MAX);
+    source.sync(&scene.disk, &[])?;
+    source.check("web/latest", scene.disk.path())
+}
+
+#[test]
+fn a_machine_that_is_enrolled_again_goes_on_with_its_images() -> Result<()> {
+    let scene = Scene::new("targets-again", "")?;
+    scene.source.sync(&scene.disk, &[])?;
+    let line_for = |args: &[&str]| -> Result<String> {
+        let address = scene.target.address.to_string();
+        let enrol = [&["enrol"], args, &["--address", &address]].concat();
+        let line = testkit::process::run(&mut scene.target.command(&enrol))?;
+        Ok(line.trim().to_owned())
+    };
+    let add = |line: &str, more: &[&str]| {
+        let mut add = std::process::Command::new(smc_tests::program("smcd"));
+        add.args(["target", "add", "backup", line, "--targets-directory"]);
+        add.arg(&scene.source.directory).args(more).output().unwrap()
+    };
+    let other = add(&line_for(&["web02"])?, &["--again"]);
+    assert!(
+        stderr(&other).contains("this machine is source web01"),
+        "{other:?}"
+    );
+    // Its key is gone, as if it had been too long out of use.
+    fs::remove_file(scene.source.directory.join("backup/identity.json"))?;
+    let line = line_for(&["web01", "--again"])?;
+    let known = add(&line, &[]);
+    assert!(
+        stderr(&known).contains("enrol at that one again with --again"),
+        "{known:?}"
+    );
+    let again = add(&line, &["--again"]);
+    assert_eq!(code(&again), 0, "{again:?}");
+    let second = scene.source.sync_command(scene.disk.path(), &[]).output()?;
+    let report: Value = serde_json::from_slice(&second.stdout)?;
+    assert_eq!(report["disks"][0]["dirty_bytes"], 0, "{report}");
+    // What it remembers of its images there is kept.
+    assert!(scene.source.directory.join("backup/job-web.json").exists());
+    Ok(())
+}
+
 struct Wanted;
 
 impl LinkWait for Wanted {
@@ -411,7 +526,7 @@ struct Hostile {
 impl Hostile {
     fn begin(source: &Source, disk: &str, bytes: u64) -> Result<Hostile> {
         let files = TargetFiles::open(&source.directory, "backup")?;
-        let link = Link::begin(&files.record.address, files.tls()?, LinkOptions::default())?;
+        let link = Link::begin(&files, LinkOptions::default())?;
         let hostile = Hostile { link };
         let begin = Begin {
             run: Id128([7; 16]),

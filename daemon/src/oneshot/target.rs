@@ -47,7 +47,7 @@ pub(super) fn open(args: &SyncArgs, name: &str, control: &Arc<Control>) -> engin
 pub fn target(args: &TargetArgs) -> Result<()> {
     let directory = &args.targets_directory;
     match &args.command {
-        TargetCommand::Add { name, line } => add(directory, name, line),
+        TargetCommand::Add { name, line, again } => add(directory, name, line, *again),
         TargetCommand::Ls { json } => list(directory, *json),
         TargetCommand::Renew { name } => {
             let files = TargetFiles::open(directory, name)?;
@@ -67,7 +67,7 @@ pub fn target(args: &TargetArgs) -> Result<()> {
     }
 }
 
-fn add(directory: &Path, name: &str, line: &str) -> Result<()> {
+fn add(directory: &Path, name: &str, line: &str, again: bool) -> Result<()> {
     let mut text = line.to_owned();
     if line == "-" {
         text.clear();
@@ -76,7 +76,7 @@ fn add(directory: &Path, name: &str, line: &str) -> Result<()> {
             .read_to_string(&mut text)
             .context("read the line from standard input")?;
     }
-    let files = targets::add(directory, name, &text)?;
+    let files = targets::add(directory, name, &text, again)?;
     let TargetRecord {
         address,
         source,

@@ -12,7 +12,7 @@ use super::live::LiveRun;
 use super::runner::Runner;
 use super::targets;
 use crate::engine::{self, Destination, Error, ErrorKind, Request, Synced};
-use crate::targets::{renew_if_old, valid_until};
+use crate::targets::{how_to_enrol_again, renew_if_old, valid_until};
 use api::Phase;
 use imagefmt::Uuid;
 use jiff::Timestamp;
@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 /// Between two attempts to reach a target.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// A target that was busy after it had said that it is not: hooks have run for nothing, and do not do so every minute.
+const PAUSE_BUSY: Duration = Duration::from_secs(600);
 
 /// A sync that has come so far before its target was lost has not failed at once.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -37,10 +39,12 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// # Errors
 /// As [`engine::run`], but for a target that cannot be reached: that is waited for until the job's valid time has passed.
 pub(super) fn sync(runner: &Runner, name: &str, request: &Request) -> engine::Result<Synced> {
-    let files = targets::open(&runner.parts, name).map_err(refused)?;
+    // Its counters are there from the beginning, whether the target is or not.
+    runner.live.meter();
     let mut pauses = Pauses::default();
     loop {
-        wait_until_it_answers(runner, &files, &mut pauses)?;
+        let files = wait_until_it_answers(runner, name, &mut pauses)?;
+        runner.live.target_is_there();
         runner.pre_hooks()?;
         let begun = Instant::now();
         match attempt(runner, &files, request) {
@@ -55,7 +59,11 @@ pub(super) fn sync(runner: &Runner, name: &str, request: &Request) -> engine::Re
                 );
                 runner.release_for_now();
                 runner.live.phase(Phase::Preparing);
-                pause(runner, &mut pauses, &error.full_message())?;
+                let length = match error.kind() {
+                    ErrorKind::Busy => PAUSE_BUSY,
+                    _ => pauses.next(),
+                };
+                pause(runner, length, &error.full_message())?;
             }
             made => return made,
         }
@@ -104,22 +112,25 @@ fn attempt(runner: &Runner, files: &TargetFiles, request: &Request) -> engine::R
     made
 }
 
-/// Asks the target again and again, until it answers.
-fn wait_until_it_answers(runner: &Runner, files: &TargetFiles, pauses: &mut Pauses) -> engine::Result<()> {
+/// Asks the target again and again, until it answers and would let a sync in. This machine may be enrolled there again meanwhile.
+fn wait_until_it_answers(runner: &Runner, name: &str, pauses: &mut Pauses) -> engine::Result<TargetFiles> {
     loop {
-        let Err(error) = ask(runner, files)? else {
-            return Ok(());
+        let files = targets::open(&runner.parts, name).map_err(refused)?;
+        let why = match ask(runner, &files)? {
+            Ok(remote::Status { busy: None, .. }) => return Ok(files),
+            Ok(remote::Status { busy: Some(why), .. }) => format!("the target is busy: {why}"),
+            Err(error) if error.kind() == remote::ErrorKind::Unreachable => {
+                refuse_expired(&files, &error)?;
+                error.full_message()
+            }
+            Err(error) => return Err(refused(error)),
         };
-        if error.kind() != remote::ErrorKind::Unreachable {
-            return Err(refused(error));
-        }
-        refuse_expired(files, &error)?;
-        pause(runner, pauses, &error.full_message())?;
+        pause(runner, pauses.next(), &why)?;
     }
 }
 
-/// Whether the target answers, and has renewed the certificate if that was old. Who stops the sync does not wait for that.
-fn ask(runner: &Runner, files: &TargetFiles) -> engine::Result<remote::Result<()>> {
+/// What the target answers, which has renewed the certificate if that was old. Who stops the sync does not wait for that.
+fn ask(runner: &Runner, files: &TargetFiles) -> engine::Result<remote::Result<remote::Status>> {
     let (answer, answers) = sync_channel(1);
     let files = files.clone();
     let asked = thread::Builder::new()
@@ -130,7 +141,7 @@ fn ask(runner: &Runner, files: &TargetFiles) -> engine::Result<remote::Result<()
                 tracing::warn!("{error:#}");
             }
             // The sync may have been stopped.
-            let _ = answer.send(status.map(drop));
+            let _ = answer.send(status);
         });
     asked.map_err(|error| Error::other(anyhow::Error::from(error).context("start a thread")))?;
     loop {
@@ -146,18 +157,19 @@ fn ask(runner: &Runner, files: &TargetFiles) -> engine::Result<remote::Result<()
     }
 }
 
-/// A target does not say that a certificate has expired: it hangs up.
+/// A target does not say that a certificate has expired: it hangs up. One that cannot be reached has said nothing, and a clock of this
+/// machine that is wrong says nothing either.
 fn refuse_expired(files: &TargetFiles, error: &remote::Error) -> engine::Result<()> {
     match valid_until(files) {
+        _ if !error.has_hung_up() => Ok(()),
         Ok(until) if until < Timestamp::now() => Err(Error::new(
             ErrorKind::Refused,
             format!(
-                "this machine's certificate for target {name} has expired ({}): run `smc-store enrol {source} --again` there, and \
-                 here `smcd target rm {name}` and `smcd target add {name}`, then start the job; the target says: {}",
+                "this machine's certificate for target {} has expired ({}): {}, then start the job; what happened: {}",
+                files.name,
                 cli::units::local_date(until),
+                how_to_enrol_again(&files.name, &files.record.source),
                 error.full_message(),
-                name = files.name,
-                source = files.record.source,
             ),
         )),
         _ => Ok(()),
@@ -175,8 +187,7 @@ fn refuse_stopped(runner: &Runner) -> engine::Result<()> {
 }
 
 /// Waits for a while before the target is tried again, and says why.
-fn pause(runner: &Runner, pauses: &mut Pauses, why: &str) -> engine::Result<()> {
-    let pause = pauses.next();
+fn pause(runner: &Runner, pause: Duration, why: &str) -> engine::Result<()> {
     runner.live.target_is_away(why, Some(pause));
     runner.progressed();
     let end = Instant::now() + pause;

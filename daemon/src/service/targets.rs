@@ -45,7 +45,12 @@ pub fn list(parts: &Parts) -> Refused<TargetList> {
 /// # Errors
 /// `Invalid` for a name that cannot be one or is taken, and for a line that is no invitation; what the target says.
 pub fn add(parts: &Parts, request: &AddTarget) -> Refused<TargetView> {
-    let added = targets::add(&parts.config.targets(), &request.name, &request.line);
+    let added = targets::add(
+        &parts.config.targets(),
+        &request.name,
+        &request.line,
+        request.again,
+    );
     let files = added.map_err(|error| refusal(&error))?;
     tracing::info!(
         target = files.name,

@@ -7,7 +7,6 @@ use anyhow::{Context as _, anyhow, ensure};
 use cli::interrupt::Interrupt;
 use cli::output;
 use fuser::{BackgroundSession, Config, MountOption, Session};
-use jiff::{SignedDuration, Timestamp};
 use remote::TargetFiles;
 use remote::pull::PulledStore;
 use serde_json::json;
@@ -21,8 +20,6 @@ use std::time::Duration;
 const THREADS: usize = 16;
 /// How often it is looked whether the directory is still mounted, or somebody wants this to end.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// A certificate that is valid for less than this is renewed first.
-const RENEW_BEFORE: SignedDuration = SignedDuration::from_hours(24 * 30);
 
 /// Show the images that a target has of a source in a directory of this machine, to restore, boot, serve or mount them here
 ///
@@ -79,17 +76,11 @@ fn check_role(files: &TargetFiles) -> anyhow::Result<()> {
 }
 
 fn renew_if_old(files: &TargetFiles) {
-    let renewed = || -> anyhow::Result<()> {
-        let until = certs::valid_until(&files.credentials()?.certificate)?;
-        if until.duration_since(Timestamp::now()) < RENEW_BEFORE {
-            remote::renew(files)?;
-        }
-        Ok(())
-    };
-    if let Err(error) = renewed() {
+    if let Err(error) = remote::renew_if_old(files) {
         output::complain(format_args!(
-            "smc-image: the certificate for target {} is not renewed: {error:#}",
-            files.name
+            "smc-image: the certificate for target {} is not renewed: {}",
+            files.name,
+            error.full_message()
         ));
     }
 }

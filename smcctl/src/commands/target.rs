@@ -22,6 +22,9 @@ pub enum TargetCommand {
         name: String,
         /// The line that `smc-store enrol` has printed on the target; read from standard input if it is -. It is used up by this
         line: String,
+        /// The target is known already: get another key in place of the one that is of no use any more; jobs go on with their images
+        #[arg(long)]
+        again: bool,
     },
     /// List targets: whether they answer, what room they have, and which jobs use them
     Ls,
@@ -45,7 +48,7 @@ pub enum TargetCommand {
 /// When smcd does not answer, or refuses, or the output cannot be written.
 pub fn run(context: &Context, command: &TargetCommand) -> anyhow::Result<ExitCode> {
     match command {
-        TargetCommand::Add { name, line } => add(context, name, line)?,
+        TargetCommand::Add { name, line, again } => add(context, name, line, *again)?,
         TargetCommand::Ls => {
             let answer = context.client.send(&Request::get("/targets").slow())?;
             context.tell(&answer, |paint, list: &TargetList| {
@@ -70,7 +73,7 @@ pub fn run(context: &Context, command: &TargetCommand) -> anyhow::Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-fn add(context: &Context, name: &str, line: &str) -> anyhow::Result<()> {
+fn add(context: &Context, name: &str, line: &str, again: bool) -> anyhow::Result<()> {
     let mut text = line.to_owned();
     if line == "-" {
         text.clear();
@@ -82,6 +85,7 @@ fn add(context: &Context, name: &str, line: &str) -> anyhow::Result<()> {
     let wanted = AddTarget {
         name: name.to_owned(),
         line: text.trim().to_owned(),
+        again,
     };
     let answer = context
         .client

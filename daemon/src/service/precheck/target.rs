@@ -2,12 +2,13 @@
 
 use crate::service::parts::Parts;
 use crate::service::targets;
-use crate::targets::{RENEW_BEFORE, show};
+use crate::targets::{how_to_enrol_again, show};
 use api::{Check, Level, TargetStatus, TargetView};
 use cli::targets::CLOCK_DIFFERS_S;
 use cli::units::local_date;
 use jiff::Timestamp;
 use machine::TargetRoom;
+use remote::RENEW_BEFORE;
 
 /// What was found.
 pub(super) struct Looked {
@@ -66,9 +67,7 @@ fn certificate(view: &TargetView) -> Check {
     let (name, source) = (&view.name, &view.source);
     let Some(until) = view.valid_until else {
         let found = format!("this machine's certificate for target {name} cannot be read");
-        let advice = format!(
-            "enrol again: `smc-store enrol {source} --again` there, `smcd target rm` and `smcd target add` here"
-        );
+        let advice = how_to_enrol_again(name, source);
         return check("target_certificate", Level::Critical, found, Some(&advice));
     };
     let (left, date) = (until.duration_since(Timestamp::now()), local_date(until));
@@ -76,9 +75,7 @@ fn certificate(view: &TargetView) -> Check {
     if left.is_negative() {
         let found =
             format!("this machine's certificate for target {name} has expired: it was good until {date}");
-        let advice = format!(
-            "enrol again: `smc-store enrol {source} --again` there, `smcd target rm` and `smcd target add` here"
-        );
+        let advice = how_to_enrol_again(name, source);
         return check("target_certificate", Level::Critical, found, Some(&advice));
     }
     match left < RENEW_BEFORE {
