@@ -124,22 +124,18 @@ fn books_that_do_not_balance_are_not_believed() {
 #[test]
 fn a_balance_that_a_write_in_flight_made_too_high_is_corrected() {
     let case = Case::new("tracker-in-flight");
-    let too_high = |certainty: u64| {
+    // At rest too: the kernel does not count a request as in flight that waits for a soft interrupt.
+    for (number, certainty) in (1..).zip([AT_MOST, KNOWN]) {
         case.plant(|header| {
             header.books.balance += 8;
             header.books.certainty = certainty;
         });
-    };
-    too_high(AT_MOST);
-    assert_eq!(case.trust(), Ok(()));
-    let tracking = case.watch.begin().unwrap();
-    tracking.commit(&mark(1)).unwrap();
-    let books = case.watch.maps.header().unwrap().books;
-    assert_eq!((books.certainty, books.balance), (KNOWN, 0));
-    // At rest, nothing was in flight.
-    too_high(KNOWN);
-    assert_eq!(case.trust(), Err(Distrust::Unbalanced { sectors: 8 }));
-    case.scan_heals();
+        assert_eq!(case.trust(), Ok(()));
+        let tracking = case.watch.begin().unwrap();
+        tracking.commit(&mark(number)).unwrap();
+        let books = case.watch.maps.header().unwrap().books;
+        assert_eq!((books.certainty, books.balance), (KNOWN, 0));
+    }
 }
 
 #[test]
