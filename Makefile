@@ -32,10 +32,8 @@ dist: ## make the archive for servers with glibc 2.28 or newer (target/dist; it 
 demo: build ## image a server twice, the second time while it is written to, and boot both images
 	@"$${CARGO_TARGET_DIR:-target}/release/demo"
 
-# The cross-crate tests run the programs of their own profile, which cargo does not build for them.
 test: setup lint ## everything: lints, then all tests, on real loop devices and in real guests
-	$(CARGO) build --locked --workspace --all-targets
-	$(CARGO) test --locked --workspace
+	@bash scripts/test.sh
 
 test-quick: ## run the tests that need neither root nor guests (docs/testing.md: the map of the suite)
 	@bash scripts/test-quick.sh

@@ -27,7 +27,7 @@ done
 
 for ((round = 1; round <= ROUNDS; round++)); do
     echo "test-loaded: round $round of $ROUNDS, beside $LOOPS busy loops"
-    "$CARGO" test --locked --workspace || {
+    bash scripts/test.sh || {
         echo "test-loaded: failed in round $round of $ROUNDS" >&2
         exit 1
     }
