@@ -135,8 +135,8 @@ struct Copy<'a> {
     bytes: u64,
     /// Sockets that were left out.
     sockets: usize,
-    /// The first copy of each file that has several names, by device and inode.
-    linked: HashMap<(u64, u64), PathBuf>,
+    /// A copy of each file that has several names, by device and inode, and how many names are still to come.
+    linked: HashMap<(u64, u64), (PathBuf, u64)>,
     attributes: Attributes,
 }
 
@@ -163,13 +163,9 @@ impl Copy<'_> {
             self.sockets += 1;
             return Ok(());
         }
-        if metadata.nlink() > 1 {
-            let inode = (metadata.dev(), metadata.ino());
-            if let Some(first) = self.linked.get(&inode) {
-                self.files += 1;
-                return Ok(fs::hard_link(first, dest)?);
-            }
-            self.linked.insert(inode, dest.to_owned());
+        if metadata.nlink() > 1 && self.is_linked(metadata, dest)? {
+            self.files += 1;
+            return Ok(());
         }
         if kind.is_file() {
             self.file(place, dest)?;
@@ -183,6 +179,31 @@ impl Copy<'_> {
         }
         self.files += 1;
         self.keep(place, metadata, dest)
+    }
+
+    /// Whether a name of a file that has several is one more name of its copy now. Otherwise it becomes a copy, also where the
+    /// filesystem allows no more names for the last one.
+    fn is_linked(&mut self, metadata: &Metadata, dest: &Path) -> anyhow::Result<bool> {
+        let inode = (metadata.dev(), metadata.ino());
+        let Some((copy, to_come)) = self.linked.get_mut(&inode) else {
+            let to_come = metadata.nlink() - 1;
+            self.linked.insert(inode, (dest.to_owned(), to_come));
+            return Ok(false);
+        };
+        let linked = fs::hard_link(&*copy, dest);
+        *to_come = to_come.saturating_sub(1);
+        if linked
+            .as_ref()
+            .is_err_and(|error| error.raw_os_error() == Some(libc::EMLINK))
+        {
+            dest.clone_into(copy);
+            return Ok(false);
+        }
+        linked?;
+        if *to_come == 0 {
+            self.linked.remove(&inode);
+        }
+        Ok(true)
     }
 
     fn directory(&mut self, place: &Path, metadata: &Metadata, dest: &Path) -> anyhow::Result<()> {
