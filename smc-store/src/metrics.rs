@@ -37,6 +37,9 @@ const CONNECTIONS_MAX: usize = 8;
 /// How long one may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How many look at the stores at the same time, also those whose client has gone: syncs need these threads too.
+static LOOKING: Semaphore = Semaphore::const_new(2);
+
 /// Why a client was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum Reason {
@@ -171,7 +174,19 @@ async fn answer(request: &Request<Incoming>, target: Arc<Target>) -> Answer {
             "only GET is answered\n".to_owned(),
         );
     }
-    let asked = tokio::task::spawn_blocking(move || match path.as_str() {
+    let Ok(permit) = LOOKING.acquire().await else {
+        return failed(&anyhow::anyhow!("smc-store ends"));
+    };
+    let asked = tokio::task::spawn_blocking(move || {
+        let answer = look(&path, &target);
+        drop(permit);
+        answer
+    });
+    asked.await.unwrap_or_else(|error| failed(&error.into()))
+}
+
+fn look(path: &str, target: &Target) -> Answer {
+    match path {
         "/healthz" => match check_health(&target.config, &target.registry) {
             Ok(()) => text(StatusCode::OK, "text/plain", "ok\n".to_owned()),
             Err(error) => text(
@@ -180,7 +195,7 @@ async fn answer(request: &Request<Incoming>, target: Arc<Target>) -> Answer {
                 format!("{error:#}\n"),
             ),
         },
-        "/metrics" => match Figures::of(&target).and_then(|figures| figures.text()) {
+        "/metrics" => match Figures::of(target).and_then(|figures| figures.text()) {
             Ok(figures) => text(StatusCode::OK, OPENMETRICS, figures),
             Err(error) => failed(&error),
         },
@@ -189,8 +204,7 @@ async fn answer(request: &Request<Incoming>, target: Arc<Target>) -> Answer {
             "text/plain",
             "there are /healthz and /metrics here\n".to_owned(),
         ),
-    });
-    asked.await.unwrap_or_else(|error| failed(&error.into()))
+    }
 }
 
 fn failed(error: &anyhow::Error) -> Answer {
