@@ -49,7 +49,7 @@ pub fn how_to_enrol_again(name: &str, source: &str) -> String {
     )
 }
 
-/// This machine gets another key, and keeps what it knows of its images there: jobs go on with them.
+/// This machine gets another key, and keeps what it knows of its images there: jobs continue with them.
 fn enrol_again(directory: &Path, name: &str, line: &str) -> remote::Result<TargetFiles> {
     let files = TargetFiles::open(directory, name)?;
     let invitation: Invitation = line.parse()?;
@@ -65,7 +65,7 @@ fn enrol_again(directory: &Path, name: &str, line: &str) -> remote::Result<Targe
         ));
     }
     let (record, credentials) = remote::enrol(&invitation)?;
-    files.replace(record, &credentials)
+    files.replace(&record, &credentials)
 }
 
 fn add_new(directory: &Path, name: &str, line: &str) -> remote::Result<TargetFiles> {

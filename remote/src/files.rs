@@ -209,11 +209,11 @@ impl TargetFiles {
     ///
     /// # Errors
     /// `Io` for files that cannot be written.
-    pub fn replace(&self, record: TargetRecord, credentials: &Credentials) -> Result<TargetFiles> {
+    pub fn replace(&self, record: &TargetRecord, credentials: &Credentials) -> Result<TargetFiles> {
         let _turn = self.lock_identity()?;
         // The target knows only the new key from now on.
         self.write_credentials(credentials)?;
-        self.write_json(TARGET, &record)?;
+        self.write_json(TARGET, record)?;
         self.again()
     }
 

@@ -172,7 +172,7 @@ async fn ask<T: for<'de> Deserialize<'de>>(
 /// Asks a target that knows this machine, as its files say now.
 fn ask_known<T: for<'de> Deserialize<'de>>(
     files: &TargetFiles,
-    method: Method,
+    method: &Method,
     path: &str,
     body: &[u8],
 ) -> Result<T> {
@@ -373,7 +373,7 @@ fn renew_in_turn(files: &TargetFiles) -> Result<()> {
     let asked = Renew {
         request: signing_request(&key)?,
     };
-    let enrolled: Enrolled = ask_known(files, Method::POST, "/v1/renew", &json(&asked)?)?;
+    let enrolled: Enrolled = ask_known(files, &Method::POST, "/v1/renew", &json(&asked)?)?;
     files.write_credentials(&accepted(&enrolled, &key)?)
 }
 
@@ -382,7 +382,7 @@ fn renew_in_turn(files: &TargetFiles) -> Result<()> {
 /// # Errors
 /// As [`enrol`].
 pub fn status(files: &TargetFiles) -> Result<Status> {
-    ask_known(files, Method::GET, "/v1/status", &[])
+    ask_known(files, &Method::GET, "/v1/status", &[])
 }
 
 /// The newest image of a job, without its layers, or of its unfinished sync.
@@ -391,7 +391,7 @@ pub fn status(files: &TargetFiles) -> Result<Status> {
 /// As [`enrol`].
 pub fn newest(files: &TargetFiles, job: &str) -> Result<Option<imagefmt::Manifest>> {
     let path = format!("/v1/jobs/{job}/newest");
-    let newest: Option<imagefmt::Manifest> = ask_known(files, Method::GET, &path, &[])?;
+    let newest: Option<imagefmt::Manifest> = ask_known(files, &Method::GET, &path, &[])?;
     newest.map(checked::manifest).transpose()
 }
 
@@ -401,7 +401,7 @@ pub fn newest(files: &TargetFiles, job: &str) -> Result<Option<imagefmt::Manifes
 /// As [`enrol`].
 pub fn images(files: &TargetFiles, job: &str) -> Result<Vec<u64>> {
     let path = format!("/v1/jobs/{job}/images");
-    checked::sequences(ask_known(files, Method::GET, &path, &[])?)
+    checked::sequences(ask_known(files, &Method::GET, &path, &[])?)
 }
 
 /// Has the target drop what the unfinished sync of a job has stored. Says whether there was one.
@@ -410,7 +410,7 @@ pub fn images(files: &TargetFiles, job: &str) -> Result<Vec<u64>> {
 /// As [`enrol`]; `Refused` with `Busy` where another sync of the job runs.
 pub fn discard(files: &TargetFiles, job: &str) -> Result<bool> {
     let path = format!("/v1/jobs/{job}/discard");
-    ask_known(files, Method::POST, &path, &[])
+    ask_known(files, &Method::POST, &path, &[])
 }
 
 /// A source's share of a target.

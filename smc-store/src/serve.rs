@@ -515,8 +515,8 @@ impl Target {
                     let known = sources.get(source);
                     known.is_some_and(|known| known.role == Role::Push && known.enrolled == enrolled)
                 }),
-                Ok(Err(error)) => tracing::error!("who may go on with a sync is not known: {error:#}"),
-                Err(error) => tracing::error!("who may go on with a sync is not known: {error}"),
+                Ok(Err(error)) => tracing::error!("it is not known who may continue a sync: {error:#}"),
+                Err(error) => tracing::error!("it is not known who may continue a sync: {error}"),
             }
         }
     }

@@ -22,7 +22,7 @@ pub enum TargetCommand {
         name: String,
         /// The line that `smc-store enrol` has printed on the target; read from standard input if it is -. It is used up by this
         line: String,
-        /// The target is known already: get another key in place of the one that is of no use any more; jobs go on with their images
+        /// The target is known already: get another key in place of the one that is of no use any more; jobs continue with their images
         #[arg(long)]
         again: bool,
     },
