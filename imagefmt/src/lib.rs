@@ -36,7 +36,7 @@ pub use read::image::{Disk, Extent, Image};
 pub use reclaim::delete::Reclaimed;
 pub use storage::Lock;
 pub use storage::holders::of as lock_holders;
-pub use store::fallback::Fallback;
+pub use store::fallback::{Fallback, Known};
 pub use store::jobs::JobImages;
 pub use store::locks::LockWait;
 pub use store::pins::Pin;

@@ -62,15 +62,19 @@ fn print(sources: &[SourceSeen], now: Timestamp) -> Result<()> {
 }
 
 fn cells(name: &str, job: &JobSeen, now: Timestamp) -> [Cell; 7] {
-    let age = u64::try_from(job.seconds_since).unwrap_or(0);
+    let unknown = || "cannot be read".to_owned();
+    let age = job
+        .seconds_since
+        .map(|seconds| u64::try_from(seconds).unwrap_or(0));
     [
         name.to_owned().into(),
         printable(&job.job).into(),
         job.images.to_string().into(),
         job.newest.to_string().into(),
-        format!("{} ago", units::duration(age)).into(),
+        age.map_or_else(unknown, |age| format!("{} ago", units::duration(age)))
+            .into(),
         due(job, now),
-        units::size(job.size_bytes).into(),
+        job.size_bytes.map_or_else(unknown, units::size).into(),
     ]
 }
 
@@ -114,6 +118,8 @@ fn notes(source: &SourceSeen) -> Vec<String> {
             job.job, job.newest
         )
     }));
+    let unread = source.jobs.iter().filter_map(|job| job.problem.as_ref());
+    notes.extend(unread.map(|problem| format!("  {name}: {}", printable(problem))));
     if let Some(frozen) = &source.frozen {
         notes.push(format!(
             "  nothing of {name} is deleted: image {} {} (`smc-store accept {name}`)",

@@ -230,7 +230,12 @@ fn text(status: StatusCode, kind: &'static str, text: String) -> Answer {
 /// # Errors
 /// Why not.
 pub fn check_health(config: &Config, registry: &registry::Registry) -> Result<()> {
-    registry.sources()?;
+    for (name, source) in registry.sources()? {
+        if let Some(since) = source.first_image {
+            let is_there = config.store_of(&name).join("store.json").exists();
+            anyhow::ensure!(is_there, seen::gone(config, &name, since));
+        }
+    }
     let free = space::free_at(&config.stores).context("look how much space is free")?;
     anyhow::ensure!(free > space::RESERVE_BYTES, "the disk of the stores is full");
     Ok(())
@@ -245,6 +250,7 @@ struct Figures {
     images: PerJob,
     received: PerJob,
     since_good: PerJob,
+    has_good: PerJob,
     due: PerJob,
     used: PerSource,
     quota: PerSource,
@@ -287,11 +293,15 @@ impl Figures {
                 job: job.job.clone(),
             };
             self.images.get_or_create(&label).set(signed(job.images as u64));
-            self.received.get_or_create(&label).set(job.received.as_second());
-            if let Some(good) = job.good_received {
-                let since = now.duration_since(good).as_secs().max(0);
-                self.since_good.get_or_create(&label).set(since);
+            if let Some(received) = job.received {
+                self.received.get_or_create(&label).set(received.as_second());
             }
+            // Without a good image it is as if the last one had come in 1970: every alarm goes off.
+            let good = job.good_received.unwrap_or(Timestamp::UNIX_EPOCH);
+            let since = now.duration_since(good).as_secs().max(0);
+            self.since_good.get_or_create(&label).set(since);
+            let has_good = i64::from(job.good_received.is_some());
+            self.has_good.get_or_create(&label).set(has_good);
             if let Some(due) = job.next_due {
                 self.due.get_or_create(&label).set(due.as_second());
             }
@@ -304,9 +314,8 @@ impl Figures {
         self.frozen
             .get_or_create(&label)
             .set(i64::from(seen.frozen.is_some()));
-        self.unread
-            .get_or_create(&label)
-            .set(i64::from(seen.problem.is_some()));
+        let is_unread = seen.problem.is_some() || seen.jobs.iter().any(|job| job.problem.is_some());
+        self.unread.get_or_create(&label).set(i64::from(is_unread));
     }
 
     fn text(&self) -> Result<String> {
@@ -335,9 +344,14 @@ impl Figures {
         );
         registry.register_with_unit(
             "job_since_good_image",
-            "Time since the newest image was received that is not known to be damaged",
+            "Time since the newest image was received that is not known to be damaged; since 1970 if there is none",
             Unit::Seconds,
             self.since_good.clone(),
+        );
+        registry.register(
+            "job_has_good_image",
+            "1 if a job has an image that is not known to be damaged, otherwise 0",
+            self.has_good.clone(),
         );
         registry.register_with_unit(
             "job_next_image_due_timestamp",
@@ -367,7 +381,7 @@ impl Figures {
         );
         registry.register(
             "source_unreadable",
-            "1 if the images of a source cannot be listed, otherwise 0",
+            "1 if images of a source cannot be listed or read, or its store is gone, otherwise 0",
             self.unread.clone(),
         );
         registry.register("source_syncs", "Running syncs of a source", self.syncs.clone());

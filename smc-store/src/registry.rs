@@ -55,6 +55,9 @@ pub struct Source {
     /// Why nothing of it is deleted until somebody has looked; absent where all is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen: Option<Frozen>,
+    /// When its first image came: since then there must be a store of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_image: Option<Timestamp>,
 }
 
 /// An image that differs far more than those before it.
@@ -227,6 +230,7 @@ impl Registry {
                 of: invited.of,
                 enrolled: now,
                 keys: vec![hex::encode(key)],
+                first_image: before.as_ref().and_then(|before| before.first_image),
                 frozen: before.and_then(|before| before.frozen),
             };
             content.sources.insert(invited.source, source);
@@ -307,6 +311,23 @@ impl Registry {
         self.change(|content| {
             if let Some(source) = content.sources.get_mut(source) {
                 source.frozen.get_or_insert_with(|| frozen.clone());
+            }
+            Ok(())
+        })
+    }
+
+    /// Writes down that a source has an image, if that is not known.
+    ///
+    /// # Errors
+    /// A list that cannot be read or written.
+    pub fn has_image(&self, source: &str, now: Timestamp) -> Result<()> {
+        let is_known = |source: &Source| source.first_image.is_some();
+        if self.read()?.sources.get(source).is_none_or(is_known) {
+            return Ok(());
+        }
+        self.change(|content| {
+            if let Some(source) = content.sources.get_mut(source) {
+                source.first_image.get_or_insert(now);
             }
             Ok(())
         })

@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::registry::{Frozen, Registry, Source};
 use crate::space;
 use anyhow::Result;
-use imagefmt::{ErrorKind, ImageId, JobImages, Store};
+use imagefmt::{Error, ErrorKind, ImageId, JobImages, Known, Store};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -39,7 +39,7 @@ pub struct SourceSeen {
     pub frozen: Option<Frozen>,
     /// Its jobs.
     pub jobs: Vec<JobSeen>,
-    /// Why its images cannot be listed.
+    /// Why its images cannot be listed, or not all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
@@ -53,10 +53,14 @@ pub struct JobSeen {
     pub images: usize,
     /// The number of the newest.
     pub newest: u64,
-    /// When that was received.
-    pub received: Timestamp,
+    /// What is known of it: `good` (verified whole), `not_known`, or `damaged`, which includes what cannot be read.
+    pub newest_state: &'static str,
+    /// When that was received; absent where its manifest cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub received: Option<Timestamp>,
     /// How long ago that was.
-    pub seconds_since: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds_since: Option<i64>,
     /// The number of the newest image that is not known to be damaged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub good: Option<u64>,
@@ -70,7 +74,11 @@ pub struct JobSeen {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_due: Option<Timestamp>,
     /// Size of all its disks.
-    pub size_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// Why its newest image, or one before, cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// All machines that are enrolled, and then sources that only have images.
@@ -107,10 +115,9 @@ fn stores_without_source(stores: &Path, enrolled: &BTreeMap<String, Source>) -> 
 
 fn see(config: &Config, name: String, source: Option<Source>, now: Timestamp) -> SourceSeen {
     let directory = config.store_of(&name);
-    let (jobs, problem) = match jobs(config, &name, now) {
-        Ok(jobs) => (jobs, None),
-        Err(error) => (Vec::new(), Some(error.full_message())),
-    };
+    let first_image = source.as_ref().and_then(|source| source.first_image);
+    let (jobs, problem) = jobs(config, &name, first_image, now)
+        .unwrap_or_else(|error| (Vec::new(), Some(error.full_message())));
     let (used_bytes, problem) = match space::used_below(&directory) {
         Ok(used) => (used, problem),
         Err(error) => (
@@ -132,49 +139,88 @@ fn see(config: &Config, name: String, source: Option<Source>, now: Timestamp) ->
     }
 }
 
-fn jobs(config: &Config, source: &str, now: Timestamp) -> imagefmt::Result<Vec<JobSeen>> {
+/// The jobs of a source that can be read, and why others cannot.
+fn jobs(
+    config: &Config,
+    source: &str,
+    first_image: Option<Timestamp>,
+    now: Timestamp,
+) -> imagefmt::Result<(Vec<JobSeen>, Option<String>)> {
     let Some(store) = config.open_store(source)? else {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), first_image.map(|since| gone(config, source, since))));
     };
-    let mut found = Vec::new();
-    for (job, images) in store.jobs()? {
-        if let Some(latest) = images.latest() {
-            found.push(see_job(&store, job, &images, &latest, now)?);
-        }
-    }
-    Ok(found)
+    let (jobs, unread) = store.readable_jobs()?;
+    let seen = jobs.into_iter().filter_map(|(job, images)| {
+        let latest = images.latest()?;
+        Some(see_job(&store, job, &images, &latest, now))
+    });
+    let unread: Vec<String> = unread.iter().map(Error::full_message).collect();
+    Ok((seen.collect(), (!unread.is_empty()).then(|| unread.join("; "))))
 }
 
-fn see_job(
-    store: &Store,
-    job: String,
-    images: &JobImages,
-    latest: &ImageId,
-    now: Timestamp,
-) -> imagefmt::Result<JobSeen> {
-    let manifest = store.manifest(latest)?;
-    let good = match store.fallback(latest)? {
-        // Of several jobs in a chain, the image may be another one's.
-        Some(fallback) => images.get(fallback.image.sequence()),
-        None => Some(latest.clone()),
+/// What is wrong with a source whose store is not there, though it has had images.
+pub fn gone(config: &Config, source: &str, since: Timestamp) -> String {
+    format!(
+        "the store of {source} is gone: it has had images since {}, and {} is no store",
+        cli::units::local_time(since),
+        config.store_of(source).display()
+    )
+}
+
+fn see_job(store: &Store, job: String, images: &JobImages, latest: &ImageId, now: Timestamp) -> JobSeen {
+    let (manifest, mut problem) = match store.manifest(latest) {
+        Ok(manifest) => (Some(manifest), None),
+        Err(error) => (None, Some(error.full_message())),
     };
-    let good_received = good
-        .as_ref()
-        .map(|good| store.manifest(good).map(|manifest| manifest.finished))
-        .transpose()?;
-    let interval = usual_interval(&times(store, images)?);
-    Ok(JobSeen {
+    let (state, good) = good(store, images);
+    let good = good.and_then(|good| Some((good.sequence(), store.manifest(&good).ok()?.finished)));
+    let interval = times(store, images).map(|times| usual_interval(&times));
+    let interval = interval.unwrap_or_else(|error| {
+        problem.get_or_insert_with(|| error.full_message());
+        None
+    });
+    let received = manifest.as_ref().map(|manifest| manifest.finished);
+    JobSeen {
         job,
         images: images.sequences().len(),
         newest: latest.sequence(),
-        received: manifest.finished,
-        seconds_since: now.duration_since(manifest.finished).as_secs(),
-        good: good.map(|good| good.sequence()),
-        good_received,
+        newest_state: state,
+        received,
+        seconds_since: received.map(|received| now.duration_since(received).as_secs()),
+        good: good.map(|(sequence, _)| sequence),
+        good_received: good.map(|(_, received)| received),
         interval_seconds: interval.map(|interval| interval.as_secs()),
-        next_due: interval.and_then(|interval| manifest.finished.checked_add(interval).ok()),
-        size_bytes: manifest.disks.iter().map(|disk| disk.size_bytes).sum(),
-    })
+        next_due: interval
+            .zip(received)
+            .and_then(|(interval, received)| received.checked_add(interval).ok()),
+        size_bytes: manifest.map(|manifest| manifest.disks.iter().map(|disk| disk.size_bytes).sum()),
+        problem,
+    }
+}
+
+/// What is known of the newest image, and the image to go back to: the newest one, unless it is damaged; then the newest one below it
+/// that is known to be good or, if none is, that is not known to be damaged.
+fn good(store: &Store, images: &JobImages) -> (&'static str, Option<ImageId>) {
+    let mut known = images
+        .ids()
+        .rev()
+        .filter_map(|image| store.known_of(&image).map(|known| (image, known)));
+    match known.next() {
+        Some((image, Known::Good)) => return ("good", Some(image)),
+        Some((image, Known::Nothing)) => return ("not_known", Some(image)),
+        Some((_, Known::Damaged)) | None => {}
+    }
+    let mut not_known = None;
+    for (image, known) in known {
+        match known {
+            Known::Good => return ("damaged", Some(image)),
+            Known::Nothing => {
+                not_known.get_or_insert(image);
+            }
+            Known::Damaged => {}
+        }
+    }
+    ("damaged", not_known)
 }
 
 /// When the last images were received, the newest first.

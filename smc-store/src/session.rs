@@ -663,6 +663,12 @@ impl Worker {
             None => Ended::from(error),
         })?;
         tracing::info!("source {} has committed {label}", self.session.source);
+        if let Err(error) = self.registry.has_image(&self.session.source, Timestamp::now()) {
+            tracing::warn!(
+                "that source {} has images is not written down: {error:#}",
+                self.session.source
+            );
+        }
         let warnings = retention::after_commit(
             &self.config,
             &self.registry,

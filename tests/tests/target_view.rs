@@ -97,6 +97,34 @@ fn sources_are_shown_with_what_is_due_and_what_is_wrong() -> Result<()> {
     let (_, text) = ask(&socket, "/metrics");
     assert_eq!(metric(&text, "smc_store_refused_total{reason=\"Unknown\"}"), 1);
 
+    // The newest image's manifest is damaged: the job is still there, and what is known of it.
+    let manifest = target.store("web01").join("web/images/000004.json");
+    let kept = fs::read(&manifest)?;
+    fs::write(&manifest, "{")?;
+    let list = target.list()?;
+    let job = &list["sources"][0]["jobs"][0];
+    assert_eq!((&job["newest"], &job["good"]), (&4.into(), &3.into()), "{list}");
+    assert!(job["problem"].as_str().unwrap().contains("web/4"), "{list}");
+    assert!(run(&mut target.command(&["ls"]))?.contains("cannot be read"));
+    let (_, text) = ask(&socket, "/metrics");
+    let unreadable = "smc_store_source_unreadable{source=\"web01\"}";
+    assert_eq!(metric(&text, unreadable), 1);
+    assert_eq!(metric(&text, &format!("smc_store_job_has_good_image{of_job}")), 1);
+    fs::write(&manifest, kept)?;
+    assert_eq!(metric(&ask(&socket, "/metrics").1, unreadable), 0);
+
+    // The store of a source that has had images is gone; one that never had any needs none.
+    let away = target.dir.join("away");
+    fs::rename(target.store("web01"), &away)?;
+    let (status, why) = ask(&socket, "/healthz");
+    assert!(
+        status == "503" && why.contains("store of web01 is gone"),
+        "{status} {why}"
+    );
+    assert_eq!(metric(&ask(&socket, "/metrics").1, unreadable), 1);
+    fs::rename(&away, target.store("web01"))?;
+    assert_eq!(ask(&socket, "/healthz").0, "200");
+
     // A list of sources that is damaged: nobody gets in.
     let sources = target.dir.join("state/sources.json");
     let kept = fs::read(&sources)?;
@@ -126,7 +154,11 @@ fn metrics_are_for_this_machine_alone() -> Result<()> {
 #[test]
 fn a_damaged_newest_image_is_not_the_last_good_one() -> Result<()> {
     let bench = Bench::new("target-good")?;
-    let target = Target::new("target-good-target", "")?;
+    let socket = bench.dir.join("metrics.sock");
+    let target = Target::new(
+        "target-good-target",
+        &format!("metrics = '{}'\n", socket.display()),
+    )?;
     let source = target.enrol("web01", target.address)?;
     let disk = bench.disk("disk.img", 16 * MIB)?;
     for seed in 1..3 {
@@ -153,5 +185,15 @@ fn a_damaged_newest_image_is_not_the_last_good_one() -> Result<()> {
     assert_eq!((&job["newest"], &job["good"]), (&2.into(), &1.into()), "{list}");
     let shown = run(&mut target.command(&["ls"]))?;
     assert!(shown.contains("image web/2 of web01 is damaged"), "{shown}");
+    assert_eq!(job["newest_state"], "damaged");
+    // The only other one cannot be read either: there is no good one, and alarms go off.
+    fs::write(target.store("web01").join("web/images/000001.json"), "{")?;
+    let job = &target.list()?["sources"][0]["jobs"][0];
+    assert!(job["good"].is_null(), "{job}");
+    let (_, text) = ask(&socket, "/metrics");
+    let of_job = "{source=\"web01\",job=\"web\"}";
+    assert_eq!(metric(&text, &format!("smc_store_job_has_good_image{of_job}")), 0);
+    let since = metric(&text, &format!("smc_store_job_since_good_image_seconds{of_job}"));
+    assert!(since > 50 * 365 * 86400, "since 1970");
     Ok(())
 }

@@ -17,9 +17,12 @@ pub struct Fallback {
 
 /// What is known of an image without reading its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Known {
+pub enum Known {
+    /// It was verified whole, and nothing was found later.
     Good,
+    /// It is damaged, or that cannot be ruled out: its manifest or what its verifications came to cannot be read.
     Damaged,
+    /// It was not verified whole, and no damage is known.
     Nothing,
 }
 
@@ -66,8 +69,8 @@ impl Store {
         Ok(newest.into_iter().chain(earlier.into_iter().flatten()).collect())
     }
 
-    /// What is known of an image; `None` for one that was deleted since it was listed.
-    fn known_of(&self, image: &ImageId) -> Option<Known> {
+    /// What is known of an image without reading its content; `None` for one that was deleted since it was listed.
+    pub fn known_of(&self, image: &ImageId) -> Option<Known> {
         let verdict = self
             .manifest(image)
             .and_then(|manifest| self.verdict(image, &manifest));
