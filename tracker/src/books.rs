@@ -17,6 +17,10 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// follows at once: a task that has queued it waits for its processor on a machine under load.
 const DOUBTED_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long a disk with requests has to rest before more than the balance counts as missed. A request that waits for a soft interrupt
+/// on a busy machine looks like a rest of up to 144 ms.
+const TELLING_REST: Duration = Duration::from_millis(500);
+
 /// How long a write may be on its way to its driver: in a list of its task, or in a queue. The kernel does not count it as
 /// in flight meanwhile.
 pub(crate) const ON_THE_WAY: Duration = Duration::from_millis(50);
@@ -79,15 +83,20 @@ struct Rest {
 impl Rest {
     /// Whether it was long enough that no write can be on its way.
     fn see(&mut self, sample: &Sample, now: Instant) -> bool {
+        self.lasts(sample, now).is_some_and(|lasts| lasts >= ON_THE_WAY)
+    }
+
+    /// How long it lasts already, if it does.
+    fn lasts(&mut self, sample: &Sample, now: Instant) -> Option<Duration> {
         if sample.quiet().is_none() {
             self.begun = None;
-            return false;
+            return None;
         }
         match self.begun {
-            Some((counted, since)) if counted == sample.after => now.duration_since(since) >= ON_THE_WAY,
+            Some((counted, since)) if counted == sample.after => Some(now.duration_since(since)),
             _ => {
                 self.begun = Some((sample.after, now));
-                false
+                Some(Duration::ZERO)
             }
         }
     }
@@ -313,7 +322,7 @@ impl<'a> Ledger<'a> {
             return Err(Distrust::NeverQuiet);
         }
         let begun = Instant::now();
-        let (mut rest, mut wrong) = (Rest::default(), None);
+        let (mut rest, mut is_doubted, mut wrong) = (Rest::default(), false, None);
         loop {
             let sample = self.sample().map_err(unreadable)?;
             keeps_up(self.is_bio_based, &sample, books)?;
@@ -322,13 +331,11 @@ impl<'a> Ledger<'a> {
             }
             // A request that waits for a flush is not in flight for the kernel, so on a disk with requests only rest tells. What was
             // written there without being seen, the comparison with the kernel has found above.
-            let tells = rest.see(&sample, Instant::now()) || self.is_bio_based;
-            wrong = sample.quiet().filter(|_| tells).or(wrong);
-            let patience = if wrong.is_some() {
-                DOUBTED_PATIENCE
-            } else {
-                PATIENCE
-            };
+            let rests = rest.lasts(&sample, Instant::now());
+            let rests_for = |long: Duration| self.is_bio_based || rests.is_some_and(|lasts| lasts >= long);
+            is_doubted |= sample.quiet().is_some() && rests_for(ON_THE_WAY);
+            wrong = sample.quiet().filter(|_| rests_for(TELLING_REST)).or(wrong);
+            let patience = if is_doubted { DOUBTED_PATIENCE } else { PATIENCE };
             if begun.elapsed() >= patience {
                 // A disk that is never quiet cannot be balanced; then the comparison with the kernel has to do.
                 return wrong.map_or(Ok(()), |found| Err(unbalanced(found, books.balance)));
