@@ -189,16 +189,18 @@ pub(crate) async fn as_known<T, F: Future<Output = Result<T>>>(
     files: &TargetFiles,
     mut connect: impl FnMut(String, Arc<rustls::ClientConfig>) -> F,
 ) -> Result<T> {
-    let credentials = files.credentials()?;
-    match connect(files.again()?.record.address, credentials.tls()?).await {
-        Err(error) if error.is_about_rights() => {
-            let now = files.credentials()?;
-            if now == credentials {
-                return Err(error);
+    let mut credentials = files.credentials()?;
+    loop {
+        match connect(files.again()?.record.address, credentials.tls()?).await {
+            Err(error) if error.is_about_rights() => {
+                let now = files.credentials()?;
+                if now == credentials {
+                    return Err(error);
+                }
+                credentials = now;
             }
-            connect(files.again()?.record.address, now.tls()?).await
+            done => return done,
         }
-        done => done,
     }
 }
 

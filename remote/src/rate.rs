@@ -183,10 +183,15 @@ impl Rate {
 
     /// Waits until so many bytes may be sent.
     pub async fn take(&self, bytes: u64) {
+        let at = {
+            let mut state = self.state();
+            let rate = state.limit.now();
+            state.claim(bytes, rate, Instant::now())
+        };
         let mut claim = Claim {
             rate: self,
             bytes,
-            at: self.state().claim(bytes),
+            at,
             is_granted: false,
         };
         loop {
@@ -224,7 +229,9 @@ impl Drop for Claim<'_> {
 
 impl State {
     /// Asks for so many bytes. They may be sent when so many are allowed as this returns.
-    fn claim(&mut self, bytes: u64) -> f64 {
+    fn claim(&mut self, bytes: u64, rate: u64, now: Instant) -> f64 {
+        // What was saved until now does not depend on what is asked for now.
+        self.reckon(rate, now);
         let claim = self.claimed;
         self.claimed += bytes as f64;
         claim
@@ -232,19 +239,25 @@ impl State {
 
     /// How long somebody has to wait at this rate; `None` if it is his turn.
     fn waits(&mut self, claim: f64, rate: u64, now: Instant) -> Option<Duration> {
+        self.reckon(rate, now);
+        let lacks = claim - self.allowed;
+        (rate > 0 && lacks > 0.0)
+            .then(|| Duration::try_from_secs_f64(lacks / rate as f64).unwrap_or(LOOK_AGAIN))
+    }
+
+    /// Allows what the time since the last time is worth.
+    fn reckon(&mut self, rate: u64, now: Instant) {
         let since = self
             .reckoned
             .replace(now)
             .map_or(Duration::ZERO, |before| now - before);
         if rate == 0 {
             self.allowed = self.allowed.max(self.claimed);
-            return None;
+            return;
         }
         let rate = rate as f64;
         let most = self.claimed + rate * BURST.as_secs_f64();
         self.allowed = (self.allowed + rate * since.as_secs_f64()).min(most);
-        let lacks = claim - self.allowed;
-        (lacks > 0.0).then(|| Duration::try_from_secs_f64(lacks / rate).unwrap_or(LOOK_AGAIN))
     }
 }
 
@@ -263,15 +276,15 @@ mod tests {
     fn bytes_go_at_the_rate_and_without_one_at_once() {
         let mut state = Rate::new(SendLimit::default()).0.into_inner().unwrap();
         let start = Instant::now();
-        let first = state.claim(500);
+        let first = state.claim(500, 1000, start);
         assert_eq!(state.waits(first, 1000, start), None);
-        let second = state.claim(500);
+        let second = state.claim(500, 1000, start);
         let half = Duration::from_millis(500);
         assert_eq!(state.waits(second, 1000, start), Some(half));
         assert_eq!(state.waits(second, 1000, start + half), None);
         // A limit that is higher counts for what waits already.
-        let third = state.claim(1 << 40);
-        let fourth = state.claim(10);
+        let third = state.claim(1 << 40, 1000, start + half);
+        let fourth = state.claim(10, 1000, start + half);
         assert!(state.waits(fourth, 1000, start + half).unwrap() > Duration::from_hours(10));
         assert_eq!(state.waits(third, 1000, start + 2 * half), None);
         assert_eq!(state.waits(fourth, 0, start + 2 * half), None);
@@ -297,10 +310,10 @@ mod tests {
     fn little_is_saved_while_nothing_is_sent() {
         let mut state = Rate::new(SendLimit::default()).0.into_inner().unwrap();
         let start = Instant::now();
-        let first = state.claim(100);
+        let first = state.claim(100, 1000, start);
         assert_eq!(state.waits(first, 1000, start), None);
         let late = start + Duration::from_secs(10);
-        let (second, third) = (state.claim(100), state.claim(100));
+        let (second, third) = (state.claim(100, 1000, late), state.claim(100, 1000, late));
         assert_eq!(state.waits(second, 1000, late), None);
         assert!(state.waits(third, 1000, late).is_some());
     }
