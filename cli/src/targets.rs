@@ -4,10 +4,31 @@ use crate::paint::Paint;
 use crate::table::Align::{Left, Right};
 use crate::table::Table;
 use crate::units::{local_date, size};
+use anyhow::Context;
 use api::{TargetStatus, TargetView};
+use std::io::Read;
 
 /// From so many seconds on, a clock is said to differ.
 pub const CLOCK_DIFFERS_S: u64 = 60;
+
+/// An invitation is shorter than this.
+const INVITATION_MAX_BYTES: u64 = 4096;
+
+/// The invitation of a command line; `-` reads it from standard input.
+///
+/// # Errors
+/// When standard input cannot be read.
+pub fn invitation(line: &str) -> anyhow::Result<String> {
+    let mut text = line.to_owned();
+    if line == "-" {
+        text.clear();
+        std::io::stdin()
+            .take(INVITATION_MAX_BYTES)
+            .read_to_string(&mut text)
+            .context("read the line from standard input")?;
+    }
+    Ok(text.trim().to_owned())
+}
 
 /// A row a target; what is wrong with one stands below it.
 pub fn lines(paint: Paint, targets: &[TargetView], how_to_add: &str) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! How far sessions have come, for whoever watches them.
+//! How far sessions have come, for those who watch them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -244,7 +244,7 @@ mod tests {
             (ours, Seen::Others, Seen::Unknown)
         );
         if knows_own {
-            assert_eq!(seen(2048), Seen::Others, "somebody else wrote as much again");
+            assert_eq!(seen(2048), Seen::Others, "another program wrote as much again");
         }
     }
 

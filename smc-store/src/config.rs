@@ -112,7 +112,7 @@ impl Config {
     }
 }
 
-/// Metrics are for whoever can ask, and are not encrypted: only this machine can.
+/// Metrics are not encrypted and need no password: only programs of this machine can ask.
 fn check_metrics(place: &str) -> Result<()> {
     if place.starts_with('/') {
         return Ok(());

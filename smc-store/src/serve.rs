@@ -332,7 +332,7 @@ impl Target {
         anyhow::anyhow!(text)
     }
 
-    /// What is wrong is not for strangers.
+    /// Clients without a certificate do not learn what is wrong.
     async fn health(self: Arc<Self>) -> Answer {
         let checked =
             tokio::task::spawn_blocking(move || metrics::check_health(&self.config, &self.registry)).await;

@@ -1,5 +1,6 @@
 //! What the tests of every crate share. Nothing of it is in a program that users run.
 //!
+//! - [`corpus`]: the functions of fuzzers on stable.
 //! - [`device`]: direct writes, discards and zeroing of block devices, and zram devices.
 //! - [`guard`]: loop devices, mounts and scratch directories that are released when they are dropped, on an early
 //!   return and while a panic unwinds too.
@@ -11,6 +12,7 @@
 //! - [`noise`]: bytes and numbers that look random and are the same for the same seed.
 //! - [`pages`]: what every program owes its users: help, man pages and completions for every command.
 
+pub mod corpus;
 pub mod device;
 pub mod error;
 pub mod failing;

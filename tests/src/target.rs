@@ -378,7 +378,7 @@ impl Line {
         Ok(Line { address, shared })
     }
 
-    /// Never cuts the line, and counts from here on.
+    /// Never cuts the line, and begins to count here.
     pub fn count(&self) {
         *self.shared.plan() = Plan::new(u64::MAX, Again::Never);
     }

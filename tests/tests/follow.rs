@@ -456,7 +456,7 @@ fn disks_at_different_images_are_no_success() -> Result<()> {
     Ok(())
 }
 
-/// An image that cannot be read for a while is not passed over.
+/// An image that cannot be read for a while is not skipped.
 #[test]
 fn an_image_that_cannot_be_read_now_is_tried_again() -> Result<()> {
     let scene = Scene::new("follow-again", "")?;

@@ -78,7 +78,7 @@ fn sources_are_shown_with_what_is_due_and_what_is_wrong() -> Result<()> {
     assert_eq!(ask(&socket, "/healthz"), ("200".to_owned(), "ok\n".to_owned()));
     assert_eq!(ask(&socket, "/v1/status").0, "404");
 
-    // Whoever reaches the port learns whether the target works, and nothing else.
+    // A client without a certificate learns whether the target works, and nothing else.
     let at = format!("https://{}", target.address);
     let curl = |path: &str| {
         let args = [

@@ -4,14 +4,13 @@ use super::say_held_up;
 use crate::args::{SyncArgs, TargetArgs, TargetCommand};
 use crate::engine::{self, Control, Target, WaitForTarget};
 use crate::targets::{self, renew_if_old, valid_until};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use api::TargetList;
 use clap::ColorChoice;
 use cli::output;
 use cli::paint::Paint;
 use cli::units;
 use remote::{LinkOptions, Rate, TargetFiles, TargetRecord};
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -68,15 +67,7 @@ pub fn target(args: &TargetArgs) -> Result<()> {
 }
 
 fn add(directory: &Path, name: &str, line: &str, again: bool) -> Result<()> {
-    let mut text = line.to_owned();
-    if line == "-" {
-        text.clear();
-        std::io::stdin()
-            .take(4096)
-            .read_to_string(&mut text)
-            .context("read the line from standard input")?;
-    }
-    let files = targets::add(directory, name, &text, again)?;
+    let files = targets::add(directory, name, &cli::targets::invitation(line)?, again)?;
     let TargetRecord {
         address,
         source,

@@ -1,4 +1,4 @@
-//! Targets of jobs, as the service asks them. A target may take its time: whoever asks has a thread for that.
+//! Targets of jobs, as the service asks them. A target may answer slowly: each caller has a thread for that.
 
 use super::parts::Parts;
 use super::table::Locked;

@@ -1,53 +1,21 @@
 //! The fuzzers' functions on stable: every file of the corpora, and a fixed number of mutations of them.
 
 use super::support::*;
-use crate::fuzzing::{TARGETS, Target};
+use crate::fuzzing::TARGETS;
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use testkit::corpus::{Corpora, call};
 
-fn corpus(target: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fuzz/corpus")
-        .join(target)
-}
-
-/// The files of a corpus in the order of their names.
-fn inputs(target: &str) -> Vec<Vec<u8>> {
-    let entries = fs::read_dir(corpus(target)).unwrap();
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    paths.iter().map(|path| fs::read(path).unwrap()).collect()
-}
-
-/// Calls a target; what makes it panic is shown in hexadecimal, to be put into a file and run again.
-fn call((name, target): Target, input: &[u8]) {
-    let called = catch_unwind(AssertUnwindSafe(|| target(input)));
-    assert!(
-        called.is_ok(),
-        "target {name} panics on {}",
-        hex::encode(&input[..input.len().min(8192)])
-    );
-}
+const CORPORA: Corpora = Corpora::of(env!("CARGO_MANIFEST_DIR"));
 
 #[test]
 fn every_file_of_the_corpora_is_read_without_a_panic() {
-    for target in TARGETS {
-        let inputs = inputs(target.0);
-        assert!(
-            inputs.len() >= 5,
-            "corpus of {} has {} files",
-            target.0,
-            inputs.len()
-        );
-        inputs.iter().for_each(|input| call(target, input));
-        call(target, &[]);
-    }
+    CORPORA.run(&TARGETS).unwrap();
 }
 
 #[test]
 fn the_corpora_are_small_and_those_of_the_targets() {
-    let root = corpus("");
+    let root = CORPORA.directory("");
     let mut names: Vec<String> = fs::read_dir(&root)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -58,7 +26,7 @@ fn the_corpora_are_small_and_those_of_the_targets() {
     assert_eq!(names, targets);
     let bytes: usize = names
         .iter()
-        .flat_map(|name| inputs(name))
+        .flat_map(|name| CORPORA.inputs(name).unwrap())
         .map(|input| input.len())
         .sum();
     assert!(bytes < 400_000, "{bytes} bytes");
@@ -100,7 +68,7 @@ impl Numbers {
 
 fn mutated_runs(name: &str, runs: usize) {
     let target = TARGETS.into_iter().find(|(found, _)| *found == name).unwrap();
-    let inputs = inputs(name);
+    let inputs = CORPORA.inputs(name).unwrap();
     let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
     for _ in 0..runs {
         let mut input = inputs[numbers.below(inputs.len())].clone();
@@ -139,10 +107,7 @@ fn mutated_stores_never_panic() {
 #[test]
 #[ignore = "writes the first files of fuzz/corpus"]
 fn write_the_first_corpora() {
-    let put = |target: &str, number: usize, bytes: &[u8]| {
-        fs::create_dir_all(corpus(target)).unwrap();
-        fs::write(corpus(target).join(format!("first-{number:02}")), bytes).unwrap();
-    };
+    let put = |target: &str, number: usize, bytes: &[u8]| CORPORA.write_first(target, number, bytes).unwrap();
     let store = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/v1/store");
     for (number, image) in [
         "web/images/000001.json",

@@ -195,7 +195,7 @@ fn found_loader(case: &Context<'_>, out: &mut Findings) {
         .iter()
         .map(|entry| format!("{} ({})", entry.loader, place(&entry.file)))
         .collect();
-    // That a BIOS would find GRUB alone has been told.
+    // The finding about GRUB alone, which a BIOS would start, is there already.
     if loaders.is_empty() && out.has("boot_loader") {
         return;
     }

@@ -45,7 +45,7 @@ pub struct PrecheckInput {
     pub store: Option<PathBuf>,
     /// The kernel's names of the devices that the store is on, as [`disk_names`](crate::disk_names) gives them.
     pub store_disks: BTreeSet<String>,
-    /// The target that the images go to in place of a store; absent, and nothing is told about its room.
+    /// The target that the images go to in place of a store; absent, and its room is not checked.
     pub target: Option<TargetRoom>,
     /// The kernel's names of the chosen disks; none for all that [`disks`](crate::disks) does not leave out.
     pub disks: Vec<String>,

@@ -1,39 +1,16 @@
 //! The fuzzers' functions on stable: every file of the corpora, a fixed number of generated inputs, and a conversation
 //! with everything in it, cut and ended at every byte.
 
-use std::fs;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::wire::{Client, Fields};
 use super::*;
 use crate::proto::{cmd, cmd_flag, opt};
 use crate::reply::ReplyStyle::{self, Extended, Simple, Structured};
+use testkit::corpus::{Corpora, call};
 
-fn corpus(target: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fuzz/corpus")
-        .join(target)
-}
-
-/// The files of a corpus in the order of their names.
-fn inputs(target: &str) -> Vec<Vec<u8>> {
-    let entries = fs::read_dir(corpus(target)).unwrap();
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    paths.iter().map(|path| fs::read(path).unwrap()).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Calls a target; what makes it panic is shown in hexadecimal, to be put into a file and run again.
-fn call((name, target): Target, input: &[u8]) {
-    let called = catch_unwind(AssertUnwindSafe(|| target(input)));
-    assert!(called.is_ok(), "target {name} panics on {}", hex(input));
-}
+const CORPORA: Corpora = Corpora::of(env!("CARGO_MANIFEST_DIR"));
 
 /// Numbers that are the same in every run.
 struct Numbers(u64);
@@ -235,14 +212,7 @@ fn a_handshake_that_is_closed_without_a_word_fails_nothing_in_the_server() {
 
 #[test]
 fn every_file_of_the_corpora_breaks_no_rule() {
-    let mut size = 0;
-    for target in TARGETS {
-        let inputs = inputs(target.0);
-        assert!(inputs.len() >= 5, "corpus of {} has {}", target.0, inputs.len());
-        inputs.iter().for_each(|input| call(target, input));
-        call(target, &[]);
-        size += inputs.iter().map(Vec::len).sum::<usize>();
-    }
+    let size = CORPORA.run(&TARGETS).unwrap();
     assert!(size < 200_000, "{size} bytes");
 }
 
@@ -271,7 +241,7 @@ fn generated_sequences_get_far_and_break_no_rule() {
 fn mutated_bytes_break_no_rule() {
     let mut numbers = Numbers(0x2545_f491_4f6c_dd1d);
     let whole: Vec<Vec<u8>> = conversations().map(|session| session.client).collect();
-    let inputs = inputs("bytes");
+    let inputs = CORPORA.inputs("bytes").unwrap();
     for _ in 0..2000 {
         let mut input = match numbers.below(2) {
             0 => inputs[numbers.below(inputs.len())].clone(),
@@ -321,10 +291,7 @@ fn the_oracle_notices_what_is_wrong() {
 #[test]
 #[ignore = "writes the first files of fuzz/corpus"]
 fn write_the_first_corpora() {
-    let put = |target: &str, number: usize, bytes: &[u8]| {
-        fs::create_dir_all(corpus(target)).unwrap();
-        fs::write(corpus(target).join(format!("first-{number:02}")), bytes).unwrap();
-    };
+    let put = |target: &str, number: usize, bytes: &[u8]| CORPORA.write_first(target, number, bytes).unwrap();
     for (number, session) in conversations().enumerate() {
         put("bytes", number, &[&[0, 3, 0, 0], &session.client[..]].concat());
     }

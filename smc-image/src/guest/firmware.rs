@@ -71,20 +71,7 @@ fn look(disk: &dyn Source, block_bytes: u64) -> anyhow::Result<Signs> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Bytes(Vec<u8>);
-
-    impl Source for Bytes {
-        fn size_bytes(&self) -> u64 {
-            self.0.len() as u64
-        }
-
-        fn read_at(&self, offset: u64, target: &mut [u8]) -> anyhow::Result<()> {
-            let start = usize::try_from(offset)?;
-            target.copy_from_slice(&self.0[start..start + target.len()]);
-            Ok(())
-        }
-    }
+    use crate::mount::partition::Bytes;
 
     /// A disk with a DOS table of one partition of this type.
     fn disk(code: u8, kind: u8) -> Bytes {

@@ -288,21 +288,8 @@ fn is_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mount::partition::Bytes;
     use std::process::Command;
-
-    struct Bytes(Vec<u8>);
-
-    impl Source for Bytes {
-        fn size_bytes(&self) -> u64 {
-            self.0.len() as u64
-        }
-
-        fn read_at(&self, offset: u64, target: &mut [u8]) -> anyhow::Result<()> {
-            let start = usize::try_from(offset)?;
-            target.copy_from_slice(&self.0[start..start + target.len()]);
-            Ok(())
-        }
-    }
 
     fn mtool(disk: &std::path::Path, program: &str, arguments: &[&str]) {
         let mut command = Command::new(program);

@@ -31,6 +31,23 @@ pub trait Source {
     fn read_at(&self, offset: u64, target: &mut [u8]) -> anyhow::Result<()>;
 }
 
+/// A disk of a test.
+#[cfg(test)]
+pub struct Bytes(pub Vec<u8>);
+
+#[cfg(test)]
+impl Source for Bytes {
+    fn size_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, target: &mut [u8]) -> anyhow::Result<()> {
+        let start = usize::try_from(offset)?;
+        target.copy_from_slice(&self.0[start..start + target.len()]);
+        Ok(())
+    }
+}
+
 /// One partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {

@@ -3,11 +3,9 @@
 use crate::client::{Request, target};
 use crate::context::Context;
 use crate::view;
-use anyhow::Context as _;
 use api::{AddTarget, TargetList};
 use clap::Subcommand;
 use cli::output;
-use std::io::Read;
 use std::process::ExitCode;
 
 /// Make targets known, list and forget them
@@ -74,17 +72,9 @@ pub fn run(context: &Context, command: &TargetCommand) -> anyhow::Result<ExitCod
 }
 
 fn add(context: &Context, name: &str, line: &str, again: bool) -> anyhow::Result<()> {
-    let mut text = line.to_owned();
-    if line == "-" {
-        text.clear();
-        std::io::stdin()
-            .take(4096)
-            .read_to_string(&mut text)
-            .context("read the line from standard input")?;
-    }
     let wanted = AddTarget {
         name: name.to_owned(),
-        line: text.trim().to_owned(),
+        line: cli::targets::invitation(line)?,
         again,
     };
     let answer = context

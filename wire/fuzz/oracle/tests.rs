@@ -4,30 +4,11 @@ use super::*;
 use crate::digests::{Digests, Known, Level, Want};
 use crate::message::{Begin, Commit, Credit, Hello, Pause, Refusal, Refuse, Upto};
 use crate::{Id128, Root};
-use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
 use testkit::Random;
+use testkit::corpus::{Corpora, call};
 
-fn corpus(target: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fuzz/corpus")
-        .join(target)
-}
-
-/// The files of a corpus in the order of their names.
-fn inputs(target: &str) -> Vec<Vec<u8>> {
-    let entries = fs::read_dir(corpus(target)).unwrap();
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    paths.iter().map(|path| fs::read(path).unwrap()).collect()
-}
-
-/// Calls a target; what makes it panic is shown in hexadecimal, to be put into a file and run again.
-fn call((name, target): Target, input: &[u8]) {
-    let called = catch_unwind(AssertUnwindSafe(|| target(input)));
-    assert!(called.is_ok(), "target {name} panics on {}", hex::encode(input));
-}
+const CORPORA: Corpora = Corpora::of(env!("CARGO_MANIFEST_DIR"));
 
 /// Messages of many kinds.
 fn messages() -> Vec<Message> {
@@ -104,14 +85,7 @@ fn mutate(random: &mut Random, input: &mut Vec<u8>) {
 
 #[test]
 fn every_file_of_the_corpora_breaks_no_rule() {
-    let mut size = 0;
-    for target in TARGETS {
-        let inputs = inputs(target.0);
-        assert!(inputs.len() >= 5, "corpus of {} has {}", target.0, inputs.len());
-        inputs.iter().for_each(|input| call(target, input));
-        call(target, &[]);
-        size += inputs.iter().map(Vec::len).sum::<usize>();
-    }
+    let size = CORPORA.run(&TARGETS).unwrap();
     assert!(size < 200_000, "{size} bytes");
 }
 
@@ -175,10 +149,7 @@ fn the_oracle_notices_what_is_wrong() {
 #[test]
 #[ignore = "writes the first files of fuzz/corpus"]
 fn write_the_first_corpora() {
-    let put = |target: &str, number: usize, bytes: &[u8]| {
-        fs::create_dir_all(corpus(target)).unwrap();
-        fs::write(corpus(target).join(format!("first-{number:02}")), bytes).unwrap();
-    };
+    let put = |target: &str, number: usize, bytes: &[u8]| CORPORA.write_first(target, number, bytes).unwrap();
     let mut random = Random::new(7);
     for number in 0..8u8 {
         let mut input = stream();

@@ -72,7 +72,7 @@ fn accepted(command: u16, flags: u16, offset: u64, length: u32) -> Operation {
     assert_eq!(operations[1], operations[2]);
     let operation = operations[0].clone();
     assert_eq!((operation.cookie, operation.offset), (COOKIE, offset));
-    assert_eq!(operation.length, length.into());
+    assert_eq!(operation.length, u64::from(length));
     operation
 }
 
@@ -208,7 +208,7 @@ fn a_write_without_the_payload_flag_is_taken_with_its_payload() {
 
 #[test]
 fn t12_a_write_longer_than_is_taken_is_read_past_and_never_held() {
-    assert_eq!(accepted(cmd::WRITE, 0, 0, MOST).length, MOST.into());
+    assert_eq!(accepted(cmd::WRITE, 0, 0, MOST).length, u64::from(MOST));
     for style in [Simple, Structured] {
         let mut machine = writable(style);
         assert_eq!(events(&mut machine, &request(cmd::WRITE, 0, 0, u32::MAX)), []);

@@ -28,7 +28,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use comfy_table::Cell;
 use copies::Content;
-use measure::{Comparison, table};
+use measure::{Comparison, comparison_table};
 use smc_tests::Bench;
 use smc_tests::crash::Kind;
 use testkit::process::catch_interrupts;
@@ -232,17 +232,7 @@ fn main() -> Result<()> {
 }
 
 fn print(comparisons: &[Comparison]) -> Result<()> {
-    let mut table = table(&[
-        "what",
-        "against",
-        "ours",
-        "theirs",
-        "ratio (median)",
-        "spread",
-        "goal",
-        "met",
-        "stored: ours / theirs",
-    ]);
+    let mut table = comparison_table("stored: ours / theirs");
     for comparison in comparisons {
         table.add_row(comparison.row().into_iter().map(Cell::new));
     }

@@ -185,6 +185,21 @@ pub fn fio_read_seconds(command: &mut Command) -> Result<f64> {
     Ok(millis.context("fio reports no runtime")? / 1000.0)
 }
 
+/// A table of comparisons, whose last column has this title.
+pub fn comparison_table(last: &str) -> Table {
+    table(&[
+        "what",
+        "against",
+        "ours",
+        "theirs",
+        "ratio (median)",
+        "spread",
+        "goal",
+        "met",
+        last,
+    ])
+}
+
 /// A table with these titles.
 pub fn table(titles: &[&str]) -> Table {
     let mut table = Table::new();

@@ -2,7 +2,7 @@
 
 use crate::cpu::used;
 use crate::fill::{self, Layout};
-use crate::measure::{Comparison, Goal, Pair, median, run, settle, sorted, spread, table};
+use crate::measure::{Comparison, Goal, Pair, comparison_table, median, run, settle, sorted, spread, table};
 use crate::target_rivals::{NBDCOPY, RSYNC, Rival, Ssh, ZSTD};
 use anyhow::{Context, Result, ensure};
 use nix::sys::resource::UsageWho;
@@ -169,17 +169,7 @@ impl Rows {
     }
 
     fn print(&self) {
-        let mut table = table(&[
-            "what",
-            "against",
-            "ours",
-            "theirs",
-            "ratio (median)",
-            "spread",
-            "goal",
-            "met",
-            "CPU of the source, each GiB: ours / theirs",
-        ]);
+        let mut table = comparison_table("CPU of the source, each GiB: ours / theirs");
         for (row, ours, theirs) in &self.0 {
             let mut cells = row.row();
             cells.pop();
